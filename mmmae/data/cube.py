@@ -1,0 +1,170 @@
+"""Spectral cubes: read one from any supported file, and choose bands of it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .containers import CONTAINER_SUFFIXES, read_container
+from .rasters import ENVI_DATA_SUFFIXES, TIFF_SUFFIXES, read_raster
+
+SUFFIXES = (*TIFF_SUFFIXES, ".hdr", *ENVI_DATA_SUFFIXES, *CONTAINER_SUFFIXES)
+
+
+class Cube(NamedTuple):
+    """A spectral image.
+
+    Attributes:
+        values: `[T, H, W]` float32, finite, 0 where `nodata`.
+        wavelengths: `[T]` float32 in nm, or None if the file does not say.
+        nodata: `[T, H, W]` bool, True where the file declares that it measured nothing.
+    """
+
+    values: Tensor
+    wavelengths: Tensor | None
+    nodata: Tensor
+
+
+def read_cube(
+    path: str | os.PathLike[str], *, dataset: str | None = None, axes: str | None = None, check_finite: bool = True
+) -> Cube:
+    """Read a GeoTIFF, ENVI, .npy, .npz, .mat (v4 to v7.3) or HDF5 file as a `Cube`; the suffix decides the format.
+
+    Args:
+        path: the file; for ENVI the data file or its header.
+        dataset: the name of the array in a file of several; not needed where only one is 3-D.
+        axes: the order of a 3-D array's axes, "THW", "HWT" or another permutation. None: "HWT" for .mat, "THW" for
+            .npy, .npz and HDF5. Rasters have no choice. 2-D arrays are one band.
+        check_finite: False counts undeclared NaN and infinite values as nodata instead of refusing them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is of an unknown kind, unreadable, truncated, empty, not real-valued, ambiguous, or has
+            NaN, infinite or too large values that it does not declare as nodata. Names the path.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; expected a file")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: unknown suffix {suffix!r}; expected one of {' '.join(SUFFIXES)}")
+    raster = suffix not in CONTAINER_SUFFIXES
+    if raster and (dataset is not None or axes not in (None, "THW")):
+        raise ValueError(f"{path}: dataset= and axes= are for .npy, .npz, .mat and HDF5 files, not for rasters")
+    try:
+        values, wavelengths, nodata = read_raster(path) if raster else read_container(path, dataset, axes)
+        if 0 in values.shape:
+            raise ValueError(f"the array has shape {list(values.shape)}; expected at least one value")
+        return _to_cube(values, wavelengths, nodata, check_finite)
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged file makes the format libraries raise nearly anything
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        detail = str(error.__cause__ or error) or "no reason given"
+        raise ValueError(f"{path}: cannot be read as a {_kind(suffix)} file: {kind}{detail}") from error
+
+
+def select_bands(
+    cube: Cube,
+    *,
+    bands: Sequence[int] | None = None,
+    wavelengths: Sequence[float] | None = None,
+    tolerance: float = 10.0,
+) -> Cube:
+    """Keep the named bands, in the order asked for.
+
+    Args:
+        cube: T bands.
+        bands: 0-based band numbers.
+        wavelengths: nm, instead of `bands`: of each the nearest band, at most `tolerance` nm away.
+        tolerance: nm.
+
+    Raises:
+        ValueError: both or none of the two are given, a band is not there, the cube has no wavelengths, no band is near
+            enough, or two wavelengths share their nearest band.
+    """
+    if (bands is None) == (wavelengths is None):
+        raise ValueError("expected either bands= or wavelengths=")
+    count = len(cube.values)
+    if bands is not None:
+        chosen = [int(band) for band in bands]
+        missing = [band for band in chosen if not 0 <= band < count]
+        if missing:
+            raise ValueError(f"no band {_listing(missing)}: the file has bands 0 to {count - 1}")
+    else:
+        chosen = _nearest_bands(cube.wavelengths, [float(value) for value in wavelengths or ()], tolerance)
+    if not chosen:
+        raise ValueError("no bands asked for; expected at least one")
+    index = torch.tensor(chosen)
+    kept = None if cube.wavelengths is None else cube.wavelengths[index]
+    return Cube(cube.values[index], kept, cube.nodata[index])
+
+
+def _nearest_bands(available: Tensor | None, wanted: list[float], tolerance: float) -> list[int]:
+    if available is None:
+        raise ValueError(f"wavelengths {_listing(wanted)} nm asked for, but the file has none; choose by bands=")
+    chosen: list[int] = []
+    for value in wanted:
+        distance = (available.double() - value).abs()
+        band = int(distance.argmin())
+        if not float(distance[band]) <= tolerance:
+            low, high = float(available.min()), float(available.max())
+            raise ValueError(
+                f"no band within {tolerance:g} nm of {value:g} nm: the file has {len(available)} bands from {low:g} to "
+                f"{high:g} nm, the nearest is {float(available[band]):g} nm"
+            )
+        if band in chosen:
+            other = wanted[chosen.index(band)]
+            raise ValueError(f"{other:g} and {value:g} nm share the nearest band, {float(available[band]):g} nm")
+        chosen.append(band)
+    return chosen
+
+
+def _to_cube(
+    values: npt.NDArray[Any],
+    wavelengths: npt.NDArray[np.float32] | None,
+    nodata: npt.NDArray[np.bool_] | None,
+    check_finite: bool,
+) -> Cube:
+    hidden = np.zeros(values.shape, dtype=bool) if nodata is None else nodata
+    if values.dtype.kind == "f":
+        broken = ~np.isfinite(values)
+        if broken.any():
+            if check_finite:
+                _refuse(broken & ~hidden, "NaN or infinite values", ", and the file does not declare them as nodata")
+            hidden = hidden | broken
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = np.ascontiguousarray(values, dtype=np.float32)
+    if converted is values or not converted.flags.writeable:
+        converted = converted.copy()
+    converted[hidden] = 0
+    _refuse(np.isinf(converted), "values too large for float32", "")
+    kept = None if wavelengths is None else torch.from_numpy(wavelengths)
+    return Cube(torch.from_numpy(converted), kept, torch.from_numpy(np.ascontiguousarray(hidden)))
+
+
+def _refuse(broken: npt.NDArray[np.bool_], what: str, why: str) -> None:
+    counts = broken.sum(axis=(1, 2))
+    if counts.any():
+        places = ", ".join(f"{counts[band]} in band {band}" for band in np.flatnonzero(counts)[:8])
+        rest = "" if (more := np.count_nonzero(counts) - 8) <= 0 else f" and {more} more bands"
+        raise ValueError(f"{what}: {places}{rest}{why}")
+
+
+def _kind(suffix: str) -> str:
+    if suffix in TIFF_SUFFIXES:
+        return "GeoTIFF"
+    if suffix in CONTAINER_SUFFIXES:
+        return "HDF5" if suffix in (".h5", ".hdf5", ".he5") else suffix
+    return "ENVI"
+
+
+def _listing(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,99 @@
+"""Which files belong to one subject: folders of images, matched by stem."""
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cube import SUFFIXES
+from .rasters import ENVI_DATA_SUFFIXES, envi_header
+
+_FOLDER_AND_BANDS = re.compile(r"(?P<folder>.+):(?P<bands>\d+(?:,\d+)*)")
+
+
+@dataclass(frozen=True)
+class Modality:
+    """The files of one modality.
+
+    Attributes:
+        folder: where they are.
+        bands: the 0-based bands to take of each, None for all.
+        files: subject -> file.
+    """
+
+    folder: Path
+    bands: tuple[int, ...] | None
+    files: dict[str, Path]
+
+
+def pair_files(
+    hsi_dir: str | os.PathLike[str], aux: Mapping[str, str | os.PathLike[str]]
+) -> tuple[Modality, dict[str, Modality]]:
+    """List the hyperspectral files and, of each modality, the auxiliary files of the same stems.
+
+    Args:
+        hsi_dir: folder of cubes; each is a subject.
+        aux: modality -> "DIR", "DIR:0" or "DIR:0,2".
+
+    Raises:
+        ValueError: a folder does not exist, has no readable kind of file or two files of one stem, or no auxiliary file
+            of a modality belongs to a subject. Auxiliary files without a subject give one warning.
+    """
+    hsi_dir = Path(hsi_dir)
+    hsi = Modality(hsi_dir, None, _files_by_stem("hsi", hsi_dir))
+    paired: dict[str, Modality] = {}
+    orphans: list[str] = []
+    for name, location in aux.items():
+        folder, bands = _split(location)
+        files = _files_by_stem(name, folder)
+        paired[name] = Modality(folder, bands, {stem: path for stem, path in files.items() if stem in hsi.files})
+        if not paired[name].files:
+            raise ValueError(
+                f"modality {name!r}: no file in {folder} has the stem of one in {hsi_dir} "
+                f"(as in {next(iter(files.values())).name} and {next(iter(hsi.files.values())).name})"
+            )
+        orphans += [f"{name}: {path}" for stem, path in files.items() if stem not in hsi.files]
+    if orphans:
+        more = f" and {len(orphans) - 5} more" if len(orphans) > 5 else ""
+        warnings.warn(
+            f"{len(orphans)} auxiliary files have no hyperspectral file of their stem in {hsi_dir} and are not used: "
+            f"{', '.join(orphans[:5])}{more}",
+            stacklevel=3,
+        )
+    return hsi, paired
+
+
+def _split(location: str | os.PathLike[str]) -> tuple[Path, tuple[int, ...] | None]:
+    match = _FOLDER_AND_BANDS.fullmatch(str(location))
+    if match is None or Path(location).is_dir():
+        return Path(location), None
+    return Path(match["folder"]), tuple(int(band) for band in match["bands"].split(","))
+
+
+def _files_by_stem(modality: str, folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ValueError(f"modality {modality!r}: the folder {folder} {what}")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem = None if path.name.startswith(".") or not path.is_file() else _stem(path)
+        if stem is None:
+            continue
+        if stem in files:
+            raise ValueError(f"modality {modality!r}, subject {stem!r}: two files, {files[stem]} and {path}")
+        files[stem] = path
+    if not files:
+        raise ValueError(f"modality {modality!r}: no image in {folder}; expected files ending in {' '.join(SUFFIXES)}")
+    return files
+
+
+def _stem(path: Path) -> str | None:
+    """The subject's name, or None if the file is no image or the data file of an ENVI pair, which its header names."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES or (suffix in ENVI_DATA_SUFFIXES and envi_header(path) is not None):
+        return None
+    stem = Path(path.stem)
+    data_named_by_header = suffix == ".hdr" and stem.suffix.lower() in ENVI_DATA_SUFFIXES
+    return stem.stem if data_named_by_header and path.with_suffix("").is_file() else stem.name

@@ -1,0 +1,58 @@
+"""Fixtures of the data tests: files written here, and the real scenes where they are installed."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+WriteRaster = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def scenes() -> Path:
+    """The folder of five TerraMesh scenes, in `MMMAE_DATA` or in `shared/data` beside the checkout."""
+    root = Path(os.environ.get("MMMAE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    folder = root / "terramesh"
+    if not (folder / "S2L2A").is_dir():
+        pytest.skip(
+            f"needs the TerraMesh scenes terramesh/{{S2L2A,S1RTC,DEM}} in the folder MMMAE_DATA names, not in {root}"
+        )
+    return folder
+
+
+@pytest.fixture
+def write_raster() -> WriteRaster:
+    """Write `[T, H, W]` as a GeoTIFF (.tif) or an ENVI pair (.img and .hdr); further keywords are rasterio's."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    def write(path: Path, values: np.ndarray[Any, Any], **options: Any) -> Path:
+        options.setdefault("driver", "ENVI" if path.suffix == ".img" else "GTiff")
+        count, height, width = values.shape
+        tags, descriptions = options.pop("tags", {}), options.pop("descriptions", ())
+        mask = options.pop("mask", None)
+        with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(
+                path, "w", count=count, height=height, width=width, dtype=values.dtype.name, **options
+            ) as target:
+                target.write(values)
+                for band, text in enumerate(descriptions, start=1):
+                    target.set_band_description(band, text)
+                for band, pairs in tags.items():
+                    target.update_tags(band, **pairs)
+                if mask is not None:
+                    target.write_mask(mask)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def values() -> np.ndarray[Any, Any]:
+    """A float32 cube `[5, 6, 7]` whose three sizes differ."""
+    return np.random.default_rng(0).uniform(1, 2, (5, 6, 7)).astype(np.float32)
