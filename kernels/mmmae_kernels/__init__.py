@@ -1,0 +1,23 @@
+"""Fused kernels of a masked autoencoder on volumes: one definition an op, the fastest implementation that serves."""
+
+from .add_layer_norm import add_layer_norm
+from .attention import attention
+from .decoder_tokens import decoder_tokens
+from .masked_loss import masked_l2_loss, patch_l2_loss
+from .patch_embed import patch_embed, patchify
+from .random_masking import TokenMask, random_masking
+from .registry import explain, use_backend
+
+__all__ = [
+    "TokenMask",
+    "add_layer_norm",
+    "attention",
+    "decoder_tokens",
+    "explain",
+    "masked_l2_loss",
+    "patch_embed",
+    "patch_l2_loss",
+    "patchify",
+    "random_masking",
+    "use_backend",
+]

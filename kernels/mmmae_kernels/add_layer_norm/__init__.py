@@ -1,0 +1,5 @@
+"""Residual add and layer norm in one step."""
+
+from .op import add_layer_norm
+
+__all__ = ["add_layer_norm"]

@@ -1,0 +1,14 @@
+"""The definition of `add_layer_norm`: add, then normalise over channels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def add_layer_norm_reference(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """The sum and its layer norm; statistics in float32 for half types (torch's own kernels do so)."""
+    total = x if residual is None else x + residual
+    return total, F.layer_norm(total, weight.shape, weight, bias, epsilon)

@@ -1,0 +1,18 @@
+"""Attention with the scores in memory: the definition."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def attention_eager(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> Tensor:
+    """`softmax(q k^T / sqrt(d)) v` over the present keys; zeros for a sample without any."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    if key_present is None:
+        return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
+    absent = ~key_present[:, None, None, :]
+    share = scores.masked_fill(absent, -math.inf).softmax(-1).masked_fill(absent, 0.0)
+    return torch.einsum("bhqk,bkhd->bqhd", share, v)

@@ -1,0 +1,14 @@
+"""The definition of `decoder_tokens`: append mask tokens, put all in place, add position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def decoder_tokens_reference(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> Tensor:
+    """Sequence of all tokens, visible ones where they were and the mask token elsewhere."""
+    batch, keep, width = visible.shape
+    masked = mask_token.to(visible.dtype).expand(batch, ids_restore.shape[1] - keep, width)
+    shuffled = torch.cat([visible, masked], dim=1)
+    return shuffled.gather(1, ids_restore[:, :, None].expand(-1, -1, width)) + position

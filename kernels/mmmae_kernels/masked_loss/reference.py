@@ -1,0 +1,31 @@
+"""The definition of the masked L2 losses: squared error, mean over channels, weighted mean over tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NORMALIZE_EPSILON = 1e-6  # of the variance, as in MAE's normalised pixel target
+
+
+def normalize_target(target: Tensor) -> Tensor:
+    """Each token `[..., D]` to mean 0 and (unbiased) variance 1 over its channels."""
+    centred = target - target.mean(-1, keepdim=True)
+    variance = centred.square().sum(-1, keepdim=True) / max(target.shape[-1] - 1, 1)
+    return centred / (variance + NORMALIZE_EPSILON).sqrt()
+
+
+def masked_l2_loss_reference(
+    prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool
+) -> Tensor:
+    """Weighted mean over tokens of the squared error, 0 where all weights are 0; in float32 at least."""
+    if ids is not None:
+        target = target.gather(1, ids[:, :, None].expand(-1, -1, target.shape[2]))
+    precision = torch.promote_types(prediction.dtype, torch.float32)
+    target = target.to(precision)
+    if normalize:
+        target = normalize_target(target)
+    errors = (prediction.to(precision) - target).square().mean(-1)
+    weights = torch.ones_like(errors) if weights is None else weights.to(precision)
+    total = weights.sum()
+    return (errors * weights).sum() / torch.where(total == 0, torch.ones_like(total), total)

@@ -1,0 +1,26 @@
+"""The definition of `patch_embed`: cut all patches, keep the asked ones, project, add bias and position."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def patchify_reference(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = None) -> Tensor:
+    """Cut `[B, C, T, H, W]` into rows `[B, N, C*pt*ph*pw]`, tokens row-major over (t, h, w); only `ids` if given."""
+    batch, channels, bands, height, width = volume.shape
+    pt, ph, pw = patch
+    grid = volume.reshape(batch, channels, bands // pt, pt, height // ph, ph, width // pw, pw)
+    rows = grid.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+    return rows if ids is None else rows.gather(1, ids[:, :, None].expand(-1, -1, rows.shape[2]))
+
+
+def patch_embed_reference(
+    volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None
+) -> Tensor:
+    """Embed the patches of `volume` named by `ids`."""
+    patch = (weight.shape[2], weight.shape[3], weight.shape[4])
+    tokens = F.linear(patchify_reference(volume, patch, ids).to(weight.dtype), weight.flatten(1), bias)
+    if position is None:
+        return tokens
+    return tokens + (position if ids is None else F.embedding(ids, position))

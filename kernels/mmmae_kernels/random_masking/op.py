@@ -1,0 +1,65 @@
+"""Random masking of tokens: which of each sample's tokens are visible, which masked, and the way back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from .reference import random_masking_reference
+
+
+class TokenMask(NamedTuple):
+    """Token numbers of a batch, int64. K visible and M masked tokens make N."""
+
+    ids_keep: Tensor  # [B, K] visible tokens, in random order
+    ids_masked: Tensor  # [B, M] masked tokens, in random order
+    ids_restore: Tensor  # [B, N] place of each token in the two above put together
+
+
+def random_masking(
+    batch: int,
+    tokens: int,
+    keep: int,
+    seed: int | Tensor,
+    *,
+    device: torch.device | str | None = None,
+    first_sample: int = 0,
+) -> TokenMask:
+    """Draw which tokens of each sample stay visible, as a function of (seed, sample number, token) alone.
+
+    Args:
+        batch: samples B.
+        tokens: tokens N of a sample, below 2^32.
+        keep: visible tokens K, 0..N.
+        seed: a 64-bit integer or an int64 scalar tensor, the key of Philox 4x32-10.
+        device: where the mask is wanted; None is the seed's device, or the CPU.
+        first_sample: number of the batch's first sample, so that ranks draw what one process would.
+
+    Raises:
+        ValueError: a count is negative, `keep` is over `tokens`, or the seed is no 64-bit integer.
+    """
+    for name, value in (("batch", batch), ("tokens", tokens), ("first_sample", first_sample)):
+        if value < 0:
+            raise ValueError(f"{name} is {value}, allowed is a whole number >= 0")
+    if not 0 <= keep <= tokens:
+        raise ValueError(f"keep is {keep}, allowed is 0..{tokens}")
+    seed = _seed_tensor(seed)
+    device = seed.device if device is None else torch.device(device)
+    function = registry.choose("random_masking", seed, batch, tokens, keep, first_sample, device)
+    return TokenMask(*function(seed, batch, tokens, keep, first_sample, device))
+
+
+def _seed_tensor(seed: int | Tensor) -> Tensor:
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() != 0:
+            raise ValueError(f"seed is a {seed.dtype} tensor of shape {list(seed.shape)}, expected is an int64 scalar")
+        return seed
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed}, allowed is a 64-bit integer")
+    return torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64)
+
+
+registry.register("random_masking", eager=registry.Implementation(random_masking_reference))

@@ -1,0 +1,77 @@
+"""The definition of `random_masking`: Philox 4x32-10 noise and a stable sort."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: multipliers and Weyl increments of Philox 4x32.
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+WORD = 0xFFFFFFFF
+
+MASK_STREAM, DROPOUT_STREAM = 0, 1
+
+
+def random_masking_reference(
+    seed: Tensor, batch: int, tokens: int, keep: int, first_sample: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort each sample's tokens by noise, ties by number: the first `keep` are visible."""
+    samples = torch.arange(first_sample, first_sample + batch, device=device)
+    noise: Tensor = philox_noise(seed.to(device), samples, tokens, MASK_STREAM)
+    ids_shuffle = torch.argsort(noise, dim=1, stable=True)
+    ids_restore = torch.argsort(ids_shuffle, dim=1)
+    return ids_shuffle[:, :keep].contiguous(), ids_shuffle[:, keep:].contiguous(), ids_restore
+
+
+# An op of its own, because inductor would inline the ten rounds into an expression that doubles in size with each.
+@torch.library.custom_op("mmmae::philox_noise", mutates_args=())
+def philox_noise(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Tensor:
+    """Uniform 32-bit noise, a function of (seed, sample, token, stream) alone.
+
+    Args:
+        seed: int64 scalar, the key.
+        samples: `[B]` int64 sample numbers.
+        tokens: numbers wanted for each sample.
+        stream: tells uses of the same seed apart.
+
+    Returns:
+        `[B, tokens]` int64 in 0..2^32-1. Token n is word n % 4 of counter (n // 4, stream, sample low, sample high).
+    """
+    calls = torch.arange((tokens + 3) // 4, device=samples.device)
+    shape = (len(samples), len(calls))
+    counter = (
+        calls.expand(shape),
+        torch.full_like(calls, stream).expand(shape),
+        (samples & WORD)[:, None].expand(shape),
+        (samples >> 32 & WORD)[:, None].expand(shape),
+    )
+    words = philox_4x32_10(counter, (seed & WORD, seed >> 32 & WORD))
+    return torch.stack(words, dim=-1).flatten(1)[:, :tokens].contiguous()
+
+
+@philox_noise.register_fake
+def _(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Tensor:
+    return samples.new_empty(samples.shape[0], tokens)
+
+
+def philox_4x32_10(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ten rounds of Philox 4x32 on 32-bit words held in int64 tensors."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = _multiply(MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + INCREMENTS[0] & WORD, k1 + INCREMENTS[1] & WORD
+    return c0, c1, c2, c3
+
+
+def _multiply(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low word of the 64-bit product, by halves: the whole one would overflow int64."""
+    upper = factor * (word >> 16)
+    lower = factor * (word & 0xFFFF)
+    middle = upper + (lower >> 16)
+    return middle >> 16, (middle << 16 | lower & 0xFFFF) & WORD

@@ -1,0 +1,116 @@
+"""Which implementation serves a call, and the reason why each other one does not."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+BACKENDS = ("triton", "native", "eager")  # in order of preference
+CHOICES = ("auto", *BACKENDS)
+
+Reason = str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op.
+
+    Args:
+        function: computes the op, with the op's own signature.
+        can_run: takes the op's arguments; None if it serves the call, else the reason why it does not.
+        available: None if it can serve any call on this machine, else the reason why not.
+    """
+
+    function: Callable[..., Any]
+    can_run: Callable[..., Reason] = lambda *args: None
+    available: Callable[[], Reason] = lambda: None
+
+
+_implementations: dict[str, dict[str, Implementation | None]] = {}
+_forced: list[str] = []
+
+
+def register(op: str, *, backends: tuple[str, ...] = BACKENDS, **implementations: Implementation) -> None:
+    """Name the implementations of an op among its `backends`, the preferred first; the last, `eager`, serves all."""
+    _implementations[op] = {backend: implementations.get(backend) for backend in backends}
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serve every op in the block by one backend: `eager`, `native`, `triton`, or `auto` for the best that can.
+
+    The choice is the process's, as is the environment variable `MMMAE_KERNELS`, which it overrides.
+
+    Raises:
+        ValueError: the name is not a backend's, or (from an op in the block) the backend can't serve a call.
+    """
+    _forced.append(check_backend(name))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def check_backend(name: str) -> str:
+    """The name itself, or a ValueError that lists the known ones."""
+    if name not in CHOICES:
+        raise ValueError(f"kernels is {name!r}, allowed is one of {', '.join(CHOICES)}")
+    return name
+
+
+def current_backend() -> str:
+    """The backend in force: of the innermost `use_backend`, else of `MMMAE_KERNELS`, else `auto`."""
+    return _forced[-1] if _forced else check_backend(os.environ.get("MMMAE_KERNELS", "auto"))
+
+
+def choose(op: str, *args: Any, forced: str | None = None) -> Callable[..., Any]:
+    """The function that serves this call of `op`.
+
+    Args:
+        op: its name.
+        args: those that its implementations take.
+        forced: a backend's name or `auto`; None is the backend in force.
+
+    Raises:
+        ValueError: a backend is forced that can't serve the call; the message carries its reason.
+    """
+    forced = current_backend() if forced is None else forced
+    candidates = _implementations[op] if forced == "auto" else (forced,)
+    for backend in candidates:
+        implementation = _implementations[op][backend]
+        reason = _reason(op, backend, *args)
+        if implementation is not None and reason is None:
+            return implementation.function
+    raise ValueError(f"{op}: the backend {backend!r} can't serve this call: {reason}")
+
+
+def explain(op: str | None = None, *args: Any) -> dict[str, Any]:
+    """Per implementation of `op`: "serves", or the reason why it does not.
+
+    Args:
+        op: an op's name; None for a dict of all ops.
+        args: those of a call, in order; without any the answer is for this machine, not for a call.
+    """
+    if op is None:
+        return {name: explain(name) for name in _implementations}
+    if op not in _implementations:
+        raise ValueError(f"op is {op!r}, allowed is one of {', '.join(_implementations)}")
+    return {backend: _reason(op, backend, *args) or "serves" for backend in _implementations[op]}
+
+
+def _reason(op: str, backend: str, *args: Any) -> Reason:
+    implementation = _implementations[op][backend]
+    if implementation is None:
+        return "no such implementation"
+    reason = implementation.available()
+    if reason is None and args:
+        reason = implementation.can_run(*args)
+    return reason
+
+
+def in_debug_mode() -> bool:
+    """Whether values are checked that cost a pass over the data or a device synchronisation: `MMMAE_DEBUG=1`."""
+    return os.environ.get("MMMAE_DEBUG", "0") not in ("", "0")

@@ -1,0 +1,341 @@
+"""Each op on each backend that serves here, against a float64 expression written out by hand, forward and gradients."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import mmmae_kernels
+from mmmae_kernels import (
+    add_layer_norm,
+    attention,
+    decoder_tokens,
+    masked_l2_loss,
+    patch_embed,
+    patch_l2_loss,
+    patchify,
+    random_masking,
+    use_backend,
+)
+
+BACKENDS = [name for name, answer in mmmae_kernels.explain("patch_embed").items() if answer == "serves"]
+PATCHES = [(3, 16, 16), (1, 8, 8), (5, 7, 7), (4, 14, 14), (1, 1, 1)]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with use_backend(request.param):
+        yield request.param
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def assert_close(value, expected, tolerance=1e-5):
+    """Norm of the difference over the norm; float32 sums of some thousand products err below 1e-6 of it.
+
+    Gradients that cancel to 0 are held to the rounding of the terms that cancel, which are of order 1 here.
+    """
+    assert value.shape == expected.shape
+    value, expected = value.detach().double(), expected.detach().double()
+    assert (value - expected).norm() <= tolerance * expected.norm() + 1e-6 * value.numel() ** 0.5
+
+
+def gradients(output, inputs, seed=9):
+    """Gradients of a fixed random combination of the output, so that none is trivially zero."""
+    weights = draw(*output.shape, seed=seed, dtype=torch.float64).to(output.dtype)
+    return torch.autograd.grad((output * weights).sum(), inputs)
+
+
+def slow_patches(volume, patch, ids):
+    """Cut patch by patch, in loops."""
+    batch, _, *size = volume.shape
+    counts = [whole // part for whole, part in zip(size, patch, strict=True)]
+    rows = []
+    for sample in range(batch):
+        for number in ids[sample].tolist():
+            t, h, w = number // (counts[1] * counts[2]), number // counts[2] % counts[1], number % counts[2]
+            box = [slice(i * part, (i + 1) * part) for i, part in zip((t, h, w), patch, strict=True)]
+            rows.append(volume[sample, :, box[0], box[1], box[2]].flatten())
+    return torch.stack(rows).view(batch, ids.shape[1], -1)
+
+
+@pytest.mark.parametrize(("patch", "channels"), list(itertools.product(PATCHES, (1, 3))), ids=str)
+def test_patch_embed_and_its_gradients(backend, patch, channels):
+    grid = (2, 3, 2)
+    shape = [count * part for count, part in zip(grid, patch, strict=True)]
+    volume = draw(2, channels, *shape).requires_grad_()
+    weight = draw(10, channels, *patch, seed=1).requires_grad_()
+    bias = draw(10, seed=2).requires_grad_()
+    position = draw(12, 10, seed=3).requires_grad_()
+    ids = torch.tensor([[11, 0, 5], [3, 3, 7]])
+    inputs = (volume, weight, bias, position)
+    embedded = patch_embed(volume, weight, bias, ids, position)
+
+    doubles = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    rows = slow_patches(doubles[0], patch, ids)
+    expected = rows @ doubles[1].flatten(1).T + doubles[2] + doubles[3][ids]
+    assert_close(embedded, expected)
+    for gradient, wanted in zip(gradients(embedded, inputs), gradients(expected, doubles), strict=True):
+        assert_close(gradient, wanted)
+
+
+def test_patch_embed_without_ids_embeds_all_in_order(backend):
+    volume, weight = draw(2, 1, 6, 32, 48), draw(5, 1, 3, 16, 16, seed=1)
+    convolved = F.conv3d(volume.double(), weight.double(), stride=(3, 16, 16)).flatten(2).transpose(1, 2)
+    assert_close(patch_embed(volume, weight), convolved)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda v: v.permute(0, 1, 2, 4, 3),
+        lambda v: v[:, :, 1:7, 16:48, ::2],
+        lambda v: v[:1].expand(2, -1, -1, -1, -1),
+        lambda v: v.contiguous(memory_format=torch.channels_last_3d),
+    ],
+    ids=["transposed", "sliced", "expanded", "channels last"],
+)
+def test_patch_embed_takes_any_strides(backend, view):
+    volume = view(draw(2, 2, 9, 64, 64))
+    ids = torch.tensor([[0, 3], [2, 1]])
+    if volume.shape[2] == 9:
+        volume = volume[:, :, :6]
+    weight = draw(4, 2, 3, 16, 16, seed=1)
+    expected = slow_patches(volume.double(), (3, 16, 16), ids) @ weight.double().flatten(1).T
+    assert_close(patch_embed(volume, weight, None, ids), expected)
+
+
+def test_patch_embed_takes_strided_incoming_gradients(backend):
+    volume, ids = draw(2, 1, 3, 32, 32), torch.tensor([[0, 3], [2, 1]])
+    weight = draw(4, 1, 3, 16, 16, seed=1).requires_grad_()
+    rows = slow_patches(volume, (3, 16, 16), ids)
+    for reduce in (torch.sum, lambda x: torch.cat([x, x], dim=2)[:, :, 2:6].square().sum(), lambda x: x.mean()):
+        (gradient,) = torch.autograd.grad(reduce(patch_embed(volume, weight, None, ids)), weight)
+        (expected,) = torch.autograd.grad(reduce(rows @ weight.flatten(1).T), weight)
+        assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("count", [0, 4])
+@pytest.mark.parametrize("batch", [0, 2])
+def test_patch_embed_of_nothing_and_of_all(backend, batch, count):
+    volume = draw(batch, 1, 3, 32, 32)
+    ids = torch.arange(count).expand(batch, count)
+    weight = draw(4, 1, 3, 16, 16, seed=1).requires_grad_()
+    embedded = patch_embed(volume, weight, None, ids)
+    assert embedded.shape == (batch, count, 4)
+    embedded.sum().backward()
+    assert weight.grad is not None
+
+
+def test_patchify_has_one_order_on_all_backends(backend):
+    volume = draw(2, 2, 6, 16, 24)
+    ids = torch.tensor([[0, 11, 5], [7, 1, 2]])
+    assert torch.equal(patchify(volume, (3, 8, 8), ids), slow_patches(volume, (3, 8, 8), ids))
+    every = torch.arange(12).expand(2, 12)
+    assert torch.equal(patchify(volume, (3, 8, 8)), slow_patches(volume, (3, 8, 8), every))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_patch_l2_loss_is_the_loss_against_the_embedding(backend, normalize, weighted):
+    volume, weight, bias = draw(2, 1, 3, 32, 32), draw(8, 1, 3, 16, 16, seed=1), draw(8, seed=2)
+    weight.requires_grad_()
+    ids = torch.tensor([[0, 3, 1], [2, 1, 0]])
+    weights = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]) if weighted else None
+    prediction = draw(2, 3, 8, seed=4).requires_grad_()
+    loss = patch_l2_loss(prediction, volume, weight, bias, ids, weights, normalize=normalize)
+    target = slow_patches(volume.double(), (3, 16, 16), ids) @ weight.double().flatten(1).T + bias.double()
+    expected = plain_loss(prediction.double(), target.detach(), weights, normalize)
+    assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    assert_close(gradient, torch.autograd.grad(expected, prediction)[0])
+    assert not loss.requires_grad or weight.grad is None
+
+
+def plain_loss(prediction, target, weights, normalize):
+    if normalize:
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    error = ((prediction - target) ** 2).mean(-1)
+    if weights is None:
+        return error.mean()
+    return (error * weights).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_masked_l2_loss_gathers_its_target_by_id(normalize):
+    target, ids = draw(2, 9, 7), random_masking(2, 9, 4, seed=1).ids_masked
+    prediction = draw(2, 5, 7, seed=1).requires_grad_()
+    loss = masked_l2_loss(prediction, target, ids, normalize=normalize)
+    rows = torch.stack([sample[numbers] for sample, numbers in zip(target, ids, strict=True)]).double()
+    expected = plain_loss(prediction.double(), rows, None, normalize)
+    assert_close(loss, expected)
+    assert_close(torch.autograd.grad(loss, prediction)[0], torch.autograd.grad(expected, prediction)[0])
+
+
+def test_masked_l2_loss_takes_a_mask_as_weights():
+    prediction, target = draw(2, 9, 7), draw(2, 9, 7, seed=1)
+    mask = torch.rand(2, 9, generator=torch.Generator().manual_seed(2)) < 0.7
+    expected = (((prediction - target) ** 2).mean(-1) * mask).sum() / mask.sum()
+    assert_close(masked_l2_loss(prediction, target, weights=mask), expected)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_weights_that_are_all_zero_give_zero_loss_and_gradients(rows):
+    prediction = draw(2, rows, 7).requires_grad_()
+    loss = masked_l2_loss(prediction, draw(2, rows, 7, seed=1), weights=torch.zeros(2, rows))
+    loss.backward()
+    assert loss.item() == 0
+    assert not prediction.grad.any()
+
+
+@pytest.mark.parametrize(("tokens", "keep"), [(9, 4), (1, 1), (5, 0), (5, 5)])
+def test_decoder_tokens_puts_each_token_in_its_place(tokens, keep):
+    mask = random_masking(2, tokens, keep, seed=2)
+    visible, mask_token = draw(2, keep, 6).requires_grad_(), draw(6, seed=1).requires_grad_()
+    position = draw(tokens, 6, seed=3).requires_grad_()
+    sequence = decoder_tokens(visible, mask_token, mask.ids_restore, position)
+    for sample, number in itertools.product(range(2), range(tokens)):
+        kept = mask.ids_keep[sample].tolist()
+        source = visible[sample, kept.index(number)] if number in kept else mask_token
+        assert torch.equal(sequence[sample, number], source + position[number])
+    grads = gradients(sequence, (visible, mask_token, position))
+    weights = draw(*sequence.shape, seed=9, dtype=torch.float64)
+    rows = torch.arange(2)[:, None]
+    assert_close(grads[0], weights[rows, mask.ids_keep])
+    assert_close(grads[1], weights[rows, mask.ids_masked].sum((0, 1)))
+    assert_close(grads[2], weights.sum(0))
+
+
+@pytest.mark.parametrize("width", [3, 64, 111])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_add_layer_norm_adds_and_normalises(width, with_residual):
+    x, residual = draw(2, 5, width).requires_grad_(), draw(2, 5, width, seed=1).requires_grad_()
+    weight, bias = draw(width, seed=2).requires_grad_(), draw(width, seed=3).requires_grad_()
+    inputs = (x, residual, weight, bias) if with_residual else (x, weight, bias)
+    total, norm = add_layer_norm(x, residual if with_residual else None, weight, bias)
+    doubles = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    whole = doubles[0] + doubles[1] if with_residual else doubles[0]
+    centred = whole - whole.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * doubles[-2] + doubles[-1]
+    assert_close(total, whole)
+    assert_close(norm, expected)
+    given = gradients(torch.cat([total, norm]), inputs)
+    wanted = gradients(torch.cat([whole, expected]), doubles)
+    for gradient, want in zip(given, wanted, strict=True):
+        assert_close(gradient, want)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+@pytest.mark.parametrize(("queries", "keys", "width"), [(5, 5, 8), (1, 7, 32), (65, 63, 16), (3, 1, 64)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_and_its_gradients(name, queries, keys, width, masked):
+    q, k, v = (draw(3, rows, 2, width, seed=i).requires_grad_() for i, rows in enumerate((queries, keys, keys)))
+    present = None
+    if masked:
+        present = torch.rand(3, keys, generator=torch.Generator().manual_seed(5)) < 0.6
+        present[0], present[1] = False, True
+    mixed = attention(q, k, v, key_present=present, backend=name)
+    doubles = [tensor.detach().double().requires_grad_() for tensor in (q, k, v)]
+    scores = torch.einsum("bqhd,bkhd->bhqk", doubles[0], doubles[1]) / width**0.5
+    share = scores.exp() if present is None else scores.exp() * present[:, None, None, :]
+    total = share.sum(-1, keepdim=True)
+    share = share / torch.where(total == 0, 1.0, total)
+    expected = torch.einsum("bhqk,bkhd->bqhd", share, doubles[2])
+    assert_close(mixed, expected)
+    for gradient, wanted in zip(gradients(mixed, (q, k, v)), gradients(expected, doubles), strict=True):
+        assert gradient.isfinite().all()
+        assert_close(gradient, wanted)
+
+
+VOLUME, WEIGHT = torch.zeros(2, 1, 6, 32, 32), torch.zeros(4, 1, 3, 16, 16)
+IDS = torch.zeros(2, 3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: patch_embed(VOLUME[0], WEIGHT), "volume has shape .*expected is .B, C, T, H, W"),
+        (lambda: patch_embed(VOLUME[:, :, :5], WEIGHT), "volume has T = 5, expected is a multiple of the patch's 3"),
+        (lambda: patch_embed(VOLUME, WEIGHT.expand(4, 2, 3, 16, 16)), "volume has 1 channels, expected is 2"),
+        (lambda: patch_embed(VOLUME, WEIGHT.int()), "weight has dtype torch.int32"),
+        (lambda: patch_embed(VOLUME, WEIGHT, torch.zeros(5)), "bias has shape .5., expected is .4."),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS + 8), "ids has a token number 8, allowed is 0..7"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS - 1), "ids has a token number -1, allowed is 0..7"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS.int()), "ids has dtype torch.int32, expected is torch.int64"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS[:1]), "ids has shape .1, 3., expected is .2, 3."),
+        (
+            lambda: patch_embed(VOLUME, WEIGHT, None, IDS, torch.zeros(7, 4)),
+            "position has shape .7, 4., expected is .8, 4.",
+        ),
+        (lambda: patch_embed(VOLUME, WEIGHT.to("meta")), "weight lies on meta, expected is cpu"),
+        (lambda: masked_l2_loss(torch.zeros(2, 3, 4), torch.zeros(2, 9, 5), IDS), "prediction has shape"),
+        (lambda: masked_l2_loss(torch.zeros(2, 3, 4), torch.zeros(2, 9, 4), IDS + 9), "ids has a token number 9"),
+        (lambda: masked_l2_loss(IDS[..., None], IDS[..., None]), "prediction has dtype torch.int64"),
+        (
+            lambda: masked_l2_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), weights=torch.zeros(3)),
+            "weights has shape",
+        ),
+        (lambda: patch_l2_loss(torch.zeros(2, 3, 5), VOLUME, WEIGHT, None, IDS), "prediction has shape"),
+        (lambda: decoder_tokens(torch.zeros(2, 4, 5), torch.zeros(5), IDS, torch.zeros(3, 5)), "visible has 4 tokens"),
+        (lambda: decoder_tokens(torch.zeros(2, 2, 5), torch.zeros(4), IDS, torch.zeros(3, 5)), "mask_token has shape"),
+        (
+            lambda: add_layer_norm(torch.zeros(2, 3), torch.zeros(3), torch.zeros(3), torch.zeros(3)),
+            "residual has shape",
+        ),
+        (lambda: attention(*[torch.zeros(2, 3, 4)] * 3), "q has shape .2, 3, 4., expected is .B, Nq, h, d."),
+        (
+            lambda: attention(*[torch.zeros(2, 3, 4, 8)] * 3, backend="fast"),
+            "attention is 'fast', allowed is one of auto, sdpa, eager",
+        ),
+        (lambda: attention(*[torch.zeros(2, 3, 4, 8)] * 3, key_present=torch.ones(2, 3)), "key_present has dtype"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_any_work(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_unknown_backend_lists_the_known():
+    with (
+        pytest.raises(ValueError, match="kernels is 'cuda', allowed is one of auto, triton, native, eager"),
+        use_backend("cuda"),
+    ):
+        pass
+
+
+def test_a_forced_backend_that_cannot_serve_says_why():
+    with use_backend("native"), pytest.raises(ValueError, match=r"'native' can't serve this call: .*float64"):
+        patch_embed(VOLUME.double(), WEIGHT.double())
+
+
+def test_the_environment_chooses_a_backend_and_use_backend_overrides_it(monkeypatch):
+    monkeypatch.setenv("MMMAE_KERNELS", "triton")
+    with pytest.raises(ValueError, match="'triton' can't serve"):
+        patch_embed(VOLUME, WEIGHT)
+    with use_backend("eager"):
+        patch_embed(VOLUME, WEIGHT)
+    monkeypatch.setenv("MMMAE_KERNELS", "tritn")
+    with pytest.raises(ValueError, match="allowed is one of auto, triton, native, eager"):
+        patch_embed(VOLUME, WEIGHT)
+
+
+def test_explain_gives_a_reason_for_each_that_does_not_serve():
+    answers = mmmae_kernels.explain("patch_embed", VOLUME.double(), WEIGHT.double())
+    assert list(answers) == ["triton", "native", "eager"]
+    assert answers["eager"] == "serves"
+    assert "serves" != answers["native"] != ""
+    with pytest.raises(ValueError, match="op is 'conv', allowed is one of"):
+        mmmae_kernels.explain("conv")
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="needs the native library")
+def test_the_native_gather_is_a_well_formed_torch_op():
+    from mmmae_kernels.patch_embed.native import gather_patches, scatter_patches
+
+    volume = draw(2, 1, 3, 16, 16).requires_grad_()
+    torch.library.opcheck(gather_patches, (volume, torch.tensor([[0, 1], [3, 2]]), [3, 8, 8]))
+    rows = draw(2, 2, 192)
+    torch.library.opcheck(scatter_patches, (rows, torch.tensor([[0, 1], [3, 2]]), [3, 8, 8], [2, 1, 3, 16, 16]))

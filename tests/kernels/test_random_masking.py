@@ -1,0 +1,93 @@
+"""Random masks: Philox as published, tables that fit together, and a function of (seed, sample, token) alone."""
+
+import pytest
+import torch
+
+from mmmae_kernels import random_masking
+from mmmae_kernels.random_masking.reference import philox_4x32_10, philox_noise
+
+# Known answers of the Random123 library's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_philox_gives_the_published_answers(counter, key, expected):
+    words = philox_4x32_10(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
+    assert tuple(int(word) for word in words) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "keep"), [(3, 784, 196), (2, 1, 1), (1, 7, 3), (4, 65, 64), (2, 5, 5), (2, 5, 0), (0, 9, 4)]
+)
+def test_the_tables_fit_together(batch, tokens, keep):
+    mask = random_masking(batch, tokens, keep, seed=3)
+    assert mask.ids_keep.shape == (batch, keep)
+    assert mask.ids_masked.shape == (batch, tokens - keep)
+    order = torch.cat([mask.ids_keep, mask.ids_masked], dim=1)
+    numbers = torch.arange(tokens).expand(batch, tokens)
+    assert torch.equal(order.sort(dim=1).values, numbers)
+    assert torch.equal(order.gather(1, mask.ids_restore), numbers)
+
+
+def test_a_sample_has_the_same_mask_in_any_batch_and_on_any_rank():
+    whole = random_masking(8, 784, 196, seed=5)
+    for first, size in ((0, 3), (3, 5), (7, 1)):
+        part = random_masking(size, 784, 196, seed=5, first_sample=first)
+        for table, expected in zip(part, whole, strict=True):
+            assert torch.equal(table, expected[first : first + size])
+
+
+def test_a_mask_is_the_same_tomorrow():
+    mask = random_masking(2, 16, 4, seed=42)
+    assert mask.ids_keep.tolist() == [[2, 5, 3, 15], [0, 15, 6, 12]]
+
+
+def test_seeds_and_samples_draw_different_masks():
+    masks = [random_masking(2, 784, 196, seed=seed).ids_keep for seed in (0, 1, 2**32, 2**63, -1)]
+    rows = torch.cat(masks).tolist()
+    assert len({tuple(row) for row in rows}) == len(rows) == 10
+
+
+def test_the_ends_of_the_seed_range_are_one_key():
+    assert torch.equal(random_masking(1, 64, 9, seed=-1).ids_keep, random_masking(1, 64, 9, seed=2**64 - 1).ids_keep)
+
+
+def test_a_seed_may_be_a_tensor():
+    assert torch.equal(
+        random_masking(1, 64, 9, seed=torch.tensor(7)).ids_keep, random_masking(1, 64, 9, seed=7).ids_keep
+    )
+
+
+def test_every_token_is_kept_equally_often():
+    # 4000 samples keep each token 1000 times, give or take sqrt(4000 * 1/4 * 3/4) = 27; five deviations are 137.
+    kept = random_masking(4000, 16, 4, seed=1).ids_keep.flatten().bincount(minlength=16)
+    assert (kept - 1000).abs().max() < 137
+
+
+def test_noise_beyond_32_bits_of_sample_number_differs():
+    low, high = philox_noise(torch.tensor(0), torch.tensor([5, 5 + 2**32]), 8, 0)
+    assert not torch.equal(low, high)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch": -1}, "batch is -1"),
+        ({"keep": 17}, "keep is 17, allowed is 0..16"),
+        ({"keep": -1}, "keep is -1"),
+        ({"seed": 2**64}, "allowed is a 64-bit integer"),
+        ({"seed": torch.tensor(1.0)}, "expected is an int64 scalar"),
+        ({"first_sample": -1}, "first_sample is -1"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        random_masking(**{"batch": 1, "tokens": 16, "keep": 4, "seed": 0, **arguments})
