@@ -1,0 +1,234 @@
+"""What a model is made of: one validated dataclass, three presets, JSON both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "vit": {"mlp_ratio": 4.0},
+    "tiny": {
+        "dim": 64,
+        "depth": 2,
+        "heads": 2,
+        "mlp_ratio": 2.0,
+        "aux_dim": 32,
+        "aux_depth": 1,
+        "decoder_dim": 32,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MMMAEConfig:
+    """The shape of a multi-modal guided masked autoencoder. The defaults are the `base` preset.
+
+    Args:
+        image_size: height and width in pixels that every image is registered to; a multiple of the patch.
+        bands: spectral bands T of the HSI volume; a multiple of the spectral patch.
+        in_channels: channels C of the HSI volume, 1 for reflectance cubes.
+        patch: bands x rows x columns of one token.
+        dim, depth, heads, mlp_ratio: width, blocks, attention heads and hidden ratio of the HSI encoder.
+        aux: name -> channels of each auxiliary modality, in the order of their vectors.
+        aux_encoder: `vit` or `cnn`.
+        aux_dim, aux_depth, aux_patch: width, blocks and total stride of each auxiliary encoder.
+        conditioning_depth: attention steps from HSI tokens to auxiliary vectors; 0 switches guidance off.
+        conditioning_dropout: chance, in training, that a modality is hidden from a sample's conditioning.
+        decoder_dim, decoder_depth, decoder_heads: width, blocks and heads of the decoder.
+        mask_ratio: share of the tokens that is masked.
+        target: what the decoder predicts: `embedding` or `pixels`.
+        normalize_target: bring each target token to mean 0 and variance 1.
+        temperature: of the contrastive logits.
+        contrastive_weight: of the contrastive loss in the total.
+        symmetric: contrast images against volumes too, and take the mean of both directions.
+
+    Raises:
+        ValueError: a value is not allowed; the message names the field, the value and what is allowed.
+    """
+
+    image_size: int = 224
+    bands: int = 12
+    in_channels: int = 1
+    patch: tuple[int, int, int] = (3, 16, 16)
+    dim: int = 768
+    depth: int = 16
+    heads: int = 12
+    mlp_ratio: float = 1.0
+    aux: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"ir": 1, "af": 1, "thickness": 1})
+    aux_encoder: str = "vit"
+    aux_dim: int = 256
+    aux_depth: int = 8
+    aux_patch: int = 32
+    conditioning_depth: int = 1
+    conditioning_dropout: float = 0.0
+    decoder_dim: int = 512
+    decoder_depth: int = 4
+    decoder_heads: int = 8
+    mask_ratio: float = 0.75
+    target: str = "embedding"
+    normalize_target: bool = False
+    temperature: float = 0.07
+    contrastive_weight: float = 0.1
+    symmetric: bool = False
+
+    # The decoder and the auxiliary encoders keep the usual ratio; `mlp_ratio` is the HSI encoder's alone.
+    plain_mlp_ratio: ClassVar[float] = 4.0
+
+    def __post_init__(self) -> None:
+        counts = ("image_size", "bands", "in_channels", "dim", "depth", "heads", "aux_dim", "aux_depth", "aux_patch")
+        for field in (*counts, "decoder_dim", "decoder_depth", "decoder_heads"):
+            self._expect(field, _is_int(getattr(self, field)) and getattr(self, field) >= 1, "a whole number >= 1")
+        self._expect(
+            "conditioning_depth",
+            _is_int(self.conditioning_depth) and self.conditioning_depth >= 0,
+            "a whole number >= 0",
+        )
+        patch = self.patch
+        is_patch = isinstance(patch, (tuple, list)) and len(patch) == 3 and all(_is_int(p) and p >= 1 for p in patch)
+        self._expect("patch", is_patch, "three whole numbers >= 1: bands, rows, columns")
+        object.__setattr__(self, "patch", tuple(patch))
+        pt, ph, pw = self.patch
+        self._expect("bands", self.bands % pt == 0, f"a multiple of the spectral patch {pt}")
+        self._expect(
+            "image_size",
+            self.image_size % math.lcm(ph, pw) == 0,
+            f"a multiple of the spatial patch {ph} x {pw}",
+        )
+        self._expect("heads", self.dim % self.heads == 0, f"a divisor of dim {self.dim}")
+        self._expect("decoder_heads", self.decoder_dim % self.decoder_heads == 0, f"a divisor of {self.decoder_dim}")
+        self._expect("mlp_ratio", _is_number(self.mlp_ratio) and self.mlp_ratio > 0, "a number > 0")
+        self._check_aux()
+        self._expect(
+            "conditioning_dropout",
+            _is_number(self.conditioning_dropout) and 0 <= self.conditioning_dropout < 1,
+            "a number in [0, 1)",
+        )
+        self._expect("mask_ratio", _is_number(self.mask_ratio) and 0 <= self.mask_ratio < 1, "a number in [0, 1)")
+        self._expect("mask_ratio", self.keep >= 1, f"small enough to keep one of {self.tokens} tokens")
+        self._expect("target", self.target in ("embedding", "pixels"), "'embedding' or 'pixels'")
+        self._expect("temperature", _is_number(self.temperature) and self.temperature > 0, "a number > 0")
+        self._expect(
+            "contrastive_weight",
+            _is_number(self.contrastive_weight) and self.contrastive_weight >= 0,
+            "a number >= 0",
+        )
+        for field in ("normalize_target", "symmetric"):
+            self._expect(field, isinstance(getattr(self, field), bool), "true or false")
+
+    def _check_aux(self) -> None:
+        self._expect("aux", isinstance(self.aux, Mapping), "a mapping of name to channels")
+        for name, channels in self.aux.items():
+            is_name = isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name) and not hasattr(nn.ModuleDict, name)
+            self._expect(
+                "aux", bool(is_name), f"names of letters, digits and _ that PyTorch can register, not {name!r}"
+            )
+            self._expect(
+                "aux", _is_int(channels) and channels >= 1, f"whole channel counts >= 1, not {name}: {channels}"
+            )
+        object.__setattr__(self, "aux", dict(self.aux))
+        self._expect("aux_encoder", self.aux_encoder in ("vit", "cnn"), "'vit' or 'cnn'")
+        if not self.aux:
+            return
+        if self.aux_encoder == "vit":
+            fits = self.image_size % self.aux_patch == 0
+            self._expect("aux_patch", fits, f"a divisor of image_size {self.image_size}")
+            self._expect("aux_dim", self.aux_dim % self.aux_heads == 0, f"a multiple of its {self.aux_heads} heads")
+        else:
+            self._expect("aux_patch", self.aux_patch % 4 == 0, "a multiple of 4 for the cnn: its stem takes a quarter")
+            self._expect("aux_patch", self.aux_patch <= self.image_size, f"at most image_size {self.image_size}")
+            self._expect("aux_dim", self.aux_dim % 32 == 0, "a multiple of 32 for the cnn: 8 groups in a quarter of it")
+
+    def _expect(self, field: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            raise ValueError(f"config: {field} is {getattr(self, field)!r}, allowed is {allowed}")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along bands, rows and columns."""
+        pt, ph, pw = self.patch
+        return self.bands // pt, self.image_size // ph, self.image_size // pw
+
+    @property
+    def tokens(self) -> int:
+        """N, tokens of a volume."""
+        return math.prod(self.grid)
+
+    @property
+    def keep(self) -> int:
+        """K, visible tokens of a volume."""
+        return round(self.tokens * (1 - self.mask_ratio))
+
+    @property
+    def aux_heads(self) -> int:
+        """Heads of an auxiliary ViT: 64 wide each, as in the encoder and decoder."""
+        return max(1, self.aux_dim // 64)
+
+    @property
+    def target_dim(self) -> int:
+        """Channels of one predicted token."""
+        return self.dim if self.target == "embedding" else self.in_channels * math.prod(self.patch)
+
+    def replace(self, **changes: Any) -> MMMAEConfig:
+        """A copy with some fields changed, validated again."""
+        return MMMAEConfig.from_dict({**self.to_dict(), **changes})
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> MMMAEConfig:
+        """The preset `base`, `vit` or `tiny`, with `overrides` in place of its fields."""
+        if name not in PRESETS:
+            raise ValueError(f"config: preset is {name!r}, allowed is one of {', '.join(PRESETS)}")
+        return cls.from_dict({**PRESETS[name], **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types."""
+        return {**dataclasses.asdict(self), "patch": list(self.patch)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MMMAEConfig:
+        """The inverse of `to_dict`; fields left out take their defaults."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"config: unknown field {unknown[0]!r}, allowed is one of {', '.join(known)}")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """The fields as a JSON object."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> MMMAEConfig:
+        """The inverse of `to_json`."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"config: not valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"config: a JSON object is expected, not {type(values).__name__}")
+        return cls.from_dict(values)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def resolve_config(config: MMMAEConfig | str, **overrides: Any) -> MMMAEConfig:
+    """A config from itself or from a preset's name, with fields overridden."""
+    if isinstance(config, str):
+        return MMMAEConfig.preset(config, **overrides)
+    if not isinstance(config, MMMAEConfig):
+        raise ValueError(f"a config or a preset's name is expected, not {type(config).__name__}")
+    return config.replace(**overrides) if overrides else config

@@ -1,0 +1,182 @@
+"""The HSI encoder: what a model keeps after pretraining, alone or inside the masked autoencoder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmmae_kernels import patch_embed, use_backend
+from mmmae_kernels.attention.op import check_attention
+from mmmae_kernels.registry import check_backend
+
+from .config import MMMAEConfig
+from .inputs import check_hsi
+from .layers import EPSILON, Block, PatchEmbed, norm
+from .position import position_table, resize_spatial, resize_spectral
+from .pretrained import load_weights, save_weights
+from .registration import register
+
+
+class Backbone(nn.Module):
+    """Parameters and steps that the encoder and the masked autoencoder have in common."""
+
+    def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.kernels, self.attention = check_backend(kernels), check_attention(attention)
+        groups, rows, columns = config.grid
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed_spatial = nn.Parameter(torch.empty(1, rows * columns, config.dim))
+        self.pos_embed_spectral = nn.Parameter(torch.empty(1, groups, config.dim))
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.heads, config.mlp_ratio, attention) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim, eps=EPSILON)
+
+    def embed(self, volume: Tensor, ids: Tensor | None) -> Tensor:
+        """Tokens `[B, K, D]` with position, of the registered volume `[B, C, T, image_size, image_size]`."""
+        projection = self.patch_embed.proj
+        position = position_table(self.pos_embed_spatial, self.pos_embed_spectral)
+        return patch_embed(volume, projection.weight, projection.bias, ids, position)
+
+    def backend(self) -> contextlib.AbstractContextManager[None]:
+        """The kernels this model was made with; `auto` leaves the choice to `use_backend` and `MMMAE_KERNELS`."""
+        return contextlib.nullcontext() if self.kernels == "auto" else use_backend(self.kernels)
+
+
+class HSIEncoder(Backbone):
+    """Registration, patch embedding, positions and transformer blocks over all tokens; no masking, no guidance.
+
+    Args:
+        config: as for the whole model; what belongs to decoder and auxiliary images is kept, not used.
+        kernels, attention: see `mmmae.fast_model`.
+    """
+
+    def forward(self, hsi: Tensor) -> Tensor:
+        """Encode `[B, C, T, H, W]`, of any H and W, to tokens `[B, N, D]`, token number t*h*w-major.
+
+        Raises:
+            ValueError: the volume has another rank, channel count or band count than the config names.
+        """
+        return self.forward_features(hsi)
+
+    def forward_features(self, hsi: Tensor) -> Tensor:
+        """The same as `forward`, under the name that timm's models give it."""
+        tokens, _ = self.forward_intermediates(hsi, ())
+        return tokens
+
+    def forward_intermediates(
+        self, hsi: Tensor, indices: Sequence[int] | None = None, *, normalize: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encode, and keep what some blocks give, as maps for dense heads.
+
+        Args:
+            hsi: `[B, C, T, H, W]`.
+            indices: numbers of blocks, negative ones from the end; None means all.
+            normalize: apply the final norm to the maps too.
+
+        Returns:
+            The tokens `[B, N, D]`, and a map `[B, D, t, h, w]` for each index, in the order of `indices`.
+
+        Raises:
+            ValueError: an index names no block, or see `forward`.
+        """
+        depth = len(self.blocks)
+        indices = range(depth) if indices is None else indices
+        for index in indices:
+            if not -depth <= index < depth:
+                raise ValueError(f"indices has {index}, allowed is {-depth}..{depth - 1}")
+        wanted = {index % depth for index in indices}
+        check_hsi(self.config, hsi)
+        maps: dict[int, Tensor] = {}
+        with self.backend():
+            x, pending = self.embed(register(hsi, self.config.image_size), None), None
+            for number, block in enumerate(self.blocks):
+                x, pending = block(x, pending)
+                if number in wanted:
+                    tokens = norm(self.norm, x, pending)[1] if normalize else x + pending
+                    maps[number] = tokens.transpose(1, 2).unflatten(2, self.config.grid)
+            _, encoded = norm(self.norm, x, pending)
+        return encoded, [maps[index % depth] for index in indices]
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, each to a temporary name first and then renamed."""
+        save_weights(directory, self.config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, *, kernels: str = "auto", attention: str = "auto", **overrides: Any
+    ) -> HSIEncoder:
+        """Read an encoder that `save_pretrained` wrote.
+
+        Args:
+            directory: holds `config.json` and `model.safetensors`.
+            kernels, attention: see `mmmae.fast_model`.
+            overrides: config fields to change: `image_size` and `bands` resize the position embeddings.
+
+        Raises:
+            FileNotFoundError: a file is not there.
+            ValueError: a file is broken, or the weights do not fit the config.
+        """
+        config, weights = load_weights(directory)
+        config = config.replace(**overrides)
+        with torch.device("meta"):
+            encoder = cls(config, kernels, attention)
+        weights.update(resize_positions(weights, config))
+        try:
+            encoder.load_state_dict(weights, strict=True, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{directory}: the weights do not fit the config: {error}") from error
+        for parameter in encoder.parameters():
+            parameter.requires_grad_()
+        return encoder
+
+
+class LinearClassifier(nn.Module):
+    """An encoder with a linear head on the mean of its tokens, for probing and fine-tuning.
+
+    Args:
+        encoder: its parameters are the classifier's own `encoder.*`.
+        classes: number of classes.
+        freeze_encoder: train the head alone, with the encoder in inference mode.
+    """
+
+    def __init__(self, encoder: HSIEncoder, classes: int, *, freeze_encoder: bool = False) -> None:
+        super().__init__()
+        if classes < 1:
+            raise ValueError(f"classes is {classes}, allowed is a whole number >= 1")
+        self.encoder, self.freeze_encoder = encoder, freeze_encoder
+        self.head = nn.Linear(encoder.config.dim, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, hsi: Tensor) -> Tensor:
+        """`[B, C, T, H, W]` -> logits `[B, classes]`."""
+        with torch.no_grad() if self.freeze_encoder else contextlib.nullcontext():
+            tokens = self.encoder(hsi)
+        logits: Tensor = self.head(tokens.mean(dim=1))
+        return logits
+
+
+def resize_positions(weights: dict[str, Tensor], config: MMMAEConfig) -> dict[str, Tensor]:
+    """The position embeddings among `weights`, those of a decoder too, on the grid of `config`."""
+    groups, rows, columns = config.grid
+    resized = {}
+    for name, weight in weights.items():
+        if name.endswith("pos_embed_spatial"):
+            resized[name] = resize_spatial(weight, (rows, columns))
+        elif name.endswith("pos_embed_spectral"):
+            resized[name] = resize_spectral(weight, groups)
+    return resized
+
+
+def adopt_parameters(module: nn.Module, source: nn.Module) -> None:
+    """Make the parameters of `module` those of the same names in `source`: the same tensors, not copies."""
+    for path, child in module.named_modules():
+        for name in [name for name, _ in child.named_parameters(recurse=False)]:
+            child.register_parameter(name, source.get_parameter(f"{path}.{name}" if path else name))

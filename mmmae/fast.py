@@ -1,0 +1,198 @@
+"""The fast model: the reference's parameters and numbers, in a fraction of its time and memory.
+
+It embeds only visible tokens, queries only with HSI tokens in the guidance, predicts only masked tokens, and never
+holds attention scores, concatenated inputs or targets of all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, patch_l2_loss, patchify
+
+from .auxiliary import AUX_ENCODERS
+from .config import MMMAEConfig, resolve_config
+from .encoder import Backbone, HSIEncoder, adopt_parameters, resize_positions
+from .inputs import Output, check_aux, check_hsi, check_valid, draw_conditioning, draw_mask, draw_seed
+from .layers import EPSILON, Block, Conditioning, norm
+from .losses import contrastive_loss, token_weights
+from .position import position_table
+from .reference import ReferenceModel, reference_model
+from .registration import register
+
+
+def fast_model(
+    config: MMMAEConfig | str | nn.Module = "base",
+    *,
+    kernels: str = "auto",
+    attention: str = "auto",
+    compile: bool = False,
+    **overrides: Any,
+) -> FastModel:
+    """The model to train with.
+
+    Args:
+        config: a config, or a preset's name (`base`, `vit`, `tiny`): a freshly initialised model, the same weights
+            under the same seed as `reference_model`; or an existing model, whose parameters are shared.
+        kernels: backend of the fused ops: `auto`, `triton`, `native` or `eager`.
+        attention: backend of attention: `auto`, `sdpa` or `eager`.
+        compile: hand the forward pass to `torch.compile`.
+        overrides: config fields to change.
+
+    Raises:
+        ValueError: a field or a backend is not allowed; the message says what is.
+    """
+    if isinstance(config, nn.Module):
+        if not isinstance(config, (ReferenceModel, FastModel)):
+            raise ValueError(f"a model of this package is expected, not {type(config).__name__}")
+        if overrides:
+            raise ValueError(f"an existing model keeps its config: {', '.join(overrides)} can't be changed")
+        source: ReferenceModel | FastModel = config
+    else:
+        source = reference_model(resolve_config(config, **overrides))
+    with torch.device("meta"):
+        model = FastModel(source.config, kernels, attention)
+    adopt_parameters(model, source)
+    model.train(source.training)
+    if compile:
+        model.compile()
+    return model
+
+
+class FastModel(Backbone):
+    """Multi-modal guided masked autoencoder on fused kernels. Make one by `mmmae.fast_model`."""
+
+    def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
+        super().__init__(config, kernels, attention)
+        groups, rows, columns = config.grid
+        dim, width = config.dim, config.decoder_dim
+        aux_encoder = AUX_ENCODERS[config.aux_encoder]
+        self.aux_encoders = nn.ModuleDict(
+            {name: aux_encoder(config, channels, attention) for name, channels in config.aux.items()}
+        )
+        self.aux_projections = nn.ModuleDict({name: nn.Linear(config.aux_dim, dim) for name in config.aux})
+        depth = config.conditioning_depth if config.aux else 0
+        self.conditioning = nn.ModuleList(Conditioning(dim, config.heads, attention) for _ in range(depth))
+        self.decoder_embed = nn.Linear(dim, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.decoder_pos_embed_spatial = nn.Parameter(torch.empty(1, rows * columns, width))
+        self.decoder_pos_embed_spectral = nn.Parameter(torch.empty(1, groups, width))
+        self.decoder_blocks = nn.ModuleList(
+            Block(width, config.decoder_heads, config.plain_mlp_ratio, attention) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=EPSILON)
+        self.decoder_pred = nn.Linear(width, config.target_dim)
+        if config.aux:
+            self.contrastive_head = nn.Linear(dim, config.aux_dim)
+
+    def forward(
+        self,
+        hsi: Tensor,
+        aux: Mapping[str, Tensor | None] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        valid: Tensor | None = None,
+        *,
+        mask: TokenMask | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Output:
+        """Mask, encode, guide, decode and score.
+
+        Args:
+            hsi: `[B, C, T, H, W]`, C and T as in the config, any H and W.
+            aux: name -> `[B, C_m, H_m, W_m]` of any size; None or no entry where no sample has the modality.
+            present: name -> bool `[B]`, which samples have the modality; no entry where all have it. What stands in
+                the image of a sample that has it not is never looked at.
+            valid: bool `[B, H, W]`, which pixels count in the reconstruction loss; None means all.
+            mask: which tokens are visible; None draws it.
+            seed: what the mask and the conditioning dropout are drawn from, with the sample's number in the batch of
+                all ranks; None takes one from torch's default generator.
+
+        Returns:
+            Losses, prediction, latent and mask, see `Output`.
+
+        Raises:
+            ValueError: an input does not fit the config; the message says what was given and what is expected.
+        """
+        config = self.config
+        check_hsi(config, hsi)
+        images, presence = check_aux(config, hsi, aux, present)
+        check_valid(hsi, valid)
+        seed = draw_seed() if seed is None else seed
+        with self.backend():
+            mask = draw_mask(config, hsi, mask, seed)
+            volume = register(hsi, config.image_size)
+            vectors = {name: self.aux_encoders[name](image, presence[name]) for name, image in images.items()}
+            guides = draw_conditioning(config, presence, seed, training=self.training) if presence else None
+            latent = self.encode(volume, mask.ids_keep, vectors, guides)
+            prediction = self.decode(latent, mask)
+            weights = None if valid is None else token_weights(config, valid, mask.ids_masked)
+            reconstruction = self.reconstruction_loss(prediction, volume, mask.ids_masked, weights)
+        contrastive = reconstruction.new_zeros(())
+        if config.aux:
+            contrastive = contrastive_loss(config, self.contrastive_head(latent.mean(dim=1)), vectors, presence)
+        loss = reconstruction + config.contrastive_weight * contrastive
+        return Output(loss, reconstruction, contrastive, prediction, latent, mask)
+
+    def encode(self, volume: Tensor, ids: Tensor, vectors: Mapping[str, Tensor], guides: Tensor | None) -> Tensor:
+        """Visible tokens `[B, K, D]` of the registered volume, guided by the vectors `[B, aux_dim]`.
+
+        Args:
+            volume: `[B, C, T, image_size, image_size]`.
+            ids: `[B, K]`.
+            vectors: name -> `[B, aux_dim]`.
+            guides: bool `[B, len(vectors)]`, which vector guides which sample; None without vectors.
+        """
+        x, pending = self.embed(volume, ids), None
+        if guides is not None and len(self.conditioning) > 0:
+            stacked = torch.stack([self.aux_projections[name](vector) for name, vector in vectors.items()], dim=1)
+            for step in self.conditioning:
+                x, pending = step(x, pending, stacked, guides)
+        for block in self.blocks:
+            x, pending = block(x, pending)
+        _, latent = norm(self.norm, x, pending)
+        return latent
+
+    def decode(self, latent: Tensor, mask: TokenMask) -> Tensor:
+        """Predict the masked tokens `[B, M, target_dim]` from the visible ones `[B, K, D]`."""
+        position = position_table(self.decoder_pos_embed_spatial, self.decoder_pos_embed_spectral)
+        x = decoder_tokens(self.decoder_embed(latent), self.mask_token[0, 0], mask.ids_restore, position)
+        pending: Tensor | None = None
+        *earlier, last = self.decoder_blocks
+        for block in earlier:
+            x, pending = block(x, pending)
+        assert isinstance(last, Block)
+        x, pending = last.of_tokens(x, pending, mask.ids_masked)
+        _, normed = norm(self.decoder_norm, x, pending)
+        prediction: Tensor = self.decoder_pred(normed)
+        return prediction
+
+    def reconstruction_loss(self, prediction: Tensor, volume: Tensor, ids: Tensor, weights: Tensor | None) -> Tensor:
+        """L2 loss of the prediction `[B, M, target_dim]` of the tokens `ids [B, M]` with `weights [B, M]` or None."""
+        normalize = self.config.normalize_target
+        if self.config.target == "pixels":
+            with torch.no_grad():
+                target = patchify(volume, self.config.patch, ids)
+            return masked_l2_loss(prediction, target, weights=weights, normalize=normalize)
+        projection = self.patch_embed.proj
+        return patch_l2_loss(prediction, volume, projection.weight, projection.bias, ids, weights, normalize=normalize)
+
+    def hsi_encoder(self, *, image_size: int | None = None, bands: int | None = None) -> HSIEncoder:
+        """The HSI encoder alone, over all tokens.
+
+        It shares this model's parameters, apart from position embeddings resized for another `image_size` or `bands`.
+        Its config names no auxiliary images.
+        """
+        size, bands = image_size or self.config.image_size, bands or self.config.bands
+        config = self.config.replace(image_size=size, bands=bands, aux={})
+        with torch.device("meta"):
+            encoder = HSIEncoder(config, self.kernels, self.attention)
+        adopt_parameters(encoder, self)
+        positions = {"pos_embed_spatial": self.pos_embed_spatial, "pos_embed_spectral": self.pos_embed_spectral}
+        for name, resized in resize_positions(dict(positions), config).items():
+            if resized is not positions[name]:
+                setattr(encoder, name, nn.Parameter(resized.detach()))
+        return encoder.train(self.training)

@@ -1,0 +1,97 @@
+"""The losses around the fused ones: which tokens count, and the contrast of volumes with their auxiliary images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import MMMAEConfig
+from .inputs import first_sample, is_distributed
+from .registration import register
+
+VALID_SHARE = 0.3  # a token with a smaller share of valid pixels does not count in the reconstruction loss
+
+
+def token_weights(config: MMMAEConfig, valid: Tensor, ids: Tensor) -> Tensor:
+    """Weight in the reconstruction loss of the tokens `ids [B, M]`: 1 with enough valid pixels, else 0.
+
+    Args:
+        valid: `[B, H, W]` bool.
+
+    Returns:
+        `[B, M]` float32.
+    """
+    _, rows, columns = config.grid
+    share = F.avg_pool2d(register(valid.to(torch.float32), config.image_size)[:, None], config.patch[1:])
+    enough = (share >= VALID_SHARE).to(torch.float32).flatten(1)  # [B, h*w]
+    return enough.gather(1, ids % (rows * columns))
+
+
+def contrastive_loss(
+    config: MMMAEConfig, queries: Tensor, vectors: Mapping[str, Tensor], presence: Mapping[str, Tensor]
+) -> Tensor:
+    """InfoNCE (van den Oord et al., 2018) of each sample against the auxiliary vectors of all samples, of all ranks.
+
+    Args:
+        config: its `temperature` divides the cosine similarities; `symmetric` contrasts vectors against queries too,
+            and takes the mean of both directions, as CLIP does.
+        queries: `[B, D]`, one a sample.
+        vectors: name -> `[B, D]` of the modalities that any sample of this rank has.
+        presence: name -> bool `[B]`: a sample without the modality is neither query nor negative.
+
+    Returns:
+        The mean over the modalities that any sample has; 0 where there is none. Under torch.distributed the mean of
+        this over the ranks is the loss of the joined batch, and so is the mean of its gradients.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        query = _unit(queries)
+        total, modalities = query.new_zeros(()), query.new_zeros(())
+        for name in config.aux if is_distributed() else vectors:
+            if name in vectors:
+                key, has = _unit(vectors[name]), presence[name]
+            else:  # another rank may have it, and every rank takes part in every gather, forward and backward
+                key = torch.zeros_like(query, requires_grad=torch.is_grad_enabled())
+                has = torch.zeros(len(query), dtype=torch.bool, device=query.device)
+            all_has = _of_all_ranks(has)
+            loss = _cross_entropy(query, key, has, all_has, config.temperature)
+            if config.symmetric:
+                loss = (loss + _cross_entropy(key, query, has, all_has, config.temperature)) / 2
+            ranks = len(all_has) // len(has)
+            total = total + loss * ranks / all_has.sum().clamp(min=1)
+            modalities = modalities + all_has.any()
+        return total / modalities.clamp(min=1)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+
+
+def _cross_entropy(query: Tensor, key: Tensor, has: Tensor, all_has: Tensor, temperature: float) -> Tensor:
+    """Sum over this rank's samples that have the modality; shapes do not depend on how many there are."""
+    logits = query @ _of_all_ranks(key).T / temperature
+    # Rows that do not count are made harmless before the softmax: all -inf would be NaN in backward.
+    logits = torch.where(has[:, None], logits.masked_fill(~all_has, float("-inf")), 0.0)
+    own = torch.arange(len(query), device=query.device) + first_sample(len(query))
+    return torch.where(has, F.cross_entropy(logits, own, reduction="none"), 0.0).sum()
+
+
+def _of_all_ranks(local: Tensor) -> Tensor:
+    """`[B, ...]` of each rank put together in rank order, with gradients back to each rank; equal B on all ranks."""
+    return _AllGather.apply(local) if is_distributed() else local  # type: ignore[no-untyped-call]
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        summed = grad.contiguous()
+        torch.distributed.all_reduce(summed)
+        return summed.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]

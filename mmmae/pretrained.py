@@ -1,0 +1,68 @@
+"""Weights and config on disk: safetensors and JSON, written whole or not at all, no pickle."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .config import MMMAEConfig
+
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+
+
+def save_weights(directory: str | Path, config: MMMAEConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write `config.json` and `model.safetensors` into `directory`, which is made if it is not there."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
+    write_atomically(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_atomically(directory / CONFIG_NAME, lambda path: path.write_text(config.to_json() + "\n"))
+
+
+def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]:
+    """Read what `save_weights` wrote, onto the CPU.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is broken.
+    """
+    directory = Path(directory)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory / name}: no such file; expected is a folder with an encoder in it")
+    try:
+        config = MMMAEConfig.from_json((directory / CONFIG_NAME).read_text())
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG_NAME}: {error}") from error
+    try:
+        return config, load_file(directory / WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise ValueError(f"{directory / WEIGHTS_NAME}: no whole safetensors file: {error}") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: a reader finds the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

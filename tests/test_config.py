@@ -1,0 +1,78 @@
+"""The config: presets, derived shapes, JSON both ways, and messages that say what is allowed."""
+
+import json
+
+import pytest
+
+from mmmae import MMMAEConfig
+
+
+def test_base_has_the_shapes_of_the_design():
+    config = MMMAEConfig.preset("base")
+    assert config.grid == (4, 14, 14)
+    assert (config.tokens, config.keep) == (784, 196)
+    assert config.target_dim == 768
+    assert config == MMMAEConfig()
+
+
+@pytest.mark.parametrize("name", ["base", "vit", "tiny"])
+def test_json_round_trip_gives_the_same_config(name):
+    config = MMMAEConfig.preset(name, aux={"vv": 1, "dem": 2}, patch=(4, 14, 14), symmetric=True)
+    text = config.to_json()
+    assert MMMAEConfig.from_json(text) == config
+    assert json.loads(text)["patch"] == [4, 14, 14]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_size": 0}, "image_size is 0, allowed is a whole number >= 1"),
+        ({"image_size": 230}, "image_size is 230, allowed is a multiple of the spatial patch 16 x 16"),
+        ({"bands": 13}, "bands is 13, allowed is a multiple of the spectral patch 3"),
+        ({"bands": "12"}, "bands is '12', allowed is a whole number >= 1"),
+        ({"depth": True}, "depth is True, allowed is a whole number >= 1"),
+        ({"patch": (3, 16)}, "patch is (3, 16), allowed is three whole numbers >= 1"),
+        ({"heads": 7}, "heads is 7, allowed is a divisor of dim 768"),
+        ({"decoder_heads": 3}, "decoder_heads is 3, allowed is a divisor of 512"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio is nan, allowed is a number > 0"),
+        ({"aux": ["ir"]}, "aux is ['ir'], allowed is a mapping"),
+        ({"aux": {"a.b": 1}}, "not 'a.b'"),
+        ({"aux": {"keys": 1}}, "not 'keys'"),
+        ({"aux": {"ir": 0}}, "whole channel counts >= 1, not ir: 0"),
+        ({"aux_encoder": "mlp"}, "aux_encoder is 'mlp', allowed is 'vit' or 'cnn'"),
+        ({"aux_patch": 48}, "aux_patch is 48, allowed is a divisor of image_size 224"),
+        ({"aux_encoder": "cnn", "aux_patch": 6}, "aux_patch is 6, allowed is a multiple of 4"),
+        ({"aux_encoder": "cnn", "aux_dim": 48}, "aux_dim is 48, allowed is a multiple of 32"),
+        ({"conditioning_depth": -1}, "conditioning_depth is -1, allowed is a whole number >= 0"),
+        ({"conditioning_dropout": 1.0}, "conditioning_dropout is 1.0, allowed is a number in [0, 1)"),
+        ({"mask_ratio": 1.0}, "mask_ratio is 1.0, allowed is a number in [0, 1)"),
+        ({"mask_ratio": 0.9999}, "mask_ratio is 0.9999, allowed is small enough to keep one of 784 tokens"),
+        ({"target": "voxels"}, "target is 'voxels', allowed is 'embedding' or 'pixels'"),
+        ({"temperature": 0}, "temperature is 0, allowed is a number > 0"),
+        ({"contrastive_weight": -0.1}, "contrastive_weight is -0.1, allowed is a number >= 0"),
+        ({"symmetric": "yes"}, "symmetric is 'yes', allowed is true or false"),
+        ({"widht": 3}, "unknown field 'widht', allowed is one of image_size, bands"),
+    ],
+)
+def test_a_wrong_value_names_the_field_the_value_and_what_is_allowed(fields, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        MMMAEConfig.preset("base", **fields)
+    assert message in str(error.value)
+
+
+def test_an_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match="preset is 'huge', allowed is one of base, vit, tiny"):
+        MMMAEConfig.preset("huge")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"bands": 13}'])
+def test_broken_json_is_a_value_error(text):
+    with pytest.raises(ValueError, match="config: "):
+        MMMAEConfig.from_json(text)
+
+
+def test_a_config_does_not_change_with_the_mapping_it_was_made_from():
+    aux = {"ir": 1}
+    config = MMMAEConfig(aux=aux)
+    aux["af"] = 1
+    assert config.aux == {"ir": 1}
