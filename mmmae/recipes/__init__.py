@@ -1,0 +1,1 @@
+"""Training runs on Lightning; `mmmae.recipes.pretrain` imports it."""

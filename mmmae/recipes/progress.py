@@ -1,0 +1,56 @@
+"""A progress bar of steps: the run's position, loss, throughput and time left."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINES = 10  # printed over a run where there is no terminal to draw a bar on
+
+
+class StepProgress(Callback):
+    """Draws a bar on a terminal; elsewhere prints a line every tenth of the run."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.progress: Progress | None = None
+        self.last = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin at the step that the run begins at."""
+        self.last = time.perf_counter()
+        if not trainer.is_global_zero or not self.console.is_terminal:
+            return
+        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+        self.progress.start()
+        self.progress.add_task("", total=trainer.max_steps, completed=trainer.global_step)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move on by a step, and log this device's throughput since the last, reading of data included."""
+        now = time.perf_counter()
+        pl_module.log("samples_per_second", len(batch) / (now - self.last))
+        self.last = now
+        metrics, step = trainer.callback_metrics, trainer.global_step
+        text = f"loss {metrics['loss']:.4f}, {metrics['samples_per_second']:.1f} samples/s"
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], completed=step, description=text)
+        elif trainer.is_global_zero and (step % max(trainer.max_steps // LINES, 1) == 0 or step == trainer.max_steps):
+            self.console.print(f"step {step}/{trainer.max_steps}  {text}", highlight=False)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Leave the bar as it stands, after an exception too."""
+        if self.progress is not None:
+            self.progress.stop()

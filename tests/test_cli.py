@@ -1,0 +1,123 @@
+"""The command line as its user meets it: output, exit status, and one line for what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmmae.cli import main
+
+SMALL = ["--set", "image_size=32", "--set", "patch=[3,8,8]", "--steps", "4", "--batch", "2"]
+
+
+def cubes(folder, count=3, bands=12, size=32):
+    folder.mkdir()
+    for number in range(count):
+        cube = np.random.default_rng(number).normal(size=(bands, size, size)).astype(np.float32)
+        np.save(folder / f"subject{number}.npy", cube)
+    return folder
+
+
+def test_info_names_each_op_and_each_reason(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("torch", "patch_embed", "random_masking", "attention", "sdpa", "eager", "serves"):
+        assert word in printed
+
+
+def test_pretraining_alone_runs_on_the_phantom_and_says_that_it_is_generated(tmp_path, capsys):
+    assert main(["pretrain", "--out", str(tmp_path / "run"), *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "generated" in printed
+    assert "preset tiny" in printed
+    assert (tmp_path / "run" / "reconstruction.png").stat().st_size > 0
+
+
+def test_pretraining_reads_folders_and_bands_of_files(tmp_path, capsys):
+    hsi, radar = cubes(tmp_path / "hsi"), cubes(tmp_path / "radar", count=2, bands=2)
+    command = ["pretrain", "--preset", "tiny", "--hsi", str(hsi), "--aux", f"vv={radar}:0", "--aux", f"both={radar}"]
+    assert main([*command, "--out", str(tmp_path / "run"), "--target", "pixels", *SMALL]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert config["aux"] == {"vv": 1, "both": 2}
+    assert config["target"] == "pixels"
+    assert "3 subjects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hsi", "{folder}/none"], "none"),
+        (["--hsi", "{folder}/empty"], "empty"),
+        (["--hsi", "{folder}/truncated"], "subject0.npy"),
+        (["--hsi", "{folder}/nan"], "subject0.npy"),
+        (["--hsi", "{folder}/hsi", "--bands", "0,1,2,3"], "bands is 4, allowed is a multiple of the spectral patch 3"),
+        (["--hsi", "{folder}/hsi", "--bands", "0,1,99"], "99"),
+        (["--hsi", "{folder}/hsi", "--wavelengths", "500,600,700"], "wavelengths"),
+        (["--hsi", "{folder}/hsi", "--aux", "vv"], "--aux is 'vv', expected is NAME=DIR or NAME=DIR:BANDS"),
+        (["--hsi", "{folder}/hsi", "--aux", "vv={folder}/none"], "none"),
+        (["--hsi", "{folder}/hsi", "--batch", "9"], "batch is 9, allowed is at most the number of subjects, 3"),
+        (["--aux", "vv=x"], "--aux needs --hsi"),
+        (["--set", "depth=0"], "depth is 0, allowed is a whole number >= 1"),
+        (["--set", "depth"], "--set is 'depth', expected is FIELD=VALUE"),
+        (["--set", "colour=3"], "unknown field 'colour'"),
+        (["--steps", "0"], "steps is 0"),
+        (["--rgb", "1,2"], "--rgb has 2 bands, expected are three"),
+        (["--rgb", "1,2,30"], "allowed are bands 0..11"),
+        (["--resume", "{folder}/none.ckpt"], "none.ckpt: no such checkpoint"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_status_two_and_writes_nothing(tmp_path, capsys, options, message):
+    cubes(tmp_path / "hsi")
+    (tmp_path / "empty").mkdir()
+    truncated = cubes(tmp_path / "truncated") / "subject0.npy"
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    broken = np.load(cubes(tmp_path / "nan") / "subject0.npy")
+    broken[0, 0, 0] = np.nan
+    np.save(tmp_path / "nan" / "subject0.npy", broken)
+    out = tmp_path / "run"
+    options = [option.format(folder=tmp_path) for option in options]
+    assert main(["pretrain", "--preset", "tiny", "--out", str(out), *SMALL[:4], *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mmmae pretrain: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not out.exists()
+
+
+def test_traceback_is_shown_when_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="steps is 0"):
+        main(["--traceback", "pretrain", "--steps", "0"])
+
+
+def test_python_dash_m_runs_it_and_unknown_commands_are_refused():
+    run = subprocess.run([sys.executable, "-m", "mmmae", "train"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "invalid choice: 'train'" in run.stderr
+
+
+SCENES = Path(os.environ.get("MMMAE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "terramesh"
+
+
+@pytest.mark.skipif(not SCENES.is_dir(), reason=f"needs the TerraMesh scenes at MMMAE_DATA (now {SCENES.parent})")
+@pytest.mark.parametrize("hide_one_radar_file", [False, True])
+def test_tiny_learns_from_the_real_scenes(tmp_path, hide_one_radar_file):
+    radar = tmp_path / "radar"
+    radar.mkdir()
+    for path in sorted((SCENES / "S1RTC").glob("*.tif"))[hide_one_radar_file:]:
+        (radar / path.name).symlink_to(path)
+    command = ["pretrain", "--preset", "tiny", "--target", "pixels", "--steps", "30", "--batch", "5"]
+    folders = ["--hsi", str(SCENES / "S2L2A"), "--aux", f"vv={radar}:0", "--aux", f"vh={radar}:1"]
+    out = tmp_path / "run"
+    assert (
+        main([*command, *folders, "--aux", f"dem={SCENES / 'DEM'}", "--learning-rate", "3e-3", "--out", str(out)]) == 0
+    )
+    rows = (out / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("loss_reconstruction")
+    losses = [float(row.split(",")[column]) for row in rows[1:]]
+    assert losses[-1] < 2 / 3 * losses[0]
+    assert (out / "reconstruction.png").stat().st_size > 10_000

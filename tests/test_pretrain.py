@@ -1,0 +1,159 @@
+"""Pretraining runs: what they write, that they stop and go on, and what they refuse."""
+
+import csv
+import functools
+
+import pytest
+import torch
+
+import mmmae
+from mmmae.data import Phantom
+from mmmae.recipes.pretrain import pretrain
+from mmmae.recipes.sampling import StepSampler
+from mmmae.recipes.settings import PretrainSettings
+
+CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), target="pixels", conditioning_dropout=0.2)
+SETTINGS = PretrainSettings(steps=9, batch=2, warmup=2, checkpoint_every=3)
+
+
+class StopsAfter(Phantom):
+    """A phantom whose reading fails at a given access, as a power cut would."""
+
+    left = 10**9
+
+    def __getitem__(self, index):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("power cut")
+        return super().__getitem__(index)
+
+
+phantom = functools.partial(StopsAfter, 5, 32, 12)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    return out, pretrain(CONFIG, phantom(), out, SETTINGS)
+
+
+def losses(out, version=0):
+    with (out / "logs" / f"version_{version}" / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
+
+
+def test_a_run_leaves_all_it_promises(finished):
+    out, model = finished
+    assert sorted(losses(out)) == list(range(9))
+    for name in ("config.json", "normalization.json", "checkpoints/last.ckpt", "reconstruction.png"):
+        assert (out / name).stat().st_size > 0, name
+    assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
+    encoder = mmmae.HSIEncoder.from_pretrained(out / "encoder")
+    assert torch.equal(encoder.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
+
+
+def test_a_resumed_run_has_the_losses_of_an_undisturbed_one(finished, tmp_path):
+    out, model = finished
+    subjects = phantom()
+    subjects.left = 2 * 7 + 1  # in the eighth step, two steps behind the last checkpoint
+    with pytest.raises(RuntimeError, match="power cut"):
+        pretrain(CONFIG, subjects, tmp_path, SETTINGS)
+    resumed = pretrain(CONFIG, phantom(), tmp_path, SETTINGS, resume="auto")
+    assert sorted(losses(tmp_path, 1)) == [6, 7, 8]
+    undisturbed = losses(out)
+    for step, loss in losses(tmp_path, 1).items():
+        assert loss == undisturbed[step]
+    for name, parameter in resumed.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name)), name
+
+
+def test_resume_auto_without_a_checkpoint_begins_anew(finished, tmp_path):
+    out, _ = finished
+    pretrain(CONFIG, phantom(), tmp_path, SETTINGS, resume="auto")
+    assert losses(tmp_path) == losses(out)
+
+
+def test_workers_do_not_change_the_run(finished, tmp_path):
+    out, _ = finished
+    settings = PretrainSettings(steps=9, batch=2, warmup=2, checkpoint_every=3, workers=2)
+    pretrain(CONFIG, phantom(), tmp_path, settings)
+    assert losses(tmp_path) == losses(out)
+
+
+@pytest.mark.parametrize("target", ["embedding", "pixels"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_picture_is_drawn_for_each_target(tmp_path, target, normalize):
+    config = CONFIG.replace(target=target, normalize_target=normalize)
+    pretrain(config, phantom(), tmp_path, PretrainSettings(steps=1, batch=1, warmup=0))
+    assert (tmp_path / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_run_is_not_overwritten(finished):
+    out, _ = finished
+    with pytest.raises(ValueError, match="holds a run already"):
+        pretrain(CONFIG, phantom(), out, SETTINGS)
+
+
+def test_a_batch_larger_than_the_folder_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="batch is 6, allowed is at most the number of subjects, 5"):
+        pretrain(CONFIG, phantom(), tmp_path / "run", PretrainSettings(batch=6))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[: len(data) // 2], "no whole checkpoint"),
+        (lambda data: b"", "no whole checkpoint"),
+        (lambda data: b"cbuiltins\nexec\n(S'1/0'\ntR.", "no whole checkpoint"),
+    ],
+    ids=["truncated", "empty", "a pickle that runs code"],
+)
+def test_a_broken_checkpoint_is_refused_before_anything_is_written(finished, tmp_path, damage, message):
+    out, _ = finished
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(damage((out / "checkpoints" / "last.ckpt").read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        pretrain(CONFIG, phantom(), tmp_path / "run", SETTINGS, resume=broken)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    out, _ = finished
+    with pytest.raises(ValueError, match=r"is of another model: \S+ is \[64\] in it, \[32\] in the config"):
+        pretrain(CONFIG.replace(dim=32), phantom(), tmp_path / "run", SETTINGS, resume=out / "checkpoints/last.ckpt")
+
+
+def test_subjects_that_do_not_fit_the_config_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the subjects have 6 bands, the config has bands = 12"):
+        pretrain(CONFIG, StopsAfter(5, 32, 6), tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="modalities"):
+        pretrain(CONFIG, StopsAfter(5, 32, 12, aux=("ir",)), tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 0), ("batch", 0), ("learning_rate", 0.0), ("clip", -1.0), ("warmup", 60), ("seed", -1)],
+)
+def test_a_wrong_setting_is_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value}, allowed is"):
+        PretrainSettings(**{field: value})
+
+
+def test_every_pass_shows_each_subject_once_and_no_batch_holds_one_twice():
+    batches = list(StepSampler(7, 3, 8, seed=1))
+    assert len(batches) == 8
+    for first in range(0, 8, 2):
+        shown = batches[first] + batches[first + 1]
+        assert len(set(shown)) == 6
+    assert batches[0] != batches[2]
+
+
+def test_ranks_share_the_batches_of_one_process():
+    whole = list(StepSampler(9, 4, 6, seed=1))
+    ranks = [list(StepSampler(9, 2, 6, seed=1, rank=rank, ranks=2)) for rank in (0, 1)]
+    assert whole == [first + second for first, second in zip(*ranks, strict=True)]
+
+
+def test_a_sampler_that_starts_late_makes_the_same_steps():
+    assert list(StepSampler(7, 3, 8, seed=1, start=3)) == list(StepSampler(7, 3, 8, seed=1))[3:]
