@@ -1,0 +1,126 @@
+"""What is exact: the budget, the closed form of the multiply-adds, the state dict, and what a training step keeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+import mmmae
+from mmmae.profiling.budget import check_budget
+from mmmae.profiling.components import blank_copy
+from mmmae.profiling.counting import count
+
+PRESETS = ("base", "vit", "tiny")
+
+
+def test_base_is_within_its_budget(report):
+    base = report("base")
+    assert check_budget(base) == []
+    assert 90e6 <= base.pretraining.total.parameters <= 110e6
+    assert 10.8e9 <= base.encoder.total.macs <= 13.2e9
+
+
+def test_vit_costs_what_it_says(report):
+    vit = report("vit")
+    assert round(vit.pretraining.total.parameters / 1e6) == 151
+    assert round(vit.encoder.total.macs / 1e9, 1) == 23.3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_two_counters_and_the_closed_form_agree(report, preset):
+    """`profile` raises where torch's counter and fvcore's disagree in a component."""
+    found = report(preset)
+    counted = {row.component: row.macs for row in found.pretraining.rows if row.macs}
+    assert counted == fast_macs(found.config)
+    everything = {row.component: row.macs for row in found.encoder_all.rows}
+    assert everything == encoder_macs(found.config, found.config.tokens)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_references_counters_and_the_closed_form_agree(attention):
+    config = mmmae.MMMAEConfig.preset("tiny")
+    with torch.device("meta"):
+        model = mmmae.ReferenceModel(config, attention)
+    counted = {component: cost.macs for component, cost in count(blank_copy(model), 1).items() if cost.macs}
+    assert counted == reference_macs(config)
+
+
+def linear(rows: int, inputs: int, outputs: int) -> int:
+    return rows * inputs * outputs
+
+
+def attention(queries: int, keys: int, dim: int) -> int:
+    return 2 * queries * keys * dim  # scores, and the mix of values
+
+
+def block(tokens: int, dim: int, ratio: float) -> int:
+    hidden = round(ratio * dim)
+    mlp = linear(tokens, dim, hidden) + linear(tokens, hidden, dim)
+    return linear(tokens, dim, 3 * dim) + attention(tokens, tokens, dim) + linear(tokens, dim, dim) + mlp
+
+
+def encoder_macs(config: mmmae.MMMAEConfig, tokens: int) -> dict[str, int]:
+    pt, ph, pw = config.patch
+    return {
+        "patch_embed": linear(tokens, config.in_channels * pt * ph * pw, config.dim),
+        "blocks": config.depth * block(tokens, config.dim, config.mlp_ratio),
+    }
+
+
+def fast_macs(config: mmmae.MMMAEConfig) -> dict[str, int]:
+    """By component, of one sample with all modalities, derived from the config by hand."""
+    keep, tokens, dim, width, hidden = config.keep, config.tokens, config.dim, config.decoder_dim, config.aux_dim
+    masked, modalities = tokens - keep, len(config.aux)
+    pt, ph, pw = config.patch
+    macs = Counter(encoder_macs(config, keep))
+
+    patches = (config.image_size // config.aux_patch) ** 2
+    for name, channels in config.aux.items():
+        macs[f"aux_encoders.{name}"] = linear(patches, channels * config.aux_patch**2, hidden)
+        macs[f"aux_encoders.{name}"] += config.aux_depth * block(patches, hidden, 4)
+
+    step = linear(keep, dim, 3 * dim) + linear(modalities, dim, 2 * dim)  # the vectors get no query
+    step += attention(keep, keep + modalities, dim) + linear(keep, dim, dim)
+    macs["conditioning"] = modalities * linear(1, hidden, dim) + config.conditioning_depth * step
+
+    last = linear(masked, width, width) + linear(tokens, width, 2 * width) + attention(masked, tokens, width)
+    last += linear(masked, width, width) + linear(masked, width, 4 * width) + linear(masked, 4 * width, width)
+    macs["decoder.embed"] = linear(keep, dim, width)
+    macs["decoder.blocks"] = (config.decoder_depth - 1) * block(tokens, width, 4) + last
+    macs["decoder.pred"] = linear(masked, width, dim)
+    macs["loss"] = linear(masked, config.in_channels * pt * ph * pw, dim)
+    macs["contrastive"] = linear(1, dim, hidden) + modalities * hidden
+    return dict(macs)
+
+
+def reference_macs(config: mmmae.MMMAEConfig) -> dict[str, int]:
+    """The same for the plain model, which does more for the same numbers."""
+    keep, tokens, dim, width, modalities = config.keep, config.tokens, config.dim, config.decoder_dim, len(config.aux)
+    macs = fast_macs(config)
+    del macs["loss"]  # all embeddings exist already
+    macs["patch_embed"] = encoder_macs(config, tokens)["patch_embed"]
+    joined = keep + modalities
+    step = linear(joined, dim, 3 * dim) + attention(joined, joined, dim) + linear(joined, dim, dim)
+    macs["conditioning"] = modalities * linear(1, config.aux_dim, dim) + config.conditioning_depth * step
+    macs["decoder.blocks"] = config.decoder_depth * block(tokens, width, 4)
+    macs["decoder.pred"] = linear(tokens, width, dim)
+    macs["contrastive"] = modalities * (linear(1, dim, config.aux_dim) + config.aux_dim)
+    return macs
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_fast_and_reference_have_the_same_state_dict(preset):
+    config = mmmae.MMMAEConfig.preset(preset)
+    with torch.device("meta"):
+        fast, reference = mmmae.FastModel(config).state_dict(), mmmae.ReferenceModel(config).state_dict()
+    assert {name: tensor.shape for name, tensor in fast.items()} == {
+        name: tensor.shape for name, tensor in reference.items()
+    }
+
+
+@pytest.mark.parametrize("preset", ["base", "vit"])
+def test_the_fast_model_saves_no_more_for_backward_than_the_reference(steps, preset):
+    step = steps(preset)
+    assert step["fast"].saved_bytes <= step["reference sdpa"].saved_bytes < step["reference eager"].saved_bytes

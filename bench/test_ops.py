@@ -1,0 +1,177 @@
+"""Times of each op, forward and backward, at the shapes of `base`, against what a user would write without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import mmmae
+from mmmae_kernels import (
+    add_layer_norm,
+    decoder_tokens,
+    explain,
+    masked_l2_loss,
+    patch_embed,
+    random_masking,
+    use_backend,
+)
+
+Run = Callable[[], Sequence[Tensor]]
+CONFIG = mmmae.MMMAEConfig()
+BACKENDS = ("triton", "native", "eager")
+TOLERANCE = 1e-5  # float32, sums of up to 1568 rows in another order
+
+
+def forward_backward(function: Callable[[], Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Run:
+    """The outputs of a function and the gradients of its inputs, from fixed gradients of the outputs."""
+
+    def outputs() -> tuple[Tensor, ...]:
+        out = function()
+        return out if isinstance(out, tuple) else (out,)
+
+    torch.manual_seed(1)
+    upstream = [torch.randn_like(out) for out in outputs()]
+
+    def run() -> Sequence[Tensor]:
+        out = outputs()
+        return [*(tensor.detach() for tensor in out), *torch.autograd.grad(out, inputs, upstream)]
+
+    return run
+
+
+def each_backend(op: str, run: Run) -> dict[str, Run]:
+    """The same run on every backend that this machine has."""
+
+    def on(backend: str) -> Run:
+        def forced() -> Sequence[Tensor]:
+            with use_backend(backend):
+                return run()
+
+        return forced
+
+    return {backend: on(backend) for backend in BACKENDS if explain(op)[backend] == "serves"}
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(*shape).requires_grad_()
+
+
+def patch_embed_of_visible_tokens(batch: int) -> Mapping[str, Run]:
+    volume = torch.randn(batch, 1, CONFIG.bands, CONFIG.image_size, CONFIG.image_size)
+    ids = random_masking(batch, CONFIG.tokens, CONFIG.keep, seed=0).ids_keep
+    weight, bias, position = leaf(CONFIG.dim, 1, *CONFIG.patch), leaf(CONFIG.dim), leaf(CONFIG.tokens, CONFIG.dim)
+    groups, rows, columns = CONFIG.grid
+    pt, ph, pw = CONFIG.patch
+
+    def gather_then_linear() -> Tensor:
+        grid = volume.view(batch, groups, pt, rows, ph, columns, pw)
+        sample = torch.arange(batch)[:, None]
+        time, row, column = ids // (rows * columns), ids // columns % rows, ids % columns
+        patches = grid[sample, time, :, row, :, column]  # only the asked ones
+        return F.linear(patches.flatten(2), weight.flatten(1), bias) + position[ids]
+
+    def conv_then_gather() -> Tensor:
+        tokens = F.conv3d(volume, weight, bias, stride=CONFIG.patch).flatten(2).transpose(1, 2) + position
+        return tokens.gather(1, ids[:, :, None].expand(-1, -1, CONFIG.dim))
+
+    def ours() -> Tensor:
+        return patch_embed(volume, weight, bias, ids, position)
+
+    inputs = (weight, bias, position)
+    return {
+        "gather, F.linear": forward_backward(gather_then_linear, inputs),
+        "Conv3d, gather": forward_backward(conv_then_gather, inputs),
+        **each_backend("patch_embed", forward_backward(ours, inputs)),
+    }
+
+
+def random_masking_of_all_tokens(batch: int) -> Mapping[str, Run]:
+    """No two draw the same: what is compared is that kept and masked tokens are all tokens, in the order of restore."""
+
+    def put_together(keep: Tensor, masked: Tensor, restore: Tensor) -> Sequence[Tensor]:
+        return [torch.cat([keep, masked], dim=1).gather(1, restore)]
+
+    def two_sorts() -> Sequence[Tensor]:
+        shuffle = torch.rand(batch, CONFIG.tokens).argsort(dim=1)
+        return put_together(shuffle[:, : CONFIG.keep], shuffle[:, CONFIG.keep :], shuffle.argsort(dim=1))
+
+    def ours() -> Sequence[Tensor]:
+        return put_together(*random_masking(batch, CONFIG.tokens, CONFIG.keep, seed=0))
+
+    return {"torch.rand, two argsorts": two_sorts, **each_backend("random_masking", ours)}
+
+
+def decoder_tokens_of_all_tokens(batch: int) -> Mapping[str, Run]:
+    width = CONFIG.decoder_dim
+    mask = random_masking(batch, CONFIG.tokens, CONFIG.keep, seed=0)
+    visible, mask_token, position = leaf(batch, CONFIG.keep, width), leaf(width), leaf(CONFIG.tokens, width)
+
+    def cat_then_gather() -> Tensor:
+        masked = mask_token.expand(batch, CONFIG.tokens - CONFIG.keep, width)
+        shuffled = torch.cat([visible, masked], dim=1)
+        return shuffled.gather(1, mask.ids_restore[:, :, None].expand(-1, -1, width)) + position
+
+    def ours() -> Tensor:
+        return decoder_tokens(visible, mask_token, mask.ids_restore, position)
+
+    inputs = (visible, mask_token, position)
+    return {
+        "cat, gather, add": forward_backward(cat_then_gather, inputs),
+        **each_backend("decoder_tokens", forward_backward(ours, inputs)),
+    }
+
+
+def masked_l2_loss_of_masked_tokens(batch: int) -> Mapping[str, Run]:
+    ids = random_masking(batch, CONFIG.tokens, CONFIG.keep, seed=0).ids_masked
+    prediction, target = leaf(batch, ids.shape[1], CONFIG.dim), torch.randn(batch, CONFIG.tokens, CONFIG.dim)
+
+    def gather_then_mse() -> Tensor:
+        return F.mse_loss(prediction, target.gather(1, ids[:, :, None].expand(-1, -1, CONFIG.dim)))
+
+    def ours() -> Tensor:
+        return masked_l2_loss(prediction, target, ids)
+
+    return {
+        "gather, F.mse_loss": forward_backward(gather_then_mse, (prediction,)),
+        **each_backend("masked_l2_loss", forward_backward(ours, (prediction,))),
+    }
+
+
+def add_layer_norm_of_visible_tokens(batch: int) -> Mapping[str, Run]:
+    x, residual = leaf(batch, CONFIG.keep, CONFIG.dim), leaf(batch, CONFIG.keep, CONFIG.dim)
+    weight, bias = leaf(CONFIG.dim), leaf(CONFIG.dim)
+
+    def add_then_norm() -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return total, F.layer_norm(total, (CONFIG.dim,), weight, bias, 1e-6)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        return add_layer_norm(x, residual, weight, bias)
+
+    inputs = (x, residual, weight, bias)
+    return {
+        "add, F.layer_norm": forward_backward(add_then_norm, inputs),
+        **each_backend("add_layer_norm", forward_backward(ours, inputs)),
+    }
+
+
+CASES = {
+    "patch_embed": (patch_embed_of_visible_tokens, ("gather, F.linear", "Conv3d, gather", *BACKENDS)),
+    "random_masking": (random_masking_of_all_tokens, ("torch.rand, two argsorts", *BACKENDS)),
+    "decoder_tokens": (decoder_tokens_of_all_tokens, ("cat, gather, add", *BACKENDS)),
+    "masked_l2_loss": (masked_l2_loss_of_masked_tokens, ("gather, F.mse_loss", *BACKENDS)),
+    "add_layer_norm": (add_layer_norm_of_visible_tokens, ("add, F.layer_norm", *BACKENDS)),
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "variant"), [(op, variant) for op, (_, variants) in CASES.items() for variant in variants]
+)
+def test_time_of(timed, quick, op, variant):
+    setup, _ = CASES[op]
+    batch = 2 if quick else 8
+    timed(f"{op}, batch {batch}", variant, setup, batch, tolerance=TOLERANCE, rounds=5 if quick else 15)

@@ -1,0 +1,52 @@
+"""Multiply-adds of operators that torch's counter or fvcore's lacks, one formula for both, and which have none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+
+def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int], *rest: object) -> int:
+    """Scores and mix of `[..., Nq, d]` with `[..., Nk, d]` and `[..., Nk, dv]`; absent keys count too."""
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def einsum_macs(equation: str, operands: Sequence[Sequence[int]], *rest: object) -> int:
+    """A product of two operands: one multiply-add for each combination of indices."""
+    names = equation.replace(" ", "").split("->")[0].split(",")
+    if len(names) != 2:
+        raise RuntimeError(f"einsum {equation!r} has {len(names)} operands, the formula is for 2")
+    sizes: dict[str, int] = {}
+    for letters, shape in zip(names, operands, strict=True):
+        sizes |= zip(letters, shape, strict=True)
+    return math.prod(sizes.values())
+
+
+def no_macs(*arguments: object) -> int:
+    """Moves data, or draws numbers."""
+    return 0
+
+
+# From an operator's arguments, with shapes for tensors. An operator of mmmae_kernels has to be here.
+MAC_FORMULAS: dict[str, Callable[..., int]] = {
+    "aten::scaled_dot_product_attention": attention_macs,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": attention_macs,
+    "aten::_scaled_dot_product_flash_attention": attention_macs,
+    "aten::_scaled_dot_product_efficient_attention": attention_macs,
+    "aten::_scaled_dot_product_cudnn_attention": attention_macs,
+    "aten::einsum": einsum_macs,
+    "mmmae::gather_patches": no_macs,
+    "mmmae::philox_noise": no_macs,
+    "mmmae::scatter_patches": no_macs,
+}
+
+# ATen operators without matrix work; those that torch tags as pointwise are not listed.
+WITHOUT_MACS = {
+    *("aminmax", "any", "linalg_vector_norm", "mean", "sum", "var"),
+    *("avg_pool2d", "native_group_norm", "native_layer_norm", "nll_loss_forward", "upsample_bilinear2d"),
+    *("_log_softmax", "_softmax", "nonzero", "sort"),
+    *("_to_copy", "cat", "copy_", "embedding", "gather", "index", "index_select", "scatter", "stack"),
+    *("arange", "full", "full_like", "new_full", "new_ones", "new_zeros", "ones", "ones_like", "scalar_tensor"),
+    *("zeros", "zeros_like"),
+}
+ALLOCATIONS = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
