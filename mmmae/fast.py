@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, patch_l2_loss, patchify
+from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, native, patch_l2_loss, patchify
 
 from .auxiliary import AUX_ENCODERS
 from .config import MMMAEConfig, resolve_config
@@ -46,6 +46,8 @@ def fast_model(
     Raises:
         ValueError: a field or a backend is not allowed; the message says what is.
     """
+    if kernels in ("auto", "native") and not torch.cuda.is_available():
+        native.library()  # warns once if it is missing
     if isinstance(config, nn.Module):
         if not isinstance(config, (ReferenceModel, FastModel)):
             raise ValueError(f"a model of this package is expected, not {type(config).__name__}")

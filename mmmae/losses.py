@@ -46,36 +46,42 @@ def contrastive_loss(
         The mean over the modalities that any sample has; 0 where there is none. Under torch.distributed the mean of
         this over the ranks is the loss of the joined batch, and so is the mean of its gradients.
     """
+    # Every rank takes part in every gather, forward and backward, also for modalities that only others have.
+    names = [name for name in config.aux if is_distributed() or name in vectors]
+    if not names:
+        return queries.new_zeros(())
+    nobody = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
+    keys = torch.stack([vectors[name] if name in vectors else queries * 0.0 for name in names], dim=1)  # [B, m, D]
+    has = torch.stack([presence[name] if name in vectors else nobody for name in names], dim=1)  # [B, m]
     with torch.autocast(queries.device.type, enabled=False):
-        query = _unit(queries)
-        total, modalities = query.new_zeros(()), query.new_zeros(())
-        for name in config.aux if is_distributed() else vectors:
-            if name in vectors:
-                key, has = _unit(vectors[name]), presence[name]
-            else:  # another rank may have it, and every rank takes part in every gather, forward and backward
-                key = torch.zeros_like(query, requires_grad=torch.is_grad_enabled())
-                has = torch.zeros(len(query), dtype=torch.bool, device=query.device)
-            all_has = _of_all_ranks(has)
-            loss = _cross_entropy(query, key, has, all_has, config.temperature)
-            if config.symmetric:
-                loss = (loss + _cross_entropy(key, query, has, all_has, config.temperature)) / 2
-            ranks = len(all_has) // len(has)
-            total = total + loss * ranks / all_has.sum().clamp(min=1)
-            modalities = modalities + all_has.any()
-        return total / modalities.clamp(min=1)
+        query, key, all_has = _unit(queries), _unit(keys), _of_all_ranks(has)
+        logits = torch.einsum("bd,amd->mba", query, _of_all_ranks(key))
+        loss = _cross_entropy(logits / config.temperature, has, all_has)
+        if config.symmetric:
+            logits = torch.einsum("bmd,ad->mba", key, _of_all_ranks(query))
+            loss = (loss + _cross_entropy(logits / config.temperature, has, all_has)) / 2
+        ranks = len(all_has) // len(has)
+        loss = loss * ranks / all_has.sum(0).clamp(min=1)
+        return loss.sum() / all_has.any(0).sum().clamp(min=1)
 
 
 def _unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
-def _cross_entropy(query: Tensor, key: Tensor, has: Tensor, all_has: Tensor, temperature: float) -> Tensor:
-    """Sum over this rank's samples that have the modality; shapes do not depend on how many there are."""
-    logits = query @ _of_all_ranks(key).T / temperature
+def _cross_entropy(logits: Tensor, has: Tensor, all_has: Tensor) -> Tensor:
+    """Sum over this rank's samples that have the modality, `[m]`.
+
+    Args:
+        logits: `[m, B, A]`, of this rank's samples against those of all ranks.
+        has, all_has: bool `[B, m]` and `[A, m]`, which samples have the modality.
+    """
     # Rows that do not count are made harmless before the softmax: all -inf would be NaN in backward.
-    logits = torch.where(has[:, None], logits.masked_fill(~all_has, float("-inf")), 0.0)
-    own = torch.arange(len(query), device=query.device) + first_sample(len(query))
-    return torch.where(has, F.cross_entropy(logits, own, reduction="none"), 0.0).sum()
+    logits = logits.masked_fill(~all_has.T[:, None, :], float("-inf")).masked_fill(~has.T[:, :, None], 0.0)
+    modalities, batch, _ = logits.shape
+    own = torch.arange(batch, device=logits.device) + first_sample(batch)
+    losses = F.cross_entropy(logits.transpose(1, 2), own.expand(modalities, batch), reduction="none")
+    return losses.masked_fill(~has.T, 0.0).sum(1)
 
 
 def _of_all_ranks(local: Tensor) -> Tensor:

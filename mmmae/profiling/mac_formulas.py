@@ -43,8 +43,8 @@ MAC_FORMULAS: dict[str, Callable[..., int]] = {
 # ATen operators without matrix work; those that torch tags as pointwise are not listed.
 WITHOUT_MACS = {
     *("aminmax", "any", "linalg_vector_norm", "mean", "sum", "var"),
-    *("avg_pool2d", "native_group_norm", "native_layer_norm", "nll_loss_forward", "upsample_bilinear2d"),
-    *("_log_softmax", "_softmax", "nonzero", "sort"),
+    *("avg_pool2d", "native_group_norm", "native_layer_norm", "nll_loss_forward", "nll_loss2d_forward"),
+    *("_log_softmax", "_softmax", "nonzero", "sort", "upsample_bilinear2d"),
     *("_to_copy", "cat", "copy_", "embedding", "gather", "index", "index_select", "scatter", "stack"),
     *("arange", "full", "full_like", "new_full", "new_ones", "new_zeros", "ones", "ones_like", "scalar_tensor"),
     *("zeros", "zeros_like"),
