@@ -1,0 +1,64 @@
+# Everything runs in .venv, which the first call makes. `make help` lists the targets, ARGS= reaches pytest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*.$(ending) kernels/mmmae_kernels/*/*.$(ending)))
+
+.DELETE_ON_ERROR:
+.PHONY: test bench lint types sanitize clean help
+
+test: $(VENV)/.native ## run the tests (ARGS="-k patch" and the like are passed to pytest)
+	$(BIN)/python -m pytest tests $(ARGS)
+
+bench: $(VENV)/.native ## run the benches (ARGS=--quick for one minute's worth)
+	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)
+
+lint: $(VENV)/.installed ## check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed ## check types
+	$(BIN)/mypy
+
+# The sanitised library goes into a second copy of the package, which PYTHONPATH puts ahead of the installed one. The
+# sanitisers' own libraries must be in the process before Python; libstdc++ too, or they find no __cxa_throw to wrap and the
+# first exception aborts. --capture=sys: else pytest takes a report for the test's output and loses it when the process ends.
+SANITIZED := build/sanitize
+PRELOAD = $(foreach library,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
+sanitize: $(VENV)/.installed ## run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer (needs GCC)
+	rm -rf $(SANITIZED)/mmmae_kernels
+	MMMAE_NATIVE=1 CMAKE_ARGS=-DMMMAE_SANITIZE=ON \
+	  $(BIN)/python setup.py -q build --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	export LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZED) && \
+	  $(BIN)/python -c 'import mmmae_kernels.native as n; assert "$(SANITIZED)" in n.library().__file__, n.library()' && \
+	  $(BIN)/python -m pytest --capture=sys tests/kernels/test_native.py $(ARGS)
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache kernels/mmmae_kernels/_native*.so
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "mmmae needs Python 3.10 or newer, $(PYTHON) is `$(PYTHON) -V 2>/dev/null || echo missing`; try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) lacks the module venv or ensurepip (Debian and Ubuntu: package python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The build tools first: without build isolation they are the pinned ones, and the native library can be rebuilt by itself.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt Makefile | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools nanobind cmake ninja
+	MMMAE_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Where the compiler, Python's headers and OpenMP are there, a native library that does not build is an error; where one of
+# them is missing, the library is left out and its tests are skipped.
+CAN_BUILD = printf '\#include <Python.h>\n\#include <omp.h>\n' | $(CXX) -fopenmp -fsyntax-only -x c++ - 2>/dev/null \
+  -I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')"
+$(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)
+	@export MMMAE_NATIVE="$${MMMAE_NATIVE-$$($(CAN_BUILD) && echo 1)}" && $(BIN)/python setup.py -q build_ext --inplace
+	@touch $@

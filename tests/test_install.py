@@ -1,0 +1,93 @@
+"""What gets installed: both packages whole, and the native library only where it can be built."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"mmmae": ROOT / "mmmae", "mmmae_kernels": ROOT / "kernels" / "mmmae_kernels"}
+MESSAGE = "mmmae: installing without the native CPU library"
+
+
+def run_setup(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("MMMAE_NATIVE", "CMAKE_ARGS")}
+    command = [sys.executable, "setup.py", "-q", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, check=False)
+
+
+def build_without_compiler(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    for tool in ("cmake", "ninja", "nanobind"):
+        pytest.importorskip(tool)
+    return run_setup("build_ext", "-b", folder / "lib", "-t", folder / "temp", CXX="/nonexistent", **environment)
+
+
+def test_a_wheel_holds_both_packages_whole_and_no_source_of_the_library(tmp_path):
+    done = run_setup("build_py", "--build-lib", tmp_path)
+    assert done.returncode == 0, done.stderr
+    built = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.*") if path.suffix != ".pyc"}
+    wanted = {
+        Path(package) / path.relative_to(folder)
+        for package, folder in PACKAGES.items()
+        for ending in ("*.py", "*.pyi", "py.typed")
+        for path in folder.rglob(ending)
+    }
+    assert built == wanted
+    assert {Path("mmmae/py.typed"), Path("mmmae_kernels/py.typed"), Path("mmmae_kernels/_native.pyi")} <= built
+
+
+def test_the_metadata_names_both_packages_and_the_command(tmp_path):
+    done = run_setup("egg_info", "--egg-base", tmp_path)
+    assert done.returncode == 0, done.stderr
+    info = tmp_path / "mmmae.egg-info"
+    assert (info / "top_level.txt").read_text().split() == ["mmmae", "mmmae_kernels"]
+    assert "mmmae = mmmae.cli:main" in (info / "entry_points.txt").read_text()
+    metadata = (info / "PKG-INFO").read_text()
+    assert "Requires-Python: >=3.10" in metadata
+    assert "License-Expression: Apache-2.0" in metadata
+
+
+def test_without_a_compiler_it_builds_without_the_library_and_says_so_once(tmp_path):
+    done = build_without_compiler(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(MESSAGE) == 1
+    assert "/nonexistent" in done.stderr.split(MESSAGE)[1]
+    assert not list((tmp_path / "lib").rglob("_native*"))
+
+
+def test_switched_off_it_builds_without_the_library_and_says_so_once(tmp_path):
+    done = build_without_compiler(tmp_path, MMMAE_NATIVE="0")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(MESSAGE) == 1
+    assert "MMMAE_NATIVE=0" in done.stderr
+    assert not (tmp_path / "temp" / "native").exists()
+
+
+def test_asked_for_by_name_a_library_that_does_not_build_is_an_error(tmp_path):
+    done = build_without_compiler(tmp_path, MMMAE_NATIVE="1")
+    assert done.returncode != 0
+    assert "mmmae: the native CPU library could not be built" in done.stderr
+
+
+def test_the_pins_cover_every_requirement():
+    tomllib = pytest.importorskip("tomllib")
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    required = [*project["project"]["dependencies"], *extras["dev"], *project["build-system"]["requires"]]
+    for text in required:
+        requirement = Requirement(text)
+        versions = [pin for pin in pins if canonicalize_name(pin.name) == canonicalize_name(requirement.name)]
+        assert versions, f"{requirement.name} is not pinned"
+        for pin in versions:
+            (version,) = pin.specifier
+            assert version.operator == "=="
+            assert version.version in requirement.specifier, f"{pin} does not satisfy {requirement}"
