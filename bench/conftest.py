@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
 import os
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
@@ -79,43 +83,72 @@ def steps(request: pytest.FixtureRequest) -> Callable[[str], dict[str, StepCost]
     return of
 
 
-@pytest.fixture(scope="session")
-def prepare() -> Callable[..., tuple[Mapping[str, Run], Sequence[Tensor]]]:
-    """The variants of a case and what its first one gives; only the last case is kept in memory."""
-    kept: dict[str, tuple[Mapping[str, Run], Sequence[Tensor]]] = {}
+@dataclasses.dataclass
+class Case:
+    """The variants of a case, what the first one gives, and how long each took in each round."""
 
-    def of(case: str, setup: Setup, *arguments: object) -> tuple[Mapping[str, Run], Sequence[Tensor]]:
-        if case not in kept:
+    variants: Mapping[str, Run]
+    expected: Sequence[Tensor]
+    seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    def check(self, name: str, variant: str, tolerance: float) -> None:
+        """Fail if a variant does not give what the first one gives."""
+        for index, (ours, theirs) in enumerate(zip(self.variants[variant](), self.expected, strict=True)):
+            error = relative_error(ours, theirs)
+            assert error <= tolerance, f"{name}: output {index} of {variant} is off by {error:.1e}, so it is not timed"
+
+    def time(self, rounds: int) -> None:
+        """One run of each variant a round, so that a slow moment of the machine hits all of them."""
+        self.seconds = {variant: [] for variant in self.variants}
+        for _ in range(rounds):
+            for variant, run in self.variants.items():
+                start = time.perf_counter()
+                run()
+                self.seconds[variant].append(time.perf_counter() - start)
+
+
+@pytest.fixture(scope="session")
+def prepare() -> Callable[..., Case]:
+    """A case, set up once; only the last one is kept in memory."""
+    kept: dict[str, Case] = {}
+
+    def of(name: str, setup: Setup, *arguments: object) -> Case:
+        if name not in kept:
             kept.clear()
             variants = setup(*arguments)
-            kept[case] = variants, next(iter(variants.values()))()
-        return kept[case]
+            kept[name] = Case(variants, next(iter(variants.values()))())
+        return kept[name]
 
     return of
 
 
 @pytest.fixture
-def timed(request: pytest.FixtureRequest, benchmark, prepare) -> Callable[..., None]:  # type: ignore[no-untyped-def]
-    """Check that a variant gives what the first variant of its case gives, then time it.
+def timed(request: pytest.FixtureRequest, prepare) -> Callable[..., None]:  # type: ignore[no-untyped-def]
+    """Check that a variant gives what the first variant of its case gives, then report its times.
 
-    The first variant is the baseline of the ratios. A variant that the setup left out can't run on this machine.
+    The first variant is the baseline of the ratios. A variant that the setup left out can't run on this machine. The
+    rounds of a case's variants are interleaved; pytest-benchmark gets the times by a timer that replays them.
     """
 
-    def run(case: str, variant: str, setup: Setup, *arguments: object, tolerance: float, rounds: int) -> None:
-        variants, expected = prepare(case, setup, *arguments)
-        if variant not in variants:
-            pytest.skip(f"{variant} does not serve {case} here")
-        for index, (ours, theirs) in enumerate(zip(variants[variant](), expected, strict=True)):
-            error = relative_error(ours, theirs)
-            assert error <= tolerance, f"{case}: output {index} of {variant} is off by {error:.1e}, so it is not timed"
-        benchmark.group = case
-        benchmark.pedantic(variants[variant], rounds=rounds)
-        if benchmark.stats is not None:
-            baseline = next(iter(variants))
-            medians = request.config.stash[MEDIANS].setdefault(case, {baseline: float("nan")})
-            medians[variant] = benchmark.stats.stats.median
+    def run(name: str, variant: str, setup: Setup, *arguments: object, tolerance: float, rounds: int) -> None:
+        case = prepare(name, setup, *arguments)
+        if variant not in case.variants:
+            pytest.skip(f"{variant} does not serve {name} here")
+        case.check(name, variant, tolerance)
+        if not case.seconds:
+            case.time(rounds)
+        request.node.add_marker(pytest.mark.benchmark(group=name, timer=replay(case.seconds[variant])))
+        request.getfixturevalue("benchmark").pedantic(lambda: None, rounds=rounds)
+        medians = request.config.stash[MEDIANS].setdefault(name, {next(iter(case.variants)): float("nan")})
+        medians[variant] = statistics.median(case.seconds[variant])
 
     return run
+
+
+def replay(seconds: Sequence[float]) -> Callable[[], float]:
+    """A timer whose every second answer is later than the one before by the next of `seconds`."""
+    answers = itertools.chain.from_iterable((0.0, duration) for duration in seconds)
+    return lambda: next(answers)
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

@@ -66,11 +66,11 @@ def encoding(preset: str, batch: int) -> Mapping[str, Run]:
 def test_time_of_a_training_step(timed, quick, variant):
     preset, batch = ("tiny", 2) if quick else ("base", 2)
     case = f"{preset}, training step, batch {batch}"
-    timed(case, variant, training_step, preset, batch, tolerance=TOLERANCE, rounds=3)
+    timed(case, variant, training_step, preset, batch, tolerance=TOLERANCE, rounds=5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_time_of_encoding(timed, quick, variant):
     batch = 1 if quick else 2
     case = f"base, encoder over all tokens, batch {batch}"
-    timed(case, variant, encoding, "base", batch, tolerance=TOLERANCE, rounds=1 if quick else 3)
+    timed(case, variant, encoding, "base", batch, tolerance=TOLERANCE, rounds=1 if quick else 5)

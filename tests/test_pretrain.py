@@ -133,7 +133,7 @@ def test_subjects_that_do_not_fit_the_config_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("batch", 0), ("learning_rate", 0.0), ("clip", -1.0), ("warmup", 60), ("seed", -1)],
+    [("steps", 0), ("batch", 0), ("learning_rate", 0.0), ("clip", -1.0), ("warmup", 120), ("seed", -1)],
 )
 def test_a_wrong_setting_is_named(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value}, allowed is"):

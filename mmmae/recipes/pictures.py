@@ -84,7 +84,7 @@ def draw_pixels(
     _show(panels[1], colours(cube, masked), f"masked input, {output.mask.ids_keep.shape[1]} of {config.tokens} tokens")
     _show(panels[2], colours(restored), f"reconstruction{note}")
     drawn = panels[3].imshow(error.cpu().numpy(), cmap="magma")
-    panels[3].set_title("mean absolute error of the masked bands", fontsize=10)
+    panels[3].set_title("mean absolute error of masked bands, normalised", fontsize=10)
     panels[3].set_axis_off()
     figure.colorbar(drawn, ax=panels[3], shrink=0.8)
 
@@ -103,6 +103,8 @@ def draw_pixels(
         )
         spectrum.set_title(f"pixel row {row}, column {column}", fontsize=10, color=f"C{number}")
         spectrum.set_xlabel("band" if wavelengths is None else "wavelength (nm)")
+        if number == 0:
+            spectrum.set_ylabel("before normalisation")
         spectrum.legend(fontsize=8)
     figure.suptitle(f"{batch.names[0]}   (reconstruction loss {output.loss_reconstruction.item():.4f})")
     return figure
@@ -140,7 +142,7 @@ def draw_embeddings(
     def colours(values: Tensor) -> Tensor:
         return ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
 
-    top = float(error.max())
+    top = float(error.quantile(0.99))  # an optic disc or a cloud is not to hide the rest
     for group in range(groups):
         band = min(group * config.patch[0] + config.patch[0] // 2, config.bands - 1)
         _show(panels[group, 0], volume[0, 0, band].cpu().numpy(), f"input, band {band}")
@@ -150,7 +152,7 @@ def draw_embeddings(
         drawn = panels[group, 4].imshow(tokens(error, group)[..., 0], cmap="magma", vmin=0, vmax=top)
         panels[group, 4].set_title("squared error", fontsize=10)
         panels[group, 4].set_axis_off()
-        figure.colorbar(drawn, ax=panels[group, 4], shrink=0.8)
+        figure.colorbar(drawn, ax=panels[group, 4], shrink=0.8, extend="max")
     loss = f"reconstruction loss {output.loss_reconstruction.item():.4f}"
     figure.suptitle(f"{batch.names[0]}   ({loss}; colours: three principal components of the targets)")
     return figure

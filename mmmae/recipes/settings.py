@@ -26,10 +26,10 @@ class PretrainSettings:
         ValueError: a value is not allowed; the message names the field, the value and what is allowed.
     """
 
-    steps: int = 60
+    steps: int = 120
     batch: int = 8
-    learning_rate: float = 1e-3
-    warmup: int = 6
+    learning_rate: float = 3e-4
+    warmup: int = 12
     weight_decay: float = 0.05
     clip: float = 1.0
     seed: int = 0
