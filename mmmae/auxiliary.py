@@ -25,7 +25,8 @@ class AuxiliaryEncoder(nn.Module):
     def forward(self, image: Tensor, present: Tensor) -> Tensor:
         """`[B, C, H, W]` and bool `[B]` -> `[B, aux_dim]`; the row of a sample without the image means nothing."""
         # NaN in an absent image would reach the weights' gradients even through a zero gradient.
-        image = torch.where(present[:, None, None, None], image, 0.0)
+        dtype = next(self.parameters()).dtype
+        image = torch.where(present[:, None, None, None], image.to(dtype), 0.0)
         return self.encode(register(image, self.image_size))
 
     def encode(self, image: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmmae {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"mmmae {options.command}: interrupted", file=sys.stderr)
+        print(f"mmmae {options.command}: interrupted; pretraining goes on with --resume auto", file=sys.stderr)
         return 130
     return 0
 
@@ -77,8 +77,8 @@ def _add_pretrain_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=DIR[:BANDS]",
         help="folder of auxiliary images of the same file stems; :0 or :0,2 picks bands; may be repeated",
     )
-    data.add_argument("--bands", type=_numbers, metavar="I,J,..", help="bands of the cubes to take; default: all")
-    data.add_argument("--wavelengths", type=_decimals, metavar="NM,..", help="the same by wavelength in nm")
+    data.add_argument("--bands", type=band_numbers, metavar="I,J,..", help="bands of the cubes to take; default: all")
+    data.add_argument("--wavelengths", type=wavelengths, metavar="NM,..", help="the same by wavelength in nm")
     data.add_argument("--normalization", type=Path, metavar="FILE", help="statistics to read, or to write if not there")
     model = parser.add_argument_group("model")
     model.add_argument("--preset", choices=list(PRESETS), help="default: tiny without --hsi, base with it")
@@ -87,7 +87,7 @@ def _add_pretrain_options(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("runs/pretrain"), metavar="DIR", help="default: runs/pretrain")
     run.add_argument("--resume", metavar="FILE", help="checkpoint to go on from; auto: the last one in --out, if any")
-    run.add_argument("--rgb", type=_numbers, metavar="R,G,B", help="bands that the picture shows as colours")
+    run.add_argument("--rgb", type=band_numbers, metavar="R,G,B", help="bands that the picture shows as colours")
     from_settings = {
         "steps": "optimiser steps",
         "batch": "samples a step and device",
@@ -141,35 +141,46 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from .recipes.pretrain import pretrain
+    from .recipes.pretrain import find_checkpoint, pretrain, resumed_settings
     from .recipes.settings import PretrainSettings
 
     fields = _fields(options.set)
     if options.target is not None:
         fields["target"] = options.target
     preset = options.preset or ("base" if options.hsi else "tiny")
+    if options.rgb is not None and len(options.rgb) != 3:
+        raise ValueError(f"--rgb has {len(options.rgb)} bands, expected are three")
     changes = {field: getattr(options, field) for field in _setting_defaults() if getattr(options, field) is not None}
     if options.warmup is None and options.steps is not None:
         changes["warmup"] = options.steps // 10
+    checkpoint = find_checkpoint(options.out, options.resume)
+    if checkpoint is not None:
+        changes = {**resumed_settings(checkpoint), **changes}
     settings = PretrainSettings(**changes)
-    if options.rgb is not None and len(options.rgb) != 3:
-        raise ValueError(f"--rgb has {len(options.rgb)} bands, expected are three")
-    subjects = _subjects(options, preset, fields)
+    subjects = _subjects(options, preset, fields, settings.seed)
     config = MMMAEConfig.preset(preset, **{**fields, "bands": subjects.bands, "aux": dict(subjects.modalities)})
     print(f"{subjects!r}\npreset {preset}, {settings.steps} steps of {settings.batch} subjects, into {options.out}")
     pretrain(config, subjects, options.out, settings, resume=options.resume, rgb=options.rgb)
     print(f"wrote {options.out / 'encoder'} and {options.out / 'reconstruction.png'}")
 
 
-def _subjects(options: argparse.Namespace, preset: str, fields: dict[str, Any]) -> Subjects:
+def _subjects(options: argparse.Namespace, preset: str, fields: dict[str, Any], seed: int) -> Subjects:
     from .data import PairedFolder, Phantom
 
-    config = MMMAEConfig.preset(preset, **{key: value for key, value in fields.items() if key != "bands"})
+    for field, source in (("aux", "--aux"), ("in_channels", "cubes, which have one")):
+        if field in fields:
+            raise ValueError(f"--set {field} can't be chosen: it follows from {source}")
     if options.hsi is None:
         for option in ("aux", "bands", "wavelengths", "normalization"):
             if getattr(options, option):
                 raise ValueError(f"--{option} needs --hsi, the folder of cubes")
-        return Phantom(image_size=config.image_size, bands=fields.get("bands", config.bands), seed=options.seed or 0)
+        config = MMMAEConfig.preset(preset, **fields)
+        return Phantom(image_size=config.image_size, bands=config.bands, seed=seed)
+    if "bands" in fields:
+        raise ValueError("--set bands can't be chosen: it follows from the cubes, or from --bands")
+    patch = fields.get("patch")
+    bands = patch[0] if isinstance(patch, list) and patch else MMMAEConfig.preset(preset).patch[0]
+    config = MMMAEConfig.preset(preset, **fields, bands=bands)  # all but the bands, which the files tell
     aux = {}
     for item in options.aux:
         name, _, folder = item.partition("=")
@@ -178,13 +189,15 @@ def _subjects(options: argparse.Namespace, preset: str, fields: dict[str, Any]) 
         if name in aux:
             raise ValueError(f"--aux names {name!r} twice")
         aux[name] = folder
+    config.replace(aux=dict.fromkeys(aux, 1))  # raises if a name can't be registered
+    stored = options.out / "normalization.json"
     return PairedFolder(
         options.hsi,
         aux,
         image_size=config.image_size,
         bands=options.bands,
         wavelengths=options.wavelengths,
-        normalization=options.normalization,
+        normalization=options.normalization or (stored if options.resume and stored.exists() else None),
     )
 
 
@@ -202,9 +215,9 @@ def _fields(items: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def band_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _decimals(text: str) -> tuple[float, ...]:
+def wavelengths(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))

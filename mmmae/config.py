@@ -106,6 +106,7 @@ class MMMAEConfig:
         self._expect("heads", self.dim % self.heads == 0, f"a divisor of dim {self.dim}")
         self._expect("decoder_heads", self.decoder_dim % self.decoder_heads == 0, f"a divisor of {self.decoder_dim}")
         self._expect("mlp_ratio", _is_number(self.mlp_ratio) and self.mlp_ratio > 0, "a number > 0")
+        self._expect("mlp_ratio", round(self.dim * self.mlp_ratio) >= 1, f"enough for one channel of {self.dim}")
         self._check_aux()
         self._expect(
             "conditioning_dropout",
@@ -126,8 +127,9 @@ class MMMAEConfig:
 
     def _check_aux(self) -> None:
         self._expect("aux", isinstance(self.aux, Mapping), "a mapping of name to channels")
+        taken = nn.ModuleDict()
         for name, channels in self.aux.items():
-            is_name = isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name) and not hasattr(nn.ModuleDict, name)
+            is_name = isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name) and not hasattr(taken, name)
             self._expect(
                 "aux", bool(is_name), f"names of letters, digits and _ that PyTorch can register, not {name!r}"
             )

@@ -15,9 +15,10 @@ from mmmae_kernels.attention.op import check_attention
 from mmmae_kernels.registry import check_backend
 
 from .config import MMMAEConfig
+from .initialisation import initialise
 from .inputs import check_hsi
 from .layers import EPSILON, Block, PatchEmbed, norm
-from .position import position_table, resize_spatial, resize_spectral
+from .position import position_table, resize_positions
 from .pretrained import load_weights, save_weights
 from .registration import register
 
@@ -57,8 +58,12 @@ class HSIEncoder(Backbone):
         kernels, attention: see `mmmae.fast_model`.
     """
 
+    def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
+        super().__init__(config, kernels, attention)
+        initialise(self)
+
     def forward(self, hsi: Tensor) -> Tensor:
-        """Encode `[B, C, T, H, W]`, of any H and W, to tokens `[B, N, D]`, token number t*h*w-major.
+        """Encode `[B, C, T, H, W]`, of any H and W, to tokens `[B, N, D]`, row-major over (t, h, w).
 
         Raises:
             ValueError: the volume has another rank, channel count or band count than the config names.
@@ -123,14 +128,14 @@ class HSIEncoder(Backbone):
             FileNotFoundError: a file is not there.
             ValueError: a file is broken, or the weights do not fit the config.
         """
-        config, weights = load_weights(directory)
-        config = config.replace(**overrides)
+        saved, weights = load_weights(directory)
+        config = saved.replace(**overrides)
         with torch.device("meta"):
             encoder = cls(config, kernels, attention)
-        weights.update(resize_positions(weights, config))
         try:
+            weights.update(resize_positions(weights, saved, config))
             encoder.load_state_dict(weights, strict=True, assign=True)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"{directory}: the weights do not fit the config: {error}") from error
         for parameter in encoder.parameters():
             parameter.requires_grad_()
@@ -143,7 +148,7 @@ class LinearClassifier(nn.Module):
     Args:
         encoder: its parameters are the classifier's own `encoder.*`.
         classes: number of classes.
-        freeze_encoder: train the head alone, with the encoder in inference mode.
+        freeze_encoder: train the head alone, without gradients through the encoder.
     """
 
     def __init__(self, encoder: HSIEncoder, classes: int, *, freeze_encoder: bool = False) -> None:
@@ -161,18 +166,6 @@ class LinearClassifier(nn.Module):
             tokens = self.encoder(hsi)
         logits: Tensor = self.head(tokens.mean(dim=1))
         return logits
-
-
-def resize_positions(weights: dict[str, Tensor], config: MMMAEConfig) -> dict[str, Tensor]:
-    """The position embeddings among `weights`, those of a decoder too, on the grid of `config`."""
-    groups, rows, columns = config.grid
-    resized = {}
-    for name, weight in weights.items():
-        if name.endswith("pos_embed_spatial"):
-            resized[name] = resize_spatial(weight, (rows, columns))
-        elif name.endswith("pos_embed_spectral"):
-            resized[name] = resize_spectral(weight, groups)
-    return resized
 
 
 def adopt_parameters(module: nn.Module, source: nn.Module) -> None:

@@ -16,11 +16,12 @@ from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, native, pat
 
 from .auxiliary import AUX_ENCODERS
 from .config import MMMAEConfig, resolve_config
-from .encoder import Backbone, HSIEncoder, adopt_parameters, resize_positions
-from .inputs import Output, check_aux, check_hsi, check_valid, draw_conditioning, draw_mask, draw_seed
+from .encoder import Backbone, HSIEncoder, adopt_parameters
+from .initialisation import initialise
+from .inputs import Output, check_aux, check_hsi, check_valid, draw_conditioning, draw_mask, draw_seed, is_distributed
 from .layers import EPSILON, Block, Conditioning, norm
-from .losses import contrastive_loss, token_weights
-from .position import position_table
+from .losses import contrastive_loss, share_of_rank, token_weights
+from .position import position_table, resize_positions
 from .reference import ReferenceModel, reference_model
 from .registration import register
 
@@ -90,6 +91,7 @@ class FastModel(Backbone):
         self.decoder_pred = nn.Linear(width, config.target_dim)
         if config.aux:
             self.contrastive_head = nn.Linear(dim, config.aux_dim)
+        initialise(self)
 
     def forward(
         self,
@@ -108,7 +110,8 @@ class FastModel(Backbone):
             aux: name -> `[B, C_m, H_m, W_m]` of any size; None or no entry where no sample has the modality.
             present: name -> bool `[B]`, which samples have the modality; no entry where all have it. What stands in
                 the image of a sample that has it not is never looked at.
-            valid: bool `[B, H, W]`, which pixels count in the reconstruction loss; None means all.
+            valid: bool `[B, H, W]`, which pixels count in the reconstruction loss; None means all. The others are
+                encoded all the same and must be finite.
             mask: which tokens are visible; None draws it.
             seed: what the mask and the conditioning dropout are drawn from, with the sample's number in the batch of
                 all ranks; None takes one from torch's default generator.
@@ -133,10 +136,13 @@ class FastModel(Backbone):
             prediction = self.decode(latent, mask)
             weights = None if valid is None else token_weights(config, valid, mask.ids_masked)
             reconstruction = self.reconstruction_loss(prediction, volume, mask.ids_masked, weights)
+            reconstruction = reconstruction * share_of_rank(mask.ids_masked if weights is None else weights)
         contrastive = reconstruction.new_zeros(())
         if config.aux:
             contrastive = contrastive_loss(config, self.contrastive_head(latent.mean(dim=1)), vectors, presence)
         loss = reconstruction + config.contrastive_weight * contrastive
+        if is_distributed():
+            loss = loss + 0.0 * self._sum_of_idle(vectors)
         return Output(loss, reconstruction, contrastive, prediction, latent, mask)
 
     def encode(self, volume: Tensor, ids: Tensor, vectors: Mapping[str, Tensor], guides: Tensor | None) -> Tensor:
@@ -182,6 +188,15 @@ class FastModel(Backbone):
         projection = self.patch_embed.proj
         return patch_l2_loss(prediction, volume, projection.weight, projection.bias, ids, weights, normalize=normalize)
 
+    def _sum_of_idle(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Of parameters that this rank's samples do not use: data-parallel wrappers wait for a gradient of each."""
+        idle = [module for name, module in self.aux_encoders.items() if name not in vectors]
+        idle += [module for name, module in self.aux_projections.items() if name not in vectors]
+        if not vectors:
+            idle += self.conditioning
+        parameters = [parameter for module in idle for parameter in module.parameters()]
+        return torch.stack([parameter.sum() for parameter in parameters]).sum() if parameters else self.mask_token.sum()
+
     def hsi_encoder(self, *, image_size: int | None = None, bands: int | None = None) -> HSIEncoder:
         """The HSI encoder alone, over all tokens.
 
@@ -193,8 +208,10 @@ class FastModel(Backbone):
         with torch.device("meta"):
             encoder = HSIEncoder(config, self.kernels, self.attention)
         adopt_parameters(encoder, self)
-        positions = {"pos_embed_spatial": self.pos_embed_spatial, "pos_embed_spectral": self.pos_embed_spectral}
-        for name, resized in resize_positions(dict(positions), config).items():
-            if resized is not positions[name]:
-                setattr(encoder, name, nn.Parameter(resized.detach()))
+        positions: dict[str, Tensor] = {
+            "pos_embed_spatial": self.pos_embed_spatial,
+            "pos_embed_spectral": self.pos_embed_spectral,
+        }
+        for name, resized in resize_positions(positions, self.config, config).items():
+            setattr(encoder, name, nn.Parameter(resized.detach()))
         return encoder.train(self.training)

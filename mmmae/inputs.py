@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmmae_kernels import TokenMask, random_masking
 from mmmae_kernels.checks import check_device, check_floating, check_ids, check_rank, check_shape
+from mmmae_kernels.random_masking.op import seed_tensor
 from mmmae_kernels.random_masking.reference import DROPOUT_STREAM, philox_noise
 from mmmae_kernels.registry import in_debug_mode
 
@@ -22,7 +23,7 @@ class Output(NamedTuple):
     loss: Tensor  # [] reconstruction + contrastive_weight * contrastive
     loss_reconstruction: Tensor  # []
     loss_contrastive: Tensor  # [] mean over the modalities that are present, 0 if none is
-    prediction: Tensor  # [B, M, D] of the masked tokens, in the order of mask.ids_masked
+    prediction: Tensor  # [B, M, target_dim] of the masked tokens, in the order of mask.ids_masked
     latent: Tensor  # [B, K, D] of the visible tokens, in the order of mask.ids_keep
     mask: TokenMask
 
@@ -59,8 +60,8 @@ def check_aux(
     batch = hsi.shape[0]
     images, presence = {}, {}
     for name, has in present.items():
-        if has.dtype != torch.bool or tuple(has.shape) != (batch,):
-            given = f"{has.dtype} of shape {list(has.shape)}"
+        if not isinstance(has, Tensor) or has.dtype != torch.bool or tuple(has.shape) != (batch,):
+            given = f"{has.dtype} of shape {list(has.shape)}" if isinstance(has, Tensor) else f"a {type(has).__name__}"
             raise ValueError(f"present[{name!r}] is {given}, expected is torch.bool of shape [{batch}]")
         if aux.get(name) is None and not torch.compiler.is_compiling() and bool(has.any()):
             raise ValueError(f"present[{name!r}] says that samples have it, but aux has no image for it")
@@ -97,6 +98,8 @@ def draw_mask(config: MMMAEConfig, hsi: Tensor, mask: TokenMask | None, seed: in
     if mask is None:
         first = first_sample(batch)
         return random_masking(batch, config.tokens, config.keep, seed, device=hsi.device, first_sample=first)
+    if not isinstance(mask, TokenMask):
+        raise ValueError(f"mask is a {type(mask).__name__}, expected is a TokenMask")
     keep, masked = mask.ids_keep.shape[-1], mask.ids_masked.shape[-1]
     if keep == 0 or keep + masked != config.tokens:
         raise ValueError(
@@ -126,7 +129,7 @@ def draw_conditioning(
         return guides
     batch = guides.shape[0]
     samples = torch.arange(first_sample(batch), first_sample(batch) + batch, device=guides.device)
-    key = torch.as_tensor(seed, dtype=torch.int64, device=guides.device)
+    key = seed_tensor(seed).to(guides.device)
     noise: Tensor = philox_noise(key, samples, len(config.aux), DROPOUT_STREAM)
     columns = [list(config.aux).index(name) for name in presence]
     return guides & (noise[:, columns] >= round(config.conditioning_dropout * 2**32))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmmae_kernels.registry import in_debug_mode
+
 from .config import MMMAEConfig
 from .inputs import first_sample, is_distributed
 from .registration import register
@@ -30,6 +32,21 @@ def token_weights(config: MMMAEConfig, valid: Tensor, ids: Tensor) -> Tensor:
     return enough.gather(1, ids % (rows * columns))
 
 
+def share_of_rank(weights: Tensor) -> Tensor | float:
+    """What a mean over this rank's tokens is to be multiplied with, so that the mean over ranks is that of all tokens.
+
+    Args:
+        weights: `[B, M]` of the tokens; integers stand for 1 each.
+    """
+    if not is_distributed():
+        return 1.0
+    total = weights.sum() if weights.is_floating_point() else torch.tensor(weights.numel(), dtype=torch.float32)
+    total = total.to(weights.device)
+    of_all = total.clone()
+    torch.distributed.all_reduce(of_all)
+    return total * torch.distributed.get_world_size() / of_all.clamp(min=1)
+
+
 def contrastive_loss(
     config: MMMAEConfig, queries: Tensor, vectors: Mapping[str, Tensor], presence: Mapping[str, Tensor]
 ) -> Tensor:
@@ -50,6 +67,8 @@ def contrastive_loss(
     names = [name for name in config.aux if is_distributed() or name in vectors]
     if not names:
         return queries.new_zeros(())
+    if is_distributed():
+        _check_batches(queries)
     nobody = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
     keys = torch.stack([vectors[name] if name in vectors else queries * 0.0 for name in names], dim=1)  # [B, m, D]
     has = torch.stack([presence[name] if name in vectors else nobody for name in names], dim=1)  # [B, m]
@@ -63,6 +82,14 @@ def contrastive_loss(
         ranks = len(all_has) // len(has)
         loss = loss * ranks / all_has.sum(0).clamp(min=1)
         return loss.sum() / all_has.any(0).sum().clamp(min=1)
+
+
+def _check_batches(queries: Tensor) -> None:
+    """Raise ValueError if ranks have batches of different size; on GPUs, where it costs a wait, in debug mode alone."""
+    if queries.device.type == "cpu" or in_debug_mode():
+        sizes = _of_all_ranks(torch.tensor([len(queries)], device=queries.device)).tolist()
+        if len(set(sizes)) > 1:
+            raise ValueError(f"the ranks have batches of {sizes} samples, expected is one size")
 
 
 def _unit(vectors: Tensor) -> Tensor:

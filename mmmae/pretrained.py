@@ -14,6 +14,9 @@ from torch import Tensor
 from .config import MMMAEConfig
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+_umask = os.umask(0o077)  # it can only be read by setting it; at import no other thread of ours is there
+os.umask(_umask)
+PERMISSIONS = 0o666 & ~_umask
 
 
 def save_weights(directory: str | Path, config: MMMAEConfig, weights: Mapping[str, Tensor]) -> None:
@@ -55,14 +58,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(PERMISSIONS)
         os.replace(temporary, path)
-    except BaseException:
+    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
+        raise OSError(f"{path}: could not be written: {str(error).splitlines()[0]}") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

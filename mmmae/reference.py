@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mmmae_kernels import TokenMask
 
 from .config import MMMAEConfig, resolve_config
+from .initialisation import initialise
 from .inputs import Output, check_aux, check_hsi, check_valid, draw_conditioning, draw_mask, draw_seed
 
 VALID_SHARE = 0.3  # a token with a smaller share of valid pixels does not count in the reconstruction loss
@@ -38,7 +39,8 @@ def reference_model(
 class ReferenceModel(nn.Module):
     """Multi-modal guided masked autoencoder in plain PyTorch.
 
-    MAE (He et al., 2022) with SpectralGPT's 3D tokens (Hong et al., 2024), guided by auxiliary images.
+    MAE (He et al., 2022) with SpectralGPT's 3D tokens (Hong et al., 2024), guided by auxiliary images. It defines one
+    process with the whole batch; several ranks of the fast model make the same of the joined one.
     """
 
     def __init__(self, config: MMMAEConfig, attention: str = "eager") -> None:
@@ -76,10 +78,7 @@ class ReferenceModel(nn.Module):
 
         if config.aux:
             self.contrastive_head = nn.Linear(dim, config.aux_dim)
-        self.apply(_initialise)
-        for name, parameter in self.named_parameters():
-            if "pos_embed" in name or name == "mask_token":
-                nn.init.trunc_normal_(parameter, std=0.02)
+        initialise(self)
 
     def forward(
         self,
@@ -104,8 +103,9 @@ class ReferenceModel(nn.Module):
         tokens = _take(embedded + _position(self.pos_embed_spectral, self.pos_embed_spatial), mask.ids_keep)
 
         # 3, 4: one vector a modality, and one attention of the tokens to tokens and vectors
+        dtype = self.patch_embed.proj.weight.dtype
         vectors = {
-            name: self.aux_encoders[name](register_image(image, presence[name], self.config.image_size))
+            name: self.aux_encoders[name](register_image(image.to(dtype), presence[name], self.config.image_size))
             for name, image in images.items()
         }  # [B, aux_dim] each
         if vectors:
@@ -202,7 +202,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(config.in_channels, config.dim, kernel_size=config.patch, stride=config.patch)
 
     def forward(self, volume: Tensor) -> Tensor:
-        embedded: Tensor = self.proj(volume)  # [B, D, t, h, w]
+        embedded: Tensor = self.proj(volume.to(self.proj.weight.dtype))  # [B, D, t, h, w]
         return embedded.flatten(2).transpose(1, 2)  # [B, N, D]
 
 
@@ -385,11 +385,3 @@ def _take(tokens: Tensor, ids: Tensor) -> Tensor:
 
 def _position(spectral: Tensor, spatial: Tensor) -> Tensor:
     return (spectral[:, :, None] + spatial[:, None]).flatten(1, 2)  # [1, N, D], token t*h*w-major
-
-
-def _initialise(module: nn.Module) -> None:
-    """As in MAE: Xavier for linear layers and patch embeddings (seen as linear), zero biases."""
-    if isinstance(module, (nn.Linear, nn.Conv3d)) or (isinstance(module, nn.Conv2d) and module.stride != (1, 1)):
-        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

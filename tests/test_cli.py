@@ -66,6 +66,11 @@ def test_pretraining_reads_folders_and_bands_of_files(tmp_path, capsys):
         (["--set", "colour=3"], "unknown field 'colour'"),
         (["--steps", "0"], "steps is 0"),
         (["--rgb", "1,2"], "--rgb has 2 bands, expected are three"),
+        (["--set", "aux={}"], "--set aux can't be chosen: it follows from --aux"),
+        (["--set", "in_channels=2"], "--set in_channels can't be chosen"),
+        (["--hsi", "{folder}/hsi", "--set", "bands=6"], "--set bands can't be chosen"),
+        (["--hsi", "{folder}/hsi", "--aux", "type={folder}/hsi"], "not 'type'"),
+        (["--device", "cuda:9"], "device is 'cuda:9', which does not serve"),
         (["--rgb", "1,2,30"], "allowed are bands 0..11"),
         (["--resume", "{folder}/none.ckpt"], "none.ckpt: no such checkpoint"),
     ],
@@ -80,7 +85,7 @@ def test_bad_input_is_one_line_and_status_two_and_writes_nothing(tmp_path, capsy
     broken[0, 0, 0] = np.nan
     np.save(tmp_path / "nan" / "subject0.npy", broken)
     out = tmp_path / "run"
-    options = [option.format(folder=tmp_path) for option in options]
+    options = [option.replace("{folder}", str(tmp_path)) for option in options]
     assert main(["pretrain", "--preset", "tiny", "--out", str(out), *SMALL[:4], *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("mmmae pretrain: ")

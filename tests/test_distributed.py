@@ -1,4 +1,4 @@
-"""Several ranks against one process with the joined batch: masks and the contrastive loss, over gloo."""
+"""Several ranks against one process with the joined batch: masks, both losses and every gradient, over gloo."""
 
 import pytest
 import torch
@@ -22,6 +22,13 @@ def joined_batch():
     return hsi, aux, {name: torch.tensor(flags) for name, flags in PRESENT.items()}
 
 
+def valid():
+    """The two halves of the batch count different shares of their tokens."""
+    mask = torch.ones(4, 64, 64, dtype=torch.bool)
+    mask[0], mask[1, :32], mask[3, :, :16] = False, False, False
+    return mask
+
+
 def build(symmetric):
     torch.manual_seed(0)
     return mmmae.fast_model("tiny", symmetric=symmetric, **FIELDS)
@@ -35,15 +42,16 @@ def run(rank, ranks, symmetric, address, results):
     # A rank whose samples all lack a modality does not even have the image.
     aux = {name: image[rows] for name, image in aux.items() if present[name][rows].any()}
     model = build(symmetric)
-    output = model(hsi[rows], aux, {name: flags[rows] for name, flags in present.items()}, seed=7)
+    # The wrapper averages gradients, and fails if a parameter gets none.
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    output = wrapped(hsi[rows], aux, {name: flags[rows] for name, flags in present.items()}, valid()[rows], seed=7)
     output.loss.backward()
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        distributed.all_reduce(parameter.grad)
     loss = output.loss.detach().clone()
     distributed.all_reduce(loss)
-    gradients = {name: (p.grad / ranks).numpy() for name, p in model.named_parameters()}
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
     results.put((rank, (loss / ranks).item(), output.mask.ids_keep.numpy(), gradients))
+    with pytest.raises(ValueError, match=r"the ranks have batches of \[1, 2\] samples"):
+        model(hsi[: rank + 1], seed=7)
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -52,7 +60,7 @@ def run(rank, ranks, symmetric, address, results):
 def test_two_ranks_equal_one_process_with_the_joined_batch(symmetric, tmp_path):
     model = build(symmetric)
     hsi, aux, present = joined_batch()
-    expected = model(hsi, aux, present, seed=7)
+    expected = model(hsi, aux, present, valid(), seed=7)
     expected.loss.backward()
 
     context = multiprocessing.get_context("spawn")

@@ -133,6 +133,27 @@ def test_resizing_keeps_a_smooth_position_embedding_in_place(model):
     assert torch.allclose(spectral[1:-1], (torch.arange(8)[1:-1] + 0.5) / 2 - 0.5)
 
 
+def test_grids_that_are_not_square_are_kept_and_resized(hsi, tmp_path):
+    model = mmmae.fast_model("tiny", patch=(3, 32, 8))
+    assert torch.equal(model.hsi_encoder().pos_embed_spatial, model.pos_embed_spatial)
+    model.hsi_encoder().save_pretrained(tmp_path)
+    ramp = torch.linspace(-1, 1, 28).repeat(7)
+    with torch.no_grad():
+        model.pos_embed_spatial[0] = ramp[:, None].expand(196, 64)
+    resized = model.hsi_encoder(image_size=448).pos_embed_spatial[0, :, 0].view(14, 56)
+    assert (resized - resized[:1]).abs().max() < 1e-5
+    assert (resized[0, 4:-4].diff() - 1 / 27).abs().max() < 1e-5
+    assert mmmae.HSIEncoder.from_pretrained(tmp_path, image_size=448).pos_embed_spatial.shape == (1, 14 * 56, 64)
+
+
+def test_weights_of_another_grid_than_their_config_says_are_refused(model, tmp_path):
+    model.hsi_encoder().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "image_size": 240}))
+    with pytest.raises(ValueError, match=r"pos_embed_spatial has shape \[1, 196, 64\], expected is \[1, 225, D\]"):
+        mmmae.HSIEncoder.from_pretrained(tmp_path)
+
+
 def test_another_patch_does_not_fit_the_weights(model, tmp_path):
     model.hsi_encoder().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"(?s)the weights do not fit the config: .*patch_embed.proj.weight"):

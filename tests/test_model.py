@@ -111,7 +111,6 @@ def test_a_given_mask_is_used(model):
 def test_the_reconstruction_target_gets_no_gradient(model):
     # With the decoder cut off, nothing but a live target could move the patch embedding.
     hsi, _ = batch_of(1)
-    output = model(hsi, seed=1)
     for name, parameter in model.named_parameters():
         if name.startswith("decoder_embed"):
             torch.nn.init.zeros_(parameter)
@@ -177,6 +176,62 @@ def test_no_valid_pixel_gives_no_loss_and_no_gradient(model):
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_loss_is_made_of_its_parts_and_infonce_is_what_it_says(symmetric):
+    for builder in BUILDERS:
+        model = build(builder, symmetric=symmetric, temperature=0.2, contrastive_weight=0.7)
+        hsi, aux = batch_of(3)
+        output = model(hsi, {"ir": aux["ir"]}, seed=3)
+        query = model.contrastive_head(output.latent.mean(1))
+        seen = []
+        hook = model.aux_encoders.ir.register_forward_hook(lambda module, inputs, vector: seen.append(vector))  # noqa: B023
+        model(hsi, {"ir": aux["ir"]}, seed=3)
+        hook.remove()
+        cosine = torch.nn.functional.cosine_similarity(query[:, None], seen[0][None], dim=-1)
+        shares = (cosine / 0.2).exp()
+        expected = -(shares.diag() / shares.sum(1)).log().mean()
+        if symmetric:
+            expected = (expected - (shares.diag() / shares.sum(0)).log().mean()) / 2
+        assert output.loss_contrastive.item() == pytest.approx(expected.item(), rel=1e-5)
+        total = output.loss_reconstruction.item() + 0.7 * expected.item()
+        assert output.loss.item() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_inputs_of_any_float_type_go_through_weights_of_another(model, dtype):
+    hsi, aux = batch_of(2)
+    expected = model(hsi, aux, seed=3).loss.item()
+    given = model(hsi.to(dtype), {name: image.to(dtype) for name, image in aux.items()}, seed=3).loss.item()
+    assert given == pytest.approx(expected, rel=1e-6 if dtype == torch.float64 else 2**-7)
+    model.to(dtype)
+    assert model(hsi, aux, seed=3).loss.item() == pytest.approx(expected, rel=1e-5 if dtype == torch.float64 else 0.1)
+    assert model.hsi_encoder()(hsi).dtype == dtype
+
+
+def test_autocast_keeps_to_the_error_of_the_reference_under_autocast():
+    hsi, aux = batch_of(2)
+    exact = build(mmmae.reference_model).double()(hsi.double(), aux, seed=3)
+    errors = {}
+    for builder in BUILDERS:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = build(builder)(hsi, aux, seed=3)
+        output.loss.backward()
+        for name in ("latent", "prediction"):
+            wanted = getattr(exact, name).detach()
+            errors[builder, name] = (getattr(output, name).detach() - wanted).norm() / wanted.norm()
+    for name in ("latent", "prediction"):
+        assert errors[mmmae.fast_model, name] <= 2 * errors[mmmae.reference_model, name]
+
+
+@pytest.mark.parametrize("cls", [mmmae.FastModel, mmmae.HSIEncoder])
+def test_a_model_made_from_a_config_is_initialised(cls):
+    torch.manual_seed(0)
+    for name, parameter in cls(mmmae.MMMAEConfig.preset("tiny")).named_parameters():
+        assert parameter.isfinite().all(), name
+        assert parameter.abs().max() <= 3, name
+        assert parameter.any() or name.endswith("bias"), name
+
+
 def test_fast_model_has_the_weights_of_the_reference_under_one_seed():
     reference, fast = build(mmmae.reference_model), build(mmmae.fast_model)
     for name, weight in reference.state_dict().items():
@@ -233,6 +288,9 @@ MASK = random_masking(2, 784, 196, seed=1)
         ({"mask": MASK._replace(ids_restore=MASK.ids_restore - 1)}, "mask.ids_restore has a token number -1"),
         ({"mask": TokenMask(*(ids[:1] for ids in MASK))}, r"mask.ids_keep has shape \[1, 196\]"),
         ({"seed": 2**70}, "seed is .*, allowed is a 64-bit integer"),
+        ({"seed": 1.7}, "seed is 1.7, allowed is a 64-bit integer"),
+        ({"mask": tuple(MASK)}, "mask is a tuple, expected is a TokenMask"),
+        ({"aux": {"ir": AUX}, "present": {"ir": [True, True]}}, r"present\['ir'\] is a list, expected is torch.bool"),
     ],
 )
 def test_a_bad_input_says_what_was_given_and_what_is_expected(model, arguments, message):

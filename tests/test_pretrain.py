@@ -1,17 +1,21 @@
 """Pretraining runs: what they write, that they stop and go on, and what they refuse."""
 
 import csv
+import dataclasses
 import functools
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 import mmmae
-from mmmae.data import Phantom
-from mmmae.recipes.pretrain import pretrain
+from mmmae.data import Normalization, Phantom
+from mmmae.recipes.pictures import unpatchify
+from mmmae.recipes.pretrain import Pretraining, pretrain, read_checkpoint
 from mmmae.recipes.sampling import StepSampler
 from mmmae.recipes.settings import PretrainSettings
+from mmmae_kernels import patchify
 
 CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), target="pixels", conditioning_dropout=0.2)
 SETTINGS = PretrainSettings(steps=9, batch=2, warmup=2, checkpoint_every=3)
@@ -138,10 +142,139 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(finis
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that a power cut ended in its eighth step, two steps behind its checkpoint."""
+    out = tmp_path_factory.mktemp("runs") / "stopped"
+    subjects = phantom()
+    subjects.left = 2 * 7 + 1
+    with pytest.raises(RuntimeError, match="power cut"):
+        pretrain(CONFIG, subjects, out, SETTINGS)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "message"),
+    [
+        ({"dim": 32}, {}, "dim is 32, but the run of .* has 64"),
+        ({"mask_ratio": 0.5}, {}, "mask_ratio is 0.5, but the run of .* has 0.75"),
+        ({}, {"steps": 12}, "steps is 12, but the run of .* has 9"),
+        ({}, {"batch": 1}, "batch is 1, but the run of .* has 2"),
+        ({}, {"learning_rate": 1e-5}, "learning_rate is 1e-05, but the run of .* has 0.0003"),
+    ],
+    ids=str,
+)
+def test_what_would_make_another_run_of_it_is_refused_on_resume(stopped, fields, settings, message):
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        pretrain(CONFIG.replace(**fields), phantom(), stopped, dataclasses.replace(SETTINGS, **settings), resume="auto")
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_other_statistics_are_refused_on_resume(stopped):
+    others = Normalization({**phantom().normalization.percentiles, "ir": ((0.0, 1.0, 2.0),)})
+    subjects = type("Rescaled", (StopsAfter,), {"normalization": others})(5, 32, 12)
+    with pytest.raises(ValueError, match="statistics of the subjects are not those of the run"):
+        pretrain(CONFIG, subjects, stopped, SETTINGS, resume="auto")
+
+
+def test_a_finished_run_has_no_step_left_to_resume(finished):
     out, _ = finished
-    with pytest.raises(ValueError, match=r"is of another model: \S+ is \[64\] in it, \[32\] in the config"):
-        pretrain(CONFIG.replace(dim=32), phantom(), tmp_path / "run", SETTINGS, resume=out / "checkpoints/last.ckpt")
+    with pytest.raises(ValueError, match="its run has made all of its 9 steps"):
+        pretrain(CONFIG, phantom(), out, SETTINGS, resume="auto")
+
+
+def test_the_last_checkpoint_is_of_the_last_step_whatever_the_interval(tmp_path):
+    settings = dataclasses.replace(SETTINGS, steps=4)
+    pretrain(CONFIG, phantom(), tmp_path, settings)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
+def test_a_folder_with_another_run_is_not_resumed_into(finished, stopped, tmp_path):
+    out, _ = finished
+    with pytest.raises(ValueError, match="holds a run already"):
+        pretrain(CONFIG, phantom(), out, SETTINGS, resume=stopped / "checkpoints" / "last.ckpt")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a run already"):
+        pretrain(CONFIG, phantom(), tmp_path, SETTINGS)
+
+
+def test_a_run_goes_on_in_a_folder_of_its_own(finished, stopped, tmp_path):
+    out, _ = finished
+    pretrain(CONFIG, phantom(), tmp_path / "new", SETTINGS, resume=stopped / "checkpoints" / "last.ckpt")
+    undisturbed = losses(out)
+    assert losses(tmp_path / "new") == {step: undisturbed[step] for step in (6, 7, 8)}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_subjects(tmp_path):
+    settings = dataclasses.replace(SETTINGS, learning_rate=1e30, clip=1e30, warmup=0)
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) in step \d, of phantom-\S+, phantom-\S+; "):
+        pretrain(CONFIG, phantom(), tmp_path, settings)
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_an_interrupted_run_raises_keyboard_interrupt_and_can_be_resumed(finished, tmp_path):
+    class Interrupted(StopsAfter):
+        def __getitem__(self, index):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return Phantom.__getitem__(self, index)
+
+    subjects = Interrupted(5, 32, 12)
+    subjects.left = 2 * 4 + 1
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(CONFIG, subjects, tmp_path, SETTINGS)
+    assert not (tmp_path / "encoder").exists()
+    pretrain(CONFIG, phantom(), tmp_path, SETTINGS, resume="auto")
+    undisturbed = losses(finished[0])
+    assert losses(tmp_path, 1) == {step: undisturbed[step] for step in range(3, 9)}
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="device is 'quantum', which does not serve"):
+        pretrain(CONFIG, phantom(), tmp_path / "run", dataclasses.replace(SETTINGS, device="quantum"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_biases_norms_and_positions_do_not_decay():
+    module = Pretraining(mmmae.fast_model(CONFIG), SETTINGS)
+    decaying, others = module.configure_optimizers()["optimizer"].param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
+    names = {id(parameter): name for name, parameter in module.model.named_parameters()}
+    decaying, others = ({names[id(parameter)] for parameter in group["params"]} for group in (decaying, others))
+    assert {"blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "decoder_pred.weight"} <= decaying
+    plain = {"blocks.0.attn.qkv.bias", "blocks.0.norm1.weight", "pos_embed_spatial", "mask_token"}
+    assert plain | {"decoder_pos_embed_spectral", "aux_encoders.ir.pos_embed"} <= others
+    assert len(decaying) + len(others) == len(names)
+
+
+def test_the_learning_rate_warms_up_and_follows_half_a_cosine(finished):
+    out, _ = finished
+    with (out / "logs" / "version_0" / "metrics.csv").open() as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    expected = [0.5, 1.0] + [0.5 * (1 + math.cos(math.pi * step / 7)) for step in range(7)]
+    assert rates == pytest.approx([3e-4 * factor for factor in expected], rel=1e-6)
+
+
+def test_every_step_has_a_mask_of_its_own_and_counts_valid_pixels_alone(tmp_path, monkeypatch):
+    calls = []
+    forward = mmmae.FastModel.forward
+
+    def watched(self, hsi, aux, present, valid, *, seed):
+        calls.append((seed, valid.float().mean().item()))
+        return forward(self, hsi, aux, present, valid, seed=seed)
+
+    monkeypatch.setattr(mmmae.FastModel, "forward", watched)
+    pretrain(CONFIG, phantom(), tmp_path, dataclasses.replace(SETTINGS, steps=3))
+    assert len({seed for seed, _ in calls[:3]}) == 3
+    assert all(0.3 < share < 1 for _, share in calls)
+
+
+def test_unpatchify_undoes_patchify():
+    config = mmmae.MMMAEConfig.preset("tiny", image_size=48, patch=(4, 8, 16), in_channels=2, aux={})
+    volume = torch.randn(2, 2, 12, 48, 48)
+    assert torch.equal(unpatchify(patchify(volume, config.patch), config), volume)
 
 
 def test_subjects_that_do_not_fit_the_config_are_refused(tmp_path):

@@ -25,7 +25,7 @@ class Implementation:
     """
 
     function: Callable[..., Any]
-    can_run: Callable[..., Reason] = lambda *args: None
+    can_run: Callable[..., Reason] = lambda *args, **kwargs: None
     available: Callable[[], Reason] = lambda: None
 
 
@@ -87,27 +87,27 @@ def choose(op: str, *args: Any, forced: str | None = None) -> Callable[..., Any]
     raise ValueError(f"{op}: the backend {backend!r} can't serve this call: {reason}")
 
 
-def explain(op: str | None = None, *args: Any) -> dict[str, Any]:
+def explain(op: str | None = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Per implementation of `op`: "serves", or the reason why it does not.
 
     Args:
         op: an op's name; None for a dict of all ops.
-        args: those of a call, in order; without any the answer is for this machine, not for a call.
+        args, kwargs: those of a call; without any the answer is for this machine, not for a call.
     """
     if op is None:
         return {name: explain(name) for name in _implementations}
     if op not in _implementations:
         raise ValueError(f"op is {op!r}, allowed is one of {', '.join(_implementations)}")
-    return {backend: _reason(op, backend, *args) or "serves" for backend in _implementations[op]}
+    return {backend: _reason(op, backend, *args, **kwargs) or "serves" for backend in _implementations[op]}
 
 
-def _reason(op: str, backend: str, *args: Any) -> Reason:
+def _reason(op: str, backend: str, *args: Any, **kwargs: Any) -> Reason:
     implementation = _implementations[op][backend]
     if implementation is None:
         return "no such implementation"
     reason = implementation.available()
-    if reason is None and args:
-        reason = implementation.can_run(*args)
+    if reason is None and (args or kwargs):
+        reason = implementation.can_run(*args, **kwargs)
     return reason
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..pretrained import write_atomically
 from .cube import Cube
 
 PERCENTILES = (2, 50, 98)
@@ -63,17 +63,8 @@ class Normalization:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file; a reader sees the old file or the new one, never a part."""
-        path = Path(path)
         content = {"format": FORMAT, "percentiles": self.percentiles, "selection": self.selection}
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(Path(path), lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Normalization":

@@ -24,19 +24,16 @@ from .sampling import Subjects
 GREY = 0.5  # of what the model was not shown
 
 
-def save_picture(
-    path: Path, model: FastModel, subjects: Subjects, *, seed: int = 0, rgb: tuple[int, int, int] | None = None
-) -> None:
-    """Draw the reconstruction of the first subject to a PNG.
+def draw(model: FastModel, subjects: Subjects, *, seed: int = 0, rgb: tuple[int, int, int] | None = None) -> Figure:
+    """Draw the reconstruction of the first subject.
 
     For `target="pixels"`: input, masked input, reconstruction, error, and spectra of three pixels. For
     `target="embedding"` the model predicts no pixels, so the picture shows what it does predict: embeddings, in three
     colours that are the principal components of the targets, and their error.
 
     Args:
-        path: written whole or not at all.
         model: in evaluation mode.
-        subjects: the first is drawn, with its batch mates left out.
+        subjects: the first is drawn, without batch mates.
         seed: of the mask.
         rgb: bands shown as red, green and blue; None spreads three over the spectrum.
     """
@@ -44,8 +41,12 @@ def save_picture(
     batch = collate([subjects[0]], list(subjects.modalities)).to(device)
     with torch.no_grad():
         output = model(batch.hsi, batch.aux, batch.present, batch.valid, seed=seed)
-    draw = draw_pixels if model.config.target == "pixels" else draw_embeddings
-    figure = draw(model, subjects, batch, output, rgb)
+    draw_target = draw_pixels if model.config.target == "pixels" else draw_embeddings
+    return draw_target(model, subjects, batch, output, rgb)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
@@ -123,7 +124,8 @@ def draw_embeddings(
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + NORMALIZE_EPSILON).sqrt()
     masked_ids = output.mask.ids_masked[0]
     centre = target.mean(0)
-    _, _, axes = torch.pca_lowrank(target - centre, q=3, center=False)
+    centred: Tensor = (target - centre).double()
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].to(target.dtype)  # the three of most variance
     shown = (target - centre) @ axes  # [N, 3]
     low, high = shown.quantile(0.02, 0), shown.quantile(0.98, 0)
     predicted = shown.clone()
@@ -140,7 +142,8 @@ def draw_embeddings(
         return values.reshape(groups, height, width, -1)[group].cpu().numpy()
 
     def colours(values: Tensor) -> Tensor:
-        return ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        scaled: Tensor = (values - low) / (high - low).clamp(min=1e-12)
+        return scaled.clamp(0, 1)
 
     top = float(error.quantile(0.99))  # an optic disc or a cloud is not to hide the rest
     for group in range(groups):

@@ -13,19 +13,20 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from ..config import MMMAEConfig
-from ..data import Batch
+from ..data import Batch, Normalization
 from ..fast import FastModel, fast_model
 from ..pretrained import write_atomically
-from .pictures import save_picture
+from .pictures import draw, save_figure
 from .progress import StepProgress
 from .sampling import StepSampler, SubjectData, Subjects
-from .settings import PretrainSettings
+from .settings import FREE_SETTINGS, PretrainSettings
 
 
 class Pretraining(lightning.LightningModule):
@@ -39,11 +40,20 @@ class Pretraining(lightning.LightningModule):
         """The loss of one step, under a mask that (seed, step, sample) alone decide."""
         seed = self.settings.seed * 2**32 + self.global_step
         output = self.model(batch.hsi, batch.aux, batch.present, batch.valid, seed=seed)
+        if not torch.isfinite(output.loss):
+            raise ValueError(
+                f"the loss is {output.loss.item()} in step {self.global_step + 1}, of {', '.join(batch.names)}; "
+                "a lower learning rate may help, and the last checkpoint is from before"
+            )
         self.log("loss", output.loss.detach())
         self.log("loss_reconstruction", output.loss_reconstruction.detach())
         self.log("loss_contrastive", output.loss_contrastive.detach())
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return output.loss  # type: ignore[no-any-return]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the run was made with."""
+        checkpoint["run"] = _describe(self.model.config, self.settings)
 
     def configure_optimizers(self) -> Any:
         """AdamW with betas (0.9, 0.95) as in MAE, linear warm-up and cosine."""
@@ -79,52 +89,62 @@ def pretrain(
 ) -> FastModel:
     """Pretrain a model and leave the run's folder.
 
-    The folder then holds `config.json`, `normalization.json`, `checkpoints/`, `logs/` (CSV, and TensorBoard where it is
-    installed), `encoder/` for `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`.
+    The folder then holds `config.json`, `normalization.json`, `checkpoints/last.ckpt`, `logs/` (CSV, and TensorBoard
+    where it is installed), `encoder/` for `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`.
 
     Args:
         config: of the model; its bands and modalities are those of the subjects.
         subjects: a `PairedFolder`, `Phantom` or the like.
         out: the run's folder.
         settings: None means the defaults.
-        resume: a checkpoint to go on from, or `auto` for the last one in `out` if there is one.
+        resume: a checkpoint to go on from, or `auto` for the one in `out` if there is one. The run then has the losses
+            of one that was never stopped, which is why config, settings and statistics must be those of its beginning.
         rgb: bands that the picture shows as red, green and blue; None spreads three over the spectrum.
 
     Raises:
-        ValueError: subjects and config do not fit, the folder holds another run, or a checkpoint is broken.
+        ValueError: subjects and config do not fit, the folder holds another run, a checkpoint is broken or of another
+            run, or a loss is not finite.
+        OSError: a file can't be read or written.
+        KeyboardInterrupt: the run was interrupted; it can be resumed.
     """
     settings = settings or PretrainSettings()
     out = Path(out)
     _check_subjects(config, subjects, rgb)
     StepSampler(len(subjects), settings.batch, settings.steps, settings.seed)  # raises if a batch can't be filled
-    path = _find_checkpoint(out, resume)
+    checkpoint = find_checkpoint(out, resume)
+    if checkpoint is not None:
+        _check_resumed(checkpoint, config, settings)
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
+    _check_normalization(out, normalization, resumed=checkpoint is not None)
+    trainer = _trainer(out, settings)
     torch.manual_seed(settings.seed)
     model = fast_model(config)
-    if path is not None:
-        _check_checkpoint(path, model)  # before any work
     out.mkdir(parents=True, exist_ok=True)
-    described = {"model": config.to_dict(), "settings": dataclasses.asdict(settings), "subjects": repr(subjects)}
+    described = {**_describe(config, settings), "subjects": repr(subjects)}
     write_atomically(out / "config.json", lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
     normalization.save(out / "normalization.json")
 
-    trainer = _trainer(out, settings)
     data = SubjectData(
         subjects, batch=settings.batch, steps=settings.steps, seed=settings.seed, workers=settings.workers
     )
     with warnings.catch_warnings():
         # Lightning advises more workers, whatever the machine; whoever wants them says --workers.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        # The data module, not the loader, holds the position in the data.
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        trainer.fit(Pretraining(model, settings), datamodule=data, ckpt_path=path, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        # The data module, not the loader, holds the position in the data; the other three tell of a resume.
+        for message in ("your dataloader is not resumable", "exists and is not empty", "dirpath", "ckpt_path"):
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        try:
+            trainer.fit(Pretraining(model, settings), datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
+    trainer.save_checkpoint(out / "checkpoints" / "last.ckpt")
     if trainer.is_global_zero:
         model.hsi_encoder().save_pretrained(out / "encoder")
-        save_picture(out / "reconstruction.png", model.eval(), subjects, seed=settings.seed, rgb=rgb)
+    # All ranks: a forward pass of several waits for each of them.
+    figure = draw(model.eval(), subjects, seed=settings.seed, rgb=rgb)
+    if trainer.is_global_zero:
+        save_figure(figure, out / "reconstruction.png")
     return model
 
 
@@ -138,10 +158,32 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read tensors and plain values, and nothing else, onto the CPU."""
-        return _read_checkpoint(Path(path))
+        return read_checkpoint(Path(path))
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
+def find_checkpoint(out: Path, resume: str | Path | None) -> Path | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises:
+        ValueError: `out` holds a run that is not the one to go on with.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    last = out / "checkpoints" / "last.ckpt"
+    if resume == "auto":
+        return last if last.exists() else None
+    if resume is not None and not Path(resume).is_file():
+        raise FileNotFoundError(f"{resume}: no such checkpoint")
+    if (out / "config.json").exists() and (resume is None or Path(resume).resolve() != last.resolve()):
+        raise ValueError(f"{out} holds a run already: resume it (--resume auto), or name another folder (--out)")
+    return None if resume is None else Path(resume)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The tensors and plain values of a checkpoint, on the CPU.
+
+    Raises:
+        ValueError: it is broken, holds anything else, or is not of a pretraining run.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -149,10 +191,36 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises what its unpickler or zip reader happens to raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: no whole checkpoint: {reason}") from error
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
+    parts = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "run")
     if not isinstance(checkpoint, dict) or any(part not in checkpoint for part in parts):
         raise ValueError(f"{path}: no checkpoint of a pretraining run, which has {', '.join(parts)}")
     return checkpoint
+
+
+def resumed_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run that a checkpoint is of."""
+    return dict(read_checkpoint(path)["run"]["settings"])
+
+
+def _describe(config: MMMAEConfig, settings: PretrainSettings) -> dict[str, dict[str, Any]]:
+    return {"model": config.to_dict(), "settings": dataclasses.asdict(settings)}
+
+
+def _check_resumed(path: Path, config: MMMAEConfig, settings: PretrainSettings) -> None:
+    checkpoint = read_checkpoint(path)
+    for part, wanted in _describe(config, settings).items():
+        for field, value in wanted.items():
+            saved = checkpoint["run"][part].get(field)
+            if saved != value and field not in FREE_SETTINGS:
+                raise ValueError(f"{field} is {value!r}, but the run of {path} has {saved!r}")
+    if checkpoint["global_step"] >= settings.steps:
+        raise ValueError(f"{path}: its run has made all of its {settings.steps} steps")
+
+
+def _check_normalization(out: Path, normalization: Normalization, *, resumed: bool) -> None:
+    path = out / "normalization.json"
+    if resumed and path.exists() and Normalization.load(path) != normalization:
+        raise ValueError(f"the statistics of the subjects are not those of the run; give --normalization {path}")
 
 
 def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int, int] | None) -> None:
@@ -164,33 +232,18 @@ def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int
         raise ValueError(f"rgb is {rgb}, allowed are bands 0..{config.bands - 1}")
 
 
-def _find_checkpoint(out: Path, resume: str | Path | None) -> Path | None:
-    last = out / "checkpoints" / "last.ckpt"
-    if resume is None:
-        if last.exists():
-            raise ValueError(f"{out} holds a run already: resume it (--resume auto), or name another folder (--out)")
-        return None
-    if resume == "auto":
-        if not last.exists():
-            return None
-        resume = last
-    return Path(resume)
-
-
-def _check_checkpoint(path: Path, model: FastModel) -> None:
-    saved = {name.removeprefix("model."): weight.shape for name, weight in _read_checkpoint(path)["state_dict"].items()}
-    wanted = {name: weight.shape for name, weight in model.state_dict().items()}
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
-            shapes = [list(shapes[name]) if name in shapes else "missing" for shapes in (saved, wanted)]
-            raise ValueError(f"{path} is of another model: {name} is {shapes[0]} in it, {shapes[1]} in the config")
-
-
 def _trainer(out: Path, settings: PretrainSettings) -> lightning.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=10)]
     if importlib.util.find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(out, name="logs", version=loggers[0].version))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        return _lightning_trainer(out, settings, loggers)
+    except (MisconfigurationException, ValueError) as error:
+        raise ValueError(f"device is {settings.device!r}, which does not serve: {error}") from error
+
+
+def _lightning_trainer(out: Path, settings: PretrainSettings, loggers: list[Logger]) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator=settings.device,
         max_steps=settings.steps,
@@ -202,7 +255,6 @@ def _trainer(out: Path, settings: PretrainSettings) -> lightning.Trainer:
                 out / "checkpoints",
                 filename="last",
                 every_n_train_steps=settings.checkpoint_every,
-                save_on_train_epoch_end=True,
                 enable_version_counter=False,
             ),
             StepProgress(),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
+# What may change when a run goes on: it does not change the run's losses.
+FREE_SETTINGS = ("workers", "checkpoint_every", "device")
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:

@@ -99,7 +99,7 @@ def patch_l2_loss_composed(
     return masked_l2_loss_reference(prediction, target, None, weights, normalize)
 
 
-def _can_run_native(prediction: Tensor, volume: Tensor, *args: object) -> registry.Reason:
+def _can_run_native(prediction: Tensor, volume: Tensor, *args: object, **kwargs: object) -> registry.Reason:
     return can_run(volume)
 
 

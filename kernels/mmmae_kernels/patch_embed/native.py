@@ -28,7 +28,7 @@ def patch_embed_native(
 ) -> Tensor:
     """`patch_embed_reference` with the compiled gather."""
     rows = patchify_native(volume, (weight.shape[2], weight.shape[3], weight.shape[4]), ids)
-    tokens = F.linear(rows, weight.flatten(1), bias)
+    tokens = F.linear(rows.to(weight.dtype), weight.flatten(1), bias)
     if position is None:
         return tokens
     return tokens + (position if ids is None else F.embedding(ids, position))
@@ -41,7 +41,7 @@ def _library() -> Any:
     return library
 
 
-def can_run(volume: Tensor, *args: object) -> Reason:
+def can_run(volume: Tensor, *args: object, **kwargs: object) -> Reason:
     """None if the compiled gather serves this volume, else the reason."""
     if volume.device.type != "cpu":
         return f"volume lies on {volume.device}, native kernels run on the CPU"
@@ -92,4 +92,17 @@ def _gather_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> 
     return scatter_patches(grad, ids, ctx.patch, ctx.shape), None, None  # type: ignore[attr-defined]
 
 
+def _keep_for_scatter(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, list[int], list[int]], output: Tensor
+) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.patch = inputs[2]  # type: ignore[attr-defined]
+
+
+def _scatter_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    (ids,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return gather_patches(grad, ids, ctx.patch), None, None, None  # type: ignore[attr-defined]
+
+
 gather_patches.register_autograd(_gather_backward, setup_context=_keep_for_gather)
+scatter_patches.register_autograd(_scatter_backward, setup_context=_keep_for_scatter)

@@ -27,7 +27,7 @@ def patch_embed(
         position: `[N, D]` added to each token by its number, or None.
 
     Returns:
-        `[B, K, D]` in the dtype of `weight`.
+        `[B, K, D]` in the dtype of `weight`, or what it and that of `position` promote to.
 
     Raises:
         ValueError: a shape does not fit, T, H or W is no multiple of the patch, or an id is outside 0..N-1

@@ -46,19 +46,20 @@ def random_masking(
             raise ValueError(f"{name} is {value}, allowed is a whole number >= 0")
     if not 0 <= keep <= tokens:
         raise ValueError(f"keep is {keep}, allowed is 0..{tokens}")
-    seed = _seed_tensor(seed)
+    seed = seed_tensor(seed)
     device = seed.device if device is None else torch.device(device)
-    function = registry.choose("random_masking", seed, batch, tokens, keep, first_sample, device)
-    return TokenMask(*function(seed, batch, tokens, keep, first_sample, device))
+    function = registry.choose("random_masking", batch, tokens, keep, seed, device, first_sample)
+    return TokenMask(*function(batch, tokens, keep, seed, device, first_sample))
 
 
-def _seed_tensor(seed: int | Tensor) -> Tensor:
+def seed_tensor(seed: int | Tensor) -> Tensor:
+    """The seed as an int64 scalar; ValueError if it is no 64-bit integer."""
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.dim() != 0:
             raise ValueError(f"seed is a {seed.dtype} tensor of shape {list(seed.shape)}, expected is an int64 scalar")
         return seed
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed is {seed}, allowed is a 64-bit integer")
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed!r}, allowed is a 64-bit integer")
     return torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64)
 
 

@@ -14,7 +14,7 @@ MASK_STREAM, DROPOUT_STREAM = 0, 1
 
 
 def random_masking_reference(
-    seed: Tensor, batch: int, tokens: int, keep: int, first_sample: int, device: torch.device
+    batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sort each sample's tokens by noise, ties by number: the first `keep` are visible."""
     samples = torch.arange(first_sample, first_sample + batch, device=device)
