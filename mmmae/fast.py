@@ -136,6 +136,7 @@ class FastModel(Backbone):
             prediction = self.decode(latent, mask)
             weights = None if valid is None else token_weights(config, valid, mask.ids_masked)
             reconstruction = self.reconstruction_loss(prediction, volume, mask.ids_masked, weights)
+        if is_distributed():
             reconstruction = reconstruction * share_of_rank(mask.ids_masked if weights is None else weights)
         contrastive = reconstruction.new_zeros(())
         if config.aux:

@@ -32,14 +32,12 @@ def token_weights(config: MMMAEConfig, valid: Tensor, ids: Tensor) -> Tensor:
     return enough.gather(1, ids % (rows * columns))
 
 
-def share_of_rank(weights: Tensor) -> Tensor | float:
-    """What a mean over this rank's tokens is to be multiplied with, so that the mean over ranks is that of all tokens.
+def share_of_rank(weights: Tensor) -> Tensor:
+    """What, among several ranks, a mean over this rank's tokens is to be multiplied with, so that the mean over ranks is that of all tokens.
 
     Args:
         weights: `[B, M]` of the tokens; integers stand for 1 each.
     """
-    if not is_distributed():
-        return 1.0
     total = weights.sum() if weights.is_floating_point() else torch.tensor(weights.numel(), dtype=torch.float32)
     total = total.to(weights.device)
     of_all = total.clone()

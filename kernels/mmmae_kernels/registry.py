@@ -42,7 +42,8 @@ def register(op: str, *, backends: tuple[str, ...] = BACKENDS, **implementations
 def use_backend(name: str) -> Iterator[None]:
     """Serve every op in the block by one backend: `eager`, `native`, `triton`, or `auto` for the best that can.
 
-    The choice is the process's, as is the environment variable `MMMAE_KERNELS`, which it overrides.
+    The choice is the process's (threads that choose differently would disturb each other), as is the environment
+    variable `MMMAE_KERNELS`, which it overrides. A compiled function keeps the choice that it was traced with.
 
     Raises:
         ValueError: the name is not a backend's, or (from an op in the block) the backend can't serve a call.
