@@ -33,7 +33,7 @@ def token_weights(config: MMMAEConfig, valid: Tensor, ids: Tensor) -> Tensor:
 
 
 def share_of_rank(weights: Tensor) -> Tensor:
-    """What, among several ranks, a mean over this rank's tokens is to be multiplied with, so that the mean over ranks is that of all tokens.
+    """The factor that makes the mean over ranks of their means over tokens the mean over all tokens.
 
     Args:
         weights: `[B, M]` of the tokens; integers stand for 1 each.
