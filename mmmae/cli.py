@@ -125,8 +125,12 @@ def _profile(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from . import profile, reference
-    from .pretrained import write_atomically
+    from .pretrained import check_can_write, write_atomically
 
+    if options.html is not None:
+        if not options.html.parent.is_dir() or options.html.is_dir():
+            raise ValueError(f"--html is {options.html}, expected is a file in a folder that exists")
+        check_can_write(options.html.parent)
     config = MMMAEConfig.preset(options.preset, **_fields(options.set))
     report = profile(reference.reference_model(config) if options.reference else config, batch=options.batch)
     if options.html is not None:
@@ -141,6 +145,7 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from .pretrained import check_can_write
     from .recipes.pretrain import find_checkpoint, pretrain, resumed_settings
     from .recipes.settings import PretrainSettings
 
@@ -153,6 +158,7 @@ def _pretrain(options: argparse.Namespace) -> None:
     changes = {field: getattr(options, field) for field in _setting_defaults() if getattr(options, field) is not None}
     if options.warmup is None and options.steps is not None:
         changes["warmup"] = options.steps // 10
+    check_can_write(options.out)
     checkpoint = find_checkpoint(options.out, options.resume)
     if checkpoint is not None:
         changes = {**resumed_settings(checkpoint), **changes}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mmmae_kernels import patch_embed, use_backend
-from mmmae_kernels.attention.op import check_attention
-from mmmae_kernels.registry import check_backend
+from mmmae_kernels.attention.op import attention_backend
+from mmmae_kernels.registry import check_backend, current_backend
 
 from .config import MMMAEConfig
 from .initialisation import initialise
@@ -29,7 +29,8 @@ class Backbone(nn.Module):
     def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
         super().__init__()
         self.config = config
-        self.kernels, self.attention = check_backend(kernels), check_attention(attention)
+        self.kernels, self.attention = check_backend(kernels), attention
+        current_backend(), attention_backend(attention)  # a wrong name in the environment is found now, not in a step
         groups, rows, columns = config.grid
         self.patch_embed = PatchEmbed(config)
         self.pos_embed_spatial = nn.Parameter(torch.empty(1, rows * columns, config.dim))

@@ -49,9 +49,24 @@ def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]
         raise ValueError(f"{directory / WEIGHTS_NAME}: no whole safetensors file: {error}") from error
 
 
+def check_can_write(directory: str | Path) -> None:
+    """Raise an OSError that names `directory` if it could not be made, with its parents, and filled."""
+    directory = Path(directory)
+    there = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{directory}: {'is' if there == directory else f'{there} is'} no folder")
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # permissions alone do not tell of read-only and virtual file systems
+    except OSError as error:
+        raise OSError(f"{directory}: can't write into {there}: {error.strerror}") from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: a reader finds the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    except OSError as error:
+        raise OSError(f"{path}: can't be written: {error.strerror}") from error
     os.close(handle)
     temporary = Path(name)
     try:

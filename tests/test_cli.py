@@ -73,6 +73,9 @@ def test_pretraining_reads_folders_and_bands_of_files(tmp_path, capsys):
         (["--device", "cuda:9"], "device is 'cuda:9', which does not serve"),
         (["--rgb", "1,2,30"], "allowed are bands 0..11"),
         (["--resume", "{folder}/none.ckpt"], "none.ckpt: no such checkpoint"),
+        (["--out", "{folder}/hsi/subject0.npy"], "subject0.npy: is no folder"),
+        (["--out", "{folder}/hsi/subject0.npy/run"], "subject0.npy is no folder"),
+        (["--out", "/proc/run"], "/proc/run: can't write into /proc"),
     ],
     ids=str,
 )
@@ -92,6 +95,19 @@ def test_bad_input_is_one_line_and_status_two_and_writes_nothing(tmp_path, capsy
     assert error.count("\n") == 1
     assert message in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("variable", ["MMMAE_KERNELS", "MMMAE_ATTENTION"])
+def test_a_wrong_name_in_the_environment_is_found_before_anything_is_written(tmp_path, capsys, monkeypatch, variable):
+    monkeypatch.setenv(variable, "fastest")
+    assert main(["pretrain", "--out", str(tmp_path / "run"), *SMALL]) == 2
+    assert f"{variable} is 'fastest', allowed is one of auto, " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_page_that_can_not_be_written_is_refused_before_the_model_is_counted(tmp_path, capsys):
+    assert main(["profile", "tiny", "--html", str(tmp_path / "none" / "page.html")]) == 2
+    assert "page.html, expected is a file in a folder that exists" in capsys.readouterr().err
 
 
 def test_traceback_is_shown_when_asked_for(tmp_path):

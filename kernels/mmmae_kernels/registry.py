@@ -55,16 +55,16 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def check_backend(name: str) -> str:
-    """The name itself, or a ValueError that lists the known ones."""
+def check_backend(name: str, source: str = "kernels") -> str:
+    """The name itself, or a ValueError that says where it is from and lists the known ones."""
     if name not in CHOICES:
-        raise ValueError(f"kernels is {name!r}, allowed is one of {', '.join(CHOICES)}")
+        raise ValueError(f"{source} is {name!r}, allowed is one of {', '.join(CHOICES)}")
     return name
 
 
 def current_backend() -> str:
     """The backend in force: of the innermost `use_backend`, else of `MMMAE_KERNELS`, else `auto`."""
-    return _forced[-1] if _forced else check_backend(os.environ.get("MMMAE_KERNELS", "auto"))
+    return _forced[-1] if _forced else check_backend(os.environ.get("MMMAE_KERNELS", "auto"), "MMMAE_KERNELS")
 
 
 def choose(op: str, *args: Any, forced: str | None = None) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..config import MMMAEConfig
 from ..data import Batch, Normalization
 from ..fast import FastModel, fast_model
-from ..pretrained import write_atomically
+from ..pretrained import check_can_write, write_atomically
 from .pictures import draw, save_figure
 from .progress import StepProgress
 from .sampling import StepSampler, SubjectData, Subjects
@@ -111,6 +111,7 @@ def pretrain(
     out = Path(out)
     _check_subjects(config, subjects, rgb)
     StepSampler(len(subjects), settings.batch, settings.steps, settings.seed)  # raises if a batch can't be filled
+    check_can_write(out)
     checkpoint = find_checkpoint(out, resume)
     if checkpoint is not None:
         _check_resumed(checkpoint, config, settings)

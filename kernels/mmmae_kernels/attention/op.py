@@ -44,18 +44,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, key_present: Tensor | None = N
         check_device("key_present", key_present, q.device)
         if key_present.dtype != torch.bool:
             raise ValueError(f"key_present has dtype {key_present.dtype}, expected is torch.bool")
-    if backend == "auto":
-        backend = os.environ.get("MMMAE_ATTENTION", "auto")
-    mixed: Tensor = registry.choose("attention", q, k, v, key_present, forced=check_attention(backend))(
-        q, k, v, key_present
-    )
+    forced = attention_backend(backend)
+    mixed: Tensor = registry.choose("attention", q, k, v, key_present, forced=forced)(q, k, v, key_present)
     return mixed
 
 
-def check_attention(name: str) -> str:
-    """The name itself, or a ValueError that lists the known ones."""
+def attention_backend(name: str) -> str:
+    """The backend that `name` stands for: itself, or for `auto` that of `MMMAE_ATTENTION`, if it is set.
+
+    Raises:
+        ValueError: the name, or the variable's, is unknown; lists the known ones.
+    """
+    source = "attention"
+    if name == "auto":
+        source, name = "MMMAE_ATTENTION", os.environ.get("MMMAE_ATTENTION", "auto")
     if name not in ("auto", *BACKENDS):
-        raise ValueError(f"attention is {name!r}, allowed is one of auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"{source} is {name!r}, allowed is one of auto, {', '.join(BACKENDS)}")
     return name
 
 
