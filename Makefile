@@ -34,7 +34,7 @@ sanitize: $(VENV)/.installed ## run the native tests under AddressSanitizer and 
 	  $(BIN)/python setup.py -q build --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	export LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZED) && \
 	  $(BIN)/python -c 'import mmmae_kernels.native as n; assert "$(SANITIZED)" in n.library().__file__, n.library()' && \
-	  $(BIN)/python -m pytest --capture=sys tests/kernels/test_native.py $(ARGS)
+	  $(BIN)/python -m pytest --capture=sys tests/kernels/test_native*.py $(ARGS)
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache kernels/mmmae_kernels/_native*.so

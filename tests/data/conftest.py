@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import scipy.io
 
-WriteRaster = Callable[..., Path]
+WriteRaster = WriteCube = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +55,43 @@ def write_raster() -> WriteRaster:
 
 
 @pytest.fixture
+def write_cube(write_raster: WriteRaster) -> WriteCube:
+    """Write `[T, H, W]` in the format that the suffix names, in the axis order that it has by default."""
+
+    def write(path: Path, values: np.ndarray[Any, Any], **options: Any) -> Path:
+        is_raster = path.suffix in (".tif", ".tiff", ".img")
+        return (write_raster if is_raster else write_container)(path, values, **options)
+
+    return write
+
+
+@pytest.fixture
 def values() -> np.ndarray[Any, Any]:
     """A float32 cube `[5, 6, 7]` whose three sizes differ."""
     return np.random.default_rng(0).uniform(1, 2, (5, 6, 7)).astype(np.float32)
+
+
+def write_container(
+    path: Path, values: np.ndarray[Any, Any], wavelengths: np.ndarray[Any, Any] | None = None, name: str = "cube"
+) -> Path:
+    """Write an array file, with `wavelengths` beside the array `name`."""
+    hwt = np.ascontiguousarray(values.transpose(1, 2, 0))
+    extra = {} if wavelengths is None else {"wavelengths": wavelengths}
+    if path.name.endswith("v73.mat"):
+        with h5py.File(path, "w", userblock_size=512) as file:
+            for key, array in {name: hwt, **extra}.items():
+                dataset = file.create_dataset(key, data=np.atleast_2d(array).T)  # MATLAB writes its axes reversed
+                dataset.attrs["MATLAB_class"] = np.bytes_("double")
+        with path.open("r+b") as stream:
+            stream.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+    elif path.suffix == ".mat":
+        scipy.io.savemat(path, {name: hwt, **extra}, do_compression=True)
+    elif path.suffix == ".npy":
+        np.save(path, values)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, **{name: values, **extra})
+    else:
+        with h5py.File(path, "w") as file:
+            for key, array in {name: values, **extra}.items():
+                file[key] = array
+    return path
