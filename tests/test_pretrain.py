@@ -11,11 +11,9 @@ import torch
 
 import mmmae
 from mmmae.data import Normalization, Phantom
-from mmmae.recipes.pictures import unpatchify
 from mmmae.recipes.pretrain import Pretraining, pretrain, read_checkpoint
 from mmmae.recipes.sampling import StepSampler
 from mmmae.recipes.settings import PretrainSettings
-from mmmae_kernels import patchify
 
 CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), target="pixels", conditioning_dropout=0.2)
 SETTINGS = PretrainSettings(steps=9, batch=2, warmup=2, checkpoint_every=3)
@@ -269,12 +267,6 @@ def test_every_step_has_a_mask_of_its_own_and_counts_valid_pixels_alone(tmp_path
     pretrain(CONFIG, phantom(), tmp_path, dataclasses.replace(SETTINGS, steps=3))
     assert len({seed for seed, _ in calls[:3]}) == 3
     assert all(0.3 < share < 1 for _, share in calls)
-
-
-def test_unpatchify_undoes_patchify():
-    config = mmmae.MMMAEConfig.preset("tiny", image_size=48, patch=(4, 8, 16), in_channels=2, aux={})
-    volume = torch.randn(2, 2, 12, 48, 48)
-    assert torch.equal(unpatchify(patchify(volume, config.patch), config), volume)
 
 
 def test_subjects_that_do_not_fit_the_config_are_refused(tmp_path):

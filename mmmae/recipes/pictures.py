@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmmae_kernels import patch_embed, patchify
-from mmmae_kernels.masked_loss.reference import NORMALIZE_EPSILON
+from mmmae_kernels.masked_loss.reference import NORMALIZE_EPSILON, normalize_target
 
 from ..config import MMMAEConfig
 from ..data import Batch, collate
@@ -121,7 +121,7 @@ def draw_embeddings(
     with torch.no_grad():
         target = patch_embed(volume, projection.weight, projection.bias)[0]  # [N, D]
     if config.normalize_target:
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + NORMALIZE_EPSILON).sqrt()
+        target = normalize_target(target)
     masked_ids = output.mask.ids_masked[0]
     centre = target.mean(0)
     centred: Tensor = (target - centre).double()
