@@ -1,4 +1,4 @@
-"""Times of each op, forward and backward, at the shapes of `base`, against what a user would write without it."""
+"""Times of each op at the shapes of `base`, with the backward pass of what is trained, against plain PyTorch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mmmae_kernels import (
     explain,
     masked_l2_loss,
     patch_embed,
+    patchify,
     random_masking,
     use_backend,
 )
@@ -89,6 +90,27 @@ def patch_embed_of_visible_tokens(batch: int) -> Mapping[str, Run]:
     }
 
 
+def patchify_of_visible_tokens(batch: int) -> Mapping[str, Run]:
+    volume = torch.randn(batch, 1, CONFIG.bands, CONFIG.image_size, CONFIG.image_size)
+    ids = random_masking(batch, CONFIG.tokens, CONFIG.keep, seed=0).ids_keep
+    groups, rows, columns = CONFIG.grid
+    pt, ph, pw = CONFIG.patch
+    grid = volume.view(batch, groups, pt, rows, ph, columns, pw)
+
+    def index_the_view() -> Sequence[Tensor]:
+        sample = torch.arange(batch)[:, None]
+        return [grid[sample, ids // (rows * columns), :, ids // columns % rows, :, ids % columns].flatten(2)]
+
+    def cut_all_then_gather() -> Sequence[Tensor]:
+        patches = grid.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, CONFIG.tokens, -1)
+        return [patches.gather(1, ids[:, :, None].expand(-1, -1, patches.shape[2]))]
+
+    def ours() -> Sequence[Tensor]:
+        return [patchify(volume, CONFIG.patch, ids)]
+
+    return {"index the view": index_the_view, "cut all, gather": cut_all_then_gather, **each_backend("patchify", ours)}
+
+
 def random_masking_of_all_tokens(batch: int) -> Mapping[str, Run]:
     """No two draw the same: what is compared is that kept and masked tokens are all tokens, in the order of restore."""
 
@@ -160,6 +182,7 @@ def add_layer_norm_of_visible_tokens(batch: int) -> Mapping[str, Run]:
 
 
 CASES = {
+    "patchify": (patchify_of_visible_tokens, ("index the view", "cut all, gather", *BACKENDS)),
     "patch_embed": (patch_embed_of_visible_tokens, ("gather, F.linear", "Conv3d, gather", *BACKENDS)),
     "random_masking": (random_masking_of_all_tokens, ("torch.rand, two argsorts", *BACKENDS)),
     "decoder_tokens": (decoder_tokens_of_all_tokens, ("cat, gather, add", *BACKENDS)),
