@@ -145,7 +145,6 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from .pretrained import check_can_write
     from .recipes.pretrain import find_checkpoint, pretrain, resumed_settings
     from .recipes.settings import PretrainSettings
 
@@ -158,7 +157,6 @@ def _pretrain(options: argparse.Namespace) -> None:
     changes = {field: getattr(options, field) for field in _setting_defaults() if getattr(options, field) is not None}
     if options.warmup is None and options.steps is not None:
         changes["warmup"] = options.steps // 10
-    check_can_write(options.out)
     checkpoint = find_checkpoint(options.out, options.resume)
     if checkpoint is not None:
         changes = {**resumed_settings(checkpoint), **changes}

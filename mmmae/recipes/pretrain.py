@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read tensors and plain values, and nothing else, onto the CPU."""
-        return read_checkpoint(Path(path))
+        return read_checkpoint(Path(path), mmap=False)
 
 
 def find_checkpoint(out: Path, resume: str | Path | None) -> Path | None:
@@ -179,16 +180,23 @@ def find_checkpoint(out: Path, resume: str | Path | None) -> Path | None:
     return None if resume is None else Path(resume)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
     """The tensors and plain values of a checkpoint, on the CPU.
 
+    Args:
+        path: of the file.
+        mmap: leave tensors in the file until they are looked at; the file must then stay as it is.
+
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: it is broken, holds anything else, or is not of a pretraining run.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: no whole checkpoint: it is no zip archive, or its end is missing")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such checkpoint") from None
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch.load raises what its unpickler or zip reader happens to raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: no whole checkpoint: {reason}") from error

@@ -272,6 +272,8 @@ IDS = torch.zeros(2, 3, dtype=torch.int64)
             "position has shape .7, 4., expected is .8, 4.",
         ),
         (lambda: patch_embed(VOLUME, WEIGHT.to("meta")), "weight lies on meta, expected is cpu"),
+        (lambda: patch_embed(VOLUME, WEIGHT, torch.zeros(4, device="meta")), "bias lies on meta, expected is cpu"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS.to("meta")), "ids lies on meta, expected is cpu"),
         (lambda: masked_l2_loss(torch.zeros(2, 3, 4), torch.zeros(2, 9, 5), IDS), "prediction has shape"),
         (lambda: masked_l2_loss(torch.zeros(2, 3, 4), torch.zeros(2, 9, 4), IDS + 9), "ids has a token number 9"),
         (lambda: masked_l2_loss(IDS[..., None], IDS[..., None]), "prediction has dtype torch.int64"),
@@ -280,11 +282,26 @@ IDS = torch.zeros(2, 3, dtype=torch.int64)
             "weights has shape",
         ),
         (lambda: patch_l2_loss(torch.zeros(2, 3, 5), VOLUME, WEIGHT, None, IDS), "prediction has shape"),
+        (lambda: patch_l2_loss(torch.zeros(2, 2, 4), VOLUME, WEIGHT, None, IDS), r"expected is \[2, 3, 4\]"),
+        (lambda: patch_l2_loss(torch.zeros(2, 3, 4), VOLUME, WEIGHT, torch.zeros(5), IDS), "bias has shape"),
+        (lambda: patch_l2_loss(torch.zeros(2, 3, 4), VOLUME, WEIGHT, None, IDS + 8), "ids has a token number 8"),
+        (
+            lambda: patch_l2_loss(torch.zeros(2, 3, 4, device="meta"), VOLUME, WEIGHT, None, IDS),
+            "prediction lies on meta, expected is cpu",
+        ),
         (lambda: decoder_tokens(torch.zeros(2, 4, 5), torch.zeros(5), IDS, torch.zeros(3, 5)), "visible has 4 tokens"),
         (lambda: decoder_tokens(torch.zeros(2, 2, 5), torch.zeros(4), IDS, torch.zeros(3, 5)), "mask_token has shape"),
         (
             lambda: add_layer_norm(torch.zeros(2, 3), torch.zeros(3), torch.zeros(3), torch.zeros(3)),
             "residual has shape",
+        ),
+        (
+            lambda: add_layer_norm(torch.zeros(2, 3), torch.zeros(2, 3).int(), torch.zeros(3), torch.zeros(3)),
+            "residual has dtype torch.int32",
+        ),
+        (
+            lambda: add_layer_norm(torch.zeros(2, 3), None, torch.zeros(3).int(), torch.zeros(3)),
+            "weight has dtype torch.int32",
         ),
         (lambda: attention(*[torch.zeros(2, 3, 4)] * 3), "q has shape .2, 3, 4., expected is .B, Nq, h, d."),
         (

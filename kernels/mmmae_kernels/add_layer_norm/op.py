@@ -24,15 +24,17 @@ def add_layer_norm(
         The sum (`x` itself without residual) and the norm, both `[..., D]`.
 
     Raises:
-        ValueError: shapes, devices or dtypes do not fit.
+        ValueError: shapes or devices do not fit, or a tensor holds no floating point numbers.
     """
     check_floating("x", x)
     if residual is not None:
         check_shape("residual", residual, tuple(x.shape))
         check_device("residual", residual, x.device)
+        check_floating("residual", residual)
     for name, tensor in (("weight", weight), ("bias", bias)):
         check_shape(name, tensor, (x.shape[-1],))
         check_device(name, tensor, x.device)
+        check_floating(name, tensor)
     function = registry.choose("add_layer_norm", x, residual, weight, bias, epsilon)
     total, norm = function(x, residual, weight, bias, epsilon)
     return total, norm

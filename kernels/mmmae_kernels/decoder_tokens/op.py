@@ -22,7 +22,7 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
         `[B, N, D]`.
 
     Raises:
-        ValueError: shapes do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+        ValueError: shapes or devices do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
     """
     check_rank("visible", visible, "[B, K, D]")
     check_floating("visible", visible)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import native, registry
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
 from ..patch_embed.native import can_run
-from ..patch_embed.op import check_volume, patch_embed
+from ..patch_embed.op import check_embedding, patch_embed
 from .reference import masked_l2_loss_reference
 
 
@@ -33,7 +33,7 @@ def masked_l2_loss(
         A scalar; 0 with zero gradients where there is no row or all weights are 0.
 
     Raises:
-        ValueError: shapes do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+        ValueError: shapes or devices do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
     """
     _check_prediction(prediction, weights)
     check_rank("target", target, "[B, N, D]")
@@ -72,13 +72,12 @@ def patch_l2_loss(
         A scalar; only `prediction` gets a gradient.
 
     Raises:
-        ValueError: shapes do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+        ValueError: shapes or devices do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
     """
     _check_prediction(prediction, weights)
-    tokens = check_volume(volume, weight)
-    check_shape("prediction", prediction, (volume.shape[0], prediction.shape[1], weight.shape[0]))
-    check_shape("ids", ids, tuple(prediction.shape[:2]))
-    check_ids("ids", ids, tokens)
+    check_embedding(volume, weight, bias, ids)
+    check_shape("prediction", prediction, (*ids.shape, weight.shape[0]))
+    check_device("prediction", prediction, volume.device)
     function = registry.choose("patch_l2_loss", prediction, volume, weight, bias, ids, weights, normalize)
     loss: Tensor = function(prediction, volume, weight, bias, ids, weights, normalize)
     return loss

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import native
 from ..registry import Reason
+from .reference import project
 
 
 def patchify_native(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = None) -> Tensor:
@@ -28,10 +28,7 @@ def patch_embed_native(
 ) -> Tensor:
     """`patch_embed_reference` with the compiled gather."""
     rows = patchify_native(volume, (weight.shape[2], weight.shape[3], weight.shape[4]), ids)
-    tokens = F.linear(rows.to(weight.dtype), weight.flatten(1), bias)
-    if position is None:
-        return tokens
-    return tokens + (position if ids is None else F.embedding(ids, position))
+    return project(rows, weight, bias, ids, position)
 
 
 def _library() -> Any:

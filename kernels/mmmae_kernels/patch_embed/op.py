@@ -30,14 +30,10 @@ def patch_embed(
         `[B, K, D]` in the dtype of `weight`, or what it and that of `position` promote to.
 
     Raises:
-        ValueError: a shape does not fit, T, H or W is no multiple of the patch, or an id is outside 0..N-1
+        ValueError: a shape or device does not fit, T, H or W is no multiple of the patch, or an id is outside 0..N-1
             (checked on the CPU and in debug mode).
     """
-    tokens = check_volume(volume, weight)
-    if bias is not None:
-        check_shape("bias", bias, (weight.shape[0],))
-    if ids is not None:
-        _check_token_ids(ids, volume, tokens)
+    tokens = check_embedding(volume, weight, bias, ids)
     if position is not None:
         check_shape("position", position, (tokens, weight.shape[0]))
         check_device("position", position, volume.device)
@@ -60,15 +56,21 @@ def patchify(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = N
     return rows
 
 
-def check_volume(volume: Tensor, weight: Tensor) -> int:
-    """The number of tokens N of `volume`, after checking that `weight` embeds it."""
+def check_embedding(volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None) -> int:
+    """The number of tokens N of `volume`, after checking that `weight` and `bias` embed those of `ids`."""
     check_rank("volume", volume, "[B, C, T, H, W]")
     check_rank("weight", weight, "[D, C, pt, ph, pw]")
     check_floating("weight", weight)
     check_device("weight", weight, volume.device)
     if volume.shape[1] != weight.shape[1]:
         raise ValueError(f"volume has {volume.shape[1]} channels, expected is {weight.shape[1]} as in weight")
-    return _count_tokens(volume, (weight.shape[2], weight.shape[3], weight.shape[4]))
+    tokens = _count_tokens(volume, (weight.shape[2], weight.shape[3], weight.shape[4]))
+    if bias is not None:
+        check_shape("bias", bias, (weight.shape[0],))
+        check_device("bias", bias, volume.device)
+    if ids is not None:
+        _check_token_ids(ids, volume, tokens)
+    return tokens
 
 
 def _count_tokens(volume: Tensor, patch: tuple[int, int, int]) -> int:

@@ -20,7 +20,12 @@ def patch_embed_reference(
 ) -> Tensor:
     """Embed the patches of `volume` named by `ids`."""
     patch = (weight.shape[2], weight.shape[3], weight.shape[4])
-    tokens = F.linear(patchify_reference(volume, patch, ids).to(weight.dtype), weight.flatten(1), bias)
+    return project(patchify_reference(volume, patch, ids), weight, bias, ids, position)
+
+
+def project(rows: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None) -> Tensor:
+    """Embed patches that are cut already, `[B, K, C*pt*ph*pw]`, the tokens `ids`."""
+    tokens = F.linear(rows.to(weight.dtype), weight.flatten(1), bias)
     if position is None:
         return tokens
     return tokens + (position if ids is None else F.embedding(ids, position))
