@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mmmae.cli import main
+from mmmae.data import Phantom
 
 SMALL = ["--set", "image_size=32", "--set", "patch=[3,8,8]", "--steps", "4", "--batch", "2"]
 
@@ -95,6 +96,27 @@ def test_bad_input_is_one_line_and_status_two_and_writes_nothing(tmp_path, capsy
     assert error.count("\n") == 1
     assert message in error
     assert not out.exists()
+
+
+def test_an_interrupted_run_says_so_and_goes_on_with_its_own_settings(tmp_path, capsys, monkeypatch):
+    command = ["pretrain", "--out", str(tmp_path), *SMALL[:4]]
+    read, left = Phantom.__getitem__, iter(range(2 * 3 + 1))
+
+    def interrupted(self, index):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return read(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Phantom, "__getitem__", interrupted)
+        settings = ["--steps", "5", "--batch", "2", "--checkpoint-every", "2", "--learning-rate", "1e-3", "--seed", "3"]
+        assert main([*command, *settings]) == 130
+    assert "interrupted; pretraining goes on with --resume auto" in capsys.readouterr().err
+    assert main([*command, "--resume", "auto", "--seed", "4"]) == 2
+    assert "seed is 4, but the run of" in capsys.readouterr().err
+    assert main([*command, "--resume", "auto"]) == 0
+    assert "5 steps of 2 subjects" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["learning_rate"] == 1e-3
 
 
 @pytest.mark.parametrize("variable", ["MMMAE_KERNELS", "MMMAE_ATTENTION"])

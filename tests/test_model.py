@@ -232,6 +232,31 @@ def test_a_model_made_from_a_config_is_initialised(cls):
         assert parameter.any() or name.endswith("bias"), name
 
 
+def test_first_weights_are_xavier_s_and_positions_small():
+    torch.manual_seed(0)
+    for name, parameter in mmmae.fast_model("tiny").named_parameters():
+        spread, count = parameter.std().item(), parameter.numel()
+        if "pos_embed" in name or name == "mask_token":
+            # Five deviations of a standard deviation of so many normal numbers.
+            assert spread == pytest.approx(0.02, rel=5 / (2 * count) ** 0.5), name
+        elif parameter.dim() > 1:  # a patch embedding is a linear layer from the pixels of a patch
+            outputs, inputs = parameter.flatten(1).shape
+            bound = (6 / (inputs + outputs)) ** 0.5
+            assert parameter.abs().max() <= bound, name
+            assert spread == pytest.approx(bound / 3**0.5, rel=5 * (0.2 / count) ** 0.5), name  # the same, uniform
+        else:
+            assert torch.equal(parameter, torch.full_like(parameter, float("norm" in name and "weight" in name))), name
+
+
+def test_compile_hands_the_forward_pass_to_torch_compile(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(self))
+    model = build(mmmae.fast_model, compile=True)
+    assert compiled == [model]
+    build(mmmae.fast_model)
+    assert compiled == [model]
+
+
 def test_fast_model_has_the_weights_of_the_reference_under_one_seed():
     reference, fast = build(mmmae.reference_model), build(mmmae.fast_model)
     for name, weight in reference.state_dict().items():
@@ -280,6 +305,8 @@ MASK = random_masking(2, 784, 196, seed=1)
         ({"present": {"ir": torch.ones(2).bool()}}, r"present\['ir'\] says that samples have it, but aux has no image"),
         ({"valid": torch.ones(2, 224, 224)}, "valid has dtype torch.float32, expected is torch.bool"),
         ({"valid": torch.ones(2, 8, 8).bool()}, r"valid has shape \[2, 8, 8\], expected is \[2, 224, 224\]"),
+        ({"valid": torch.ones(2, 224, 224).bool().to("meta")}, "valid lies on meta, expected is cpu"),
+        ({"aux": {"ir": AUX.to("meta")}}, r"aux\['ir'\] lies on meta, expected is cpu"),
         ({"mask": MASK._replace(ids_keep=MASK.ids_keep[:, :9])}, "mask has 9 visible and 588 masked tokens"),
         (
             {"mask": MASK._replace(ids_keep=MASK.ids_keep + 784)},

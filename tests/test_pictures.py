@@ -1,5 +1,7 @@
 """Pictures show what the model predicted, where it predicted it, and nothing else."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,8 @@ def test_a_perfect_prediction_of_pixels_looks_like_the_input(normalize):
     for axes in figure.axes[-3:]:
         line, points = axes.lines
         places = np.searchsorted(line.get_xdata(), points.get_xdata())
-        assert len(places) > 0
+        row, column = map(int, re.findall(r"\d+", axes.get_title()))
+        assert places.tolist() == np.flatnonzero(masked_bands(output)[:, row, column]).tolist() != []
         assert np.allclose(points.get_ydata(), line.get_ydata()[places], rtol=1e-4)
 
 
@@ -74,6 +77,12 @@ def test_a_wrong_prediction_of_pixels_shows_its_error_where_it_was_made():
     visible = ~hidden[[10, 6, 2]].transpose(1, 2, 0)
     assert np.array_equal(restored[visible], shown[visible])
     assert np.abs(restored - shown)[~visible].max() > 0.1
+    spectra = SUBJECTS.normalization.invert("hsi", batch.hsi[0, 0] + 0.5).numpy()
+    for axes in figure.axes[-3:]:
+        line, points = axes.lines
+        places = np.searchsorted(line.get_xdata(), points.get_xdata())
+        row, column = map(int, re.findall(r"\d+", axes.get_title()))
+        assert np.allclose(points.get_ydata(), spectra[places, row, column], rtol=1e-5)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

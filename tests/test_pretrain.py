@@ -11,6 +11,7 @@ import torch
 
 import mmmae
 from mmmae.data import Normalization, Phantom
+from mmmae.recipes.pictures import draw
 from mmmae.recipes.pretrain import Pretraining, pretrain, read_checkpoint
 from mmmae.recipes.sampling import StepSampler
 from mmmae.recipes.settings import PretrainSettings
@@ -106,10 +107,11 @@ def test_a_batch_larger_than_the_folder_is_refused_before_anything_is_written(tm
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[: len(data) // 2], "no whole checkpoint"),
-        (lambda data: b"", "no whole checkpoint"),
+        (lambda data: data[: len(data) // 2], "no whole checkpoint: it is no zip archive, or its end is missing"),
+        (lambda data: b"", "no whole checkpoint: it is no zip archive, or its end is missing"),
+        (lambda data: data[: len(data) // 2] + data[len(data) // 2 + 4096 :], "no whole checkpoint: "),
     ],
-    ids=["truncated", "empty"],
+    ids=["truncated", "empty", "a piece missing"],
 )
 def test_a_broken_checkpoint_is_refused_before_anything_is_written(finished, tmp_path, damage, message):
     out, _ = finished
@@ -245,6 +247,44 @@ def test_biases_norms_and_positions_do_not_decay():
     plain = {"blocks.0.attn.qkv.bias", "blocks.0.norm1.weight", "pos_embed_spatial", "mask_token"}
     assert plain | {"decoder_pos_embed_spectral", "aux_encoders.ir.pos_embed"} <= others
     assert len(decaying) + len(others) == len(names)
+
+
+def test_the_optimizer_is_that_of_mae():
+    optimizer = Pretraining(mmmae.fast_model(CONFIG), SETTINGS).configure_optimizers()["optimizer"]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert all(group["betas"] == (0.9, 0.95) and group["fused"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e3])
+def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path, monkeypatch, clip):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, closure):
+        loss = step(self, closure)
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        return loss
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    pretrain(CONFIG, phantom(), tmp_path, dataclasses.replace(SETTINGS, steps=3, clip=clip))
+    assert len(norms) == 3
+    if clip == 1e-3:
+        assert norms == pytest.approx([clip] * 3, rel=1e-3)  # the clipping divides by the norm + 1e-6
+    else:
+        assert min(norms) > 1e-2
+
+
+def test_the_picture_is_drawn_in_evaluation_mode(tmp_path, monkeypatch):
+    modes = []
+
+    def watched(model, *arguments, **options):
+        modes.append(model.training)
+        return draw(model, *arguments, **options)
+
+    monkeypatch.setattr("mmmae.recipes.pretrain.draw", watched)
+    pretrain(CONFIG, phantom(), tmp_path, dataclasses.replace(SETTINGS, steps=3))
+    assert modes == [False]
 
 
 def test_the_learning_rate_warms_up_and_follows_half_a_cosine(finished):

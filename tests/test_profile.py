@@ -104,6 +104,14 @@ def test_views_and_allocations_are_no_launches():
     assert booked(lambda: x.view(3, 4).t().unsqueeze(0).expand(7, -1, -1).new_empty(5)) == counting.Cost()
 
 
+def test_launches_of_a_step_are_counted_like_those_of_a_forward_pass():
+    x, weight = torch.ones(2, 6), torch.ones(4, 6)
+    with counting.Launches() as launches:
+        F.linear(x, weight).view(4, 2).t().unsqueeze(0).new_empty(5)
+        torch.empty_like(x).copy_(x)
+    assert launches.count == 2
+
+
 def test_a_repeated_element_is_read_once_and_integers_have_their_own_size():
     row, ids = torch.ones(1, 4), torch.zeros(2, 4, dtype=torch.int64)
     cost = booked(lambda: row.expand(1000, 4).gather(0, ids))
