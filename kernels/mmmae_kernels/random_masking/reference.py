@@ -18,7 +18,11 @@ def random_masking_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sort each sample's tokens by noise, ties by number: the first `keep` are visible."""
     samples = torch.arange(first_sample, first_sample + batch, device=device)
-    noise: Tensor = philox_noise(seed.to(device), samples, tokens, MASK_STREAM)
+    return random_masking_of_noise(philox_noise(seed.to(device), samples, tokens, MASK_STREAM), keep)
+
+
+def random_masking_of_noise(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The tables that sorting `noise [B, N]` gives, ties by token number."""
     ids_shuffle = torch.argsort(noise, dim=1, stable=True)
     ids_restore = torch.argsort(ids_shuffle, dim=1)
     return ids_shuffle[:, :keep].contiguous(), ids_shuffle[:, keep:].contiguous(), ids_restore

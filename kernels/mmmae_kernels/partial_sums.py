@@ -1,0 +1,52 @@
+"""Adds up what the programs of a kernel have left behind, in a fixed order: the deterministic half of a reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Config, launch
+
+
+def sum_partials(partials: Tensor, outputs: Sequence[Tensor]) -> None:
+    """Write the sums over the first axis of `partials [S, len(outputs), ...]`, float32, into one or two outputs."""
+    count, width = partials.shape[0], outputs[0].numel()
+    arguments = {
+        "first_ptr": outputs[0],
+        "second_ptr": outputs[1] if len(outputs) == 2 else None,
+        "partial_ptr": partials,
+        "PARTIALS": count,
+        "WIDTH": width,
+    }
+    # A tile of 2048 numbers is 16 a thread, four loads of 16 bytes on their way at once; tall where sums are long, so that
+    # no program waits for many loads one after another.
+    rows = min(64, triton.next_power_of_2(max(count, 1)))
+    config = Config({"BLOCK_S": rows, "BLOCK": 2048 // rows}, warps=4)
+    launch(_sum_partials, lambda c: (triton.cdiv(width, c["BLOCK"]), len(outputs)), arguments, (config,))
+
+
+@triton.jit
+def _sum_partials(
+    first_ptr,         # [WIDTH]
+    second_ptr,        # [WIDTH] or None
+    partial_ptr,       # [PARTIALS, 1 or 2, WIDTH] float32
+    PARTIALS, WIDTH,
+    BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
+):
+    column = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    which = tl.program_id(1)
+    sums = tl.zeros((BLOCK_S, BLOCK), tl.float32)
+    for start in range(0, PARTIALS, BLOCK_S):
+        partial = start + tl.arange(0, BLOCK_S)
+        place = (partial.to(tl.int64) * tl.num_programs(1) + which) * WIDTH
+        mask = (partial < PARTIALS)[:, None] & inside[None, :]
+        sums += tl.load(partial_ptr + place[:, None] + column[None, :], mask=mask, other=0)
+    total = tl.sum(sums, axis=0)
+    if which == 0:
+        tl.store(first_ptr + column, total.to(first_ptr.dtype.element_ty), mask=inside)
+    if second_ptr is not None and which == 1:
+        tl.store(second_ptr + column, total.to(second_ptr.dtype.element_ty), mask=inside)
