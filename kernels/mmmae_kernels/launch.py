@@ -1,15 +1,17 @@
-"""Starts Triton kernels: the one place that every launch passes, so that it can be timed, recorded or executed elsewhere."""
+"""Starts Triton kernels: every launch passes here, so that it can be timed, recorded or executed elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+
+from . import autotune, executors
 
 # Shared memory a block may have, bytes. NVIDIA: CUDA C++ Programming Guide, technical specifications by compute
 # capability; AMD: LDS of a workgroup, in each architecture's ISA guide.
@@ -48,42 +50,19 @@ class Config(NamedTuple):
     stages: int = 1
 
 
+Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
+
+
 class Launch(NamedTuple):
-    """One launch: the kernel, its grid as a function of the constants, and its arguments by name."""
+    """One launch: the kernel, its grid as a function of the constants, its arguments by name, and its table's row."""
 
     kernel: Any
-    grid: Callable[[Mapping[str, Any]], tuple[int, ...]]
+    grid: Grid
     arguments: Mapping[str, Any]
-    config: Config
+    configs: tuple[Config, ...]
 
 
-class Executor(Protocol):
-    """Takes launches in place of the GPU: a recorder, or an emulator of `target`."""
-
-    target: str
-
-    def __call__(self, launch: Launch) -> None: ...
-
-
-_executors: list[Executor] = []
-
-
-@contextlib.contextmanager
-def execute_by(executor: Executor) -> Iterator[None]:
-    """Hand every launch in the block to `executor`; tensors may then lie anywhere."""
-    _executors.append(executor)
-    try:
-        yield
-    finally:
-        _executors.pop()
-
-
-def launch(
-    kernel: Any,
-    grid: Callable[[Mapping[str, Any]], tuple[int, ...]],
-    arguments: Mapping[str, Any],
-    configs: tuple[Config, ...],
-) -> None:
+def launch(kernel: Any, grid: Grid, arguments: Mapping[str, Any], configs: tuple[Config, ...]) -> Config:
     """Start `kernel` on the device of its tensors, by the first of `configs`, or the fastest if MMMAE_AUTOTUNE=1.
 
     Args:
@@ -91,17 +70,39 @@ def launch(
         grid: number of programs along each axis, given the config's constants. No program, no launch.
         arguments: all that the config does not name, by name.
         configs: the launch table's row, the best guess first.
+
+    Returns:
+        The config that was launched.
     """
-    if _executors:
-        if 0 not in grid(configs[0].constants):
-            _executors[-1](Launch(kernel, grid, arguments, configs[0]))
-        return
+    config = configs[0]
+    if 0 in grid(config.constants):
+        return config
+    executor = executors.current()
+    if executor is not None:
+        executor(Launch(kernel, grid, arguments, configs))
+        return config
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    if 0 in grid(configs[0].constants):
-        return
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        config = configs[0]
-        kernel[grid](**arguments, **config.constants, num_warps=config.warps, num_stages=config.stages)
+        if len(configs) > 1 and autotune.is_on():
+            config = autotune.fastest(Launch(kernel, grid, arguments, configs), target_of(device), _start)
+        _start(kernel, grid, arguments, config)
+    return config
+
+
+def _start(kernel: Any, grid: Grid, arguments: Mapping[str, Any], config: Config) -> None:
+    kernel[grid](**arguments, **config.constants, num_warps=config.warps, num_stages=config.stages)
+
+
+def row_config(width: int, device: torch.device) -> Config:
+    """For kernels that hold a row in one program: 8 channels a thread, 16 bytes of a half type, up to 1024 threads."""
+    block = int(triton.next_power_of_2(max(width, 1)))
+    return element_config({"BLOCK_D": block}, block, device)
+
+
+def element_config(constants: Mapping[str, int], elements: int, device: torch.device) -> Config:
+    """As many warps as give each thread 8 of a program's elements."""
+    threads = 64 if family_of(device) == "cdna" else 32
+    return Config(constants, warps=max(1, min(1024 // threads // 2, elements // (8 * threads))))
 
 
 def strides(name: str, axes: str, tensor: Tensor | None) -> dict[str, int]:
@@ -112,15 +113,18 @@ def strides(name: str, axes: str, tensor: Tensor | None) -> dict[str, int]:
 
 def target_of(device: torch.device) -> str:
     """The architecture that a launch on `device` is compiled for, `sm80` or `gfx942` for instance."""
-    if _executors:
-        return _executors[-1].target
+    executor = executors.current()
+    if executor is not None:
+        return executor.target
     return _architecture(device.index or 0) if device.type == "cuda" else "sm80"
 
 
 def family_of(device: torch.device) -> str:
     """The row of a launch table for `device`; an unknown architecture reads the one that asks least."""
     target = target_of(device)
-    return FAMILIES.get(target, "cdna" if target.startswith("gfx9") else "rdna" if target.startswith("gfx") else "small")
+    if target in FAMILIES:
+        return FAMILIES[target]
+    return "cdna" if target.startswith("gfx9") else "rdna" if target.startswith("gfx") else "small"
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Config, launch
+from .launch import element_config, launch
 
 
 def sum_partials(partials: Tensor, outputs: Sequence[Tensor]) -> None:
@@ -21,10 +21,10 @@ def sum_partials(partials: Tensor, outputs: Sequence[Tensor]) -> None:
         "PARTIALS": count,
         "WIDTH": width,
     }
-    # A tile of 2048 numbers is 16 a thread, four loads of 16 bytes on their way at once; tall where sums are long, so that
-    # no program waits for many loads one after another.
+    # A tile of 1024 numbers is 8 a thread, two loads of 16 bytes on their way at once; tall where sums are long, so
+    # that no program waits for many loads one after another.
     rows = min(64, triton.next_power_of_2(max(count, 1)))
-    config = Config({"BLOCK_S": rows, "BLOCK": 2048 // rows}, warps=4)
+    config = element_config({"BLOCK_S": rows, "BLOCK": 1024 // rows}, 1024, partials.device)
     launch(_sum_partials, lambda c: (triton.cdiv(width, c["BLOCK"]), len(outputs)), arguments, (config,))
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Config, launch
+from ..launch import launch, row_config
 from ..partial_sums import sum_partials
 
 LONGEST_ROW = 16384  # channels: 16 warps hold 32 a thread of each of four rows
@@ -17,7 +17,7 @@ PROGRAMS = 1024  # at most, of backward: enough for any GPU, and their partial s
 def add_layer_norm_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum (of no elements without residual), norm in `dtype`, mean and 1 / standard deviation `[ROWS]`, in one launch."""
+    """Sum (no elements without residual), norm in `dtype`, mean and 1 / standard deviation `[ROWS]`, in one launch."""
     width = x.shape[-1]
     rows = x.numel() // width if width else 0
     total_dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
@@ -40,7 +40,7 @@ def add_layer_norm_forward(
         "stride_x": x.stride(0),
         "stride_residual": 0 if residual is None else residual.stride(0),
     }
-    launch(_add_layer_norm_forward, lambda c: (rows,), arguments, (_row_config(width),))
+    launch(_add_layer_norm_forward, lambda c: (rows,), arguments, (row_config(width, x.device),))
     return total, norm, mean, rstd
 
 
@@ -85,7 +85,7 @@ def add_layer_norm_backward(
         "stride_grad_norm": grad_norm.stride(0),
         "stride_total": total.stride(0),
     }
-    launch(_add_layer_norm_backward, lambda c: (programs,), arguments, (_row_config(width),))
+    launch(_add_layer_norm_backward, lambda c: (programs,), arguments, (row_config(width, total.device),))
     sum_partials(partials, (grad_weight, grad_bias))
     return grad_x, grad_weight, grad_bias, norm
 
@@ -94,12 +94,6 @@ def _rows(tensor: Tensor) -> Tensor:
     """As `[ROWS, D]` with neighbouring channels; a copy only where the layout allows no such view."""
     flat = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor[None]
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
-
-
-def _row_config(width: int) -> Config:
-    """A row is held by one program: 8 channels a thread, 16 bytes of a half type, up to 16 warps."""
-    block = int(triton.next_power_of_2(width))
-    return Config({"BLOCK_D": block}, warps=max(1, min(16, block // 256)))
 
 
 @triton.jit

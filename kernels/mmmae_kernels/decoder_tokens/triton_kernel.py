@@ -7,13 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Config, launch, strides
+from ..launch import Config, element_config, launch, strides
 from ..partial_sums import sum_partials
 
-# A tile of 8 x 256 elements is 16 a thread: two loads of 16 bytes of a half type, four of float32. Backward keeps two such
-# sums in registers, and smaller tiles make more programs of a loop over the batch.
-FORWARD_CONFIGS = (Config({"BLOCK_N": 8, "BLOCK_D": 256}, warps=4), Config({"BLOCK_N": 16, "BLOCK_D": 128}, warps=4))
-BACKWARD_CONFIGS = (Config({"BLOCK_N": 8, "BLOCK_D": 128}, warps=4),)
+FORWARD_TILES = ((8, 128), (8, 256), (16, 128))
+BACKWARD_TILE = (8, 128)  # two sums of it stay in registers; small, because a program loops over the batch
 
 
 def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> Tensor:
@@ -39,7 +37,7 @@ def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Ten
         _decoder_tokens_forward,
         lambda c: (batch * triton.cdiv(tokens, c["BLOCK_N"]) * triton.cdiv(width, c["BLOCK_D"]),),
         arguments,
-        FORWARD_CONFIGS,
+        tuple(_config(*tile, visible.device) for tile in FORWARD_TILES),
     )
     return out
 
@@ -49,7 +47,7 @@ def decoder_tokens_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by visible tokens, mask token and position, of these types, in two launches; deterministic."""
     batch, tokens, width = grad.shape
-    config = BACKWARD_CONFIGS[0]
+    config = _config(*BACKWARD_TILE, grad.device)
     blocks = triton.cdiv(tokens, config.constants["BLOCK_N"])
     grad_visible = torch.empty(batch, keep, width, dtype=dtypes[0], device=grad.device)
     grad_mask_token = torch.empty(width, dtype=dtypes[1], device=grad.device)
@@ -72,10 +70,14 @@ def decoder_tokens_backward(
         _decoder_tokens_backward,
         lambda c: (blocks * triton.cdiv(width, c["BLOCK_D"]),),
         arguments,
-        BACKWARD_CONFIGS,
+        (config,),
     )
     sum_partials(partials, (grad_mask_token,))
     return grad_visible, grad_mask_token, grad_position
+
+
+def _config(tokens: int, channels: int, device: torch.device) -> Config:
+    return element_config({"BLOCK_N": tokens, "BLOCK_D": channels}, tokens * channels, device)
 
 
 @triton.jit

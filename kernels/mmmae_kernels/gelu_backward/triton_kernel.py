@@ -7,9 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Config, launch
-
-CONFIGS = (Config({"BLOCK": 1024}, warps=4), Config({"BLOCK": 2048}, warps=8))  # 8 elements a thread, 16 bytes of a half type
+from ..launch import element_config, launch
 
 
 def gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,7 +22,8 @@ def gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         "hidden_ptr": hidden,
         "SIZE": size,
     }
-    launch(_gelu_backward, lambda c: (triton.cdiv(size, c["BLOCK"]),), arguments, CONFIGS)
+    configs = tuple(element_config({"BLOCK": block}, block, hidden.device) for block in (1024, 2048))
+    launch(_gelu_backward, lambda c: (triton.cdiv(size, c["BLOCK"]),), arguments, configs)
     return grad_hidden, activated
 
 

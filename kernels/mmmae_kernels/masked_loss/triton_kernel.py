@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Config, launch, strides
+from ..launch import Config, launch, row_config, strides
 from ..patch_embed.tiles import precision_of, tile_count, tiles
 from ..patch_embed.triton_kernel import (
     patch_arguments,
@@ -40,7 +40,7 @@ def masked_l2_loss_forward(
         "ROWS": rows,
         "rows_per_program": rows_per_program,
     }
-    launch(_masked_l2_forward, lambda c: (programs,), arguments, (_row_config(prediction.shape[2]),))
+    launch(_masked_l2_forward, lambda c: (programs,), arguments, (row_config(prediction.shape[2], prediction.device),))
     return _mean(errors, weight_sums, rows)
 
 
@@ -77,15 +77,16 @@ def patch_l2_loss_forward(
     device, rows = prediction.device, batch * tokens
     if normalize:
         target = patch_embed_forward(volume, weight, bias, ids, None, prediction.dtype)
-        loss, total = masked_l2_loss_forward(prediction, target, None, weights, True)
+        loss, weight_sum = masked_l2_loss_forward(prediction, target, None, weights, True)
         if not with_gradient:
             return loss, prediction.new_empty(0)
-        _write_gradient(target, torch.ones_like(loss), prediction, target, None, weights, total, True)
+        _write_gradient(target, torch.ones_like(loss), prediction, target, None, weights, weight_sum, True)
         return loss, target
     gradient = torch.empty(prediction.shape, dtype=prediction.dtype, device=device) if with_gradient else None
     total = None if weights is None else weights.sum(dtype=torch.float32)
     configs = tiles(weight.dtype, device, rows, width)
-    errors = torch.empty(tile_count(configs[0].constants, rows, width), dtype=torch.float32, device=device)
+    tile_counts = [tile_count(config.constants, rows, width) for config in configs]
+    errors = torch.empty(max(tile_counts), dtype=torch.float32, device=device)
     arguments = {
         "error_ptr": errors,
         "gradient_ptr": gradient,
@@ -105,8 +106,8 @@ def patch_l2_loss_forward(
         **strides("ids", "bm", ids),
         "PRECISION": precision_of(weight.dtype, device),
     }
-    launch(_patch_l2_forward, lambda c: (tile_count(c, rows, width),), arguments, configs[:1])
-    loss, _ = _mean(errors, total, rows)
+    launched = launch(_patch_l2_forward, lambda c: (tile_count(c, rows, width),), arguments, configs)
+    loss, _ = _mean(errors[: tile_count(launched.constants, rows, width)], total, rows)
     return loss, prediction.new_empty(0) if gradient is None else gradient
 
 
@@ -128,7 +129,7 @@ def _write_gradient(
         "total_ptr": total,
         **_row_arguments(prediction, target, ids, weights, normalize),
     }
-    launch(_masked_l2_backward, lambda c: (batch * tokens,), arguments, (_row_config(width),))
+    launch(_masked_l2_backward, lambda c: (batch * tokens,), arguments, (row_config(width, prediction.device),))
 
 
 def _mean(errors: Tensor, weight_sums: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
@@ -164,19 +165,13 @@ def _row_arguments(
     }
 
 
-def _row_config(width: int) -> Config:
-    """A row is held by one program: 8 channels a thread, 16 bytes of a half type, up to 16 warps."""
-    block = int(triton.next_power_of_2(width))
-    return Config({"BLOCK_D": block}, warps=max(1, min(16, block // 256)))
-
-
 @triton.jit
 def _row_difference(
     prediction_at, target_at,  # [BLOCK_D] pointers
     has_channel,
     D,
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr,
-):  # fmt: skip
+):
     """Prediction minus target, 0 past the end, float32."""
     prediction = tl.load(prediction_at, mask=has_channel, other=0).to(tl.float32)
     target = tl.load(target_at, mask=has_channel, other=0).to(tl.float32)
@@ -213,7 +208,7 @@ def _masked_l2_forward(
             prediction_ptr + b * stride_prediction_b + m * stride_prediction_m + channel * stride_prediction_d,
             target_ptr + b * stride_target_b + n * stride_target_n + channel * stride_target_d,
             has_channel, D, NORMALIZE, EPSILON,
-        )  # fmt: skip
+        )
         error = tl.sum(difference * difference) / D
         if weights_ptr is not None:
             weight = tl.load(weights_ptr + b * stride_weights_b + m * stride_weights_m).to(tl.float32)
@@ -273,7 +268,7 @@ def _masked_l2_backward(
         prediction_ptr + b * stride_prediction_b + m * stride_prediction_m + channel * stride_prediction_d,
         target_ptr + b * stride_target_b + n * stride_target_n + channel * stride_target_d,
         has_channel, D, NORMALIZE, EPSILON,
-    )  # fmt: skip
+    )
     total = tl.load(total_ptr)
     scale = tl.load(grad_loss_ptr).to(tl.float32) * 2.0 / (D * tl.where(total == 0, 1.0, total))
     if weights_ptr is not None:
@@ -308,11 +303,12 @@ def _patch_l2_forward(
     _, corner = patch_corners(
         last_row, ids_ptr, stride_ids_b, stride_ids_m, M, GRID_H, GRID_W,
         stride_volume_b, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW,
-    )  # fmt: skip
+    )
     target = project_patches(
-        volume_ptr, weight_ptr, corner, tl.minimum(column, D - 1), stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,
+        volume_ptr, weight_ptr, corner, tl.minimum(column, D - 1),
+        stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,
         PT, PH, PW, P, WIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
-    )  # fmt: skip
+    )
     if bias_ptr is not None:
         target += tl.load(bias_ptr + column, mask=column < D, other=0).to(tl.float32)[None, :]
     b, m = (last_row // M).to(tl.int64), (last_row % M).to(tl.int64)

@@ -16,11 +16,11 @@ def _tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> Confi
     return Config({"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}, warps, stages)
 
 
-# A stage holds BLOCK_K * (BLOCK_M + BLOCK_N) elements in shared memory, 16 KiB in half precision for 128 x 128 x 32, and the
-# float32 rows of a volume twice their share. The sum takes BLOCK_M * BLOCK_N / threads registers of a thread, 64 for
-# 128 x 128 and 8 warps, about as many as addresses and operands on their way; the exact float32 product of three tf32
-# products keeps each operand in two parts, hence the smaller tile. The wide instructions of sm_90 and sm_100 eat 64 deep
-# steps; CDNA has 64 KiB and warps of 64 threads; RDNA multiplies 16 x 16 x 16 out of registers.
+# A stage holds BLOCK_K * (BLOCK_M + BLOCK_N) elements in shared memory, 16 KiB in half precision for 128 x 128 x 32,
+# and the float32 rows of a volume twice their share. The sum takes BLOCK_M * BLOCK_N / threads registers of a thread, 64
+# for 128 x 128 and 8 warps, about as many as addresses and operands on their way; the exact float32 product of three
+# tf32 products keeps each operand in two parts, hence the smaller tile. The wide instructions of sm_90 and sm_100 eat 64
+# deep steps; CDNA has 64 KiB and warps of 64 threads; RDNA multiplies 16 x 16 x 16 out of registers.
 _AMPERE = {
     "half": (_tile(128, 128, 32, 8, 4), _tile(64, 128, 32, 4, 4), _tile(64, 64, 32, 4, 4)),
     "tf32": (_tile(128, 128, 32, 8, 3), _tile(64, 128, 32, 8, 3), _tile(64, 64, 32, 4, 3)),
@@ -34,7 +34,7 @@ TILES = {
         "exact": (_tile(64, 64, 32, 4, 3), _tile(64, 32, 32, 4, 3)),
     },
     "hopper": {
-        "half": (_tile(128, 128, 64, 8, 3), _tile(128, 64, 64, 4, 3), _tile(64, 64, 64, 4, 3)),
+        "half": (_tile(128, 128, 64, 8, 3), _tile(128, 64, 64, 4, 3), _tile(64, 64, 32, 4, 3)),
         "tf32": (_tile(128, 128, 32, 8, 3), _tile(128, 64, 32, 4, 3), _tile(64, 64, 32, 4, 3)),
         "exact": (_tile(64, 64, 32, 4, 3), _tile(64, 32, 32, 4, 3)),
     },

@@ -59,8 +59,9 @@ def patch_embed_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients by volume, weight, bias and position, those that `needs` asks for; deterministic."""
     grad_volume = _volume_gradient(grad, volume, weight, ids) if needs[0] else None
-    grad_weight, grad_bias = _weight_gradient(grad, volume, weight, ids, needs[2]) if needs[1] or needs[2] else (None,) * 2
-    grad_position = None
+    grad_weight = grad_bias = grad_position = None
+    if needs[1] or needs[2]:
+        grad_weight, grad_bias = _weight_gradient(grad, volume, weight, ids, needs[2])
     if needs[3]:
         if ids is None:
             grad_position = grad.sum(0)
@@ -108,13 +109,13 @@ def _weight_gradient(
 def _volume_gradient(grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
     grad_volume = torch.zeros(volume.shape, dtype=volume.dtype, device=volume.device)
     elements, rows = weight[0].numel(), grad.shape[0] * grad.shape[1]
-    follower, leads = (None, None) if ids is None else _followers(ids, token_count(volume, weight))
+    order, runs = (None, None) if ids is None else _runs(ids, token_count(volume, weight))
     arguments = {
         "grad_volume_ptr": grad_volume,
         "grad_ptr": grad,
         "weight_ptr": weight.contiguous(),
-        "follower_ptr": follower,
-        "leads_ptr": leads,
+        "order_ptr": order,
+        "runs_ptr": runs,
         "ROWS": rows,
         "K": grad.shape[1],
         "D": weight.shape[0],
@@ -129,15 +130,13 @@ def _volume_gradient(grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor |
     return grad_volume
 
 
-def _followers(ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """For each row the next one with the same token of the same sample, or -1; and whether it is the first of them."""
+def _runs(ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Rows ordered by sample and token, and for the first of each token how many rows have it, 0 for the others."""
     key = (ids + torch.arange(len(ids), device=ids.device)[:, None] * tokens).flatten()
     ordered, order = key.sort(stable=True)
-    again = ordered[1:] == ordered[:-1]
-    follower, leads = torch.full_like(key, -1), torch.ones_like(key, dtype=torch.bool)
-    follower[order[:-1]] = torch.where(again, order[1:], -1)
-    leads[order[1:]] = ~again
-    return follower, leads
+    place = torch.arange(len(key), device=ids.device)
+    first, end = torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
+    return order, torch.where(first == place, end - place, 0)
 
 
 def token_count(volume: Tensor, weight: Tensor) -> int:
@@ -185,8 +184,9 @@ def patch_corners(
     # The token's place fits 32 bits, and 64-bit division is a long subroutine.
     place = token.to(tl.int32)
     t, h, w = place // (GRID_H * GRID_W), place // GRID_W % GRID_H, place % GRID_W
-    corner = sample * stride_volume_b + (t * PT).to(tl.int64) * stride_volume_t + (h * PH).to(tl.int64) * stride_volume_h
-    return token, corner + (w * PW).to(tl.int64) * stride_volume_w
+    corner = sample * stride_volume_b + (t * PT).to(tl.int64) * stride_volume_t
+    corner += (h * PH).to(tl.int64) * stride_volume_h + (w * PW).to(tl.int64) * stride_volume_w
+    return token, corner
 
 
 @triton.jit
@@ -217,7 +217,9 @@ def project_patches(
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, P, BLOCK_K):
         element = start + tl.arange(0, BLOCK_K)
-        offset = patch_offsets(element, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW, WIDE)
+        offset = patch_offsets(
+            element, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW, WIDE
+        )
         patch_at = volume_ptr + corner[:, None] + offset[None, :]
         weight_at = weight_ptr + column[None, :].to(tl.int64) * P + element[:, None]
         if P % BLOCK_K == 0:
@@ -252,15 +254,17 @@ def _patch_embed_forward(
     token, corner = patch_corners(
         tl.minimum(row, ROWS - 1), ids_ptr, stride_ids_b, stride_ids_k, K, GRID_H, GRID_W,
         stride_volume_b, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW,
-    )  # fmt: skip
+    )
     embedded = project_patches(
-        volume_ptr, weight_ptr, corner, tl.minimum(column, D - 1), stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,
+        volume_ptr, weight_ptr, corner, tl.minimum(column, D - 1),
+        stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,
         PT, PH, PW, P, WIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
-    )  # fmt: skip
+    )
     if bias_ptr is not None:
         embedded += tl.load(bias_ptr + column, mask=column < D, other=0).to(tl.float32)[None, :]
     if position_ptr is not None:
-        position_at = position_ptr + token[:, None] * stride_position_n + column[None, :].to(tl.int64) * stride_position_d
+        position_at = position_ptr + token[:, None] * stride_position_n
+        position_at += column[None, :].to(tl.int64) * stride_position_d
         embedded += tl.load(position_at, mask=inside, other=0).to(tl.float32)
     out_at = out_ptr + row[:, None].to(tl.int64) * D + column[None, :]
     tl.store(out_at, embedded.to(out_ptr.dtype.element_ty), mask=inside)
@@ -286,7 +290,9 @@ def _patch_embed_weight_gradient(
     element = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
     has_channel, has_element = channel < D, element < P
-    offset = patch_offsets(element, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW, WIDE)
+    offset = patch_offsets(
+        element, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW, WIDE
+    )
     weight_sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     bias_sum = tl.zeros((BLOCK_M,), tl.float32)
     first = split * rows_per_split
@@ -297,7 +303,7 @@ def _patch_embed_weight_gradient(
         _, corner = patch_corners(
             row, ids_ptr, stride_ids_b, stride_ids_k, K, GRID_H, GRID_W,
             stride_volume_b, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW,
-        )  # fmt: skip
+        )
         grad_row = (row // K).to(tl.int64) * stride_grad_b + (row % K).to(tl.int64) * stride_grad_k
         grad_at = grad_ptr + grad_row[None, :] + channel[:, None].to(tl.int64) * stride_grad_d
         grad = tl.load(grad_at, mask=inside[None, :] & has_channel[:, None], other=0)
@@ -323,8 +329,8 @@ def _patch_embed_volume_gradient(
     grad_ptr,          # [B, K, D]
     weight_ptr,        # [D, P]
     ids_ptr,           # [B, K] int64 or None
-    follower_ptr,      # [B*K] int64: the next row with the same token of the same sample, or -1; None: none repeats
-    leads_ptr,         # [B*K] bool: no row before has the same token; None with follower_ptr
+    order_ptr,         # [B*K] int64 rows, those of one token of one sample together; None: each row has its own token
+    runs_ptr,          # [B*K] int64 for the first row of a token how many have it, 0 for the others; None likewise
     ROWS, K, D, GRID_H, GRID_W,
     stride_grad_b, stride_grad_k, stride_grad_d,
     stride_volume_b, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,  # of grad_volume
@@ -333,22 +339,16 @@ def _patch_embed_volume_gradient(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):
     columns = tl.cdiv(P, BLOCK_N)
-    row = tl.program_id(0) // columns * BLOCK_M + tl.arange(0, BLOCK_M)
+    place = tl.program_id(0) // columns * BLOCK_M + tl.arange(0, BLOCK_M)
     element = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
-    writes = row < ROWS
-    row = tl.minimum(row, ROWS - 1)
-    _, corner = patch_corners(
-        row, ids_ptr, stride_ids_b, stride_ids_k, K, GRID_H, GRID_W,
-        stride_volume_b, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW,
-    )  # fmt: skip
-    if leads_ptr is not None:
-        writes &= tl.load(leads_ptr + row)
     has_element = element < P
+    exists = place < ROWS
+    run = exists.to(tl.int64) if runs_ptr is None else tl.load(runs_ptr + place, mask=exists, other=0)
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    # A patch is written by its first row, which adds those that follow in their order: no atomics, one result.
-    some = 1
-    adds = writes
-    while some > 0:
+    # A patch is written by its token's first row, which adds the others in their order: no atomics, one result.
+    for repeat in range(tl.max(run).to(tl.int32)):
+        adds = repeat < run
+        row = place if order_ptr is None else tl.load(order_ptr + place + repeat, mask=adds, other=0).to(tl.int32)
         grad_row = (row // K).to(tl.int64) * stride_grad_b + (row % K).to(tl.int64) * stride_grad_k
         for start in range(0, D, BLOCK_K):
             channel = start + tl.arange(0, BLOCK_K)
@@ -358,13 +358,14 @@ def _patch_embed_volume_gradient(
             weight_at = weight_ptr + channel[:, None].to(tl.int64) * P + element[None, :]
             weight = tl.load(weight_at, mask=inside[:, None] & has_element[None, :], other=0)
             product = tl.dot(grad.to(weight.dtype), weight, product, input_precision=PRECISION)
-        if follower_ptr is not None:
-            follower = tl.load(follower_ptr + row, mask=adds, other=-1)
-            adds = follower >= 0
-            row = tl.where(adds, follower.to(tl.int32), row)
-            some = tl.max(adds.to(tl.int32))
-        else:
-            some = 0
-    offset = patch_offsets(element, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW, WIDE)
+    writes = run > 0
+    row = place if order_ptr is None else tl.load(order_ptr + place, mask=writes, other=0).to(tl.int32)
+    _, corner = patch_corners(
+        tl.minimum(row, ROWS - 1), ids_ptr, stride_ids_b, stride_ids_k, K, GRID_H, GRID_W,
+        stride_volume_b, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW,
+    )
+    offset = patch_offsets(
+        element, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW, WIDE
+    )
     volume_at = grad_volume_ptr + corner[:, None] + offset[None, :]
     tl.store(volume_at, product.to(grad_volume_ptr.dtype.element_ty), mask=writes[:, None] & has_element[None, :])

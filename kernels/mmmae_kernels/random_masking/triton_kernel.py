@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Config, launch
+from ..launch import element_config, launch
 from .reference import MASK_STREAM, random_masking_of_noise
 
 LONGEST_ROW = 4096  # keys of 8 bytes: 16 warps hold 8 a thread, and the sort exchanges 32 KiB through shared memory
@@ -23,7 +23,8 @@ def random_masking_forward(
         blocks = triton.cdiv(tokens, 4)
         arguments = {"noise_ptr": noise, "seed_ptr": seed, "first_sample": first_sample, "N": tokens}
         arguments["STREAM"] = MASK_STREAM
-        launch(_noise, lambda c: (batch * triton.cdiv(blocks, c["BLOCK"]),), arguments, NOISE_CONFIGS)
+        configs = (element_config({"BLOCK": 256}, 1024, device),)
+        launch(_noise, lambda c: (batch * triton.cdiv(blocks, c["BLOCK"]),), arguments, configs)
         return random_masking_of_noise(noise, keep)
     ids_keep, ids_masked, ids_restore = (
         torch.empty(batch, count, dtype=torch.int64, device=device) for count in (keep, tokens - keep, tokens)
@@ -40,17 +41,14 @@ def random_masking_forward(
         "STREAM": MASK_STREAM,
     }
     # 8 keys a thread are exchanged in registers, the rest within and between warps.
-    config = Config({"BLOCK": block}, warps=max(1, min(16, block // 256)))
-    launch(_random_masking, lambda c: (batch if tokens else 0,), arguments, (config,))
+    configs = (element_config({"BLOCK": block}, block, device),)
+    launch(_random_masking, lambda c: (batch if tokens else 0,), arguments, configs)
     return ids_keep, ids_masked, ids_restore
-
-
-NOISE_CONFIGS = (Config({"BLOCK": 256}, warps=2),)
 
 
 @triton.jit
 def philox_words(seed_ptr, sample, call, stream):
-    """The four 32-bit words of Philox 4x32-10 for each call number, `[BLOCK]` each: `philox_noise`'s counter and key."""
+    """The four words of Philox 4x32-10 for each call number, with the counter and key of `philox_noise`."""
     low, high = sample.to(tl.uint32), (sample >> 32).to(tl.uint32)
     zero = call * 0
     return tl.philox(tl.load(seed_ptr), call, zero + stream, zero.to(tl.uint32) + low, zero.to(tl.uint32) + high)

@@ -1,0 +1,111 @@
+"""The calls whose launches are compiled: the model's shapes, in each type, and each input that changes a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..add_layer_norm import triton_kernel as add_layer_norm
+from ..decoder_tokens import triton_kernel as decoder_tokens
+from ..gelu_backward import triton_kernel as gelu_backward
+from ..masked_loss import triton_kernel as masked_loss
+from ..patch_embed import triton_kernel as patch_embed
+from ..random_masking import triton_kernel as random_masking
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# Of the preset `base`; nothing is computed with, so the batch is small.
+BATCH, TOKENS, KEEP, WIDTH, DECODER_WIDTH, HIDDEN = 2, 784, 196, 768, 512, 768
+BANDS, SIZE, PATCH = 12, 224, (3, 16, 16)
+ALL = (True, True, True, True)
+
+
+def _random_masking(dtype: torch.dtype) -> None:
+    if dtype == torch.float32:  # tables of integers: one type is enough
+        for tokens in (TOKENS, random_masking.LONGEST_ROW, random_masking.LONGEST_ROW + 1):
+            random_masking.random_masking_forward(BATCH, tokens, KEEP, torch.tensor(0), torch.device("cpu"), 0)
+
+
+def _patch_embed(dtype: torch.dtype) -> None:
+    weight, bias = _empty(WIDTH, 1, *PATCH, dtype=dtype), _empty(WIDTH, dtype=dtype)
+    position, ids = _empty(TOKENS, WIDTH, dtype=dtype), _ids(KEEP)
+    for precision in _precisions(dtype):
+        torch.set_float32_matmul_precision(precision)
+        for volume in _volumes(dtype):
+            patch_embed.patch_embed_forward(volume, weight, bias, ids, position)
+            grad = _empty(BATCH, KEEP, WIDTH, dtype=dtype)
+            patch_embed.patch_embed_backward(grad, volume, weight, ids, (volume.is_floating_point(), True, True, False))
+
+
+def _patch_l2_loss(dtype: torch.dtype) -> None:
+    weight, bias = _empty(WIDTH, 1, *PATCH, dtype=dtype), _empty(WIDTH, dtype=dtype)
+    ids = _ids(TOKENS - KEEP)
+    weights = torch.ones(ids.shape)
+    prediction = _empty(*ids.shape, WIDTH, dtype=dtype)
+    for precision in _precisions(dtype):
+        torch.set_float32_matmul_precision(precision)
+        for volume in _volumes(dtype):
+            masked_loss.patch_l2_loss_forward(prediction, volume, weight, bias, ids, weights, False, True)
+
+
+def _masked_l2_loss(dtype: torch.dtype) -> None:
+    prediction, target = _empty(BATCH, TOKENS - KEEP, WIDTH, dtype=dtype), _empty(BATCH, TOKENS, WIDTH, dtype=dtype)
+    ids = _ids(TOKENS - KEEP)
+    weights = torch.ones(ids.shape)
+    scalar = torch.ones(())
+    for normalize in (False, True):
+        masked_loss.masked_l2_loss_forward(prediction, target, ids, weights, normalize)
+        masked_loss.masked_l2_loss_backward(scalar, prediction, target, ids, weights, scalar, normalize)
+
+
+def _decoder_tokens(dtype: torch.dtype) -> None:
+    visible, mask_token = _empty(BATCH, KEEP, DECODER_WIDTH, dtype=dtype), _empty(DECODER_WIDTH, dtype=dtype)
+    restore = _ids(TOKENS)
+    decoder_tokens.decoder_tokens_forward(visible, mask_token, restore, _empty(TOKENS, DECODER_WIDTH, dtype=dtype))
+    grad = _empty(BATCH, TOKENS, DECODER_WIDTH, dtype=dtype)
+    decoder_tokens.decoder_tokens_backward(grad, restore, KEEP, (dtype, dtype, dtype))
+
+
+def _add_layer_norm(dtype: torch.dtype) -> None:
+    weight, bias = _empty(WIDTH, dtype=dtype), _empty(WIDTH, dtype=dtype)
+    rows, statistics = _empty(BATCH * KEEP, WIDTH, dtype=dtype), torch.empty(BATCH * KEEP)
+    for residual in (None, rows):
+        add_layer_norm.add_layer_norm_forward(rows, residual, weight, bias, 1e-6, dtype)
+    for grad_total, again in ((None, None), (rows, None), (rows, bias)):
+        add_layer_norm.add_layer_norm_backward(grad_total, rows, rows, weight, again, statistics, statistics)
+
+
+def _gelu_backward(dtype: torch.dtype) -> None:
+    hidden = _empty(BATCH * KEEP, HIDDEN, dtype=dtype)
+    gelu_backward.gelu_backward(hidden, hidden)
+
+
+CASES: dict[str, Callable[[torch.dtype], None]] = {
+    "random_masking": _random_masking,
+    "patch_embed": _patch_embed,
+    "patch_l2_loss": _patch_l2_loss,
+    "masked_l2_loss": _masked_l2_loss,
+    "decoder_tokens": _decoder_tokens,
+    "add_layer_norm": _add_layer_norm,
+    "gelu_backward": _gelu_backward,
+}
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def _ids(count: int) -> Tensor:
+    return torch.arange(count).expand(BATCH, count).contiguous()
+
+
+def _volumes(dtype: torch.dtype) -> list[Tensor]:
+    """In the weight's type; a half weight's also in those that are converted on the way."""
+    types = [dtype] if dtype == torch.float32 else [dtype, torch.float32, torch.int16, torch.uint8]
+    return [torch.empty(BATCH, 1, BANDS, SIZE, SIZE, dtype=volume_dtype) for volume_dtype in types]
+
+
+def _precisions(dtype: torch.dtype) -> tuple[str, ...]:
+    return ("highest", "high") if dtype == torch.float32 else ("highest",)

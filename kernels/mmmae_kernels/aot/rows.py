@@ -1,0 +1,124 @@
+"""One row of the report: a kernel compiled for one architecture, type and configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..compilation import compile_kernel
+from ..executors import execute_by
+from ..launch import SHARED_MEMORY, Config, Launch
+from .assembly import load_bytes, matrix_instructions, registers_and_spills
+from .cases import CASES, DTYPES
+from .costs import cost
+
+Row = dict[str, Any]
+HEADS: tuple[str, ...] = ("op", "kernel", "target", "dtype", "config", "registers", "spills", "shared", "matrix_instructions")
+HEADS += ("load_bytes", "bytes", "flops", "note")
+
+GEMMS = {"_patch_embed_forward", "_patch_embed_weight_gradient", "_patch_embed_volume_gradient", "_patch_l2_forward"}
+
+
+class Recorder:
+    """Takes launches, runs nothing, and keeps those that compile to different kernels."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.launches: dict[tuple[Any, ...], tuple[Launch, Config]] = {}
+
+    def __call__(self, launch: Launch) -> None:
+        types = tuple(_specialised(name, value) for name, value in launch.arguments.items())
+        for config in launch.configs:
+            constants = (*config.constants.items(), config.warps, config.stages)
+            self.launches.setdefault((launch.kernel.fn.__name__, types, constants), (launch, config))
+
+
+def compile_rows(task: tuple[str, str, tuple[str, ...]]) -> list[Row]:
+    """The rows of one architecture and type, of some ops."""
+    target, dtype, ops = task
+    torch.set_num_threads(1)
+    return [row for op in ops for row in _rows_of(op, target, dtype)]
+
+
+def _rows_of(op: str, target: str, dtype: str) -> Iterator[Row]:
+    recorder = Recorder(target)
+    with execute_by(recorder):
+        CASES[op](DTYPES[dtype])
+    for launch, config in recorder.launches.values():
+        compiled = compile_kernel(launch.kernel, launch.arguments, config, target)
+        registers, spills = registers_and_spills(compiled.asm)
+        flops, moved = cost(launch)
+        kernel = launch.kernel.fn.__name__
+        row = {
+            "op": op,
+            "kernel": kernel.lstrip("_"),
+            "target": target,
+            "dtype": dtype,
+            "config": _text(launch, config),
+            "registers": registers,
+            "spills": spills,
+            "shared": compiled.metadata.shared,
+            "matrix_instructions": matrix_instructions(compiled.asm),
+            "load_bytes": load_bytes(compiled.asm),
+            "bytes": moved,
+            "flops": flops,
+        }
+        yield row | {"note": _note(kernel, row, launch)}
+
+
+def faults_of(row: Row) -> list[str]:
+    """What must not be, of one compiled kernel; a load width that `note` explains may."""
+    name = f"{row['kernel']} ({row['config']}) for {row['target']} in {row['dtype']}"
+    limit = SHARED_MEMORY[row["target"]]
+    faults = []
+    if row["spills"]:
+        faults.append(f"{name} spills {row['spills']} bytes")
+    if row["shared"] > limit:
+        faults.append(f"{name} asks for {row['shared']} bytes of shared memory, the limit is {limit}")
+    if f"_{row['kernel']}" in GEMMS and not row["matrix_instructions"] and "no matrix" not in row["note"]:
+        faults.append(f"{name} has no matrix instructions")
+    if row["load_bytes"] < 16 and not row["note"]:
+        faults.append(f"{name} loads its data in pieces of {row['load_bytes']} bytes")
+    return faults
+
+
+def _note(kernel: str, row: Row, launch: Launch) -> str:
+    """Why a kernel multiplies without matrix instructions, or loads narrowly, if it has to."""
+    if kernel in GEMMS and row["target"].startswith("gfx11") and row["dtype"] == "fp32":
+        return "RDNA has no matrix instruction for float32"
+    if row["load_bytes"] >= 16:
+        return ""
+    if kernel in ("_random_masking", "_noise"):
+        return "loads a seed alone"
+    if kernel == "_weighted_mean":
+        return "one program, a few numbers a thread"
+    if kernel == "_patch_embed_weight_gradient" and row["target"] in ("sm90", "sm100") and row["dtype"] == "fp32":
+        return "wgmma and tcgen05 take tf32 contiguous along the sum, here rows: transposed on the way"
+    line = launch.arguments.get("PW", 16) * DTYPES[row["dtype"]].itemsize
+    return f"lines of {line} bytes" if line % 16 else ""
+
+
+def _text(launch: Launch, config: Config) -> str:
+    """The configuration and what else tells this kernel from its like."""
+    parts = [f"{name.removeprefix('BLOCK_')}{value}" for name, value in config.constants.items()]
+    parts += [f"w{config.warps}", f"s{config.stages}"]
+    volume = launch.arguments.get("volume_ptr")
+    if volume is not None:
+        parts.append(str(volume.dtype).removeprefix("torch."))
+    if launch.kernel.fn.__name__ in GEMMS:
+        parts.append(launch.arguments["PRECISION"])
+    parts += [f"no {name.removesuffix('_ptr')}" for name, value in launch.arguments.items() if value is None]
+    if launch.arguments.get("NORMALIZE"):
+        parts.append("normalize")
+    return " ".join(parts)
+
+
+def _specialised(name: str, value: Any) -> tuple[Any, ...]:
+    """What of an argument a compiled kernel depends on."""
+    if isinstance(value, torch.Tensor):
+        return name, value.dtype
+    if isinstance(value, int) and not isinstance(value, bool) and not name.isupper():
+        return name, value == 1, value % 16 == 0
+    return name, value

@@ -1,0 +1,83 @@
+"""Measures which configuration of a launch table is fastest here, and remembers it on disk: MMMAE_AUTOTUNE=1."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+
+if TYPE_CHECKING:
+    from .launch import Config, Launch
+
+_found: dict[str, int] = {}
+
+
+def is_on() -> bool:
+    """Whether launches are tuned: `MMMAE_AUTOTUNE=1`."""
+    return os.environ.get("MMMAE_AUTOTUNE", "0") not in ("", "0")
+
+
+def cache_file() -> Path:
+    """Where results are kept: `autotune.json` in `$XDG_CACHE_HOME/mmmae`, or in `~/.cache/mmmae`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmmae" / "autotune.json"
+
+
+def fastest(
+    launch: Launch, target: str, start: Callable[..., None], measure: Callable[..., Any] | None = None
+) -> Config:
+    """The fastest of the launch's configs, measured once for each kernel, architecture, type and shape.
+
+    A kernel overwrites its outputs and reads none of them, so that it may run many times.
+
+    Args:
+        target: architecture, part of what results are remembered by.
+        start: starts a kernel with one config.
+        measure: milliseconds of a call; None for `triton.testing.do_bench`.
+    """
+    key = _key(launch, target)
+    if key not in _found:
+        _found.update(_read())
+    if _found.get(key, len(launch.configs)) >= len(launch.configs):
+        measure = triton.testing.do_bench if measure is None else measure
+        run = functools.partial(start, launch.kernel, launch.grid, launch.arguments)
+        times = [measure(functools.partial(run, config)) for config in launch.configs]
+        _found[key] = times.index(min(times))
+        _write(key, _found[key])
+    return launch.configs[_found[key]]
+
+
+def _key(launch: Launch, target: str) -> str:
+    """What a time depends on: code, machine, types, sizes and strides, and the configs that were compared."""
+    arguments = [
+        f"{name}={str(value.dtype).removeprefix('torch.') if isinstance(value, torch.Tensor) else value}"
+        for name, value in launch.arguments.items()
+    ]
+    table = [f"{dict(config.constants)} {config.warps} {config.stages}" for config in launch.configs]
+    return " ".join([launch.kernel.fn.__name__, target, triton.__version__, *arguments, *sorted(table)])
+
+
+def _read() -> dict[str, int]:
+    """What is on disk; nothing if there is no file, or none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(cache_file().read_text())
+        if isinstance(found, dict):
+            return {key: index for key, index in found.items() if isinstance(index, int) and index >= 0}
+    return {}
+
+
+def _write(key: str, index: int) -> None:
+    """Add one result; the file is replaced as a whole, so that no reader sees half of it."""
+    file = cache_file()
+    with contextlib.suppress(OSError):  # a home that can't be written costs a search each time, no more
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".json", delete=False) as new:
+            json.dump(_read() | {key: index}, new, indent=1)
+        os.replace(new.name, file)
