@@ -11,8 +11,8 @@ namespace mmmae {
 namespace {
 
 constexpr uint32_t MASK_STREAM = 0;
-// A sorted number costs about as much as this many copied ones.
-constexpr int64_t SORT_COST = 8;
+// Drawing and sorting a number is worth this many copied ones where a second thread has to pay.
+constexpr int64_t SORT_COST = 2;
 
 struct Words {
     uint32_t word[4];
