@@ -54,6 +54,24 @@ void check_contiguous(const char* name, const int64_t* shape, const int64_t* str
                  to_string(shape, ndim) + ", expected is contiguous memory");
 }
 
+void check_dense_rows(const char* name, const int64_t* shape, const int64_t* strides, size_t ndim) {
+    for (size_t i = 0; i < ndim; ++i)
+        if (shape[i] == 0) return;
+    if (shape[ndim - 1] != 1 && strides[ndim - 1] != 1)
+        fail(std::string(name) + ": strides are " + to_string(strides, ndim) + " for shape " + to_string(shape, ndim) +
+             ", expected is 1 for the last axis");
+}
+
+void check_ids(const Ids& ids, int64_t count) {
+    for (int64_t b = 0; b < ids.shape[0]; ++b)
+        for (int64_t k = 0; k < ids.shape[1]; ++k) {
+            const int64_t id = *ids.row(b, k);
+            if (id < 0 || id >= count)
+                fail(std::string(ids.name) + ": " + std::to_string(id) + " at [" + std::to_string(b) + ", " +
+                     std::to_string(k) + "] is outside 0.." + std::to_string(count - 1));
+        }
+}
+
 void check_threads(int threads) {
     if (threads < 1) fail("threads: " + std::to_string(threads) + " given, expected is at least 1");
 }
@@ -73,5 +91,11 @@ NB_MODULE(_native, module) {
     module.doc() = "Native CPU kernels; mmmae_kernels.native loads them.";
     module.def("team_size", &mmmae::team_size, nanobind::arg("threads"), nanobind::call_guard<nanobind::gil_scoped_release>(),
                "How many threads OpenMP gives to a call that asks for `threads`.");
+    mmmae::bind_add_layer_norm(module);
+    mmmae::bind_decoder_tokens(module);
+    mmmae::bind_gelu_linear(module);
+    mmmae::bind_masked_loss(module);
     mmmae::bind_patch_embed(module);
+    mmmae::bind_position(module);
+    mmmae::bind_random_masking(module);
 }

@@ -6,7 +6,16 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
+
+// Compiles a function for AVX-512, AVX2 and the plain instruction set, of which the loader takes the best that the CPU has.
+// For leaves: functions on plain pointers whose loops the compiler vectorises.
+#ifdef MMMAE_CLONES
+#define MMMAE_VECTOR __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MMMAE_VECTOR
+#endif
 
 namespace mmmae {
 
@@ -14,6 +23,7 @@ namespace nb = nanobind;
 
 using Input = nb::ndarray<nb::ro>;
 using Output = nb::ndarray<>;
+template <typename Array> using Maybe = std::optional<Array>;
 
 // Below this number of copied elements a second thread costs more than it saves.
 constexpr int64_t PARALLEL_ELEMENTS = 32768;
@@ -31,6 +41,9 @@ void check_shape(const char* name, const int64_t* shape, const int64_t* expected
 
 void check_contiguous(const char* name, const int64_t* shape, const int64_t* strides, size_t ndim);
 
+// The last axis lies in one piece, whatever the strides of the others.
+void check_dense_rows(const char* name, const int64_t* shape, const int64_t* strides, size_t ndim);
+
 void check_threads(int threads);
 
 template <typename T, size_t N> struct View {
@@ -44,7 +57,23 @@ template <typename T, size_t N> struct View {
     }
 
     void require_contiguous() const { check_contiguous(name, shape.data(), stride.data(), N); }
+
+    void require_dense_rows() const { check_dense_rows(name, shape.data(), stride.data(), N); }
+
+    // The first element of a row, given the numbers on all axes but the last.
+    template <typename... Index> T* row(Index... index) const {
+        static_assert(sizeof...(Index) + 1 == N || sizeof...(Index) == N);
+        const int64_t numbers[] = {index...};
+        int64_t offset = 0;
+        for (size_t i = 0; i < sizeof...(Index); ++i) offset += numbers[i] * stride[i];
+        return data + offset;
+    }
 };
+
+using Ids = View<const int64_t, 2>;  // [B, K]
+
+// Every id is one of 0..count-1.
+void check_ids(const Ids& ids, int64_t count);
 
 template <typename T, size_t N, typename Array>
 View<T, N> view(const char* name, const Array& array, const char* expected) {
@@ -57,6 +86,18 @@ View<T, N> view(const char* name, const Array& array, const char* expected) {
     return result;
 }
 
+template <typename T, size_t N, typename Array>
+std::optional<View<T, N>> view(const char* name, const Maybe<Array>& array, const char* expected) {
+    if (!array) return std::nullopt;
+    return view<T, N>(name, *array, expected);
+}
+
+void bind_add_layer_norm(nb::module_& module);
+void bind_decoder_tokens(nb::module_& module);
+void bind_gelu_linear(nb::module_& module);
+void bind_masked_loss(nb::module_& module);
 void bind_patch_embed(nb::module_& module);
+void bind_position(nb::module_& module);
+void bind_random_masking(nb::module_& module);
 
 }  // namespace mmmae

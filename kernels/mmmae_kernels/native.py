@@ -7,8 +7,10 @@ import importlib
 import os
 import warnings
 from types import ModuleType
+from typing import Any
 
-import torch  # noqa: F401  # its libgomp must be in the process first: the library then shares torch's threads
+import torch  # its libgomp must be in the process before the library, which then shares torch's threads
+from torch import Tensor
 
 
 def library() -> ModuleType | None:
@@ -24,6 +26,50 @@ def library() -> ModuleType | None:
 def unavailable_reason() -> str | None:
     """None if there is a compiled library, else one line that says why not."""
     return _reason
+
+
+def compiled() -> Any:
+    """The compiled module; RuntimeError with the reason if there is none."""
+    module = library()
+    if module is None:
+        raise RuntimeError(f"the native library can't be used: {unavailable_reason()}")
+    return module
+
+
+def check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """ValueError unless the tensor has this shape and dtype and lies on the CPU."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected is {list(shape)}")
+    if tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, expected is {dtype} on the CPU")
+
+
+def rows_of(name: str, tensor: Tensor) -> Tensor:
+    """The tensor as the compiled functions take it: on the CPU, detached, its last axis in one piece.
+
+    Only what must be is copied: an axis that is expanded stays so.
+
+    Raises:
+        ValueError: the tensor lies elsewhere.
+    """
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name} lies on {tensor.device}, native kernels run on the CPU")
+    tensor = tensor.detach()
+    if tensor.dim() == 0 or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1:
+        return tensor
+    shape = tensor.shape
+    for axis in range(tensor.dim() - 1):
+        if tensor.stride(axis) == 0 and shape[axis] > 1:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor.contiguous().expand(shape)
+
+
+def in_three_axes(name: str, tensor: Tensor) -> Tensor:
+    """`rows_of` of a tensor `[..., D]` as `[A, B, D]`, a view where there is one."""
+    tensor = rows_of(name, tensor)
+    while tensor.dim() < 3:
+        tensor = tensor.unsqueeze(0)
+    return tensor if tensor.dim() == 3 else rows_of(name, tensor.flatten(0, -3))
 
 
 def _load() -> tuple[ModuleType | None, str | None]:

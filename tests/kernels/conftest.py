@@ -1,8 +1,17 @@
 """Fixtures of the kernel tests."""
 
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
 import pytest
+import torch
+from torch import Tensor
 
 from mmmae_kernels import native
+
+GUARD = -12345
 
 
 @pytest.fixture
@@ -10,3 +19,49 @@ def library():
     if native.unavailable_reason() is not None:
         pytest.skip(native.unavailable_reason())
     return native.library()
+
+
+@pytest.fixture
+def guarded() -> Iterator[Callable[..., Tensor]]:
+    """Makes outputs that hold NaN (integers: -1) and lie between guards, which are checked when the test ends."""
+    buffers = []
+
+    def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        size = math.prod(shape)
+        buffer = torch.full((size + 128,), GUARD, dtype=dtype)
+        buffers.append((buffer, size))
+        return buffer[64 : 64 + size].view(shape).fill_(math.nan if dtype.is_floating_point else -1)
+
+    yield make
+    for buffer, size in buffers:
+        for guard in (buffer[:64], buffer[64 + size :]):
+            assert torch.equal(guard, torch.full_like(guard, GUARD)), "memory outside an output was written to"
+
+
+@pytest.fixture
+def inside() -> Callable[[Tensor], Tensor]:
+    """The same values as a view into a larger buffer of NaN (integers: a number that is never right)."""
+
+    def make(tensor: Tensor) -> Tensor:
+        wrong = math.nan if tensor.dtype.is_floating_point else torch.iinfo(tensor.dtype).max
+        larger = tensor.new_full([size + 3 for size in tensor.shape], wrong)
+        return larger[tuple(slice(2, 2 + size) for size in tensor.shape)].copy_(tensor)
+
+    return make
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that torch.empty gives is full of NaN or of the largest integer."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def on_threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads; the one before is back when the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

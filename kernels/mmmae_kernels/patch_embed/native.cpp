@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <tuple>
+#include <type_traits>
 
 namespace mmmae {
 namespace {
@@ -13,7 +14,6 @@ namespace {
 using Patch = std::tuple<int64_t, int64_t, int64_t>;
 template <typename T> using Volume = View<T, 5>;  // [B, C, T, H, W]
 template <typename T> using Rows = View<T, 2>;    // [B*K, C*pt*ph*pw]
-using Ids = View<const int64_t, 2>;               // [B, K]
 
 struct Patches {
     int64_t pt, ph, pw;  // sizes of one
@@ -41,14 +41,7 @@ template <typename T> Patches cut(const Volume<T>& volume, const Patch& patch) {
 void check(const Patches& p, const Ids& ids, int64_t batch, int threads) {
     check_threads(threads);
     ids.require_shape({batch, ids.shape[1]});
-    const int64_t tokens = p.tokens();
-    for (int64_t b = 0; b < ids.shape[0]; ++b)
-        for (int64_t k = 0; k < ids.shape[1]; ++k) {
-            const int64_t id = ids.data[b * ids.stride[0] + k * ids.stride[1]];
-            if (id < 0 || id >= tokens)
-                fail(std::string(ids.name) + ": " + std::to_string(id) + " at [" + std::to_string(b) + ", " +
-                     std::to_string(k) + "] is outside 0.." + std::to_string(tokens - 1));
-        }
+    check_ids(ids, p.tokens());
 }
 
 // The first element of patch `id` of sample `b`.
@@ -78,19 +71,23 @@ template <typename Body> void with_length(int64_t length, Body body) {
     }
 }
 
-void gather(const Volume<const float>& volume, const Ids& ids, const Patches& p, float* out, int threads) {
+template <typename T>
+void gather(const Volume<const T>& volume, const Ids& ids, const Patches& p, float* out, int threads) {
     const int64_t keep = ids.shape[1], rows = ids.shape[0] * keep, elements = p.elements();
     const int64_t stride = volume.stride[4];
     with_length(p.pw, [&](auto length) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * elements >= PARALLEL_ELEMENTS)
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t b = row / keep;
-            const int64_t id = ids.data[b * ids.stride[0] + (row % keep) * ids.stride[1]];
-            const float* source = corner(volume, p, b, id);
+            const int64_t id = *ids.row(b, row % keep);
+            const T* source = corner(volume, p, b, id);
             float* target = out + row * elements;
             if (stride == 1)
                 for_each_line(volume, p, [&](int64_t from, int64_t to) {
-                    std::memcpy(target + to, source + from, length * sizeof(float));
+                    if constexpr (std::is_same_v<T, float>)
+                        std::memcpy(target + to, source + from, length * sizeof(float));
+                    else
+                        for (int64_t x = 0; x < length; ++x) target[to + x] = source[from + x];
                 });
             else
                 for_each_line(volume, p, [&](int64_t from, int64_t to) {
@@ -113,7 +110,7 @@ void scatter(const Rows<const float>& rows, const Ids& ids, const Patches& p, co
             const int64_t b = task / parts, part = task % parts;
             const int64_t first = tokens * part / parts, last = tokens * (part + 1) / parts;
             for (int64_t k = 0; k < keep; ++k) {
-                const int64_t id = ids.data[b * ids.stride[0] + k * ids.stride[1]];
+                const int64_t id = *ids.row(b, k);
                 if (id < first || id >= last) continue;
                 const float* source = rows.data + (b * keep + k) * rows.stride[0];
                 float* target = corner(volume, p, b, id);
@@ -127,9 +124,10 @@ void scatter(const Rows<const float>& rows, const Ids& ids, const Patches& p, co
 
 }  // namespace
 
-static void gather_patches(const Input& volume_array, const Input& ids_array, const Patch& patch, const Output& out_array,
-                           int threads) {
-    const auto volume = view<const float, 5>("volume", volume_array, "[B, C, T, H, W]");
+template <typename T>
+static void gather_from(const Input& volume_array, const Input& ids_array, const Patch& patch, const Output& out_array,
+                        int threads) {
+    const auto volume = view<const T, 5>("volume", volume_array, "[B, C, T, H, W]");
     const auto ids = view<const int64_t, 2>("ids", ids_array, "[B, K]");
     const auto out = view<float, 2>("out", out_array, "[B*K, C*pt*ph*pw]");
     const Patches p = cut(volume, patch);
@@ -138,6 +136,13 @@ static void gather_patches(const Input& volume_array, const Input& ids_array, co
     out.require_shape({ids.shape[0] * ids.shape[1], p.elements()});
     out.require_contiguous();
     gather(volume, ids, p, out.data, threads);
+}
+
+static void gather_patches(const Input& volume, const Input& ids, const Patch& patch, const Output& out, int threads) {
+    const auto dtype = volume.dtype();
+    if (dtype == nb::dtype<uint8_t>()) return gather_from<uint8_t>(volume, ids, patch, out, threads);
+    if (dtype == nb::dtype<int16_t>()) return gather_from<int16_t>(volume, ids, patch, out, threads);
+    gather_from<float>(volume, ids, patch, out, threads);
 }
 
 static void scatter_patches(const Input& rows_array, const Input& ids_array, const Patch& patch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
@@ -31,11 +31,107 @@ def patch_embed_native(
     return project(rows, weight, bias, ids, position)
 
 
-def _library() -> Any:
-    library = native.library()
-    if library is None:
-        raise RuntimeError(f"the native library can't be used: {native.unavailable_reason()}")
-    return library
+def patch_embed_forward(
+    volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None
+) -> Tensor:
+    """`[B, K, D]`: gather, GEMM with the bias, position added in place.
+
+    Args:
+        volume: `[B, C, T, H, W]` float32, int16 or uint8, any strides.
+        weight, bias: `[D, C, pt, ph, pw]` and `[D]`, float32.
+        ids: `[B, K]` token numbers; None means all, in order.
+        position: `[N, D]`.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or an id is out of range.
+    """
+    matrix = weight_matrix(weight, volume)
+    ids = _ids(volume, weight, ids)
+    if bias is not None:
+        native.check("bias", bias, (weight.shape[0],))
+    if position is not None:
+        native.check("position", position, (_count_tokens(volume, weight), weight.shape[0]))
+    rows = _gather(volume, weight, ids)
+    tokens = torch.mm(rows, matrix.t()) if bias is None else torch.addmm(bias.detach(), rows, matrix.t())
+    tokens = tokens.view(*ids.shape, weight.shape[0])
+    if position is not None:
+        position = native.rows_of("position", position)
+        native.compiled().add_position(tokens, ids, position, torch.get_num_threads())
+    return tokens
+
+
+def patch_embed_backward(
+    grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None, needs: tuple[bool, bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of volume, weight, bias and position, those that `needs` asks for.
+
+    The patches are gathered again: nothing but the inputs need be kept for this. The sums over a repeated id are taken
+    in the order of `ids`, whatever the number of threads.
+
+    Args:
+        grad: `[B, K, D]` float32, any strides.
+        volume, weight, ids: those of `patch_embed_forward`.
+        needs: whose gradients are wanted; that of an integer volume can't be.
+
+    Raises:
+        ValueError: as `patch_embed_forward` does.
+    """
+    matrix, width = weight_matrix(weight, volume), weight.shape[0]
+    ids = _ids(volume, weight, ids)
+    native.check("grad", grad, (*ids.shape, width))
+    grad = native.rows_of("grad", grad)
+    if needs[0] and not volume.is_floating_point():
+        raise ValueError(f"volume has dtype {volume.dtype}, which has no gradient")
+    patch = (weight.shape[2], weight.shape[3], weight.shape[4])
+    grad_volume = grad_weight = grad_bias = grad_position = None
+    threads = torch.get_num_threads()
+    if needs[3]:
+        grad_position = weight.new_empty(_count_tokens(volume, weight), width)
+        grad_bias = weight.new_empty(width) if needs[2] else None
+        native.compiled().embedding_gradients(grad, ids, grad_position, grad_bias, threads)
+    elif needs[2]:
+        grad_bias = weight.new_empty(width)
+        native.compiled().sum_of_rows(grad, grad_bias, threads)
+    flat = grad.flatten(0, 1) if needs[0] or needs[1] else grad
+    if needs[1]:
+        grad_weight = torch.mm(flat.t(), _gather(volume, weight, ids)).view(weight.shape)
+    if needs[0]:
+        grad_volume = torch.zeros_like(volume, memory_format=torch.contiguous_format)
+        native.compiled().scatter_patches(torch.mm(flat, matrix), ids, patch, grad_volume, threads)
+    return grad_volume, grad_weight, grad_bias, grad_position
+
+
+def gather_rows(volume: Tensor, patch: tuple[int, int, int], ids: Tensor, out: Tensor) -> None:
+    """Write the patches of `volume` that `ids [B, K]` names into `out [B*K, C*pt*ph*pw]`, which is contiguous."""
+    native.compiled().gather_patches(volume.detach(), ids, patch, out, torch.get_num_threads())
+
+
+def _gather(volume: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    rows = weight.new_empty(ids.numel(), math.prod(weight.shape[1:]))
+    gather_rows(volume, (weight.shape[2], weight.shape[3], weight.shape[4]), ids, rows)
+    return rows
+
+
+def _ids(volume: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
+    if ids is not None:
+        return ids
+    return torch.arange(_count_tokens(volume, weight)).expand(volume.shape[0], -1)
+
+
+def _count_tokens(volume: Tensor, weight: Tensor) -> int:
+    return math.prod(size // part for size, part in zip(volume.shape[2:], weight.shape[2:], strict=True))
+
+
+def weight_matrix(weight: Tensor, volume: Tensor) -> Tensor:
+    """`weight [D, C, pt, ph, pw]` as `[D, C*pt*ph*pw]`; ValueError where it can't embed patches of `volume`."""
+    if weight.dim() != 5 or volume.dim() != 5 or volume.shape[1] != weight.shape[1] or 0 in weight.shape[1:]:
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}, expected is [D, C, pt, ph, pw] for a volume of {list(volume.shape)}"
+        )
+    native.check("weight", weight, weight.shape)
+    if volume.device.type != "cpu":
+        raise ValueError(f"volume lies on {volume.device}, native kernels run on the CPU")
+    return weight.detach().flatten(1)
 
 
 def can_run(volume: Tensor, *args: object, **kwargs: object) -> Reason:
@@ -52,7 +148,7 @@ def gather_patches(volume: Tensor, ids: Tensor, patch: list[int]) -> Tensor:
     """Rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` named by `ids [B, K]`."""
     pt, ph, pw = patch
     rows = volume.new_empty(*ids.shape, volume.shape[1] * pt * ph * pw)
-    _library().gather_patches(volume.detach(), ids, (pt, ph, pw), rows.flatten(0, 1), torch.get_num_threads())
+    native.compiled().gather_patches(volume.detach(), ids, (pt, ph, pw), rows.flatten(0, 1), torch.get_num_threads())
     return rows
 
 
@@ -67,7 +163,7 @@ def scatter_patches(rows: Tensor, ids: Tensor, patch: list[int], shape: list[int
     volume = rows.new_zeros(shape)
     pt, ph, pw = patch
     flat = rows.detach().contiguous().flatten(0, 1)
-    _library().scatter_patches(flat, ids, (pt, ph, pw), volume, torch.get_num_threads())
+    native.compiled().scatter_patches(flat, ids, (pt, ph, pw), volume, torch.get_num_threads())
     return volume
 
 

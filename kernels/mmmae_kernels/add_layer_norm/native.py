@@ -1,0 +1,94 @@
+"""Residual add and layer norm on the CPU, float32, and their gradients in one pass each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import native
+
+
+def add_layer_norm_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum (`x` itself without residual), its layer norm, and mean and reciprocal deviation of each row.
+
+    Args:
+        x, residual: `[..., D]`.
+        weight, bias: `[D]`.
+        epsilon: added to the variance.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
+    """
+    _check_rows("x", x)
+    if residual is not None:
+        native.check("residual", residual, x.shape)
+    rows = native.in_three_axes("x", x)
+    norm, mean, rstd = x.new_empty(rows.shape), *(x.new_empty(rows.shape[0] * rows.shape[1]) for _ in range(2))
+    total = None if residual is None else torch.empty_like(norm)
+    native.compiled().add_layer_norm(
+        rows,
+        None if residual is None else native.in_three_axes("residual", residual),
+        native.rows_of("weight", weight),
+        native.rows_of("bias", bias),
+        epsilon,
+        total,
+        norm,
+        mean,
+        rstd,
+        torch.get_num_threads(),
+    )
+    return x if total is None else total.view(x.shape), norm.view(x.shape), mean, rstd
+
+
+def add_layer_norm_backward(
+    grad_total: Tensor | None,
+    grad_norm: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The gradient of x and residual alike, those of weight and bias, and the norm if `bias` is given.
+
+    Args:
+        grad_total, grad_norm: of the outputs, `[..., D]` of any strides; None means zero.
+        total, mean, rstd: what `add_layer_norm_forward` gave.
+        weight: `[D]`.
+        bias: `[D]` to compute the norm again in the same pass, for whoever did not keep it; None for no norm.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
+    """
+    _check_rows("total", total)
+    for name, grad in (("grad_total", grad_total), ("grad_norm", grad_norm)):
+        if grad is not None:
+            native.check(name, grad, total.shape)
+    if grad_norm is None:
+        grad_norm = total.new_zeros(total.shape[-1]).expand(total.shape)
+    rows = native.in_three_axes("total", total)
+    grad_x, norm = torch.empty(rows.shape), None if bias is None else torch.empty(rows.shape)
+    grad_weight, grad_bias = torch.empty(rows.shape[-1]), torch.empty(rows.shape[-1])
+    native.compiled().add_layer_norm_backward(
+        None if grad_total is None else native.in_three_axes("grad_total", grad_total),
+        native.in_three_axes("grad_norm", grad_norm),
+        rows,
+        native.rows_of("weight", weight),
+        None if bias is None else native.rows_of("bias", bias),
+        native.rows_of("mean", mean),
+        native.rows_of("rstd", rstd),
+        grad_x,
+        grad_weight,
+        grad_bias,
+        norm,
+        torch.get_num_threads(),
+    )
+    return grad_x.view(total.shape), grad_weight, grad_bias, None if norm is None else norm.view(total.shape)
+
+
+def _check_rows(name: str, tensor: Tensor) -> None:
+    if tensor.dim() == 0:
+        raise ValueError(f"{name} has shape [], expected is [..., D]")
+    native.check(name, tensor, tensor.shape)

@@ -1,0 +1,1 @@
+"""Linear layer behind a GELU."""

@@ -1,0 +1,179 @@
+"""Masked L2 losses on the CPU, float32: of a given target, and of the embedded patches, which never exist at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..patch_embed.native import gather_rows, weight_matrix
+from .reference import NORMALIZE_EPSILON
+
+# Rows of a chunk: enough for a GEMM at full speed, few enough that what it leaves is in cache for the row kernel.
+CHUNK_ROWS = 600
+
+
+def masked_l2_loss_forward(
+    prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """The loss of `masked_l2_loss_reference` and the sum of the weights, float32 scalars.
+
+    Args:
+        prediction: `[B, M, D]`.
+        target: `[B, N, D]`, or `[B, M, D]` without `ids`.
+        ids: `[B, M]` token number of each prediction; None means row by row.
+        weights: `[B, M]` of any number or bool type; None means 1 each.
+        normalize: bring each target row to mean 0 and variance 1 first.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or an id is outside 0..N-1.
+    """
+    prediction = native.rows_of("prediction", prediction)
+    weights = _float_weights(weights)
+    error = _masked_l2_loss(prediction, target, ids, weights, normalize, 0.0, None)
+    total = _total(weights, prediction)
+    return torch.tensor(_loss(error, total, prediction.shape[-1])), torch.tensor(total)
+
+
+def masked_l2_loss_backward(
+    grad_loss: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    total_weight: Tensor,
+    normalize: bool,
+) -> Tensor:
+    """The gradient `[B, M, D]` of `prediction`.
+
+    Args:
+        grad_loss: of the loss, a scalar.
+        prediction, target, ids, weights, normalize: those of `masked_l2_loss_forward`.
+        total_weight: what it gave.
+
+    Raises:
+        ValueError: as `masked_l2_loss_forward` does.
+    """
+    prediction = native.rows_of("prediction", prediction)
+    gradient = prediction.new_empty(prediction.shape)
+    factor = float(grad_loss) * _factor(float(total_weight), prediction.shape[-1])
+    _masked_l2_loss(prediction, target, ids, _float_weights(weights), normalize, factor, gradient)
+    return gradient
+
+
+def patch_l2_loss_native(
+    prediction: Tensor,
+    volume: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    weights: Tensor | None,
+    normalize: bool,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss against the embedding of the patches `ids`, and its gradient, whose memory the GEMM writes to.
+
+    Args:
+        prediction: `[B, M, D]`.
+        volume: `[B, C, T, H, W]` float32, int16 or uint8.
+        weight, bias: `[D, C, pt, ph, pw]` and `[D]`, float32.
+        ids: `[B, M]` token number of each prediction.
+        weights, normalize: see `masked_l2_loss_forward`.
+        with_gradient: whether the second output is wanted.
+
+    Returns:
+        The loss, and the gradient `[B, M, D]` of `prediction` for a gradient 1 of the loss (else an empty tensor).
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or an id is out of range.
+    """
+    matrix, width = weight_matrix(weight, volume), weight.shape[0]
+    native.check("ids", ids, (volume.shape[0], ids.shape[-1] if ids.dim() else 0), torch.int64)
+    native.check("prediction", prediction, (*ids.shape, width))
+    weights = _float_weights(weights)
+    if weights is not None:
+        native.check("weights", weights, tuple(ids.shape))
+    if bias is not None:
+        native.check("bias", bias, (width,))
+        bias = native.rows_of("bias", bias)
+    prediction = native.rows_of("prediction", prediction)
+    batch, masked = ids.shape
+    total = _total(weights, prediction)
+    factor = _factor(total, width)
+    gradient = prediction.new_empty(prediction.shape if with_gradient else 0)
+    rows = min(CHUNK_ROWS, masked)
+    samples = max(1, min(batch, CHUNK_ROWS // max(masked, 1)))
+    patches = prediction.new_empty(samples * rows, matrix.shape[1])
+    buffer = prediction.new_empty(samples * rows if normalize or not with_gradient else 0, width)
+    threads, error = torch.get_num_threads(), 0.0
+    patch = (weight.shape[2], weight.shape[3], weight.shape[4])
+    for b, m in ((b, m) for b in range(0, batch, samples) for m in range(0, masked, max(rows, 1))):
+        part = (slice(b, b + samples), slice(m, m + rows))
+        ours, part_weights = prediction[part], None if weights is None else weights[part]
+        count = ours.shape[0] * ours.shape[1]
+        cut = patches[:count]
+        gather_rows(volume[part[0]], patch, ids[part], cut)
+        chunk = gradient[part].view(count, width) if with_gradient else buffer[:count]
+        if normalize:
+            target = torch.mm(cut, matrix.t(), out=buffer[:count])
+            if bias is not None:
+                target += bias
+            error += _masked_l2_loss(
+                ours,
+                target.view(ours.shape),
+                None,
+                part_weights,
+                True,
+                factor,
+                chunk.view(ours.shape) if with_gradient else None,
+            )
+        else:
+            torch.addmm(ours.reshape(count, width), cut, matrix.t(), alpha=-1, out=chunk)
+            error += native.compiled().l2_loss_of_difference(
+                chunk.view(ours.shape), bias, part_weights, factor, threads
+            )
+    return torch.tensor(_loss(error, total, width)), gradient
+
+
+def _masked_l2_loss(
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    normalize: bool,
+    factor: float,
+    out: Tensor | None,
+) -> float:
+    """The weighted sum of squared errors; `factor * weight * (prediction - target)` goes into `out`."""
+    error: float = native.compiled().masked_l2_loss(
+        prediction,
+        native.rows_of("target", target),
+        ids,
+        weights,
+        NORMALIZE_EPSILON if normalize else None,
+        factor,
+        out,
+        torch.get_num_threads(),
+    )
+    return error
+
+
+def _float_weights(weights: Tensor | None) -> Tensor | None:
+    return None if weights is None else weights.detach().to(torch.float32)
+
+
+def _total(weights: Tensor | None, prediction: Tensor) -> float:
+    if weights is None:
+        return float(prediction.shape[0] * prediction.shape[1])
+    return float(weights.sum(dtype=torch.float64))
+
+
+def _factor(total: float, width: int) -> float:
+    """Of a row's gradient, but for its weight."""
+    return 2 / (max(width, 1) * (total or 1.0))
+
+
+def _loss(error: float, total: float, width: int) -> float:
+    return error / width / (total or 1.0) if width else math.nan
