@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, native, patch_l2_loss, patchify
+from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, native, norm_linear, patch_l2_loss, patchify
 
 from .auxiliary import AUX_ENCODERS
 from .config import MMMAEConfig, resolve_config
@@ -175,8 +175,8 @@ class FastModel(Backbone):
             x, pending = block(x, pending)
         assert isinstance(last, Block)
         x, pending = last.of_tokens(x, pending, mask.ids_masked)
-        _, normed = norm(self.decoder_norm, x, pending)
-        prediction: Tensor = self.decoder_pred(normed)
+        last, head = self.decoder_norm, self.decoder_pred
+        _, prediction = norm_linear(x, pending, last.weight, last.bias, head.weight, head.bias, last.eps)
         return prediction
 
     def reconstruction_loss(self, prediction: Tensor, volume: Tensor, ids: Tensor, weights: Tensor | None) -> Tensor:

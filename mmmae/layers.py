@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmmae_kernels import add_layer_norm, attention
+from mmmae_kernels import add_layer_norm, attention, gelu_linear, norm_linear
 
 from .config import MMMAEConfig
 
@@ -25,28 +24,36 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Self-attention, `[B, N, D]` -> `[B, N, D]`."""
-        q, k, v = self._split(self.qkv(x), 3)
-        return self._mix(q, k, v, None)
+    def forward(self, norm: nn.LayerNorm, x: Tensor, pending: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The settled stream `[B, N, D]`, and self-attention of its norm."""
+        x, (q, k, v) = self._project(norm, x, pending, 0, 3)
+        return x, self._mix(q, k, v, None)
 
-    def from_queries(self, queries: Tensor, x: Tensor) -> Tensor:
-        """Attention of some rows `[B, M, D]` to all rows `[B, N, D]`: projects no query of the others."""
-        (q,) = self._split(F.linear(queries, *self._rows(0, 1)), 1)
-        k, v = self._split(F.linear(x, *self._rows(1, 3)), 2)
-        return self._mix(q, k, v, None)
+    def of_tokens(self, norm: nn.LayerNorm, x: Tensor, pending: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The settled stream of the tokens `ids [B, M]` alone, and their attention to all; both `[B, M, D]`."""
+        x, (k, v) = self._project(norm, x, pending, 1, 3)
+        x, (q,) = self._project(norm, x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2])), None, 0, 1)
+        return x, self._mix(q, k, v, None)
 
-    def to_vectors(self, x: Tensor, vectors: Tensor, guides: Tensor) -> Tensor:
-        """Attention of tokens `[B, K, D]` to themselves and the vectors `[B, m, D]` that `guides [B, m]` names."""
-        q, k, v = self._split(self.qkv(x), 3)
-        vector_k, vector_v = self._split(F.linear(vectors, *self._rows(1, 3)), 2)
+    def to_vectors(
+        self, norm: nn.LayerNorm, x: Tensor, pending: Tensor | None, vectors: Tensor, guides: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The settled stream `[B, K, D]`, and its attention to itself and the vectors that `guides [B, m]` names."""
+        x, (q, k, v) = self._project(norm, x, pending, 0, 3)
+        _, (vector_k, vector_v) = self._project(norm, vectors, None, 1, 3)
         key_present = torch.cat([guides.new_ones(x.shape[:2]), guides], dim=1)
-        return self._mix(q, torch.cat([k, vector_k], dim=1), torch.cat([v, vector_v], dim=1), key_present)
+        return x, self._mix(q, torch.cat([k, vector_k], dim=1), torch.cat([v, vector_v], dim=1), key_present)
 
-    def _rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a part of q, k and v."""
-        dim = self.proj.in_features
-        return self.qkv.weight[start * dim : stop * dim], self.qkv.bias[start * dim : stop * dim]
+    def _project(
+        self, norm: nn.LayerNorm, x: Tensor, pending: Tensor | None, start: int, stop: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The settled stream, and a part of q, k and v of its norm."""
+        dim, parameters = self.proj.in_features, (self.qkv.weight, self.qkv.bias)
+        if stop - start < 3:  # a slice of all would still be copied in backward
+            parameters = tuple(parameter[start * dim : stop * dim] for parameter in parameters)
+        weight, bias = parameters
+        x, projected = norm_linear(x, pending, norm.weight, norm.bias, weight, bias, norm.eps)
+        return x, self._split(projected, stop - start)
 
     def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         batch, tokens, width = projected.shape
@@ -67,9 +74,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
+    def forward(self, norm: nn.LayerNorm, x: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
+        """The settled stream, and the layers' output for its norm."""
+        x, hidden = norm_linear(x, pending, norm.weight, norm.bias, self.fc1.weight, self.fc1.bias, norm.eps)
+        return x, gelu_linear(hidden, self.fc2.weight, self.fc2.bias)
 
 
 class Block(nn.Module):
@@ -84,17 +92,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, pending: Tensor | None) -> tuple[Tensor, Tensor]:
         """`[B, N, D]` twice -> the same twice."""
-        x, normed = norm(self.norm1, x, pending)
-        x, normed = norm(self.norm2, x, self.attn(normed))
-        return x, self.mlp(normed)
+        x, mixed = self.attn(self.norm1, x, pending)
+        x, pending = self.mlp(self.norm2, x, mixed)
+        return x, pending
 
     def of_tokens(self, x: Tensor, pending: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The stream of the tokens `ids [B, M]` alone after this block: `[B, M, D]` twice."""
-        x, normed = norm(self.norm1, x, pending)
-        rows = ids[:, :, None].expand(-1, -1, x.shape[2])
-        mixed = self.attn.from_queries(normed.gather(1, rows), normed)
-        x, normed = norm(self.norm2, x.gather(1, rows), mixed)
-        return x, self.mlp(normed)
+        x, mixed = self.attn.of_tokens(self.norm1, x, pending, ids)
+        x, pending = self.mlp(self.norm2, x, mixed)
+        return x, pending
 
 
 class Conditioning(nn.Module):
@@ -107,9 +113,7 @@ class Conditioning(nn.Module):
 
     def forward(self, x: Tensor, pending: Tensor | None, vectors: Tensor, guides: Tensor) -> tuple[Tensor, Tensor]:
         """Stream `[B, K, D]` twice, vectors `[B, m, D]`, guides bool `[B, m]` -> stream `[B, K, D]` twice."""
-        x, normed = norm(self.norm, x, pending)
-        _, normed_vectors = norm(self.norm, vectors, None)
-        guidance = self.attn.to_vectors(normed, normed_vectors, guides)
+        x, guidance = self.attn.to_vectors(self.norm, x, pending, vectors, guides)
         return x, torch.where(guides.any(dim=1)[:, None, None], guidance, 0.0)
 
 

@@ -3,7 +3,9 @@
 from .add_layer_norm import add_layer_norm
 from .attention import attention
 from .decoder_tokens import decoder_tokens
+from .gelu_linear import gelu_linear
 from .masked_loss import masked_l2_loss, patch_l2_loss
+from .norm_linear import norm_linear
 from .patch_embed import patch_embed, patchify
 from .random_masking import TokenMask, random_masking
 from .registry import explain, use_backend
@@ -14,7 +16,9 @@ __all__ = [
     "attention",
     "decoder_tokens",
     "explain",
+    "gelu_linear",
     "masked_l2_loss",
+    "norm_linear",
     "patch_embed",
     "patch_l2_loss",
     "patchify",

@@ -45,9 +45,12 @@ def triton_refuses(tensors: Iterable[tuple[str, Tensor | None]]) -> Reason:
     return None
 
 
+native_unavailable = native.unavailable_reason
+
+
 def native_refuses(tensors: Iterable[tuple[str, Tensor | None]]) -> Reason:
     """None if native kernels take these floating point tensors, else the reason why not."""
-    unavailable = native.unavailable_reason()
+    unavailable = native_unavailable()
     if unavailable is not None:
         return unavailable
     for name, tensor in tensors:

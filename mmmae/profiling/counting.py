@@ -22,7 +22,7 @@ from mmmae_kernels import use_backend
 
 from ..encoder import Backbone
 from .components import Encoder, Model, Step, Traced
-from .mac_formulas import ALLOCATIONS, MAC_FORMULAS, WITHOUT_MACS
+from .mac_formulas import ALLOCATIONS, MAC_FORMULAS, WITHOUT_MACS, launches_of
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -146,7 +146,8 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.count += bool(_tensors(result)) and _does_work(func)
+        if _tensors(result) and _does_work(func):
+            self.count += launches_of(func._schema.name, args)
         return result
 
 
@@ -180,7 +181,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         cost = self.costs[self.traced.component]
         cost.macs += macs
         cost.bytes += sum(map(_bytes, _tensors((args, kwargs)) + written))
-        cost.launches += 1
+        cost.launches += launches_of(func._schema.name, args)
         return result
 
 

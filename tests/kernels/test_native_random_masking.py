@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmmae_kernels.random_masking.native import random_masking_native
+from mmmae_kernels.random_masking.native import random_masking_forward
 from mmmae_kernels.random_masking.reference import random_masking_reference
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("library", "poisoned")
 
 def both(batch: int, tokens: int, keep: int, seed: int = 0, first_sample: int = 0) -> list[list[torch.Tensor]]:
     arguments = (batch, tokens, keep, torch.tensor(seed), CPU, first_sample)
-    return [list(random_masking_native(*arguments)), list(random_masking_reference(*arguments))]
+    return [list(random_masking_forward(*arguments)), list(random_masking_reference(*arguments))]
 
 
 def assert_equal(ours, theirs) -> None:
@@ -47,7 +47,7 @@ def test_masks_are_the_same_for_any_number_of_threads_and_every_time(on_threads,
     expected = both(batch, tokens, 16)[0]
     for threads in (1, 2, 3, 64, *[2] * 100):
         on_threads(threads)
-        assert_equal(random_masking_native(batch, tokens, 16, torch.tensor(0), CPU, 0), expected)
+        assert_equal(random_masking_forward(batch, tokens, 16, torch.tensor(0), CPU, 0), expected)
 
 
 def test_nothing_outside_the_tables_is_written(library, guarded):
@@ -94,4 +94,4 @@ def test_wrong_arguments_are_refused_and_nothing_is_written(library, wrong, mess
 )
 def test_the_function_refuses_what_it_can_not_draw(arguments, message):
     with pytest.raises(ValueError, match=message):
-        random_masking_native(*arguments)
+        random_masking_forward(*arguments)

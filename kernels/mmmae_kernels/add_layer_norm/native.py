@@ -9,14 +9,15 @@ from .. import native
 
 
 def add_layer_norm_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sum (`x` itself without residual), its layer norm, and mean and reciprocal deviation of each row.
+    """The sum (of no elements without residual), its layer norm, and mean and reciprocal deviation of each row.
 
     Args:
         x, residual: `[..., D]`.
         weight, bias: `[D]`.
         epsilon: added to the variance.
+        dtype: of the norm, float32.
 
     Raises:
         ValueError: a shape, dtype or device does not fit.
@@ -39,22 +40,22 @@ def add_layer_norm_forward(
         rstd,
         torch.get_num_threads(),
     )
-    return x if total is None else total.view(x.shape), norm.view(x.shape), mean, rstd
+    return x.new_empty(0) if total is None else total.view(x.shape), norm.view(x.shape), mean, rstd
 
 
 def add_layer_norm_backward(
     grad_total: Tensor | None,
-    grad_norm: Tensor | None,
+    grad_norm: Tensor,
     total: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
-    bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The gradient of x and residual alike, those of weight and bias, and the norm if `bias` is given.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of x and residual alike, those of weight and bias, and the norm (of no elements without `bias`).
 
     Args:
-        grad_total, grad_norm: of the outputs, `[..., D]` of any strides; None means zero.
+        grad_total, grad_norm: of the outputs, `[..., D]` of any strides; None for the sum's means zero.
         total, mean, rstd: what `add_layer_norm_forward` gave.
         weight: `[D]`.
         bias: `[D]` to compute the norm again in the same pass, for whoever did not keep it; None for no norm.
@@ -66,8 +67,6 @@ def add_layer_norm_backward(
     for name, grad in (("grad_total", grad_total), ("grad_norm", grad_norm)):
         if grad is not None:
             native.check(name, grad, total.shape)
-    if grad_norm is None:
-        grad_norm = total.new_zeros(total.shape[-1]).expand(total.shape)
     rows = native.in_three_axes("total", total)
     grad_x, norm = torch.empty(rows.shape), None if bias is None else torch.empty(rows.shape)
     grad_weight, grad_bias = torch.empty(rows.shape[-1]), torch.empty(rows.shape[-1])
@@ -85,7 +84,8 @@ def add_layer_norm_backward(
         norm,
         torch.get_num_threads(),
     )
-    return grad_x.view(total.shape), grad_weight, grad_bias, None if norm is None else norm.view(total.shape)
+    norm = total.new_empty(0) if norm is None else norm.view(total.shape)
+    return grad_x.view(total.shape), grad_weight, grad_bias, norm
 
 
 def _check_rows(name: str, tensor: Tensor) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native, registry
+from .. import registry
 from ..autocast import is_autocast
 from ..checks import check_device, check_floating, check_shape
-from ..serving import kernels, native_refuses, triton_refuses, triton_unavailable
+from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import add_layer_norm_reference
 
 LONGEST_ROW = 16384  # channels that a program holds on a GPU: 32 a thread of each of four rows
@@ -156,16 +156,12 @@ def _backward(ctx: Any, grad_total: Tensor | None, grad_norm: Tensor | None, *_:
 add_layer_norm_forward.register_autograd(_backward, setup_context=_keep)
 
 
-def native_runs(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *rest: object
-) -> registry.Reason:
+def native_runs(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *rest: object) -> registry.Reason:
     """None if the native kernels take these arguments, else the reason."""
     return native_refuses((("x", x), ("residual", residual), ("weight", weight), ("bias", bias)))
 
 
-def triton_runs(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *rest: object
-) -> registry.Reason:
+def triton_runs(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *rest: object) -> registry.Reason:
     """None if the Triton kernels take these arguments, else the reason."""
     if x.shape[-1] > LONGEST_ROW:
         return f"x has {x.shape[-1]} channels, a program holds at most {LONGEST_ROW}"
@@ -175,6 +171,6 @@ def triton_runs(
 registry.register(
     "add_layer_norm",
     triton=registry.Implementation(functools.partial(_fused, backend="triton"), triton_runs, triton_unavailable),
-    native=registry.Implementation(functools.partial(_fused, backend="native"), native_runs, native.unavailable_reason),
+    native=registry.Implementation(functools.partial(_fused, backend="native"), native_runs, native_unavailable),
     eager=registry.Implementation(add_layer_norm_reference),
 )

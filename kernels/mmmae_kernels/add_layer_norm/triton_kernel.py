@@ -10,7 +10,6 @@ from torch import Tensor
 from ..launch import launch, row_config
 from ..partial_sums import sum_partials
 
-LONGEST_ROW = 16384  # channels: 16 warps hold 32 a thread of each of four rows
 PROGRAMS = 1024  # at most, of backward: enough for any GPU, and their partial sums are few
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..add_layer_norm import triton_kernel as add_layer_norm
 from ..decoder_tokens import triton_kernel as decoder_tokens
-from ..gelu_backward import triton_kernel as gelu_backward
+from ..gelu_linear import triton_kernel as gelu_linear
 from ..masked_loss import triton_kernel as masked_loss
 from ..patch_embed import triton_kernel as patch_embed
 from ..random_masking import triton_kernel as random_masking
@@ -65,7 +65,7 @@ def _decoder_tokens(dtype: torch.dtype) -> None:
     restore = _ids(TOKENS)
     decoder_tokens.decoder_tokens_forward(visible, mask_token, restore, _empty(TOKENS, DECODER_WIDTH, dtype=dtype))
     grad = _empty(BATCH, TOKENS, DECODER_WIDTH, dtype=dtype)
-    decoder_tokens.decoder_tokens_backward(grad, restore, KEEP, (dtype, dtype, dtype))
+    decoder_tokens.decoder_tokens_backward(grad, restore, KEEP)
 
 
 def _add_layer_norm(dtype: torch.dtype) -> None:
@@ -77,9 +77,9 @@ def _add_layer_norm(dtype: torch.dtype) -> None:
         add_layer_norm.add_layer_norm_backward(grad_total, rows, rows, weight, again, statistics, statistics)
 
 
-def _gelu_backward(dtype: torch.dtype) -> None:
+def _gelu_linear(dtype: torch.dtype) -> None:
     hidden = _empty(BATCH * KEEP, HIDDEN, dtype=dtype)
-    gelu_backward.gelu_backward(hidden, hidden)
+    gelu_linear.gelu_backward(hidden, hidden)
 
 
 CASES: dict[str, Callable[[torch.dtype], None]] = {
@@ -89,7 +89,7 @@ CASES: dict[str, Callable[[torch.dtype], None]] = {
     "masked_l2_loss": _masked_l2_loss,
     "decoder_tokens": _decoder_tokens,
     "add_layer_norm": _add_layer_norm,
-    "gelu_backward": _gelu_backward,
+    "gelu_linear": _gelu_linear,
 }
 
 

@@ -15,7 +15,17 @@ from .cases import CASES, DTYPES
 from .costs import cost
 
 Row = dict[str, Any]
-HEADS: tuple[str, ...] = ("op", "kernel", "target", "dtype", "config", "registers", "spills", "shared", "matrix_instructions")
+HEADS: tuple[str, ...] = (
+    "op",
+    "kernel",
+    "target",
+    "dtype",
+    "config",
+    "registers",
+    "spills",
+    "shared",
+    "matrix_instructions",
+)
 HEADS += ("load_bytes", "bytes", "flops", "note")
 
 GEMMS = {"_patch_embed_forward", "_patch_embed_weight_gradient", "_patch_embed_volume_gradient", "_patch_l2_forward"}

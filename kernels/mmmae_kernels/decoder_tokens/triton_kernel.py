@@ -42,16 +42,13 @@ def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Ten
     return out
 
 
-def decoder_tokens_backward(
-    grad: Tensor, ids_restore: Tensor, keep: int, dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by visible tokens, mask token and position, of these types, in two launches; deterministic."""
+def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by visible tokens, mask token and position, in two launches; deterministic."""
     batch, tokens, width = grad.shape
     config = _config(*BACKWARD_TILE, grad.device)
     blocks = triton.cdiv(tokens, config.constants["BLOCK_N"])
-    grad_visible = torch.empty(batch, keep, width, dtype=dtypes[0], device=grad.device)
-    grad_mask_token = torch.empty(width, dtype=dtypes[1], device=grad.device)
-    grad_position = torch.empty(tokens, width, dtype=dtypes[2], device=grad.device)
+    grad_visible = grad.new_empty(batch, keep, width)
+    grad_mask_token, grad_position = grad.new_empty(width), grad.new_empty(tokens, width)
     partials = torch.empty(blocks, 1, width, dtype=torch.float32, device=grad.device)
     arguments = {
         "grad_visible_ptr": grad_visible,

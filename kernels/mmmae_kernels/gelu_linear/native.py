@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import native
 
 
-def gelu_backward_native(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """`grad * gelu'(hidden)` and `gelu(hidden)`, the exact GELU.
 
     Args:

@@ -63,7 +63,7 @@ def masked_l2_loss_backward(
     return gradient
 
 
-def patch_l2_loss_native(
+def patch_l2_loss_forward(
     prediction: Tensor,
     volume: Tensor,
     weight: Tensor,

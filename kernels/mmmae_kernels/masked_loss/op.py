@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .. import native, registry
+from .. import registry
+from ..autocast import matmul_dtype
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
-from ..patch_embed.native import can_run
-from ..patch_embed.op import check_embedding, patch_embed
-from .reference import masked_l2_loss_reference
+from ..patch_embed import op as patch_embed_op
+from ..patch_embed.op import as_float, check_embedding
+from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from .reference import masked_l2_loss_reference, patch_l2_loss_reference
+
+LONGEST_ROW = 16384  # channels that a program holds on a GPU: 32 a thread of each operand
 
 
 def masked_l2_loss(
@@ -83,25 +91,6 @@ def patch_l2_loss(
     return loss
 
 
-def patch_l2_loss_composed(
-    prediction: Tensor,
-    volume: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    weights: Tensor | None,
-    normalize: bool,
-) -> Tensor:
-    """Embed the masked patches alone, by the backend in force, then compare."""
-    with torch.no_grad():
-        target = patch_embed(volume, weight, bias, ids)
-    return masked_l2_loss_reference(prediction, target, None, weights, normalize)
-
-
-def _can_run_native(prediction: Tensor, volume: Tensor, *args: object, **kwargs: object) -> registry.Reason:
-    return can_run(volume)
-
-
 def _check_prediction(prediction: Tensor, weights: Tensor | None) -> None:
     check_rank("prediction", prediction, "[B, M, D]")
     check_floating("prediction", prediction)
@@ -110,9 +99,223 @@ def _check_prediction(prediction: Tensor, weights: Tensor | None) -> None:
         check_device("weights", weights, prediction.device)
 
 
-registry.register("masked_l2_loss", eager=registry.Implementation(masked_l2_loss_reference))
+def _masked_l2(
+    prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool, backend: str
+) -> Tensor:
+    loss: Tensor
+    loss, _ = masked_l2_loss_forward(prediction, target, ids, weights, normalize, backend)
+    return loss
+
+
+def _patch_l2(
+    prediction: Tensor,
+    volume: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    weights: Tensor | None,
+    normalize: bool,
+    backend: str,
+) -> Tensor:
+    weight = weight.detach().to(matmul_dtype(weight))
+    with_gradient = prediction.requires_grad and torch.is_grad_enabled()
+    bias = None if bias is None else bias.detach()
+    loss: Tensor
+    loss, _ = patch_l2_loss_forward(
+        prediction, volume.detach(), weight, bias, ids, weights, normalize, with_gradient, backend
+    )
+    return loss
+
+
+@torch.library.custom_op("mmmae::masked_l2_loss", mutates_args=())
+def masked_l2_loss_forward(
+    prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The loss and the sum of the weights, float32 scalars."""
+    forward = kernels("masked_loss", backend).masked_l2_loss_forward
+    result: tuple[Tensor, Tensor] = forward(prediction, target, ids, weights, normalize)
+    return result
+
+
+@masked_l2_loss_forward.register_fake
+def _(
+    prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    return prediction.new_empty((), dtype=torch.float32), prediction.new_empty((), dtype=torch.float32)
+
+
+@torch.library.custom_op("mmmae::masked_l2_loss_backward", mutates_args=())
+def masked_l2_loss_backward(
+    grad_loss: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    total: Tensor,
+    normalize: bool,
+    backend: str,
+) -> Tensor:
+    """The gradient by the prediction; `total` is the sum of the weights."""
+    backward = kernels("masked_loss", backend).masked_l2_loss_backward
+    gradient: Tensor = backward(grad_loss, prediction, target, ids, weights, total, normalize)
+    return gradient
+
+
+@masked_l2_loss_backward.register_fake
+def _(
+    grad_loss: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    total: Tensor,
+    normalize: bool,
+    backend: str,
+) -> Tensor:
+    return prediction.new_empty(prediction.shape)
+
+
+def _keep_masked(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    prediction, target, ids, weights, ctx.normalize, ctx.backend = inputs
+    ctx.save_for_backward(prediction, target, ids, weights, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _masked_backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
+    prediction, target, ids, weights, total = ctx.saved_tensors
+    gradient = masked_l2_loss_backward(grad_loss, prediction, target, ids, weights, total, ctx.normalize, ctx.backend)
+    return gradient, None, None, None, None, None
+
+
+masked_l2_loss_forward.register_autograd(_masked_backward, setup_context=_keep_masked)
+
+
+@torch.library.custom_op("mmmae::patch_l2_loss", mutates_args=())
+def patch_l2_loss_forward(
+    prediction: Tensor,
+    volume: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    weights: Tensor | None,
+    normalize: bool,
+    with_gradient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The loss, a float32 scalar, and its gradient by the prediction (of no elements unless asked for)."""
+    forward = kernels("masked_loss", backend).patch_l2_loss_forward
+    result: tuple[Tensor, Tensor] = forward(prediction, volume, weight, bias, ids, weights, normalize, with_gradient)
+    return result
+
+
+@patch_l2_loss_forward.register_fake
+def _(
+    prediction: Tensor,
+    volume: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    weights: Tensor | None,
+    normalize: bool,
+    with_gradient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    loss = prediction.new_empty((), dtype=torch.float32)
+    return loss, prediction.new_empty(prediction.shape if with_gradient else (0,))
+
+
+def _keep_patch(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _patch_backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
+    (gradient,) = ctx.saved_tensors
+    # On the CPU a look at the factor is free, and it is 1 in most training steps. Who traces or counts sees the product.
+    seen = gradient.device.type == "cpu" and not is_in_torch_dispatch_mode()
+    if not (seen and float(grad_loss) == 1):
+        gradient = gradient * grad_loss.to(gradient.dtype)
+    return gradient, *(None,) * 8
+
+
+patch_l2_loss_forward.register_autograd(_patch_backward, setup_context=_keep_patch)
+
+
+def _constant(name: str, tensor: Tensor | None) -> registry.Reason:
+    if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+        return f"{name} requires a gradient, which only eager gives"
+    return None
+
+
+def _masked_native_runs(
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None = None,
+    weights: Tensor | None = None,
+    normalize: bool = False,
+) -> registry.Reason:
+    constant = _constant("target", target) or _constant("weights", weights)
+    return constant or native_refuses((("prediction", prediction), ("target", target)))
+
+
+def _masked_triton_runs(
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None = None,
+    weights: Tensor | None = None,
+    normalize: bool = False,
+) -> registry.Reason:
+    if prediction.shape[2] > LONGEST_ROW:
+        return f"prediction has {prediction.shape[2]} channels, a program holds at most {LONGEST_ROW}"
+    constant = _constant("target", target) or _constant("weights", weights)
+    return constant or triton_refuses((("prediction", prediction), as_float(target, "target")))
+
+
+def _patch_native_runs(
+    prediction: Tensor,
+    volume: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    weights: Tensor | None,
+    *_: object,
+) -> registry.Reason:
+    embedding = patch_embed_op.native_runs(volume, weight, bias, ids, None)
+    return embedding or _constant("weights", weights) or native_refuses((("prediction", prediction),))
+
+
+def _patch_triton_runs(
+    prediction: Tensor,
+    volume: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    weights: Tensor | None,
+    *_: object,
+) -> registry.Reason:
+    if prediction.shape[2] > LONGEST_ROW:
+        return f"prediction has {prediction.shape[2]} channels, a program holds at most {LONGEST_ROW}"
+    embedding = patch_embed_op.triton_runs(volume, weight, bias, ids, None)
+    return embedding or _constant("weights", weights) or triton_refuses((("prediction", prediction),))
+
+
+registry.register(
+    "masked_l2_loss",
+    triton=registry.Implementation(
+        functools.partial(_masked_l2, backend="triton"), _masked_triton_runs, triton_unavailable
+    ),
+    native=registry.Implementation(
+        functools.partial(_masked_l2, backend="native"), _masked_native_runs, native_unavailable
+    ),
+    eager=registry.Implementation(masked_l2_loss_reference),
+)
 registry.register(
     "patch_l2_loss",
-    native=registry.Implementation(patch_l2_loss_composed, _can_run_native, native.unavailable_reason),
-    eager=registry.Implementation(patch_l2_loss_composed),
+    triton=registry.Implementation(
+        functools.partial(_patch_l2, backend="triton"), _patch_triton_runs, triton_unavailable
+    ),
+    native=registry.Implementation(
+        functools.partial(_patch_l2, backend="native"), _patch_native_runs, native_unavailable
+    ),
+    eager=registry.Implementation(patch_l2_loss_reference),
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..patch_embed.reference import patch_embed_reference
+
 NORMALIZE_EPSILON = 1e-6  # of the variance, as in MAE's normalised pixel target
 
 
@@ -29,3 +31,18 @@ def masked_l2_loss_reference(
     weights = torch.ones_like(errors) if weights is None else weights.to(precision)
     total = weights.sum()
     return (errors * weights).sum() / torch.where(total == 0, torch.ones_like(total), total)
+
+
+def patch_l2_loss_reference(
+    prediction: Tensor,
+    volume: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    weights: Tensor | None,
+    normalize: bool,
+) -> Tensor:
+    """`masked_l2_loss_reference` against the embedding of the patches `ids`, which gets no gradient."""
+    with torch.no_grad():
+        target = patch_embed_reference(volume, weight, bias, ids, None)
+    return masked_l2_loss_reference(prediction, target, None, weights, normalize)

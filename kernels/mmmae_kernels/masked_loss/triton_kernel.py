@@ -19,7 +19,6 @@ from ..patch_embed.triton_kernel import (
 )
 from .reference import NORMALIZE_EPSILON
 
-LONGEST_ROW = 16384  # channels: 16 warps hold 32 of each operand a thread
 PROGRAMS = 1024  # at most, of a sum over rows: enough for any GPU, few enough for one program to add up
 
 

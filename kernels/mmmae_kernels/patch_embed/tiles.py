@@ -17,16 +17,16 @@ def _tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> Confi
 
 
 # A stage holds BLOCK_K * (BLOCK_M + BLOCK_N) elements in shared memory, 16 KiB in half precision for 128 x 128 x 32,
-# and the float32 rows of a volume twice their share. The sum takes BLOCK_M * BLOCK_N / threads registers of a thread, 64
-# for 128 x 128 and 8 warps, about as many as addresses and operands on their way; the exact float32 product of three
-# tf32 products keeps each operand in two parts, hence the smaller tile. The wide instructions of sm_90 and sm_100 eat 64
-# deep steps; CDNA has 64 KiB and warps of 64 threads; RDNA multiplies 16 x 16 x 16 out of registers.
+# and the float32 rows of a volume twice their share. The sum takes BLOCK_M * BLOCK_N / threads registers of a thread,
+# 64 for 128 x 128 and 8 warps, about as many as addresses and operands on their way; the exact float32 product of three
+# tf32 products keeps each operand in two parts, hence the smaller tile. The wide instructions of sm_90 and sm_100 eat
+# steps of 64; CDNA has 64 KiB and warps of 64 threads; RDNA multiplies 16 x 16 x 16 out of registers.
 _AMPERE = {
     "half": (_tile(128, 128, 32, 8, 4), _tile(64, 128, 32, 4, 4), _tile(64, 64, 32, 4, 4)),
     "tf32": (_tile(128, 128, 32, 8, 3), _tile(64, 128, 32, 8, 3), _tile(64, 64, 32, 4, 3)),
     "exact": (_tile(64, 64, 32, 4, 3), _tile(64, 32, 32, 4, 3)),
 }
-TILES = {
+TILES: dict[str, dict[str, tuple[Config, ...]]] = {
     "ampere": _AMPERE,
     "small": {
         "half": (_tile(128, 128, 32, 8, 3), _tile(64, 128, 32, 4, 3), _tile(64, 64, 32, 4, 3)),

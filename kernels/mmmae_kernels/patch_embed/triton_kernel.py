@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import launch, strides
+from ..launch import element_config, launch, strides
 from ..partial_sums import sum_partials
 from .tiles import precision_of, tile_count, tiles
 
@@ -25,7 +26,7 @@ def patch_embed_forward(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`patch_embed_reference` in one launch, in the type that weight and position promote to or another one."""
-    width, tokens = weight.shape[0], token_count(volume, weight) if ids is None else ids.shape[1]
+    width, tokens = weight.shape[0], _token_count(volume, weight) if ids is None else ids.shape[1]
     if dtype is None:
         dtype = weight.dtype if position is None else torch.promote_types(weight.dtype, position.dtype)
     out = torch.empty(volume.shape[0], tokens, width, dtype=dtype, device=volume.device)
@@ -66,9 +67,27 @@ def patch_embed_backward(
         if ids is None:
             grad_position = grad.sum(0)
         else:
-            count = token_count(volume, weight)
+            count = _token_count(volume, weight)
             grad_position = torch.ops.aten.embedding_dense_backward(grad.contiguous(), ids, count, -1, False)
     return grad_volume, grad_weight if needs[1] else None, grad_bias, grad_position
+
+
+def gather_patches(volume: Tensor, ids: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` that `ids [B, K]` names, in one launch."""
+    (batch, tokens), elements = ids.shape, volume.shape[1] * math.prod(patch)
+    out = volume.new_empty(batch, tokens, elements)
+    arguments = {
+        "out_ptr": out,
+        "volume_ptr": volume,
+        "ROWS": batch * tokens,
+        "K": tokens,
+        **patch_arguments(volume, patch),
+        "ids_ptr": ids,
+        **strides("ids", "bk", ids),
+    }
+    config = element_config({"BLOCK_M": 4, "BLOCK_N": 256}, 1024, volume.device)
+    launch(_gather_patches, lambda c: (tile_count(c, batch * tokens, elements),), arguments, (config,))
+    return out
 
 
 def _weight_gradient(
@@ -109,7 +128,7 @@ def _weight_gradient(
 def _volume_gradient(grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
     grad_volume = torch.zeros(volume.shape, dtype=volume.dtype, device=volume.device)
     elements, rows = weight[0].numel(), grad.shape[0] * grad.shape[1]
-    order, runs = (None, None) if ids is None else _runs(ids, token_count(volume, weight))
+    order, runs = (None, None) if ids is None else _runs(ids, _token_count(volume, weight))
     arguments = {
         "grad_volume_ptr": grad_volume,
         "grad_ptr": grad,
@@ -139,12 +158,8 @@ def _runs(ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     return order, torch.where(first == place, end - place, 0)
 
 
-def token_count(volume: Tensor, weight: Tensor) -> int:
-    """Patches of a sample."""
-    count = 1
-    for size, part in zip(volume.shape[2:], weight.shape[2:], strict=True):
-        count *= size // part
-    return count
+def _token_count(volume: Tensor, weight: Tensor) -> int:
+    return math.prod(size // part for size, part in zip(volume.shape[2:], weight.shape[2:], strict=True))
 
 
 def patch_arguments(volume: Tensor, patch: tuple[int, ...]) -> dict[str, Any]:
@@ -369,3 +384,29 @@ def _patch_embed_volume_gradient(
     )
     volume_at = grad_volume_ptr + corner[:, None] + offset[None, :]
     tl.store(volume_at, product.to(grad_volume_ptr.dtype.element_ty), mask=writes[:, None] & has_element[None, :])
+
+
+@triton.jit
+def _gather_patches(
+    out_ptr,           # [B*K, P]
+    volume_ptr,        # [B, C, T, H, W]
+    ids_ptr,           # [B, K] int64
+    ROWS, K, GRID_H, GRID_W,
+    stride_volume_b, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,
+    stride_ids_b, stride_ids_k,
+    PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):
+    columns = tl.cdiv(P, BLOCK_N)
+    row = tl.program_id(0) // columns * BLOCK_M + tl.arange(0, BLOCK_M)
+    element = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (row < ROWS)[:, None] & (element < P)[None, :]
+    _, corner = patch_corners(
+        tl.minimum(row, ROWS - 1), ids_ptr, stride_ids_b, stride_ids_k, K, GRID_H, GRID_W,
+        stride_volume_b, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW,
+    )
+    offset = patch_offsets(
+        element, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW, WIDE
+    )
+    patch = tl.load(volume_ptr + corner[:, None] + offset[None, :], mask=inside, other=0)
+    tl.store(out_ptr + row[:, None].to(tl.int64) * P + element[None, :], patch, mask=inside)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import native
 
 
-def random_masking_native(
+def random_masking_forward(
     batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `random_masking_reference` gives, bit for bit.
@@ -21,7 +21,9 @@ def random_masking_native(
     if seed.dtype != torch.int64 or seed.dim() != 0:
         raise ValueError(f"seed is a {seed.dtype} tensor of shape {list(seed.shape)}, expected is an int64 scalar")
     if batch < 0 or not 0 <= keep <= tokens:
-        raise ValueError(f"batch, tokens, keep are {batch}, {tokens}, {keep}, expected is batch >= 0, 0 <= keep <= tokens")
+        raise ValueError(
+            f"batch, tokens, keep are {batch}, {tokens}, {keep}, expected is batch >= 0, 0 <= keep <= tokens"
+        )
     tables = [torch.empty(batch, size, dtype=torch.int64) for size in (keep, tokens - keep, tokens)]
     native.compiled().random_masking(int(seed), first_sample, *tables, torch.get_num_threads())
     ids_keep, ids_masked, ids_restore = tables

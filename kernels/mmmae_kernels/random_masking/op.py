@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import registry
+from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import random_masking_reference
 
 
@@ -52,6 +54,37 @@ def random_masking(
     return TokenMask(*function(batch, tokens, keep, seed, device, first_sample))
 
 
+@torch.library.custom_op("mmmae::random_masking", mutates_args=())
+def _fused(
+    batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    forward = kernels("random_masking", backend).random_masking_forward
+    tables: tuple[Tensor, Tensor, Tensor] = forward(batch, tokens, keep, seed, device, first_sample)
+    return tables
+
+
+@_fused.register_fake
+def _(
+    batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    first, second, third = (
+        torch.empty(batch, count, dtype=torch.int64, device=device) for count in (keep, tokens - keep, tokens)
+    )
+    return first, second, third
+
+
+def _native_runs(
+    batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
+) -> registry.Reason:
+    return native_refuses((("the mask", torch.empty(0, device=device)),))
+
+
+def _triton_runs(
+    batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
+) -> registry.Reason:
+    return triton_refuses((("the mask", torch.empty(0, device=device)),))
+
+
 def seed_tensor(seed: int | Tensor) -> Tensor:
     """The seed as an int64 scalar; ValueError if it is no 64-bit integer."""
     if isinstance(seed, Tensor):
@@ -63,4 +96,9 @@ def seed_tensor(seed: int | Tensor) -> Tensor:
     return torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64)
 
 
-registry.register("random_masking", eager=registry.Implementation(random_masking_reference))
+registry.register(
+    "random_masking",
+    triton=registry.Implementation(functools.partial(_fused, backend="triton"), _triton_runs, triton_unavailable),
+    native=registry.Implementation(functools.partial(_fused, backend="native"), _native_runs, native_unavailable),
+    eager=registry.Implementation(random_masking_reference),
+)

@@ -1,0 +1,147 @@
+"""Residual add, layer norm and a linear layer, which keeps the sum alone and computes its norm again in backward."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import registry
+from ..add_layer_norm import op as add_layer_norm
+from ..autocast import matmul_dtype
+from ..linear import check_linear, linear_gradients
+from ..serving import native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from .reference import norm_linear_reference
+
+
+def norm_linear(
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epsilon: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """`total = x + residual` and `F.linear(layer_norm(total), weight, bias)`, without the norm kept for backward.
+
+    Args:
+        x: `[..., H]`.
+        residual: of the same shape, or None for no addition.
+        norm_weight, norm_bias: `[H]`, of the layer norm.
+        weight, bias: `[D, H]` and `[D]` or None, of the linear layer.
+        epsilon: added to the variance; 1e-6 as in ViT and MAE.
+
+    Returns:
+        The sum (`x` itself without residual) `[..., H]`, and the linear layer's output `[..., D]`.
+
+    Raises:
+        ValueError: shapes or devices do not fit, or a tensor holds no floating point numbers.
+    """
+    add_layer_norm.check_norm(x, residual, norm_weight, norm_bias)
+    check_linear("x", x, weight, bias)
+    arguments = (x, residual, norm_weight, norm_bias, weight, bias, epsilon)
+    total, out = registry.choose("norm_linear", *arguments)(*arguments)
+    return total, out
+
+
+class _NormLinear(torch.autograd.Function):
+    """The sum has no elements without residual; the last two outputs are the norm's statistics."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        epsilon: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        total, norm, mean, rstd = add_layer_norm.add_layer_norm_forward(
+            x, residual, norm_weight, norm_bias, epsilon, weight.dtype, backend
+        )
+        return total, F.linear(norm, weight, bias), mean, rstd
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, residual, norm_weight, norm_bias, weight, _, _, ctx.backend = inputs
+        total, _, mean, rstd = output
+        ctx.dtypes = x.dtype, None if residual is None else residual.dtype
+        ctx.save_for_backward(x if residual is None else total, mean, rstd, norm_weight, norm_bias, weight)
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        grad_total, grad_out = grads[:2]
+        total, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
+        by_norm: tuple[Tensor | None, Tensor | None] = (None, None)
+        by_linear: tuple[Tensor | None, Tensor | None] = (None, None)
+        grad = grad_total
+        if grad_out is not None:
+            grad, grad_weight, grad_bias, norm = add_layer_norm.add_layer_norm_backward(
+                grad_total, grad_out @ weight, total, norm_weight, norm_bias, mean, rstd, ctx.backend
+            )
+            by_norm = grad_weight, grad_bias
+            by_linear = linear_gradients(grad_out, norm, ctx.needs_input_grad[4:6])
+        by_inputs = [None if grad is None or dtype is None else grad.to(dtype) for dtype in ctx.dtypes]
+        return *by_inputs, *by_norm, *by_linear, None, None
+
+
+def _lean(
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epsilon: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    dtype = matmul_dtype(weight)
+    bias = None if bias is None else bias.to(dtype)
+    total, out, _, _ = _NormLinear.apply(  # type: ignore[no-untyped-call]
+        x, residual, norm_weight, norm_bias, weight.to(dtype), bias, epsilon, backend
+    )
+    return (x if residual is None else total), out
+
+
+def _native_runs(
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epsilon: float = 1e-6,
+) -> registry.Reason:
+    if matmul_dtype(weight) != torch.float32:
+        return f"the product is in {matmul_dtype(weight)}, native kernels take torch.float32"
+    norm = add_layer_norm.native_runs(x, residual, norm_weight, norm_bias)
+    return norm or native_refuses((("weight", weight), ("bias", bias)))
+
+
+def _triton_runs(
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epsilon: float = 1e-6,
+) -> registry.Reason:
+    norm = add_layer_norm.triton_runs(x, residual, norm_weight, norm_bias)
+    return norm or triton_refuses((("weight", weight), ("bias", bias)))
+
+
+registry.register(
+    "norm_linear",
+    triton=registry.Implementation(functools.partial(_lean, backend="triton"), _triton_runs, triton_unavailable),
+    native=registry.Implementation(functools.partial(_lean, backend="native"), _native_runs, native_unavailable),
+    eager=registry.Implementation(norm_linear_reference),
+)
