@@ -1,0 +1,70 @@
+"""PTX's types as numpy's, and the one that numpy lacks: bfloat16."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Mask = Any  # True where all threads take part (numpy's own way to say so), else a bool array [threads]
+
+UNSIGNED: dict[int, np.dtype[Any]] = {bits: np.dtype(f"u{bits // 8}") for bits in (8, 16, 32, 64)}
+SIGNED: dict[int, np.dtype[Any]] = {bits: np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)}
+FLOAT: dict[int, np.dtype[Any]] = {bits: np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)}
+
+BITS = {"pred": 1, "bf16": 16, "tf32": 32, "f16x2": 32, "bf16x2": 32, "f32x2": 64}
+BITS |= {f"{kind}{bits}": bits for kind in "bus" for bits in UNSIGNED} | {f"f{bits}": bits for bits in FLOAT}
+
+# An access of this many bytes is one element of this type; complex128 is only numpy's fastest carrier of sixteen bytes.
+CARRIER: dict[int, np.dtype[Any]] = {1: UNSIGNED[8], 2: UNSIGNED[16], 4: UNSIGNED[32], 8: UNSIGNED[64]}
+CARRIER |= {16: np.dtype("c16"), 32: np.dtype("V32")}
+
+
+def is_float(ptx_type: str) -> bool:
+    return ptx_type[0] == "f" or ptx_type.startswith("bf")
+
+
+def is_signed(ptx_type: str) -> bool:
+    return ptx_type[0] == "s"
+
+
+def numpy_type(ptx_type: str) -> np.dtype[Any]:
+    """The numpy type that holds a value of a PTX type; for bfloat16 and packed types, that of the bits."""
+    if ptx_type == "pred":
+        return np.dtype(bool)
+    bits = BITS[ptx_type]
+    if ptx_type == "f32x2":
+        return FLOAT[32]
+    if ptx_type == f"f{bits}":
+        return FLOAT[bits]
+    return SIGNED[bits] if is_signed(ptx_type) else UNSIGNED[bits]
+
+
+def from_bfloat16(bits: Array) -> Array:
+    """float32 values of the bfloat16 numbers whose 16 bits are given."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def to_bfloat16(values: Array) -> Array:
+    """16 bits of the bfloat16 numbers nearest to `values`, ties to even, NaN as the hardware writes it."""
+    bits = values.astype(np.float32).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
+    rounded[np.isnan(values)] = 0x7FFF
+    return rounded
+
+
+def unpack(bits: Array, ptx_type: str) -> Array:
+    """Floats to compute with, from an array as `Registers.read` gives it; packed types give two for each thread."""
+    if ptx_type in ("bf16", "bf16x2"):
+        return from_bfloat16(np.ascontiguousarray(bits).view(np.uint16))
+    return np.ascontiguousarray(bits).view(np.float16) if ptx_type == "f16x2" else bits
+
+
+def pack(values: Array, ptx_type: str) -> Array:
+    """The opposite of `unpack`, with rounding."""
+    if ptx_type in ("bf16", "bf16x2"):
+        return to_bfloat16(values).view(numpy_type(ptx_type))
+    if ptx_type == "f16x2":
+        return values.astype(np.float16).view(np.uint32)
+    return values.astype(numpy_type(ptx_type))
