@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from .launch import Launch
+    from .launch import Config, Launch
 
 
 class Executor(Protocol):
-    """Takes launches for the architecture `target`, `sm80` for instance."""
+    """Takes launches for the architecture `target`, `sm80` for instance, and tells by which config."""
 
     target: str
 
-    def __call__(self, launch: Launch) -> None: ...
+    def __call__(self, launch: Launch) -> Config: ...
 
 
 _executors: list[Executor] = []

@@ -79,8 +79,7 @@ def launch(kernel: Any, grid: Grid, arguments: Mapping[str, Any], configs: tuple
         return config
     executor = executors.current()
     if executor is not None:
-        executor(Launch(kernel, grid, arguments, configs))
-        return config
+        return executor(Launch(kernel, grid, arguments, configs))
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if len(configs) > 1 and autotune.is_on():

@@ -38,11 +38,12 @@ class Recorder:
         self.target = target
         self.launches: dict[tuple[Any, ...], tuple[Launch, Config]] = {}
 
-    def __call__(self, launch: Launch) -> None:
+    def __call__(self, launch: Launch) -> Config:
         types = tuple(_specialised(name, value) for name, value in launch.arguments.items())
         for config in launch.configs:
             constants = (*config.constants.items(), config.warps, config.stages)
             self.launches.setdefault((launch.kernel.fn.__name__, types, constants), (launch, config))
+        return launch.configs[0]
 
 
 def compile_rows(task: tuple[str, str, tuple[str, ...]]) -> list[Row]:

@@ -22,7 +22,7 @@ def masked_l2_loss_forward(
 
     Args:
         prediction: `[B, M, D]`.
-        target: `[B, N, D]`, or `[B, M, D]` without `ids`.
+        target: `[B, N, D]`, or `[B, M, D]` without `ids`, of any type.
         ids: `[B, M]` token number of each prediction; None means row by row.
         weights: `[B, M]` of any number or bool type; None means 1 each.
         normalize: bring each target row to mean 0 and variance 1 first.
@@ -149,7 +149,7 @@ def _masked_l2_loss(
     """The weighted sum of squared errors; `factor * weight * (prediction - target)` goes into `out`."""
     error: float = native.compiled().masked_l2_loss(
         prediction,
-        native.rows_of("target", target),
+        native.rows_of("target", target.to(torch.float32)),
         ids,
         weights,
         NORMALIZE_EPSILON if normalize else None,

@@ -255,7 +255,7 @@ def _masked_native_runs(
     normalize: bool = False,
 ) -> registry.Reason:
     constant = _constant("target", target) or _constant("weights", weights)
-    return constant or native_refuses((("prediction", prediction), ("target", target)))
+    return constant or native_refuses((("prediction", prediction), as_float(target, "target")))
 
 
 def _masked_triton_runs(

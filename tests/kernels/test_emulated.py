@@ -1,0 +1,130 @@
+"""The compiled Triton kernels, executed: every op against its definition, and every kernel broken on purpose.
+
+By default on one architecture in bfloat16; with --all-targets (make verify-gpu) on all that the emulator knows and in every
+type, by every config of the launch tables.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET", "0") != "0":
+    pytest.skip("TRITON_INTERPRET is set: there is no compiled code to execute", allow_module_level=True)
+
+import triton
+from gpu_emulation import MUTATIONS, Emulator, emulated
+from op_cases import CASES, check, far_cases
+from ptx_emulator import EmulatorError
+
+import mmmae_kernels.aot.cases  # noqa: F401  # imports every module of kernels
+from mmmae_kernels import random_masking, use_backend
+
+SMALL = [case for case in CASES if case.small]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pytest_generate_tests(metafunc):
+    everything = metafunc.config.getoption("--all-targets")
+    if "target" in metafunc.fixturenames:
+        metafunc.parametrize("target", ["sm80", "sm86", "sm89", "sm120"] if everything else ["sm80"])
+    if "dtype" in metafunc.fixturenames:
+        metafunc.parametrize("dtype", DTYPES if everything else ["bf16"])
+    if "choice" in metafunc.fixturenames:
+        metafunc.parametrize("choice", [0, 1, 2] if everything else [0])
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_compiled_kernels_compute_what_the_definition_says(case, target, dtype, choice):
+    with emulated(Emulator(target, choice)):
+        check(case, DTYPES[dtype])
+
+
+@pytest.mark.parametrize(("tokens", "keep"), [(784, 196), (63, 0), (7, 7), (1, 1), (4100, 5)])
+def test_masks_are_bitwise_those_of_the_definition(target, tokens, keep):
+    arguments = {"batch": 2, "tokens": tokens, "keep": keep, "seed": -5, "first_sample": 2**33}
+    with use_backend("eager"):
+        expected = random_masking(**arguments)
+    with emulated(Emulator(target)):
+        for ours, theirs in zip(random_masking(**arguments), expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+# Of each kernel a case that starts it with rows, tokens and channels past the end of a block.
+KERNELS = {
+    "_random_masking": "random_masking",
+    "_noise": "random_masking",
+    "_patch_embed_forward": "patch_embed: 3x16x16, repeated tokens",
+    "_patch_embed_weight_gradient": "patch_embed: 3x16x16, repeated tokens",
+    "_patch_embed_volume_gradient": "patch_embed: 5x7x7, two channels, all tokens",
+    "_gather_patches": "patchify: asked",
+    "_patch_l2_forward": "patch_l2_loss: weighted, 5x7x7",
+    "_masked_l2_forward": "masked_l2_loss: several warps",
+    "_weighted_mean": "masked_l2_loss: by id, weighted",
+    "_masked_l2_backward": "masked_l2_loss: several warps",
+    "_decoder_tokens_forward": "decoder_tokens: some visible",
+    "_decoder_tokens_backward": "decoder_tokens: some visible",
+    "_add_layer_norm_forward": "add_layer_norm: several warps",
+    "_add_layer_norm_backward": "add_layer_norm: several warps",
+    "_gelu_backward": "gelu_linear: odd",
+    "_sum_partials": "add_layer_norm: with residual",
+}
+
+# What a kernel does not have: threads that wait for each other, and masks where every thread has an element.
+WITHOUT_BARRIERS = {
+    "_decoder_tokens_backward",
+    "_decoder_tokens_forward",
+    "_gather_patches",
+    "_gelu_backward",
+    "_noise",
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_broken_kernel_is_found(kernel, mutation):
+    if mutation == "barrier" and kernel in WITHOUT_BARRIERS:
+        assert "bar.sync" not in ptx_of(kernel)
+        return
+    with pytest.raises((EmulatorError, AssertionError)):
+        run(kernel, Emulator("sm80", mutated=kernel, mutate=MUTATIONS[mutation]))
+
+
+def run(kernel, emulator):
+    """The case of a kernel, checked."""
+    with emulated(emulator):
+        if KERNELS[kernel] == "random_masking":
+            tokens = 4098 if kernel == "_noise" else 783
+            with use_backend("eager"):
+                expected = random_masking(2, tokens, 7, seed=1)
+            for ours, theirs in zip(random_masking(2, tokens, 7, seed=1), expected, strict=True):
+                assert torch.equal(ours, theirs)
+        else:
+            check(next(case for case in SMALL if str(case) == KERNELS[kernel]), torch.bfloat16)
+
+
+def ptx_of(kernel):
+    """The code of a kernel, as its case compiles it."""
+    seen = []
+    run(kernel, Emulator("sm80", mutated=kernel, mutate=lambda ptx: (seen.append(ptx), ptx + "// as it is")[1]))
+    return seen[0]
+
+
+def test_every_kernel_is_executed_and_broken():
+    kernels = {
+        name
+        for module in [sys.modules[name] for name in sys.modules if name.startswith("mmmae_kernels.")]
+        for name, value in vars(module).items()
+        if isinstance(value, triton.JITFunction) and "tl.store(" in value.src
+    }
+    assert kernels == set(KERNELS)
+
+
+def test_offsets_beyond_2_to_the_31_are_reached(target, dtype):
+    """Strides that no int32 holds, over memory of which only what is touched exists."""
+    with emulated(Emulator(target)):
+        for case in far_cases():
+            check(case, DTYPES[dtype])

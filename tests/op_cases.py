@@ -1,0 +1,528 @@
+"""One table of cases an op, for every backend: what to call, on which inputs, and the definition to compare with."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+import mmmae_kernels
+from mmmae_kernels.add_layer_norm.reference import add_layer_norm_reference
+from mmmae_kernels.decoder_tokens.reference import decoder_tokens_reference
+from mmmae_kernels.gelu_linear.reference import gelu_linear_reference
+from mmmae_kernels.masked_loss.reference import masked_l2_loss_reference, patch_l2_loss_reference
+from mmmae_kernels.norm_linear.reference import norm_linear_reference
+from mmmae_kernels.patch_embed.reference import patch_embed_reference, patchify_reference
+
+Inputs = dict[str, Tensor | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A call of an op.
+
+    Args:
+        make: inputs in float64, which the check converts to the type under test; tensors of integers stay.
+        call: the op on such inputs.
+        define: its definition on the same.
+        small: few enough elements for an emulator.
+        kept: inputs that keep their type, or get one of their own.
+        constant: inputs without a gradient.
+        strided: how the incoming gradients are laid out: as they come, expanded from one number, or transposed.
+    """
+
+    op: str
+    name: str
+    make: Callable[[], Inputs]
+    call: Callable[[Inputs], Sequence[Tensor]]
+    define: Callable[[Inputs], Sequence[Tensor]]
+    small: bool = False
+    kept: dict[str, torch.dtype] = dataclasses.field(default_factory=dict)
+    constant: frozenset[str] = frozenset()
+    strided: str = "as they come"
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.name}"
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def draw_ids(batch: int, count: int, tokens: int, seed: int = 0) -> Tensor:
+    """Without repeats while they last, then from the start again."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randperm(tokens, generator=generator).repeat(1 + count // tokens)[:count] for _ in range(batch)]
+    return torch.stack(rows) if rows else torch.empty(0, count, dtype=torch.int64)
+
+
+def patch_embed_cases() -> Iterator[Case]:
+    def case(
+        name: str,
+        batch: int,
+        channels: int,
+        patch: tuple[int, int, int],
+        width: int,
+        keep: int | None,
+        *,
+        grid: tuple[int, int, int] = (2, 3, 2),
+        view: Callable[[Tensor], Tensor] = lambda volume: volume,
+        dtype: torch.dtype | None = None,
+        bias: bool = True,
+        position: bool = True,
+        strided: str = "as they come",
+        named: int | None = None,
+        small: bool = False,
+    ) -> Case:
+        tokens = grid[0] * grid[1] * grid[2]
+
+        def make() -> Inputs:
+            volume = draw(batch, channels, *(count * size for count, size in zip(grid, patch, strict=True)))
+            if dtype is not None and not dtype.is_floating_point:
+                volume = (volume * 40).abs().clamp(max=250).floor()
+            return {
+                "volume": volume,
+                "weight": draw(width, channels, *patch, seed=1) / 16,
+                "bias": draw(width, seed=2) if bias else None,
+                "ids": None if keep is None else draw_ids(batch, keep, named or tokens),
+                "position": draw(tokens, width, seed=3) if position else None,
+            }
+
+        def with_view(i: Inputs) -> tuple[Tensor | None, ...]:
+            return view(i["volume"]), i["weight"], i["bias"], i["ids"], i["position"]
+
+        kept = {} if dtype is None else {"volume": dtype}
+        return Case(
+            "patch_embed",
+            name,
+            make,
+            lambda i: [mmmae_kernels.patch_embed(*with_view(i))],
+            lambda i: [patch_embed_reference(*with_view(i))],
+            small,
+            kept,
+            frozenset({"volume"} if dtype is not None and not dtype.is_floating_point else ()),
+            strided,
+        )
+
+    yield case("3x16x16, repeated tokens", 2, 1, (3, 16, 16), 72, 14, small=True)
+    yield case("5x7x7, two channels, all tokens", 1, 2, (5, 7, 7), 33, None, grid=(1, 2, 2), small=True)
+    yield case("1x8x8, no bias, no position", 2, 3, (1, 8, 8), 64, 7, bias=False, position=False, small=True)
+    for dtype in (torch.float32, torch.uint8, torch.int16):
+        yield case(f"a volume of {dtype}", 2, 1, (3, 16, 16), 40, 3, grid=(1, 2, 2), dtype=dtype, small=True)
+    for patch in ((1, 8, 8), (5, 7, 7), (3, 16, 16), (4, 14, 14)):
+        for channels in (1, 2, 3):
+            yield case(f"{patch}, {channels} channels", 2, channels, patch, 64, 5)
+    for keep in (1, 7, 63, 65, 783):
+        yield case(f"{keep} tokens", 1, 1, (1, 4, 4), 64, keep, grid=(4, 14, 14))
+    for width in (1, 192, 768, 1000):
+        yield case(f"width {width}", 2, 1, (3, 16, 16), width, 5)
+    views: dict[str, Callable[[Tensor], Tensor]] = {
+        "transposed": lambda v: v.transpose(3, 4),
+        "sliced": lambda v: v[:, :, 1:5, 16:48, ::2],
+        "expanded": lambda v: v[:1].expand(2, -1, -1, -1, -1),
+        "channels last": lambda v: v.contiguous(memory_format=torch.channels_last_3d),
+    }
+    for name, view in views.items():
+        small = name in ("transposed", "sliced")
+        yield case(name, 2, 2, (2, 16, 16), 33, 2, grid=(3, 4, 4), view=view, position=False, named=8, small=small)
+    for strided in ("expanded", "transposed"):
+        yield case(f"gradient {strided}", 2, 1, (1, 8, 8), 65, 5, strided=strided, small=True)
+    for batch, keep_count in ((0, 3), (2, 0), (2, 12)):
+        yield case(f"{keep_count} tokens of {batch} samples", batch, 1, (1, 8, 8), 64, keep_count)
+
+
+def patchify_cases() -> Iterator[Case]:
+    for name, patch, ids in (("asked", (3, 16, 16), True), ("all", (5, 7, 7), False)):
+
+        def make(patch: tuple[int, int, int] = patch, ids: bool = ids) -> Inputs:
+            volume = draw(2, 2, *(2 * size for size in patch))
+            return {"volume": volume, "ids": draw_ids(2, 5, 8) if ids else None}
+
+        def call(i: Inputs, patch: tuple[int, int, int] = patch) -> Sequence[Tensor]:
+            return [mmmae_kernels.patchify(i["volume"], patch, i["ids"])]
+
+        def define(i: Inputs, patch: tuple[int, int, int] = patch) -> Sequence[Tensor]:
+            return [patchify_reference(i["volume"], patch, i["ids"])]
+
+        yield Case("patchify", name, make, call, define, True, constant=frozenset({"volume"}))
+
+
+def masked_l2_loss_cases() -> Iterator[Case]:
+    def case(
+        name: str,
+        batch: int,
+        masked: int,
+        width: int,
+        *,
+        tokens: int | None = None,
+        weights: str | None = None,
+        normalize: bool = False,
+        transposed: bool = False,
+        target: torch.dtype | None = None,
+        small: bool = False,
+    ) -> Case:
+        def make() -> Inputs:
+            rows = masked if tokens is None else tokens
+            shape = (batch, width, masked) if transposed else (batch, masked, width)
+            given = (draw(batch, rows, width, seed=1) * 40).abs().clamp(max=250).floor()
+            return {
+                "prediction": draw(*shape),
+                "target": draw(batch, rows, width, seed=1) if target is None else given,
+                "ids": None if tokens is None else draw_ids(batch, masked, tokens),
+                "weights": _weights(weights, batch, masked),
+            }
+
+        def arguments(i: Inputs) -> tuple[Tensor | None, ...]:
+            prediction = i["prediction"].transpose(1, 2) if transposed else i["prediction"]
+            return prediction, i["target"], i["ids"], i["weights"]
+
+        kept = {"weights": torch.float32} if weights == "fractions" else {}
+        return Case(
+            "masked_l2_loss",
+            name,
+            make,
+            lambda i: [mmmae_kernels.masked_l2_loss(*arguments(i), normalize=normalize)],
+            lambda i: [masked_l2_loss_reference(*arguments(i), normalize)],
+            small,
+            kept if target is None else {**kept, "target": target},
+            frozenset({"target", "weights"}),
+        )
+
+    yield case("row by row", 2, 7, 64, small=True)
+    yield case("by id, weighted", 2, 5, 65, tokens=9, weights="fractions", small=True)
+    yield case("normalised, a mask as weights", 2, 5, 72, tokens=7, weights="mask", normalize=True, small=True)
+    yield case("all weights zero", 1, 3, 33, weights="zeros", small=True)
+    yield case("several warps", 1, 3, 521, tokens=7, weights="fractions", normalize=True, small=True)
+    yield case("prediction transposed", 2, 5, 40, tokens=6, transposed=True, small=True)
+    yield case("a target of bytes", 2, 5, 40, target=torch.uint8, small=True)
+    for masked in (1, 63, 783):
+        yield case(f"{masked} tokens", 2, masked, 64, tokens=784)
+    for width in (1, 192, 768, 1000):
+        yield case(f"width {width}", 2, 7, width, tokens=9, weights="fractions", normalize=width > 1)
+    yield case("no row", 2, 0, 64, tokens=9)
+    yield case("no sample", 0, 3, 64)
+
+
+def patch_l2_loss_cases() -> Iterator[Case]:
+    def case(
+        name: str,
+        batch: int,
+        masked: int,
+        width: int,
+        patch: tuple[int, int, int] = (3, 16, 16),
+        *,
+        grid: tuple[int, int, int] = (2, 3, 2),
+        weights: str | None = None,
+        normalize: bool = False,
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+        small: bool = False,
+    ) -> Case:
+        def make() -> Inputs:
+            tokens = grid[0] * grid[1] * grid[2]
+            volume = draw(batch, 1, *(count * size for count, size in zip(grid, patch, strict=True)))
+            return {
+                "prediction": draw(batch, masked, width),
+                "volume": volume if dtype is None else (volume * 40).abs().clamp(max=250).floor(),
+                "weight": draw(width, 1, *patch, seed=1) / 16,
+                "bias": draw(width, seed=2) if bias else None,
+                "ids": draw_ids(batch, masked, tokens),
+                "weights": _weights(weights, batch, masked),
+            }
+
+        names = ("prediction", "volume", "weight", "bias", "ids", "weights")
+        kept = {"weights": torch.float32} if weights == "fractions" else {}
+        return Case(
+            "patch_l2_loss",
+            name,
+            make,
+            lambda i: [mmmae_kernels.patch_l2_loss(*(i[name] for name in names), normalize=normalize)],
+            lambda i: [patch_l2_loss_reference(*(i[name] for name in names), normalize)],
+            small,
+            kept if dtype is None else {**kept, "volume": dtype},
+            frozenset({"volume", "weight", "bias", "weights"}),
+        )
+
+    yield case("plain", 2, 7, 72, small=True)
+    yield case("weighted, 5x7x7", 2, 5, 33, (5, 7, 7), weights="fractions", bias=False, small=True)
+    yield case("normalised, a mask as weights", 2, 5, 65, (1, 8, 8), weights="mask", normalize=True, small=True)
+    yield case("all weights zero", 1, 3, 33, (1, 8, 8), weights="zeros", small=True)
+    yield case("bytes", 1, 3, 40, dtype=torch.uint8, small=True)
+    for masked in (1, 63, 783):
+        yield case(f"{masked} tokens", 2, masked, 64, (1, 4, 4), grid=(4, 14, 14))
+    for width in (1, 192, 768, 1000):
+        yield case(f"width {width}", 2, 7, width, weights="mask", normalize=width > 1)
+    yield case("no row", 2, 0, 64)
+    yield case("no sample", 0, 3, 64)
+
+
+def decoder_tokens_cases() -> Iterator[Case]:
+    def case(name: str, batch: int, tokens: int, keep: int, width: int, *, strided: str = "as they come", **more: bool) -> Case:
+        def make() -> Inputs:
+            return {
+                "visible": draw(batch, keep, width),
+                "mask_token": draw(width, seed=1),
+                "ids_restore": draw_ids(batch, tokens, tokens) if tokens else torch.empty(batch, 0, dtype=torch.int64),
+                "position": draw(tokens, width, seed=2),
+            }
+
+        names = ("visible", "mask_token", "ids_restore", "position")
+        return Case(
+            "decoder_tokens",
+            name,
+            make,
+            lambda i: [mmmae_kernels.decoder_tokens(*(i[name] for name in names))],
+            lambda i: [decoder_tokens_reference(*(i[name] for name in names))],
+            strided=strided,
+            **more,
+        )
+
+    yield case("some visible", 2, 13, 4, 72, small=True)
+    yield case("odd width", 3, 9, 5, 129, small=True)
+    yield case("gradient expanded", 2, 9, 5, 33, strided="expanded", small=True)
+    yield case("gradient transposed", 2, 9, 5, 33, strided="transposed", small=True)
+    yield case("none visible", 2, 9, 0, 64, small=True)
+    yield case("all visible", 2, 9, 9, 64, small=True)
+    for tokens in (1, 7, 63, 65, 783):
+        yield case(f"{tokens} tokens", 2, tokens, (tokens + 3) // 4, 64)
+    for width in (1, 192, 768, 1000):
+        yield case(f"width {width}", 2, 13, 4, width)
+    yield case("no sample", 0, 9, 4, 64)
+
+
+def add_layer_norm_cases() -> Iterator[Case]:
+    def case(
+        name: str, shape: tuple[int, ...], *, residual: bool = True, strided: str = "as they come", small: bool = False
+    ) -> Case:
+        def make() -> Inputs:
+            return {
+                "x": draw(*shape),
+                "residual": draw(*shape, seed=1) if residual else None,
+                "weight": draw(shape[-1], seed=2),
+                "bias": draw(shape[-1], seed=3),
+            }
+
+        names = ("x", "residual", "weight", "bias")
+        return Case(
+            "add_layer_norm",
+            name,
+            make,
+            lambda i: list(mmmae_kernels.add_layer_norm(*(i[name] for name in names)))[0 if residual else 1 :],
+            lambda i: list(add_layer_norm_reference(*(i[name] for name in names), 1e-6))[0 if residual else 1 :],
+            small,
+            strided=strided,
+        )
+
+    yield case("with residual", (2, 5, 72), small=True)
+    yield case("without residual", (3, 64), residual=False, small=True)
+    yield case("odd width", (2, 3, 129), small=True)
+    yield case("several warps", (3, 521), small=True)
+    yield case("gradient expanded", (2, 3, 40), strided="expanded", small=True)
+    yield case("gradient transposed", (2, 3, 40), strided="transposed", small=True)
+    for rows in (1, 7, 63, 65, 783):
+        yield case(f"{rows} rows", (rows, 64))
+    for width in (3, 192, 768, 1000):
+        yield case(f"width {width}", (2, 7, width))
+    yield case("one row", (64,))
+    yield case("no row", (0, 5, 64))
+
+
+def linear_cases() -> Iterator[Case]:
+    for name, shape, width, small in (("odd", (2, 5, 72), 33, True), ("wide", (2, 7, 768), 1000, False), ("no row", (0, 8), 4, False)):
+
+        def make(shape: tuple[int, ...] = shape, width: int = width) -> Inputs:
+            hidden = shape[-1]
+            return {
+                "x": draw(*shape),
+                "residual": draw(*shape, seed=1),
+                "norm_weight": draw(hidden, seed=2),
+                "norm_bias": draw(hidden, seed=3),
+                "weight": draw(width, hidden, seed=4) / hidden**0.5,
+                "bias": draw(width, seed=5),
+            }
+
+        names = ("x", "residual", "norm_weight", "norm_bias", "weight", "bias")
+        yield Case(
+            "norm_linear",
+            name,
+            make,
+            lambda i: mmmae_kernels.norm_linear(*(i[name] for name in names)),
+            lambda i: norm_linear_reference(*(i[name] for name in names), 1e-6),
+            small,
+        )
+        yield Case(
+            "norm_linear",
+            f"{name}, without residual",
+            make,
+            lambda i: [mmmae_kernels.norm_linear(*(None if name == "residual" else i[name] for name in names))[1]],
+            lambda i: [norm_linear_reference(*(None if name == "residual" else i[name] for name in names), 1e-6)[1]],
+            small,
+            constant=frozenset({"residual"}),
+        )
+        yield Case(
+            "gelu_linear",
+            name,
+            make,
+            lambda i: [mmmae_kernels.gelu_linear(3 * i["x"], i["weight"], i["bias"])],
+            lambda i: [gelu_linear_reference(3 * i["x"], i["weight"], i["bias"])],
+            small,
+            constant=frozenset({"residual", "norm_weight", "norm_bias"}),
+        )
+
+
+def far_cases() -> Iterator[Case]:
+    """Inputs whose elements lie up to 2^31 and more apart, as views of memory that is mapped, not allocated."""
+
+    def case(op: str, name: str, make: Callable[[], Inputs], call: Callable[[Inputs], Tensor], define: Callable[[Inputs], Tensor], far: str) -> Case:
+        def spread(i: Inputs, axis: int) -> Inputs:
+            return {key: far_apart(tensor, axis) if key == far else tensor for key, tensor in i.items()}
+
+        axis = 2 if far == "volume" and "bands" in name else 0
+        return Case(op, name, make, lambda i: [call(spread(i, axis))], lambda i: [define(i)], constant=frozenset({far}))
+
+    def volume() -> Inputs:
+        return {
+            "volume": draw(2, 1, 6, 32, 32),
+            "weight": draw(40, 1, 3, 16, 16, seed=1) / 16,
+            "ids": draw_ids(2, 5, 8),
+            "prediction": draw(2, 5, 40, seed=2),
+            "residual": draw(2, 5, 40, seed=3),
+            "width": draw(40, seed=4),
+            "restore": draw_ids(2, 9, 9),
+            "position": draw(9, 40, seed=5),
+        }
+
+    for name in ("samples far apart", "bands far apart"):
+        yield case(
+            "patch_embed",
+            name,
+            volume,
+            lambda i: mmmae_kernels.patch_embed(i["volume"], i["weight"], None, i["ids"]),
+            lambda i: patch_embed_reference(i["volume"], i["weight"], None, i["ids"], None),
+            "volume",
+        )
+        yield case(
+            "patch_l2_loss",
+            name,
+            volume,
+            lambda i: mmmae_kernels.patch_l2_loss(i["prediction"], i["volume"], i["weight"], None, i["ids"]),
+            lambda i: patch_l2_loss_reference(i["prediction"], i["volume"], i["weight"], None, i["ids"], None, False),
+            "volume",
+        )
+    yield case(
+        "masked_l2_loss",
+        "samples of the target far apart",
+        volume,
+        lambda i: mmmae_kernels.masked_l2_loss(i["prediction"], i["residual"]),
+        lambda i: masked_l2_loss_reference(i["prediction"], i["residual"], None, None, False),
+        "residual",
+    )
+    yield case(
+        "decoder_tokens",
+        "visible samples far apart",
+        volume,
+        lambda i: mmmae_kernels.decoder_tokens(i["residual"], i["width"], i["restore"], i["position"]),
+        lambda i: decoder_tokens_reference(i["residual"], i["width"], i["restore"], i["position"]),
+        "residual",
+    )
+    yield case(
+        "add_layer_norm",
+        "rows far apart",
+        volume,
+        lambda i: mmmae_kernels.add_layer_norm(i["prediction"][:, 0], i["residual"][:, 0], i["width"], i["width"])[1],
+        lambda i: add_layer_norm_reference(i["prediction"][:, 0], i["residual"][:, 0], i["width"], i["width"], 1e-6)[1],
+        "residual",
+    )
+
+
+def far_apart(tensor: Tensor, axis: int) -> Tensor:
+    """The same values, neighbours along `axis` 2^31 + 16 elements apart."""
+    strides = list(tensor.contiguous().stride())
+    strides[axis] = 2**31 + 16
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    memory = mmap.mmap(-1, (last + 1) * tensor.element_size(), flags=flags)
+    view = torch.frombuffer(memory, dtype=tensor.dtype).as_strided(tensor.shape, strides)
+    return view.copy_(tensor.detach())
+
+
+CASES = [
+    *patch_embed_cases(),
+    *patchify_cases(),
+    *masked_l2_loss_cases(),
+    *patch_l2_loss_cases(),
+    *decoder_tokens_cases(),
+    *add_layer_norm_cases(),
+    *linear_cases(),
+]
+
+
+def check(case: Case, dtype: torch.dtype, tolerance: float = 1e-5) -> None:
+    """Compare outputs and every gradient with the definition in float64.
+
+    In float32 the norm of the difference is at most `tolerance` of the norm. In half precision the error is at most twice
+    that of the definition in the same type, which is rounded the same number of times, and one rounding more.
+    """
+    exact = case.make()
+    given = {name: _converted(tensor, case.kept.get(name, dtype)) for name, tensor in exact.items()}
+    # What both start from is the same: rounding the inputs is nobody's error.
+    rounded = {name: None if tensor is None else tensor.clone() for name, tensor in given.items()}
+    expected = _results(case, case.define, {name: _converted(t, torch.float64) for name, t in rounded.items()})
+    ours = _results(case, case.call, given)
+    theirs = None if dtype == torch.float32 else _results(case, case.define, rounded)
+    for place, (wanted, value) in enumerate(zip(expected, ours, strict=True)):
+        assert value.shape == wanted.shape, f"{case}: result {place} has shape {list(value.shape)}"
+        assert theirs is None or value.dtype == theirs[place].dtype, f"{case}: result {place} is {value.dtype}"
+        error, norm = _distance(value, wanted), float(wanted.norm())
+        # Gradients that cancel to 0 are held to the rounding of the terms that cancel, which are of order 1 here.
+        cancelled = 1e-6 * wanted.numel() ** 0.5
+        if theirs is None:
+            allowed = tolerance * norm + cancelled
+        else:
+            allowed = 2 * _distance(theirs[place], wanted) + torch.finfo(dtype).eps * (norm + wanted.numel() ** 0.5 / 64)
+        assert error <= allowed, f"{case}: result {place} is off by {error:.2e}, allowed is {allowed:.2e} of {norm:.2e}"
+
+
+def _results(case: Case, function: Callable[[Inputs], Sequence[Tensor]], inputs: Inputs) -> list[Tensor]:
+    """Outputs, then gradients of a fixed random combination of them."""
+    leaves = [
+        tensor.requires_grad_()
+        for name, tensor in inputs.items()
+        if tensor is not None and tensor.is_floating_point() and name not in case.constant
+    ]
+    outputs = list(function(inputs))
+    if not leaves:
+        return outputs
+    incoming = [_incoming(output, case.strided, place) for place, output in enumerate(outputs)]
+    grads = torch.autograd.grad(outputs, leaves, incoming, allow_unused=True)
+    return [output.detach() for output in outputs] + [grad for grad in grads if grad is not None]
+
+
+def _incoming(output: Tensor, strided: str, place: int) -> Tensor:
+    if strided == "expanded":
+        return torch.full((), 0.75, dtype=output.dtype).expand(output.shape)
+    grad = draw(*output.shape, seed=9 + place).to(output.dtype)
+    return grad.transpose(0, -1).contiguous().transpose(0, -1) if strided == "transposed" else grad
+
+
+def _converted(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if tensor is None:
+        return None
+    tensor = tensor.detach()
+    return tensor.to(dtype) if tensor.is_floating_point() or dtype == torch.float64 and tensor.dtype == torch.uint8 else tensor
+
+
+def _distance(value: Tensor, wanted: Tensor) -> float:
+    return float((value.double() - wanted).norm())
+
+
+def _weights(kind: str | None, batch: int, masked: int) -> Tensor | None:
+    if kind is None:
+        return None
+    if kind == "zeros":
+        return torch.zeros(batch, masked, dtype=torch.float64)
+    weights = draw(batch, masked, seed=7).abs()
+    return weights > 0.5 if kind == "mask" else weights
