@@ -68,6 +68,10 @@ def truncated(a: int, b: int) -> int:
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
+def half(bits: int) -> float:
+    return float(struct.unpack("<e", struct.pack("<H", bits & 0xFFFF))[0])
+
+
 INTEGER = {
     "add.s32 %o, %a, %b;": lambda a, b: a + b,
     "sub.s32 %o, %a, %b;": lambda a, b: a - b,
@@ -117,6 +121,13 @@ INTEGER = {
     "mov.b32 {%h0, %h1}, %a; mov.b32 %o, {%h1, %h0};": lambda a, b: a >> 16 | (a & 0xFFFF) << 16,
     "mov.b64 %w, {%a, %b}; shr.u64 %w, %w, 8; cvt.u32.u64 %o, %w;": lambda a, b: (b << 32 | a) >> 8,
     "mov.b32 %o, 3; setp.lt.u32 %q, %a, %b; @!%q mov.b32 %o, %a;": lambda a, b: 3 if a < b else a,
+    "add.s16x2 %o, %a, %b;": lambda a, b: (a + b & 0xFFFF) | (a & ~0xFFFF) + (b & ~0xFFFF),
+    "max.s16x2 %o, %a, %b;": lambda a, b: (
+        max(signed(a, 16), signed(b, 16)) & 0xFFFF | max(signed(a >> 16, 16), signed(b >> 16, 16)) << 16
+    ),
+    "setp.lt.f16x2 %q|%r, %a, %b; selp.b32 %o, 1, 0, %q; @%r add.s32 %o, %o, 2;": lambda a, b: (
+        (half(a) < half(b)) + 2 * (half(a >> 16) < half(b >> 16))
+    ),
     "add.cc.u32 %o, %a, %b; madc.hi.u32 %o, %a, 0, 0;": lambda a, b: a + b >> 32,
 }
 
@@ -240,6 +251,14 @@ def test_larger_and_smaller_prefer_numbers_unless_told():
     assert run("max.f32 %o, %a, %b;", *columns)[nan] == word(1.0)
     assert math.isnan(of_word(run("max.NaN.f32 %o, %a, %b;", *columns)[nan]))
     assert run("min.f32 %o, %a, %b;", *columns)[:4] == [word(x) for x in (0.0, -0.0, 1.0, -1.5)]
+
+
+def test_the_smaller_with_the_sign_of_the_product():
+    columns = [word(x) for x in FLOATS], [word(-2.0)] * 32
+    got = [of_word(bits) for bits in run("min.xorsign.abs.f32 %o, %a, %b;", *columns)]
+    for x, value in zip(FLOATS, got, strict=True):
+        if not math.isnan(x):
+            assert value == math.copysign(min(abs(of_word(word(x))), 2.0), -math.copysign(1, x))
 
 
 def test_a_fused_multiply_add_rounds_once():

@@ -9,7 +9,7 @@ import numpy as np
 from .decoder import Decoder
 from .global_memory import GlobalMemory
 from .local_memory import LocalMemory
-from .number_types import BITS, CARRIER, UNSIGNED, Array, Mask, is_signed, numpy_type
+from .number_types import BITS, CARRIER, UNSIGNED, Array, Mask, from_bfloat16, is_signed, numpy_type, to_bfloat16
 from .program import Instruction
 from .shared_memory import SharedMemory
 from .state import LOCAL_WINDOW, SHARED_WINDOW, State, Step, bind_address, register_list
@@ -79,7 +79,7 @@ def _load(state: State, instruction: Instruction) -> Step:
     names = register_list(instruction.operands[0])
     _check_vector(instruction, names)
     load = _loader(state, instruction, instruction.operands[1], item * len(names))
-    dtype = (numpy_type(ptx_type) if is_signed(ptx_type) else UNSIGNED[item * 8]).newbyteorder("=")
+    dtype = numpy_type(ptx_type) if is_signed(ptx_type) else UNSIGNED[item * 8]
     outs = [state.registers.native(name) for name in names]
     if len(outs) == 1:
         return _one_loaded(load, outs[0], dtype)
@@ -174,6 +174,9 @@ def _atomic(state: State, instruction: Instruction) -> Step:
             old = before[at] = place[index]
             if operation == "cas":
                 place[index] = values[1][thread] if old == values[0][thread] else old
+            elif ptx_type == "bf16":
+                pair = from_bfloat16(np.array([old, values[0][thread]]))
+                place[index] = to_bfloat16(np.array([_ATOMICS[operation](*pair)]))[0]
             else:
                 place[index] = _ATOMICS[operation](old, values[0][thread])
         if out is not None:
@@ -245,7 +248,7 @@ _SPACES = "global shared shared::cta local"
 _ORDER = "volatile relaxed acquire release acq_rel weak gpu sys cta nc"
 _TYPES = "b8 b16 b32 b64 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64"
 _OPERATIONS = " ".join(_ATOMICS) + " cas noftz"
-_ATOMIC_TYPES = "b32 b64 u32 u64 s32 s64 f16 f32 f64"
+_ATOMIC_TYPES = "b32 b64 u32 u64 s32 s64 f16 bf16 f32 f64"
 
 DECODERS = {
     "ld": Decoder(_load, f"{_SPACES} param {_CACHE} {_ORDER} v2 v4 v8", _TYPES, (2, 3)),
