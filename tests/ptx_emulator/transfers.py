@@ -218,19 +218,27 @@ def _launch_copy(state: State, instruction: Instruction) -> Step:
         index = state.shared.launch(target(mask), size, instruction, mask)
         address = source(mask)
         lengths = np.full(len(address), size) if length is None else (length if mask is True else length[mask])
-        values = np.zeros(len(address), CARRIER[size])
-        for read in np.unique(lengths[lengths > 0]):
-            chosen = lengths == read
-            part = mask if chosen.all() else _narrowed(state, mask, chosen)
-            if read == size:
-                values[chosen] = state.global_memory.load(address[chosen], size, instruction, part)
-                continue
-            for at in range(read):
-                byte = state.global_memory.load(address[chosen] + at, 1, instruction, part)
-                values.view(np.uint8).reshape(-1, size)[chosen, at] = byte
+        whole = lengths == size
+        if whole.all():
+            values = state.global_memory.load(address, size, instruction, mask)
+        else:
+            values = np.zeros(len(address), CARRIER[size])
+            values[whole] = state.global_memory.load(address[whole], size, instruction, _narrowed(state, mask, whole))
+            _load_parts(state, instruction, address, np.where(whole, 0, lengths), mask, values)
         state.copies.add(index, values, mask)
 
     return step
+
+
+def _load_parts(
+    state: State, instruction: Instruction, address: Array, lengths: Array, mask: Mask, values: Array
+) -> None:
+    """Fill in the first bytes of `values`, as many of each as `lengths` says."""
+    for at in range(int(lengths.max(initial=0))):
+        chosen = lengths > at
+        part = _narrowed(state, mask, chosen)
+        byte = state.global_memory.load(address[chosen] + at, 1, instruction, part)
+        values.view(np.uint8).reshape(len(values), -1)[chosen, at] = byte
 
 
 def _narrowed(state: State, mask: Mask, chosen: Array) -> Array:
