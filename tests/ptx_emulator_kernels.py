@@ -352,3 +352,29 @@ def scatter(
     offsets = tl.arange(0, BLOCK)
     ids = tl.load(ids_ptr + offsets, mask=offsets < n, other=0)
     tl.store(out_ptr + ids, tl.load(values_ptr + offsets, mask=offsets < n, other=0), mask=offsets < n)
+
+
+@triton.jit
+def activation(
+    x_ptr,  # [n]
+    out_ptr,  # [n]
+    n,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < n, other=0.0).to(tl.float32)
+    y = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476)) + tl.clamp(x, -1.0, 1.0)
+    tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=offsets < n)
+
+
+@triton.jit
+def small_product(
+    a_ptr,  # [32, 64]
+    b_ptr,  # [64, 32]
+    out_ptr,  # [32, 32]
+):
+    narrow, wide = tl.arange(0, 32), tl.arange(0, 64)
+    a = tl.load(a_ptr + narrow[:, None] * 64 + wide[None, :])
+    b = tl.load(b_ptr + wide[:, None] * 32 + narrow[None, :])
+    product = tl.dot(a, b, out_dtype=out_ptr.dtype.element_ty)
+    tl.store(out_ptr + narrow[:, None] * 32 + narrow[None, :], product)

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from ptx_emulator import UnknownInstruction
+from ptx_emulator import EmulatorError, UnknownInstruction
 from ptx_emulator.executor import Executor
 from ptx_emulator.global_memory import GlobalMemory, Segment
 from ptx_emulator.program import parse
@@ -47,7 +47,7 @@ def run(body: str, *columns: list[int], bits: int = 32, out_bits: int = 32) -> l
 }}
 """
     program = parse(ptx)
-    executor = Executor(program, 32, 1, 0)
+    executor = Executor(program, 32, 1, 1024)
     state = executor.state
     state.parameters["test_param_0"][0] = memory.ctypes.data
     segment = Segment("memory", memory.ctypes.data, memory.nbytes, memory)
@@ -66,6 +66,10 @@ def signed(value: int, bits: int = 32) -> int:
 
 def truncated(a: int, b: int) -> int:
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+def half(bits: int) -> float:
+    return float(struct.unpack("<e", struct.pack("<H", bits & 0xFFFF))[0])
 
 
 INTEGER = {
@@ -107,6 +111,7 @@ INTEGER = {
     "brev.b32 %o, %a;": lambda a, b: int(f"{a:032b}"[::-1], 2),
     "cvt.s32.s8 %o, %a;": lambda a, b: signed(a, 8),
     "cvt.u32.u8 %o, %a;": lambda a, b: a & 255,
+    "cvt.s8.s32 %o, %a;": lambda a, b: signed(a, 8),
     "cvt.sat.s8.s32 %o, %a;": lambda a, b: min(max(signed(a), -128), 127),
     "cvt.sat.u8.s32 %o, %a;": lambda a, b: min(max(signed(a), 0), 255),
     "setp.lt.s32 %q, %a, %b; selp.b32 %o, 1, 2, %q;": lambda a, b: 1 if signed(a) < signed(b) else 2,
@@ -117,6 +122,13 @@ INTEGER = {
     "mov.b32 {%h0, %h1}, %a; mov.b32 %o, {%h1, %h0};": lambda a, b: a >> 16 | (a & 0xFFFF) << 16,
     "mov.b64 %w, {%a, %b}; shr.u64 %w, %w, 8; cvt.u32.u64 %o, %w;": lambda a, b: (b << 32 | a) >> 8,
     "mov.b32 %o, 3; setp.lt.u32 %q, %a, %b; @!%q mov.b32 %o, %a;": lambda a, b: 3 if a < b else a,
+    "add.s16x2 %o, %a, %b;": lambda a, b: (a + b & 0xFFFF) | (a & ~0xFFFF) + (b & ~0xFFFF),
+    "max.s16x2 %o, %a, %b;": lambda a, b: (
+        max(signed(a, 16), signed(b, 16)) & 0xFFFF | max(signed(a >> 16, 16), signed(b >> 16, 16)) << 16
+    ),
+    "setp.lt.f16x2 %q|%r, %a, %b; selp.b32 %o, 1, 0, %q; @%r add.s32 %o, %o, 2;": lambda a, b: (
+        (half(a) < half(b)) + 2 * (half(a >> 16) < half(b >> 16))
+    ),
     "add.cc.u32 %o, %a, %b; madc.hi.u32 %o, %a, 0, 0;": lambda a, b: a + b >> 32,
 }
 
@@ -242,6 +254,14 @@ def test_larger_and_smaller_prefer_numbers_unless_told():
     assert run("min.f32 %o, %a, %b;", *columns)[:4] == [word(x) for x in (0.0, -0.0, 1.0, -1.5)]
 
 
+def test_the_smaller_with_the_sign_of_the_product():
+    columns = [word(x) for x in FLOATS], [word(-2.0)] * 32
+    got = [of_word(bits) for bits in run("min.xorsign.abs.f32 %o, %a, %b;", *columns)]
+    for x, value in zip(FLOATS, got, strict=True):
+        if not math.isnan(x):
+            assert value == math.copysign(min(abs(of_word(word(x))), 2.0), -math.copysign(1, x))
+
+
 def test_a_fused_multiply_add_rounds_once():
     a, b, c = 1 + 2.0**-12, 1 + 2.0**-12, -(1 + 2.0**-11)
     columns = [[word(x)] * 32 for x in (a, b, c)]
@@ -270,6 +290,73 @@ SHUFFLES = {
 def test_shuffles(form):
     got = run(f"shfl.sync.{form};", list(range(100, 132)), [lane * 7 % 32 for lane in range(32)])
     assert got == [100 + SHUFFLES[form](lane) for lane in range(32)]
+
+
+def test_a_shuffle_says_whether_its_lane_was_there():
+    got = run("shfl.sync.up.b32 %o|%q, %a, 3, 0, -1; selp.b32 %o, 1, 0, %q;", list(range(32)))
+    assert got == [0] * 3 + [1] * 29
+
+
+def test_atomics_in_shared_memory():
+    zero = "mov.b32 %c, 0; st.shared.b32 [global_smem+16], %c; bar.sync 0;"
+    total = f"{zero} atom.shared.add.u32 %b, [global_smem+16], %a; bar.sync 0; ld.shared.b32 %o, [global_smem+16];"
+    values = list(range(5, 37))
+    assert run(total, values, [0] * 32, [0] * 32) == [sum(values)] * 32
+    before = f"{zero} atom.shared.add.u32 %o, [global_smem+16], %a;"
+    assert run(before, values, [0] * 32, [0] * 32) == [sum(values[:i]) for i in range(32)]
+    exchanged = f"{zero} atom.shared.cas.b32 %o, [global_smem+16], 0, %a;"
+    assert run(exchanged, values, [0] * 32, [0] * 32) == [0, *[5] * 31]
+
+
+def test_generic_addresses_lead_to_all_memories():
+    assert run("ld.b32 %o, [%p];", WORDS * 2) == WORDS * 2
+    shared = "mov.b64 %w, global_smem; mad.wide.u32 %w, %t, 4, %w; st.b32 [%w+8], %a;"
+    assert run(f"{shared} ld.b32 %o, [%w+8];", WORDS * 2) == WORDS * 2
+    assert run(f"{shared} shl.b32 %t, %t, 2; ld.shared.b32 %o, [%t+8];", WORDS * 2) == WORDS * 2
+    local = ".local .align 16 .b8 depot[32]; mov.b64 %w, depot; st.local.b32 [%w+4], %a;"
+    assert run(f"{local} ld.b32 %o, [%w+4];", WORDS * 2) == WORDS * 2
+    assert run(f"{local} ld.local.b32 %o, [%w];", WORDS * 2) == [MASK32] * 32
+
+
+def test_a_part_of_a_copy_is_zero():
+    copy = "mul.lo.u32 %t, %t, 4; mov.b32 %b, {}; cp.async.ca.shared.global [%t], [%p], 4, %b; cp.async.wait_all;"
+    for size, mask in ((0, 0), (1, 0xFF), (2, 0xFFFF), (3, 0xFFFFFF), (4, MASK32)):
+        got = run(copy.format(size) + "ld.shared.b32 %o, [%t];", WORDS * 2, [0] * 32)
+        assert got == [value & mask for value in WORDS * 2]
+
+
+def test_a_trap_is_an_error():
+    with pytest.raises(EmulatorError, match=r"thread 3 of block .* gave up"):
+        run("setp.eq.s32 %q, %a, 3; @%q trap; mov.b32 %o, 0;", list(range(32)))
+
+
+def test_matrix_instructions_do_not_depend_on_how_many_run_together():
+    """Three that share nothing, one that adds to the first, one that overwrites what the second has read."""
+    fill = ".reg .b32 %x<30>; .reg .b32 %d<12>;"
+    for i in range(30):
+        fill += f"mad.lo.u32 %x{i}, %a, {2 * i + 12345}, {i * 7919}; and.b32 %x{i}, %x{i}, 0x3bff3bff;"
+    fill += "".join(f"mov.b32 %d{i}, 0;" for i in range(12))
+    operands = [(0, 0, 12), (4, 4, 14), (8, 8, 16), (0, 4, 16)]
+    form = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+
+    def registers(letter: str, first: int, count: int) -> str:
+        return "{" + ", ".join(f"%{letter}{first + i}" for i in range(count)) + "}"
+
+    products = [
+        f"{form} {registers('d', d, 4)}, {registers('x', a, 4)}, {registers('x', b, 2)}, {registers('d', d, 4)};"
+        for d, a, b in operands
+    ]
+    products.append(
+        f"{form} {registers('x', 4, 4)}, {registers('x', 0, 4)}, {registers('x', 12, 2)}, {registers('d', 8, 4)};"
+    )
+    results = [f"%d{i}" for i in range(12)] + [f"%x{i}" for i in range(4, 8)]
+    together = fill + "".join(products)
+    apart = fill + "setp.lt.u32 %q, %t, 99;" + "".join(f"@%q {product}" for product in products)
+    values = [1103515245 * i % 2**31 for i in range(1, 33)]
+    for result in results:
+        got = run(f"{together} mov.b32 %o, {result};", values)
+        assert got == run(f"{apart} mov.b32 %o, {result};", values)
+        assert len(set(got)) > 16
 
 
 def test_votes_and_reductions():

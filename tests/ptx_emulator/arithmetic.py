@@ -10,7 +10,7 @@ from .number_types import BITS, SIGNED, UNSIGNED, Array, Mask, is_float, is_sign
 from .program import Instruction
 from .state import State, Step
 
-_DIRECT = ("f32", "f64", "f32x2")  # numpy computes with these as they are
+_DIRECT = ("f32", "f64", "f32x2", "f16", "f16x2")  # numpy computes with these as they are
 
 
 def elementwise(state: State, instruction: Instruction, function: Callable[..., Array], *types: str) -> Step:
@@ -92,6 +92,8 @@ def _larger(number: np.ufunc, nan: np.ufunc) -> Callable[[State, Instruction], S
     def bind(state: State, instruction: Instruction) -> Step:
         ptx_type = instruction.types[-1]
         function = nan if instruction.has("NaN") or not is_float(ptx_type) else number
+        if instruction.has("xorsign"):
+            return _floats(state, instruction, _with_product_sign(function))
         if len(instruction.operands) == 4:
             if ptx_type != "f32":
                 raise instruction.refused("4 operands")
@@ -101,6 +103,14 @@ def _larger(number: np.ufunc, nan: np.ufunc) -> Callable[[State, Instruction], S
         return by_ufunc(state, instruction, function, ptx_type, ptx_type, ptx_type)
 
     return bind
+
+
+def _with_product_sign(function: np.ufunc) -> Callable[[Array, Array], Array]:
+    def compute(a: Array, b: Array) -> Array:
+        sign = np.where(np.signbit(a) ^ np.signbit(b), -1, 1).astype(a.dtype)
+        return np.asarray(np.copysign(function(np.abs(a), np.abs(b)), sign))
+
+    return compute
 
 
 def _double(ptx_type: str) -> str:
@@ -193,7 +203,7 @@ def _fused(state: State, instruction: Instruction) -> Step:
     out = registers.write(instruction.operands[0], ptx_type)
     a, b, c = (registers.read(operand, ptx_type) for operand in instruction.operands[1:])
     lanes = 2 if ptx_type == "f32x2" else 1
-    product = registers.scratch(np.float64, 0, lanes)
+    product = registers.scratch(lanes)
 
     def step(mask: Mask) -> None:
         np.multiply(a, b, product, dtype=np.float64)
@@ -246,7 +256,7 @@ def _reciprocal_root(a: Array) -> Array:
 
 _INTEGERS = "b16 b32 b64 u16 u32 u64 s16 s32 s64"
 _FLOATS = "f16 bf16 f16x2 bf16x2 f32 f32x2 f64"
-_ALL = f"{_INTEGERS} {_FLOATS}"
+_ALL = f"{_INTEGERS} s16x2 u16x2 {_FLOATS}"
 _ROUNDING = "rn ftz sat"
 
 DECODERS = {
@@ -258,8 +268,8 @@ DECODERS = {
     "fma": Decoder(_fused, _ROUNDING, _FLOATS, (4,)),
     "div": Decoder(_divide, f"{_ROUNDING} approx full", f"{_INTEGERS} f32 f64", (3,)),
     "rem": Decoder(_rest, "", _INTEGERS, (3,)),
-    "max": Decoder(_larger(np.fmax, np.maximum), "ftz NaN", _ALL, (3, 4)),
-    "min": Decoder(_larger(np.fmin, np.minimum), "ftz NaN", _ALL, (3, 4)),
+    "max": Decoder(_larger(np.fmax, np.maximum), "ftz NaN xorsign abs", _ALL, (3, 4)),
+    "min": Decoder(_larger(np.fmin, np.minimum), "ftz NaN xorsign abs", _ALL, (3, 4)),
     "neg": Decoder(_of_one(np.negative), "ftz", _ALL, (2,)),
     "abs": Decoder(_of_one(np.absolute), "ftz", _ALL, (2,)),
     "ex2": Decoder(_of_one(np.exp2), "approx ftz", _FLOATS, (2,)),

@@ -120,7 +120,7 @@ def _convert_pair(state: State, instruction: Instruction) -> Step:
         pair[:, 0], pair[:, 1] = pack(low, half), pack(high, half)
         return pair.view(np.uint32)[:, 0]
 
-    return elementwise(state, instruction, compute, to, "f32", "f32")
+    return elementwise(state, instruction, compute, "b32", "f32", "f32")
 
 
 def _to_tf32(values: Array) -> Array:

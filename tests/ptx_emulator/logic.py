@@ -6,7 +6,7 @@ import numpy as np
 
 from .arithmetic import by_ufunc, elementwise
 from .decoder import Decoder
-from .number_types import BITS, Array, Mask, is_float, is_signed, numpy_type, unpack
+from .number_types import BITS, PACKED, Array, Mask, is_float, is_signed, numpy_type, unpack
 from .program import Instruction
 from .state import State, Step
 
@@ -191,7 +191,9 @@ def _compare(state: State, instruction: Instruction) -> Step:
     name, *combination = (modifier for modifier in instruction.modifiers if modifier != "ftz")
     ptx_type = instruction.types[0]
     floats = is_float(ptx_type)
-    direct = name in _COMPARISONS and not combination and ptx_type not in ("bf16", "bf16x2")
+    if (ptx_type in PACKED) != ("|" in instruction.operands[0]):
+        raise instruction.refused("number of predicates")
+    direct = name in _COMPARISONS and not combination and ptx_type != "bf16" and ptx_type not in PACKED
     if direct and not (floats and name == "ne"):
         return by_ufunc(state, instruction, _COMPARISONS[name], "pred", ptx_type, ptx_type)
     unordered_too = floats and name not in _COMPARISONS and name not in ("num", "nan")
@@ -211,8 +213,25 @@ def _compare(state: State, instruction: Instruction) -> Step:
             result = _COMPARISONS[name](a, b) & ~unordered
         return _COMBINATIONS[combination[0]](result, *other) if combination else result
 
+    if ptx_type in PACKED:
+        return _compare_both(state, instruction, compute)
     types = ["pred", ptx_type, ptx_type, *["pred"] * len(combination)]
     return elementwise(state, instruction, compute, *types)
+
+
+def _compare_both(state: State, instruction: Instruction, function: Callable[..., Array]) -> Step:
+    """Two predicates, for the lower and the upper of the packed numbers."""
+    if len(instruction.operands) != 3:
+        raise instruction.refused("operands")
+    outs = [state.registers.write(name, "pred") for name in instruction.operands[0].split("|")]
+    left, right = (state.registers.read(operand, instruction.types[0]) for operand in instruction.operands[1:])
+
+    def step(mask: Mask) -> None:
+        both = function(left, right)
+        for half, out in enumerate(outs):
+            np.copyto(out, both[half::2], where=mask)
+
+    return step
 
 
 _BITWISE = "pred b16 b32 b64"
@@ -236,6 +255,9 @@ DECODERS = {
     "brev": Decoder(_reverse, "", "b32 b64", (2,)),
     "selp": Decoder(_select, "", _VALUES, (4,)),
     "setp": Decoder(
-        _compare, " ".join(_COMPARISONS) + " equ neu ltu leu gtu geu num nan and or xor ftz", _VALUES, (3, 4)
+        _compare,
+        " ".join(_COMPARISONS) + " equ neu ltu leu gtu geu num nan and or xor ftz",
+        f"{_VALUES} f16x2 bf16x2",
+        (3, 4),
     ),
 }

@@ -12,7 +12,10 @@ UNSIGNED: dict[int, np.dtype[Any]] = {bits: np.dtype(f"u{bits // 8}") for bits i
 SIGNED: dict[int, np.dtype[Any]] = {bits: np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)}
 FLOAT: dict[int, np.dtype[Any]] = {bits: np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)}
 
-BITS = {"pred": 1, "bf16": 16, "tf32": 32, "f16x2": 32, "bf16x2": 32, "f32x2": 64}
+# Two numbers in one register: the type of one of them.
+PACKED = {"f16x2": "f16", "bf16x2": "bf16", "s16x2": "s16", "u16x2": "u16", "f32x2": "f32"}
+
+BITS = {"pred": 1, "bf16": 16, "tf32": 32, "f16x2": 32, "bf16x2": 32, "s16x2": 32, "u16x2": 32, "f32x2": 64}
 BITS |= {f"{kind}{bits}": bits for kind in "bus" for bits in UNSIGNED} | {f"f{bits}": bits for bits in FLOAT}
 
 # An access of this many bytes is one element of this type; complex128 is only numpy's fastest carrier of sixteen bytes.
@@ -29,12 +32,11 @@ def is_signed(ptx_type: str) -> bool:
 
 
 def numpy_type(ptx_type: str) -> np.dtype[Any]:
-    """The numpy type that holds a value of a PTX type; for bfloat16 and packed types, that of the bits."""
+    """The numpy type that holds a value of a PTX type, or one of two; for bfloat16, that of the bits."""
     if ptx_type == "pred":
         return np.dtype(bool)
+    ptx_type = PACKED.get(ptx_type, ptx_type)
     bits = BITS[ptx_type]
-    if ptx_type == "f32x2":
-        return FLOAT[32]
     if ptx_type == f"f{bits}":
         return FLOAT[bits]
     return SIGNED[bits] if is_signed(ptx_type) else UNSIGNED[bits]
@@ -55,16 +57,10 @@ def to_bfloat16(values: Array) -> Array:
 
 
 def unpack(bits: Array, ptx_type: str) -> Array:
-    """Floats to compute with, from an array as `Registers.read` gives it; packed types give two for each thread."""
-    if ptx_type in ("bf16", "bf16x2"):
-        return from_bfloat16(np.ascontiguousarray(bits).view(np.uint16))
-    return np.ascontiguousarray(bits).view(np.float16) if ptx_type == "f16x2" else bits
+    """Floats to compute with, from an array as `Registers.read` gives it."""
+    return from_bfloat16(bits) if ptx_type in ("bf16", "bf16x2") else bits
 
 
 def pack(values: Array, ptx_type: str) -> Array:
     """The opposite of `unpack`, with rounding."""
-    if ptx_type in ("bf16", "bf16x2"):
-        return to_bfloat16(values).view(numpy_type(ptx_type))
-    if ptx_type == "f16x2":
-        return values.astype(np.float16).view(np.uint32)
-    return values.astype(numpy_type(ptx_type))
+    return to_bfloat16(values) if ptx_type in ("bf16", "bf16x2") else values.astype(numpy_type(ptx_type))

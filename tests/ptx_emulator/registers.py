@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .errors import UnknownInstruction
-from .number_types import BITS, UNSIGNED, Array, numpy_type
+from .number_types import BITS, PACKED, UNSIGNED, Array, numpy_type
 
 
 class Registers:
@@ -35,7 +35,7 @@ class Registers:
         self.files: dict[int, Array] = {
             bits: np.empty((count, threads), UNSIGNED[bits] if bits > 1 else bool) for bits, count in counts.items()
         }
-        self._scratch: dict[tuple[str, int], Array] = {}
+        self._scratch = np.empty(2 * threads)
 
     def reset(self) -> None:
         """Forget all values: a register that was never written reads as NaN, -1 or true."""
@@ -55,7 +55,7 @@ class Registers:
         return np.array([self._rows[name] for name in names])
 
     def read(self, operand: str, ptx_type: str) -> Array:
-        """The operand as `ptx_type`, [threads], or [2 * threads] for f32x2: a view of the register, or a constant."""
+        """The operand as `ptx_type`: a view of the register, or a constant, [threads], or [2 * threads] if packed."""
         dtype = numpy_type(ptx_type)
         if operand in self._bits:
             row: Array = self.files[self._bits[operand]][self._rows[operand]]
@@ -72,8 +72,7 @@ class Registers:
     def write(self, operand: str, ptx_type: str) -> Array:
         """The register as an array to write values of `ptx_type` to; `_` gives one that nobody reads."""
         if operand == "_":
-            lanes = 2 if ptx_type == "f32x2" else 1
-            return np.empty(lanes * self.threads, numpy_type(ptx_type))
+            return np.empty((1 + (ptx_type in PACKED)) * self.threads, numpy_type(ptx_type))
         if self.bits(operand) != BITS[ptx_type]:
             raise UnknownInstruction(f"register {operand} written as {ptx_type}")
         row: Array = self.files[self._bits[operand]][self._rows[operand]]
@@ -84,12 +83,9 @@ class Registers:
         bits = 32 if operand == "_" else self.bits(operand)
         return self.write(operand, "pred" if bits == 1 else f"u{bits}")
 
-    def scratch(self, dtype: object, slot: int = 0, lanes: int = 1) -> Array:
-        """[lanes * threads] to compute in; whoever asks for the same gets the same, so nothing in it lasts."""
-        key = (np.dtype(dtype).str, slot * 8 + lanes)  # type: ignore[call-overload]
-        if key not in self._scratch:
-            self._scratch[key] = np.empty(lanes * self.threads, key[0])
-        return self._scratch[key]
+    def scratch(self, lanes: int) -> Array:
+        """float64 [lanes * threads] to compute in; the next instruction gets the same."""
+        return self._scratch[: lanes * self.threads]
 
     def _number(self, operand: str, bits: int) -> int:
         if operand in self._symbols:
@@ -109,6 +105,6 @@ class Registers:
             return np.broadcast_to(np.array(bool(number)), (self.threads,))
         bits = BITS[ptx_type]
         value = np.array([number & (1 << bits) - 1], UNSIGNED[bits]).view(numpy_type(ptx_type))
-        if ptx_type == "f32x2":
+        if ptx_type in PACKED:
             return np.tile(value, self.threads)
         return np.broadcast_to(value, (self.threads,))

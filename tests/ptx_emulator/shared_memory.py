@@ -24,7 +24,7 @@ class SharedMemory:
     """
 
     def __init__(self, size: int, granule: int, blocks: int, threads_per_block: int, faults: Faults) -> None:
-        self._size, self._granule, self._faults = size, granule, faults
+        self._size, self._faults = size, faults
         stride = -(-size // 32) * 32
         self._bytes = np.empty(max(stride * blocks, 32), np.uint8)
         self._elements = {bytes_: self._bytes.view(carrier) for bytes_, carrier in CARRIER.items()}
@@ -33,6 +33,9 @@ class SharedMemory:
         self._warp = thread // 32
         self._writer = np.zeros(len(self._bytes) // granule, np.int64)
         self._reader = np.zeros_like(self._writer)
+        sizes = [bytes_ for bytes_ in CARRIER if bytes_ >= granule]
+        self._writers = {bytes_: self._writer.reshape(-1, bytes_ // granule) for bytes_ in sizes}
+        self._readers = {bytes_: self._reader.reshape(-1, bytes_ // granule) for bytes_ in sizes}
         self._epoch = 0
         self.reset()
 
@@ -48,7 +51,7 @@ class SharedMemory:
         """All threads have met: what was done before is no race with what comes."""
         self._epoch += 1
         self._floor = self._epoch << 20
-        self._key = self._warp | self._floor
+        self._key = (self._warp | self._floor)[:, None]
 
     def load(self, offset: Array, size: int, instruction: Instruction, mask: Mask) -> Array:
         """Elements of `size` bytes, one for each offset into the block's memory (int64)."""
@@ -70,14 +73,13 @@ class SharedMemory:
         index = self._index(offset, size, instruction, mask)
         self._note_write(index, size, instruction, mask)
         self._bytes.reshape(-1, size)[index] = 0xFF
-        self._writer[self._granules(index, size)] = _IN_FLIGHT
+        self._writers[size][index] = _IN_FLIGHT
         return index
 
     def land(self, index: Array, values: Array, threads: Array) -> None:
         """End an asynchronous copy, as a write of now by the threads that began it."""
         self._elements[values.itemsize][index] = values
-        granules = self._granules(index, values.itemsize)
-        self._writer[granules] = self._broadcast(self._key[threads], granules)
+        self._writers[values.itemsize][index] = self._key[threads]
 
     def update(self, offset: int, size: int, instruction: Instruction, thread: int) -> tuple[Array, int]:
         """Elements and the index in them of one thread's atomic."""
@@ -93,37 +95,27 @@ class SharedMemory:
         base = self._base if mask is True else self._base[mask]
         return (offset + base) >> (size.bit_length() - 1)
 
-    def _granules(self, index: Array, size: int) -> Array:
-        count = size // self._granule
-        return index if count == 1 else index[:, None] * count + np.arange(count)
-
-    @staticmethod
-    def _broadcast(key: Array, granules: Array) -> Array:
-        return key if granules.ndim == 1 else np.broadcast_to(key[:, None], granules.shape)
-
     def _note_read(self, index: Array, size: int, instruction: Instruction, mask: Mask) -> None:
         if not len(index):
             return
-        granules = self._granules(index, size)
-        key = self._broadcast(self._key if mask is True else self._key[mask], granules)
-        self._check(self._writer[granules], key, "reads what", "wrote", instruction, mask)
-        last = self._reader[granules]
-        same_epoch = last >= self._floor
-        if same_epoch.any():
-            key = np.where(same_epoch & (last != key), self._floor | _MANY, key)
-        self._reader[granules] = key
-        several = self._reader[granules] != key
+        key = self._key if mask is True else self._key[mask]
+        self._check(self._writers[size][index], key, "reads what", "wrote", instruction, mask)
+        readers = self._readers[size]
+        last = readers[index]
+        if int(np.maximum.reduce(last, axis=None)) >= self._floor:
+            key = np.where((last >= self._floor) & (last != key), self._floor | _MANY, key)
+        readers[index] = key
+        several = (readers[index] != key).any(1)
         if several.any():
-            self._reader[granules[several]] = self._floor | _MANY
+            readers[index[several]] = self._floor | _MANY
 
     def _note_write(self, index: Array, size: int, instruction: Instruction, mask: Mask) -> None:
         if not len(index):
             return
-        granules = self._granules(index, size)
-        key = self._broadcast(self._key if mask is True else self._key[mask], granules)
-        self._check(self._writer[granules], key, "writes what", "wrote", instruction, mask)
-        self._check(self._reader[granules], key, "writes what", "read", instruction, mask)
-        self._writer[granules] = key
+        key = self._key if mask is True else self._key[mask]
+        self._check(self._writers[size][index], key, "writes what", "wrote", instruction, mask)
+        self._check(self._readers[size][index], key, "writes what", "read", instruction, mask)
+        self._writers[size][index] = key
 
     def _check(self, last: Array, key: Array, doing: str, done: str, instruction: Instruction, mask: Mask) -> None:
         if int(np.maximum.reduce(last, axis=None)) < self._floor:
@@ -134,4 +126,4 @@ class SharedMemory:
                 why = f"{doing} cp.async has not landed yet"
             else:
                 why = f"{doing} another warp {done}, without a barrier between"
-            self._faults.stop(Race, instruction, mask, wrong.reshape(len(wrong), -1).any(1), why=why)
+            self._faults.stop(Race, instruction, mask, wrong.any(1), why=why)

@@ -9,7 +9,7 @@ import numpy as np
 from .decoder import Decoder
 from .global_memory import GlobalMemory
 from .local_memory import LocalMemory
-from .number_types import BITS, CARRIER, UNSIGNED, Array, Mask, is_signed, numpy_type
+from .number_types import BITS, CARRIER, UNSIGNED, Array, Mask, from_bfloat16, is_signed, numpy_type, to_bfloat16
 from .program import Instruction
 from .shared_memory import SharedMemory
 from .state import LOCAL_WINDOW, SHARED_WINDOW, State, Step, bind_address, register_list
@@ -79,7 +79,7 @@ def _load(state: State, instruction: Instruction) -> Step:
     names = register_list(instruction.operands[0])
     _check_vector(instruction, names)
     load = _loader(state, instruction, instruction.operands[1], item * len(names))
-    dtype = (numpy_type(ptx_type) if is_signed(ptx_type) else UNSIGNED[item * 8]).newbyteorder("=")
+    dtype = numpy_type(ptx_type) if is_signed(ptx_type) else UNSIGNED[item * 8]
     outs = [state.registers.native(name) for name in names]
     if len(outs) == 1:
         return _one_loaded(load, outs[0], dtype)
@@ -174,6 +174,9 @@ def _atomic(state: State, instruction: Instruction) -> Step:
             old = before[at] = place[index]
             if operation == "cas":
                 place[index] = values[1][thread] if old == values[0][thread] else old
+            elif ptx_type == "bf16":
+                pair = from_bfloat16(np.array([old, values[0][thread]]))
+                place[index] = to_bfloat16(np.array([_ATOMICS[operation](*pair)]))[0]
             else:
                 place[index] = _ATOMICS[operation](old, values[0][thread])
         if out is not None:
@@ -215,19 +218,27 @@ def _launch_copy(state: State, instruction: Instruction) -> Step:
         index = state.shared.launch(target(mask), size, instruction, mask)
         address = source(mask)
         lengths = np.full(len(address), size) if length is None else (length if mask is True else length[mask])
-        values = np.zeros(len(address), CARRIER[size])
-        for read in np.unique(lengths[lengths > 0]):
-            chosen = lengths == read
-            part = mask if chosen.all() else _narrowed(state, mask, chosen)
-            if read == size:
-                values[chosen] = state.global_memory.load(address[chosen], size, instruction, part)
-                continue
-            for at in range(read):
-                byte = state.global_memory.load(address[chosen] + at, 1, instruction, part)
-                values.view(np.uint8).reshape(-1, size)[chosen, at] = byte
+        whole = lengths == size
+        if whole.all():
+            values = state.global_memory.load(address, size, instruction, mask)
+        else:
+            values = np.zeros(len(address), CARRIER[size])
+            values[whole] = state.global_memory.load(address[whole], size, instruction, _narrowed(state, mask, whole))
+            _load_parts(state, instruction, address, np.where(whole, 0, lengths), mask, values)
         state.copies.add(index, values, mask)
 
     return step
+
+
+def _load_parts(
+    state: State, instruction: Instruction, address: Array, lengths: Array, mask: Mask, values: Array
+) -> None:
+    """Fill in the first bytes of `values`, as many of each as `lengths` says."""
+    for at in range(int(lengths.max(initial=0))):
+        chosen = lengths > at
+        part = _narrowed(state, mask, chosen)
+        byte = state.global_memory.load(address[chosen] + at, 1, instruction, part)
+        values.view(np.uint8).reshape(len(values), -1)[chosen, at] = byte
 
 
 def _narrowed(state: State, mask: Mask, chosen: Array) -> Array:
@@ -245,7 +256,7 @@ _SPACES = "global shared shared::cta local"
 _ORDER = "volatile relaxed acquire release acq_rel weak gpu sys cta nc"
 _TYPES = "b8 b16 b32 b64 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64"
 _OPERATIONS = " ".join(_ATOMICS) + " cas noftz"
-_ATOMIC_TYPES = "b32 b64 u32 u64 s32 s64 f16 f32 f64"
+_ATOMIC_TYPES = "b32 b64 u32 u64 s32 s64 f16 bf16 f32 f64"
 
 DECODERS = {
     "ld": Decoder(_load, f"{_SPACES} param {_CACHE} {_ORDER} v2 v4 v8", _TYPES, (2, 3)),

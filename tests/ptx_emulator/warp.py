@@ -6,7 +6,7 @@ from .decoder import Decoder
 from .errors import EmulatorError
 from .number_types import Array, Mask, is_signed
 from .program import Instruction
-from .state import State, Step, register_list
+from .state import State, Step
 
 
 def _shuffle_sources(mode: str, lane: Array, count: Array, limits: Array) -> tuple[Array, Array]:
@@ -98,19 +98,6 @@ def _reduce(state: State, instruction: Instruction) -> Step:
     return step
 
 
-def _elect(state: State, instruction: Instruction) -> Step:
-    """The hardware elects any thread of the warp; here it is the first, as it is on all hardware that there is."""
-    _, predicate = register_list(instruction.operands[0].replace("|", ","))
-    out = state.registers.write(predicate, "pred")
-    first = np.arange(state.threads) % 32 == 0
-
-    def step(mask: Mask) -> None:
-        state.whole_warps(instruction, mask)
-        np.copyto(out, first, where=mask)
-
-    return step
-
-
 def _nothing(state: State, instruction: Instruction) -> Step:
     return lambda mask: None
 
@@ -127,7 +114,6 @@ DECODERS = {
     "shfl": Decoder(_shuffle, "sync bfly up down idx", "b32", (5,)),
     "vote": Decoder(_vote, "sync any all ballot", "pred b32", (3,)),
     "redux": Decoder(_reduce, "sync add min max and or xor", "b32 u32 s32", (3,)),
-    "elect": Decoder(_elect, "sync", "", (2,), (0,)),
     "bar": Decoder(_nothing, "warp sync", "", (1,), (0,)),
     "membar": Decoder(_nothing, "gl cta sys", "", (0,), (0,)),
     "fence": Decoder(_nothing, "acq_rel sc gpu cta sys", "", (0,), (0,)),
