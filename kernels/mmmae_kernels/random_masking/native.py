@@ -21,8 +21,10 @@ def random_masking_native(
     if seed.dtype != torch.int64 or seed.dim() != 0:
         raise ValueError(f"seed is a {seed.dtype} tensor of shape {list(seed.shape)}, expected is an int64 scalar")
     if batch < 0 or not 0 <= keep <= tokens:
-        raise ValueError(f"batch, tokens, keep are {batch}, {tokens}, {keep}, expected is batch >= 0, 0 <= keep <= tokens")
+        raise ValueError(
+            f"batch, tokens, keep are {batch}, {tokens}, {keep}, expected is batch >= 0, 0 <= keep <= tokens"
+        )
     tables = [torch.empty(batch, size, dtype=torch.int64) for size in (keep, tokens - keep, tokens)]
-    native.compiled().random_masking(int(seed), first_sample, *tables, torch.get_num_threads())
+    native.call("random_masking", int(seed), first_sample, *tables)
     ids_keep, ids_masked, ids_restore = tables
     return ids_keep, ids_masked, ids_restore
