@@ -16,8 +16,8 @@ from mmmae_kernels.masked_loss.native import (
 )
 from mmmae_kernels.masked_loss.reference import NORMALIZE_EPSILON
 
-# A row's sum is of 64 running sums or more, the sum over rows is in double: relative to the loss, all of whose terms are
-# positive, a few units of 2^-24 remain. A target that is normalised, or that a GEMM computes, brings as much again.
+# All terms of a loss are positive: of the errors of running sums, 64 or more a row, few units of 2^-24 remain. A target
+# that is normalised, or that a GEMM computes, brings as much again.
 TOLERANCE = 16 * 2**-24
 pytestmark = pytest.mark.usefixtures("library", "poisoned")
 
