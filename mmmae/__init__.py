@@ -6,6 +6,7 @@ from .fast import FastModel, fast_model
 from .inputs import Output
 from .profiling import profile
 from .reference import ReferenceModel, reference_model
+from .tuning import tune_cpu
 
 __version__ = "0.1.0"
 
@@ -19,4 +20,5 @@ __all__ = [
     "fast_model",
     "profile",
     "reference_model",
+    "tune_cpu",
 ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import PRESETS, MMMAEConfig
+from .tuning import tune_cpu
 
 if TYPE_CHECKING:
     from .recipes.sampling import Subjects
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input gets one line on standard error and status 2."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    tune_cpu()
     try:
         options.run(options)
     except (ValueError, OSError) as error:

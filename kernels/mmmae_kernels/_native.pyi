@@ -1,4 +1,10 @@
-"""Functions of the compiled CPU library: tensors lie on the CPU and do not require gradients."""
+"""Functions of the compiled CPU library.
+
+Tensors lie on the CPU and hold float32 unless said otherwise; DLPack capsules of them do too, which is what
+`mmmae_kernels.native.call` passes. Inputs may have any strides but for the last axis, which lies in one piece; outputs
+are contiguous and wholly written. A result is the same for any number of `threads`. Each function raises ValueError
+for a device, dtype, shape or stride that does not fit and for an id out of range, before anything is written.
+"""
 
 from torch import Tensor
 
@@ -9,7 +15,7 @@ def gather_patches(volume: Tensor, ids: Tensor, patch: tuple[int, int, int], out
     """Write the 3D patches of `volume` that `ids` names into `out`, one row a patch, in the order (c, t, h, w).
 
     Args:
-        volume: `[B, C, T, H, W]` float32, any strides.
+        volume: `[B, C, T, H, W]` float32, int16 or uint8, any strides.
         ids: `[B, K]` int64 token numbers, row-major over (t, h, w), any strides.
         patch: sizes along T, H, W.
         out: `[B*K, C*pt*ph*pw]` float32, contiguous.
@@ -37,3 +43,162 @@ def scatter_patches(
     Raises:
         ValueError: as in `gather_patches`.
     """
+
+def add_position(tokens: Tensor, ids: Tensor, position: Tensor, threads: int) -> None:
+    """Add the position of each token to it in place.
+
+    Args:
+        tokens: `[B, K, D]`, contiguous.
+        ids: `[B, K]` int64 token numbers, any strides.
+        position: `[N, D]`.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def embedding_gradients(
+    grad: Tensor, ids: Tensor, grad_position: Tensor, grad_bias: Tensor | None, threads: int
+) -> None:
+    """Sum a gradient by token number, in the order of `ids`, and over all tokens.
+
+    Args:
+        grad: `[B, K, D]`.
+        ids: `[B, K]` int64 token numbers, any strides.
+        grad_position: `[N, D]`, the output; zero where no id names the token.
+        grad_bias: `[D]`, an output too, or None.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def sum_of_rows(grad: Tensor, out: Tensor, threads: int) -> None:
+    """Sum `grad [B, K, D]` over tokens into `out [D]`."""
+
+def random_masking(
+    seed: int, first_sample: int, ids_keep: Tensor, ids_masked: Tensor, ids_restore: Tensor, threads: int
+) -> None:
+    """Write the tables of `random_masking_reference` for the samples from `first_sample` on.
+
+    Args:
+        seed: as a signed 64-bit integer.
+        first_sample: number of the first sample.
+        ids_keep, ids_masked, ids_restore: `[B, K]`, `[B, N-K]` and `[B, N]` int64, the outputs.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def decoder_tokens(
+    visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor, out: Tensor, threads: int
+) -> None:
+    """Write the decoder's input.
+
+    Args:
+        visible: `[B, K, D]`.
+        mask_token: `[D]`.
+        ids_restore: `[B, N]` int64, any strides; below K it names a visible row, else the token is masked.
+        position: `[N, D]`.
+        out: `[B, N, D]`, the output.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def decoder_tokens_backward(
+    grad: Tensor,
+    ids_restore: Tensor,
+    grad_visible: Tensor,
+    grad_mask_token: Tensor,
+    grad_position: Tensor,
+    threads: int,
+) -> None:
+    """Write the gradients of the decoder's input in one pass over `grad`.
+
+    Args:
+        grad: `[B, N, D]`.
+        ids_restore: `[B, N]` int64, any strides, no permutation needed.
+        grad_visible: `[B, K, D]`, the sum over the tokens that name a row, in their order.
+        grad_mask_token, grad_position: `[D]` and `[N, D]`.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def masked_l2_loss(
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    epsilon: float | None,
+    factor: float,
+    out: Tensor | None,
+    threads: int,
+) -> float:
+    """The sum over tokens of weight times squared error, and `factor * weight * (prediction - target)`.
+
+    Args:
+        prediction: `[B, M, D]`.
+        target: `[B, N, D]`, or `[B, M, D]` without ids.
+        ids: `[B, M]` int64 token number of each prediction, any strides; None means row by row.
+        weights: `[B, M]`, any strides; None means 1 each.
+        epsilon: of the variance, to normalise each target row first; None for no normalisation.
+        factor: of the gradient.
+        out: `[B, M, D]`, the gradient; None if it is not wanted.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def l2_loss_of_difference(
+    difference: Tensor, bias: Tensor | None, weights: Tensor | None, factor: float, threads: int
+) -> float:
+    """The same sum of a difference that is there, less a bias; the difference becomes the gradient.
+
+    Args:
+        difference: `[B, M, D]`, contiguous; multiplied by `factor * weight` once the bias is subtracted.
+        bias: `[D]`; None for zero.
+        weights: `[B, M]`, any strides; None means 1 each.
+        factor: of the gradient.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    total: Tensor | None,
+    norm: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    threads: int,
+) -> None:
+    """Add and normalise.
+
+    Args:
+        x, residual: `[A, B, D]`; no residual for no addition.
+        weight, bias: `[D]`.
+        epsilon: added to the variance.
+        total: `[A, B, D]`, the sum; None without residual.
+        norm: `[A, B, D]`.
+        mean, rstd: `[A*B]`, mean and reciprocal deviation of each row of the sum.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def add_layer_norm_backward(
+    grad_total: Tensor | None,
+    grad_norm: Tensor,
+    total: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    grad_x: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    norm: Tensor | None,
+    threads: int,
+) -> None:
+    """Write the gradients of `add_layer_norm`, and its norm again.
+
+    Args:
+        grad_total, grad_norm: `[A, B, D]`; None for zero.
+        total, weight, mean, rstd: as in `add_layer_norm`.
+        bias: `[D]` if the norm is wanted, else None.
+        grad_x: `[A, B, D]`, the gradient of x and residual alike.
+        grad_weight, grad_bias: `[D]`.
+        norm: `[A, B, D]`; None without bias.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def gelu_backward(grad: Tensor, hidden: Tensor, grad_hidden: Tensor, activated: Tensor, threads: int) -> None:
+    """Write `grad * gelu'(hidden)` and `gelu(hidden)`, the exact GELU; all `[A, B, H]`."""

@@ -28,12 +28,26 @@ def unavailable_reason() -> str | None:
     return _reason
 
 
-def compiled() -> Any:
-    """The compiled module; RuntimeError with the reason if there is none."""
+def call(function: str, *arguments: Any) -> Any:
+    """What a compiled function of `_native.pyi` gives, on torch's threads.
+
+    Raises:
+        ValueError: a tensor lies elsewhere than on the CPU, or whatever else the function refuses.
+        RuntimeError: there is no compiled library.
+    """
     module = library()
     if module is None:
         raise RuntimeError(f"the native library can't be used: {unavailable_reason()}")
-    return module
+    return getattr(module, function)(*map(_capsule, arguments), torch.get_num_threads())
+
+
+def _capsule(argument: Any) -> Any:
+    """A tensor as a DLPack capsule: nanobind asks a tensor for one in Python, which takes ten times as long."""
+    if not isinstance(argument, Tensor):
+        return argument
+    if not argument.is_cpu:
+        raise ValueError(f"a tensor lies on {argument.device}, native kernels run on the CPU")
+    return torch.to_dlpack(argument)  # type: ignore[attr-defined]
 
 
 def check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
@@ -44,16 +58,11 @@ def check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype 
         raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, expected is {dtype} on the CPU")
 
 
-def rows_of(name: str, tensor: Tensor) -> Tensor:
-    """The tensor as the compiled functions take it: on the CPU, detached, its last axis in one piece.
+def rows_of(tensor: Tensor) -> Tensor:
+    """The tensor as compiled functions take it: detached, its last axis in one piece.
 
     Only what must be is copied: an axis that is expanded stays so.
-
-    Raises:
-        ValueError: the tensor lies elsewhere.
     """
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name} lies on {tensor.device}, native kernels run on the CPU")
     tensor = tensor.detach()
     if tensor.dim() == 0 or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1:
         return tensor
@@ -64,12 +73,13 @@ def rows_of(name: str, tensor: Tensor) -> Tensor:
     return tensor.contiguous().expand(shape)
 
 
-def in_three_axes(name: str, tensor: Tensor) -> Tensor:
+def in_three_axes(tensor: Tensor) -> Tensor:
     """`rows_of` of a tensor `[..., D]` as `[A, B, D]`, a view where there is one."""
-    tensor = rows_of(name, tensor)
+    if tensor.dim() > 3:
+        tensor = tensor.flatten(0, -3)
     while tensor.dim() < 3:
         tensor = tensor.unsqueeze(0)
-    return tensor if tensor.dim() == 3 else rows_of(name, tensor.flatten(0, -3))
+    return rows_of(tensor)
 
 
 def _load() -> tuple[ModuleType | None, str | None]:

@@ -24,6 +24,7 @@ from ..config import MMMAEConfig
 from ..data import Batch, Normalization
 from ..fast import FastModel, fast_model
 from ..pretrained import check_can_write, write_atomically
+from ..tuning import tune_cpu
 from .pictures import draw, save_figure
 from .progress import StepProgress
 from .sampling import StepSampler, SubjectData, Subjects
@@ -91,7 +92,8 @@ def pretrain(
     """Pretrain a model and leave the run's folder.
 
     The folder then holds `config.json`, `normalization.json`, `checkpoints/last.ckpt`, `logs/` (CSV, and TensorBoard
-    where it is installed), `encoder/` for `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`.
+    where it is installed), `encoder/` for `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`. The process
+    keeps the memory that it frees from here on, see `mmmae.tune_cpu`.
 
     Args:
         config: of the model; its bands and modalities are those of the subjects.
@@ -108,6 +110,7 @@ def pretrain(
         OSError: a file can't be read or written.
         KeyboardInterrupt: the run was interrupted; it can be resumed.
     """
+    tune_cpu()
     settings = settings or PretrainSettings()
     out = Path(out)
     _check_subjects(config, subjects, rgb)

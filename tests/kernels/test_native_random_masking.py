@@ -72,7 +72,9 @@ WRONG = [
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
 def test_wrong_arguments_are_refused_and_nothing_is_written(library, wrong, message):
-    tables = {name: torch.full((3, size), -1) for name, size in (("ids_keep", 3), ("ids_masked", 5), ("ids_restore", 8))}
+    tables = {
+        name: torch.full((3, size), -1) for name, size in (("ids_keep", 3), ("ids_masked", 5), ("ids_restore", 8))
+    }
     tables = {name: table[:2] for name, table in tables.items()}
     with pytest.raises(ValueError, match=message):
         library.random_masking(**{"seed": 0, "first_sample": 0, "threads": 2, **tables, **wrong})

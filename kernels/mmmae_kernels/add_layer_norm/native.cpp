@@ -5,33 +5,14 @@
 #include <nanobind/stl/optional.h>
 
 #include <cmath>
+#include <vector>
 
 namespace mmmae {
 namespace {
 
-MMMAE_VECTOR float sum(const float* __restrict row, int64_t width) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < width; ++i) total += row[i];
-    return total;
-}
-
 // out = a + b, and its sum.
 MMMAE_VECTOR float add_and_sum(float* __restrict out, const float* __restrict a, const float* __restrict b, int64_t width) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < width; ++i) {
-        out[i] = a[i] + b[i];
-        total += out[i];
-    }
-    return total;
-}
-
-MMMAE_VECTOR float squares(const float* __restrict row, float mean, int64_t width) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < width; ++i) total += (row[i] - mean) * (row[i] - mean);
-    return total;
+    return sum_of(width, [=](int64_t i) { return out[i] = a[i] + b[i]; });
 }
 
 MMMAE_VECTOR void normalise(float* __restrict out, const float* __restrict row, float mean, float rstd,
@@ -45,23 +26,18 @@ struct Sums {
 
 MMMAE_VECTOR Sums sums_of(const float* __restrict grad, const float* __restrict row, float mean, float rstd,
                           const float* __restrict weight, int64_t width) {
-    float scaled = 0, times_normalised = 0;
-#pragma omp simd reduction(+ : scaled, times_normalised)
-    for (int64_t i = 0; i < width; ++i) {
-        const float own = grad[i] * weight[i];
-        scaled += own;
-        times_normalised += own * ((row[i] - mean) * rstd);
-    }
+    const float scaled = sum_of(width, [=](int64_t i) { return grad[i] * weight[i]; });
+    const float times_normalised = sum_of(width, [=](int64_t i) { return grad[i] * weight[i] * ((row[i] - mean) * rstd); });
     return {scaled, times_normalised};
 }
 
 MMMAE_VECTOR void gradients(float* __restrict grad_row, float* __restrict grad_weight, float* __restrict grad_bias,
                             const float* __restrict grad, const float* __restrict row, float mean, float rstd,
-                            const float* __restrict weight, Sums sums, int64_t width) {
+                            const float* __restrict weight, const float* __restrict added, Sums sums, int64_t width) {
     const float first = sums.scaled / static_cast<float>(width), second = sums.times_normalised / static_cast<float>(width);
     for (int64_t i = 0; i < width; ++i) {
         const float normalised = (row[i] - mean) * rstd;
-        grad_row[i] = rstd * (grad[i] * weight[i] - first - normalised * second);
+        grad_row[i] = rstd * (grad[i] * weight[i] - first - normalised * second) + added[i];
         grad_weight[i] += grad[i] * normalised;
         grad_bias[i] += grad[i];
     }
@@ -168,18 +144,23 @@ static void add_layer_norm_backward(const Maybe<Input>& grad_total_array, const 
     }
     const int64_t parts = ColumnSums::parts(rows);
     ColumnSums weights(parts, width), biases(parts, width);
+    const std::vector<float> zeros(grad_total ? 0 : width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * width >= PARALLEL_ELEMENTS)
-    for (int64_t part = 0; part < parts; ++part)
+    for (int64_t part = 0; part < parts; ++part) {
+        weights.begin(part);
+        biases.begin(part);
         for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r) {
             const int64_t a = r / inner, b = r % inner;
             const float *grad = grad_norm.row(a, b), *row = total.row(a, b);
             const float centre = mean.data[r], scale = rstd.data[r];
             float* out = grad_x.data + r * width;
+            const float* added = grad_total ? grad_total->row(a, b) : zeros.data();
             const Sums sums = sums_of(grad, row, centre, scale, weight.data, width);
-            gradients(out, weights.recent(part), biases.recent(part), grad, row, centre, scale, weight.data, sums, width);
-            if (grad_total) accumulate(out, grad_total->row(a, b), width);
+            gradients(out, weights.recent(part), biases.recent(part), grad, row, centre, scale, weight.data, added, sums,
+                      width);
             if (bias) normalise(norm->data + r * width, row, centre, scale, weight.data, bias->data, width);
         }
+    }
     weights.store(grad_weight.data);
     biases.store(grad_bias.data);
 }

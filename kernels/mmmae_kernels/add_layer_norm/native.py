@@ -25,20 +25,20 @@ def add_layer_norm_forward(
     _check_rows("x", x)
     if residual is not None:
         native.check("residual", residual, x.shape)
-    rows = native.in_three_axes("x", x)
+    rows = native.in_three_axes(x)
     norm, mean, rstd = x.new_empty(rows.shape), *(x.new_empty(rows.shape[0] * rows.shape[1]) for _ in range(2))
     total = None if residual is None else torch.empty_like(norm)
-    native.compiled().add_layer_norm(
+    native.call(
+        "add_layer_norm",
         rows,
-        None if residual is None else native.in_three_axes("residual", residual),
-        native.rows_of("weight", weight),
-        native.rows_of("bias", bias),
+        None if residual is None else native.in_three_axes(residual),
+        native.rows_of(weight),
+        native.rows_of(bias),
         epsilon,
         total,
         norm,
         mean,
         rstd,
-        torch.get_num_threads(),
     )
     return x.new_empty(0) if total is None else total.view(x.shape), norm.view(x.shape), mean, rstd
 
@@ -67,22 +67,22 @@ def add_layer_norm_backward(
     for name, grad in (("grad_total", grad_total), ("grad_norm", grad_norm)):
         if grad is not None:
             native.check(name, grad, total.shape)
-    rows = native.in_three_axes("total", total)
+    rows = native.in_three_axes(total)
     grad_x, norm = torch.empty(rows.shape), None if bias is None else torch.empty(rows.shape)
     grad_weight, grad_bias = torch.empty(rows.shape[-1]), torch.empty(rows.shape[-1])
-    native.compiled().add_layer_norm_backward(
-        None if grad_total is None else native.in_three_axes("grad_total", grad_total),
-        native.in_three_axes("grad_norm", grad_norm),
+    native.call(
+        "add_layer_norm_backward",
+        None if grad_total is None else native.in_three_axes(grad_total),
+        native.in_three_axes(grad_norm),
         rows,
-        native.rows_of("weight", weight),
-        None if bias is None else native.rows_of("bias", bias),
-        native.rows_of("mean", mean),
-        native.rows_of("rstd", rstd),
+        native.rows_of(weight),
+        None if bias is None else native.rows_of(bias),
+        native.rows_of(mean),
+        native.rows_of(rstd),
         grad_x,
         grad_weight,
         grad_bias,
         norm,
-        torch.get_num_threads(),
     )
     norm = total.new_empty(0) if norm is None else norm.view(total.shape)
     return grad_x.view(total.shape), grad_weight, grad_bias, norm

@@ -110,7 +110,7 @@ static void decoder_tokens_backward(const Input& grad_array, const Input& ids_ar
     check_keep(keep, ids);
 
     const Roles roles(ids, keep);
-    const int64_t parts = ColumnSums::parts(tokens * 2);
+    const int64_t parts = ColumnSums::parts(batch * tokens);
     ColumnSums masked(parts, width);
     const bool parallel = batch * tokens * width >= PARALLEL_ELEMENTS;
 #pragma omp parallel num_threads(threads) if (parallel)
@@ -118,6 +118,7 @@ static void decoder_tokens_backward(const Input& grad_array, const Input& ids_ar
 #pragma omp for schedule(dynamic)
         for (int64_t part = 0; part < parts; ++part) {
             const int64_t end = tokens * (part + 1) / parts;
+            masked.begin(part);
             for (int64_t first = tokens * part / parts, last; first < end; first = last) {
                 last = std::min(first + CACHED_TOKENS, end);
                 std::fill(position.row(first), position.row(last), 0.0f);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import native
@@ -14,16 +13,9 @@ def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Ten
     Raises:
         ValueError: a shape, dtype or device does not fit, or an id is outside 0..N-1.
     """
-    visible = native.rows_of("visible", visible)
+    visible = native.rows_of(visible)
     out = visible.new_empty(*ids_restore.shape, visible.shape[-1])
-    native.compiled().decoder_tokens(
-        visible,
-        native.rows_of("mask_token", mask_token),
-        ids_restore,
-        native.rows_of("position", position),
-        out,
-        torch.get_num_threads(),
-    )
+    native.call("decoder_tokens", visible, native.rows_of(mask_token), ids_restore, native.rows_of(position), out)
     return out
 
 
@@ -39,13 +31,11 @@ def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tup
     Raises:
         ValueError: as `decoder_tokens_forward` does.
     """
-    grad = native.rows_of("grad", grad)
+    grad = native.rows_of(grad)
     if grad.dim() != 3 or keep < 0:
         raise ValueError(f"grad has shape {list(grad.shape)}, expected is [B, N, D], and keep is {keep}")
     batch, tokens, width = grad.shape
     grad_visible, grad_mask_token = grad.new_empty(batch, keep, width), grad.new_empty(width)
     grad_position = grad.new_empty(tokens, width)
-    native.compiled().decoder_tokens_backward(
-        grad, ids_restore, grad_visible, grad_mask_token, grad_position, torch.get_num_threads()
-    )
+    native.call("decoder_tokens_backward", grad, ids_restore, grad_visible, grad_mask_token, grad_position)
     return grad_visible, grad_mask_token, grad_position

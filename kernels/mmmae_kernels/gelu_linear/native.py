@@ -21,9 +21,7 @@ def gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError("hidden has shape [], expected is [..., H]")
     native.check("hidden", hidden, hidden.shape)
     native.check("grad", grad, hidden.shape)
-    rows = native.in_three_axes("hidden", hidden)
+    rows = native.in_three_axes(hidden)
     grad_hidden, activated = torch.empty(rows.shape), torch.empty(rows.shape)
-    native.compiled().gelu_backward(
-        native.in_three_axes("grad", grad), rows, grad_hidden, activated, torch.get_num_threads()
-    )
+    native.call("gelu_backward", native.in_three_axes(grad), rows, grad_hidden, activated)
     return grad_hidden.view(hidden.shape), activated.view(hidden.shape)

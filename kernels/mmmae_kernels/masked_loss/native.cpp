@@ -1,5 +1,6 @@
 // Squared error of predicted tokens against given ones, and its gradient, row by row.
 #include "native.h"
+#include "rows.h"
 
 #include <algorithm>
 #include <cmath>
@@ -17,20 +18,6 @@ struct Moments {
     float mean = 0, scale = 1;
 };
 
-MMMAE_VECTOR float sum(const float* __restrict row, int64_t width) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < width; ++i) total += row[i];
-    return total;
-}
-
-MMMAE_VECTOR float squares(const float* __restrict row, float mean, int64_t width) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < width; ++i) total += (row[i] - mean) * (row[i] - mean);
-    return total;
-}
-
 Moments moments(const float* row, int64_t width, float epsilon) {
     const float mean = sum(row, width) / static_cast<float>(width);
     const float variance = squares(row, mean, width) / static_cast<float>(std::max<int64_t>(width - 1, 1));
@@ -39,45 +26,36 @@ Moments moments(const float* row, int64_t width, float epsilon) {
 
 MMMAE_VECTOR float squared_error(const float* __restrict prediction, const float* __restrict target, Moments moments,
                                  int64_t width) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < width; ++i) {
+    return sum_of(width, [=](int64_t i) {
         const float difference = prediction[i] - (target[i] - moments.mean) * moments.scale;
-        total += difference * difference;
-    }
-    return total;
+        return difference * difference;
+    });
 }
 
 // The same, and out = factor * difference.
 MMMAE_VECTOR float squared_error(const float* __restrict prediction, const float* __restrict target, Moments moments,
                                  float factor, float* __restrict out, int64_t width) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < width; ++i) {
+    return sum_of(width, [=](int64_t i) {
         const float difference = prediction[i] - (target[i] - moments.mean) * moments.scale;
-        total += difference * difference;
         out[i] = factor * difference;
-    }
-    return total;
+        return difference * difference;
+    });
 }
 
 // The same of a row that holds the difference already but for the bias.
 MMMAE_VECTOR float squared_error(float* __restrict row, const float* __restrict bias, float factor, int64_t width) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < width; ++i) {
+    return sum_of(width, [=](int64_t i) {
         const float difference = row[i] - bias[i];
-        total += difference * difference;
         row[i] = factor * difference;
-    }
-    return total;
+        return difference * difference;
+    });
 }
 
 using Weights = std::optional<View<const float, 2>>;
 
 float weight(const Weights& weights, int64_t b, int64_t m) { return weights ? *weights->row(b, m) : 1.0f; }
 
-double sum(const std::vector<double>& numbers) {
+double sum_in_order(const std::vector<double>& numbers) {
     double total = 0;
     for (double number : numbers) total += number;
     return total;
@@ -120,7 +98,7 @@ static double masked_l2_loss(const Input& prediction_array, const Input& target_
                                                    out->data + row * channels, channels)
                                    : squared_error(ours, theirs, to, channels));
     }
-    return sum(errors);
+    return sum_in_order(errors);
 }
 
 static double l2_loss_of_difference(const Output& difference_array, const Maybe<Input>& bias_array,
@@ -147,7 +125,7 @@ static double l2_loss_of_difference(const Output& difference_array, const Maybe<
         errors[row] = share * squared_error(difference.data + row * width, subtracted,
                                             static_cast<float>(factor * share), width);
     }
-    return sum(errors);
+    return sum_in_order(errors);
 }
 
 void bind_masked_loss(nb::module_& module) {

@@ -30,11 +30,11 @@ def masked_l2_loss_forward(
     Raises:
         ValueError: a shape, dtype or device does not fit, or an id is outside 0..N-1.
     """
-    prediction = native.rows_of("prediction", prediction)
+    prediction = native.rows_of(prediction)
     weights = _float_weights(weights)
     error = _masked_l2_loss(prediction, target, ids, weights, normalize, 0.0, None)
     total = _total(weights, prediction)
-    return torch.tensor(_loss(error, total, prediction.shape[-1])), torch.tensor(total)
+    return _loss(error, total, prediction.shape[-1]), torch.tensor(total, dtype=torch.float32)
 
 
 def masked_l2_loss_backward(
@@ -56,7 +56,7 @@ def masked_l2_loss_backward(
     Raises:
         ValueError: as `masked_l2_loss_forward` does.
     """
-    prediction = native.rows_of("prediction", prediction)
+    prediction = native.rows_of(prediction)
     gradient = prediction.new_empty(prediction.shape)
     factor = float(grad_loss) * _factor(float(total_weight), prediction.shape[-1])
     _masked_l2_loss(prediction, target, ids, _float_weights(weights), normalize, factor, gradient)
@@ -97,44 +97,40 @@ def patch_l2_loss_forward(
         native.check("weights", weights, tuple(ids.shape))
     if bias is not None:
         native.check("bias", bias, (width,))
-        bias = native.rows_of("bias", bias)
-    prediction = native.rows_of("prediction", prediction)
+        bias = native.rows_of(bias)
+    prediction = native.rows_of(prediction)
     batch, masked = ids.shape
     total = _total(weights, prediction)
     factor = _factor(total, width)
     gradient = prediction.new_empty(prediction.shape if with_gradient else 0)
-    rows = min(CHUNK_ROWS, masked)
-    samples = max(1, min(batch, CHUNK_ROWS // max(masked, 1)))
-    patches = prediction.new_empty(samples * rows, matrix.shape[1])
-    buffer = prediction.new_empty(samples * rows if normalize or not with_gradient else 0, width)
-    threads, error = torch.get_num_threads(), 0.0
+    chunks = max(math.ceil(masked / CHUNK_ROWS), 1)  # of a sample
+    rows = max(math.ceil(masked / chunks), 1)
+    samples = max(CHUNK_ROWS // max(masked, 1), 1)
+    patches = prediction.new_empty(min(samples, batch) * rows, matrix.shape[1])
+    buffer = prediction.new_empty(patches.shape[0] if normalize or not with_gradient else 0, width)
     patch = (weight.shape[2], weight.shape[3], weight.shape[4])
-    for b, m in ((b, m) for b in range(0, batch, samples) for m in range(0, masked, max(rows, 1))):
-        part = (slice(b, b + samples), slice(m, m + rows))
+    error = 0.0
+    for part in (
+        (slice(b, b + samples), slice(m, m + rows)) for b in range(0, batch, samples) for m in range(0, masked, rows)
+    ):
         ours, part_weights = prediction[part], None if weights is None else weights[part]
         count = ours.shape[0] * ours.shape[1]
-        cut = patches[:count]
+        cut, out = patches[:count], gradient[part] if with_gradient else None
         gather_rows(volume[part[0]], patch, ids[part], cut)
-        chunk = gradient[part].view(count, width) if with_gradient else buffer[:count]
         if normalize:
-            target = torch.mm(cut, matrix.t(), out=buffer[:count])
-            if bias is not None:
-                target += bias
-            error += _masked_l2_loss(
-                ours,
-                target.view(ours.shape),
-                None,
-                part_weights,
-                True,
-                factor,
-                chunk.view(ours.shape) if with_gradient else None,
-            )
+            target = _linear(cut, matrix, bias, buffer[:count]).view(ours.shape)
+            error += _masked_l2_loss(ours, target, None, part_weights, True, factor, out)
         else:
-            torch.addmm(ours.reshape(count, width), cut, matrix.t(), alpha=-1, out=chunk)
-            error += native.compiled().l2_loss_of_difference(
-                chunk.view(ours.shape), bias, part_weights, factor, threads
-            )
-    return torch.tensor(_loss(error, total, width)), gradient
+            difference = buffer[:count] if out is None else out.view(count, width)
+            torch.addmm(ours.reshape(count, width), cut, matrix.t(), alpha=-1, out=difference)
+            error += native.call("l2_loss_of_difference", difference.view(ours.shape), bias, part_weights, factor)
+    return _loss(error, total, width), gradient
+
+
+def _linear(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(rows, matrix.t(), out=out)
+    return torch.addmm(bias, rows, matrix.t(), out=out)
 
 
 def _masked_l2_loss(
@@ -147,15 +143,15 @@ def _masked_l2_loss(
     out: Tensor | None,
 ) -> float:
     """The weighted sum of squared errors; `factor * weight * (prediction - target)` goes into `out`."""
-    error: float = native.compiled().masked_l2_loss(
+    error: float = native.call(
+        "masked_l2_loss",
         prediction,
-        native.rows_of("target", target.to(torch.float32)),
+        native.rows_of(target.to(torch.float32)),
         ids,
         weights,
         NORMALIZE_EPSILON if normalize else None,
         factor,
         out,
-        torch.get_num_threads(),
     )
     return error
 
@@ -175,5 +171,5 @@ def _factor(total: float, width: int) -> float:
     return 2 / (max(width, 1) * (total or 1.0))
 
 
-def _loss(error: float, total: float, width: int) -> float:
-    return error / width / (total or 1.0) if width else math.nan
+def _loss(error: float, total: float, width: int) -> Tensor:
+    return torch.tensor(error / width / (total or 1.0) if width else math.nan, dtype=torch.float32)

@@ -34,8 +34,7 @@ def patch_embed_forward(
     tokens = torch.mm(rows, matrix.t()) if bias is None else torch.addmm(bias.detach(), rows, matrix.t())
     tokens = tokens.view(*ids.shape, weight.shape[0])
     if position is not None:
-        position = native.rows_of("position", position)
-        native.compiled().add_position(tokens, ids, position, torch.get_num_threads())
+        native.call("add_position", tokens, ids, native.rows_of(position))
     return tokens
 
 
@@ -58,31 +57,30 @@ def patch_embed_backward(
     matrix, width = weight_matrix(weight, volume), weight.shape[0]
     ids = _ids(volume, weight, ids)
     native.check("grad", grad, (*ids.shape, width))
-    grad = native.rows_of("grad", grad)
+    grad = native.rows_of(grad)
     if needs[0] and not volume.is_floating_point():
         raise ValueError(f"volume has dtype {volume.dtype}, which has no gradient")
     patch = (weight.shape[2], weight.shape[3], weight.shape[4])
     grad_volume = grad_weight = grad_bias = grad_position = None
-    threads = torch.get_num_threads()
     if needs[3]:
         grad_position = weight.new_empty(_count_tokens(volume, weight), width)
         grad_bias = weight.new_empty(width) if needs[2] else None
-        native.compiled().embedding_gradients(grad, ids, grad_position, grad_bias, threads)
+        native.call("embedding_gradients", grad, ids, grad_position, grad_bias)
     elif needs[2]:
         grad_bias = weight.new_empty(width)
-        native.compiled().sum_of_rows(grad, grad_bias, threads)
+        native.call("sum_of_rows", grad, grad_bias)
     flat = grad.flatten(0, 1) if needs[0] or needs[1] else grad
     if needs[1]:
         grad_weight = torch.mm(flat.t(), _gather(volume, weight, ids)).view(weight.shape)
     if needs[0]:
         grad_volume = torch.zeros_like(volume, memory_format=torch.contiguous_format)
-        native.compiled().scatter_patches(torch.mm(flat, matrix), ids, patch, grad_volume, threads)
+        native.call("scatter_patches", torch.mm(flat, matrix), ids, patch, grad_volume)
     return grad_volume, grad_weight, grad_bias, grad_position
 
 
 def gather_rows(volume: Tensor, patch: tuple[int, int, int], ids: Tensor, out: Tensor) -> None:
     """Write the patches of `volume` that `ids [B, K]` names into `out [B*K, C*pt*ph*pw]`, which is contiguous."""
-    native.compiled().gather_patches(volume.detach(), ids, patch, out, torch.get_num_threads())
+    native.call("gather_patches", volume.detach(), ids, patch, out)
 
 
 def _gather(volume: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
@@ -104,9 +102,8 @@ def _count_tokens(volume: Tensor, weight: Tensor) -> int:
 def weight_matrix(weight: Tensor, volume: Tensor) -> Tensor:
     """`weight [D, C, pt, ph, pw]` as `[D, C*pt*ph*pw]`; ValueError where it can't embed patches of `volume`."""
     if weight.dim() != 5 or volume.dim() != 5 or volume.shape[1] != weight.shape[1] or 0 in weight.shape[1:]:
-        raise ValueError(
-            f"weight has shape {list(weight.shape)}, expected is [D, C, pt, ph, pw] for a volume {list(volume.shape)}"
-        )
+        shapes = f"weight has shape {list(weight.shape)}, volume {list(volume.shape)}"
+        raise ValueError(f"{shapes}; expected are [D, C, pt, ph, pw] and [B, C, T, H, W]")
     native.check("weight", weight, weight.shape)
     if volume.device.type != "cpu":
         raise ValueError(f"volume lies on {volume.device}, native kernels run on the CPU")
@@ -124,5 +121,5 @@ def scatter_patches(rows: Tensor, ids: Tensor, patch: tuple[int, int, int], shap
     """The transpose of `gather_patches`: a volume of `shape` with each row added at its patch, zero elsewhere."""
     volume = torch.zeros(shape)
     flat = rows.detach().contiguous().flatten(0, 1)
-    native.compiled().scatter_patches(flat, ids, patch, volume, torch.get_num_threads())
+    native.call("scatter_patches", flat, ids, patch, volume)
     return volume

@@ -65,10 +65,11 @@ static void embedding_gradients(const Input& grad_array, const Input& ids_array,
     }
     check_ids(ids, tokens);
     const Grouped grouped(ids, tokens);
-    const int64_t parts = ColumnSums::parts(tokens);
+    const int64_t parts = ColumnSums::parts(rows + tokens);
     ColumnSums biases(bias ? parts : 0, width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * width >= PARALLEL_ELEMENTS)
-    for (int64_t part = 0; part < parts; ++part)
+    for (int64_t part = 0; part < parts; ++part) {
+        if (bias) biases.begin(part);
         for (int64_t n = tokens * part / parts; n < tokens * (part + 1) / parts; ++n) {
             float* sum = position.row(n);
             std::fill(sum, sum + width, 0.0f);
@@ -76,6 +77,7 @@ static void embedding_gradients(const Input& grad_array, const Input& ids_array,
                 accumulate(sum, grad.row(grouped.row[i] / keep, grouped.row[i] % keep), width);
             if (bias) accumulate(biases.recent(part), sum, width);
         }
+    }
     if (bias) biases.store(bias->data);
 }
 
@@ -91,9 +93,11 @@ static void sum_of_rows(const Input& grad_array, const Output& out_array, int th
     const int64_t parts = ColumnSums::parts(rows);
     ColumnSums sums(parts, width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * width >= PARALLEL_ELEMENTS)
-    for (int64_t part = 0; part < parts; ++part)
+    for (int64_t part = 0; part < parts; ++part) {
+        sums.begin(part);
         for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row)
             accumulate(sums.recent(part), grad.row(row / keep, row % keep), width);
+    }
     sums.store(out.data);
 }
 

@@ -25,6 +25,6 @@ def random_masking_forward(
             f"batch, tokens, keep are {batch}, {tokens}, {keep}, expected is batch >= 0, 0 <= keep <= tokens"
         )
     tables = [torch.empty(batch, size, dtype=torch.int64) for size in (keep, tokens - keep, tokens)]
-    native.compiled().random_masking(int(seed), first_sample, *tables, torch.get_num_threads())
+    native.call("random_masking", int(seed), first_sample, *tables)
     ids_keep, ids_masked, ids_restore = tables
     return ids_keep, ids_masked, ids_restore
