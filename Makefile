@@ -8,10 +8,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*.$(ending) kernels/mmmae_kernels/*/*.$(ending)))
 
 .DELETE_ON_ERROR:
-.PHONY: test bench lint types sanitize clean help
+.PHONY: test aot verify-gpu bench lint types sanitize clean help
 
-test: $(VENV)/.native ## run the tests (ARGS="-k patch" and the like are passed to pytest)
+# Triton decides at import whether it interprets or compiles, so that the kernels are tested in two processes.
+test: $(VENV)/.native aot ## run the tests (ARGS="-k patch" and the like are passed to pytest)
 	$(BIN)/python -m pytest tests $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton.py $(ARGS)
+
+aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and fail on what must not be in one
+	$(BIN)/python -m mmmae_kernels.aot > build/aot.txt || { cat build/aot.txt; exit 1; }
+	@echo "the table is in build/aot.txt"
+
+verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulator, for each architecture and type (15 minutes)
+	$(BIN)/python -m pytest tests/kernels/test_emulated.py --all-targets -n auto $(ARGS)
 
 bench: $(VENV)/.native ## run the benches (ARGS=--quick for one minute's worth)
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)
@@ -40,7 +49,7 @@ clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache kernels/mmmae_kernels/_native*.so
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \

@@ -13,7 +13,7 @@ from rich.table import Table
 import mmmae_kernels
 
 PACKAGES = ("mmmae", "torch", "triton", "lightning", "flash-attn", "xformers", "fvcore", "numpy", "rasterio")
-VARIABLES = ("MMMAE_KERNELS", "MMMAE_ATTENTION", "MMMAE_NATIVE", "MMMAE_TUNE_CPU", "MMMAE_DEBUG")
+VARIABLES = ("MMMAE_KERNELS", "MMMAE_ATTENTION", "MMMAE_NATIVE", "MMMAE_AUTOTUNE", "MMMAE_TUNE_CPU", "MMMAE_DEBUG")
 
 
 def print_info(console: Console | None = None) -> None:

@@ -37,7 +37,7 @@ class Emulator:
         execute(
             launch.kernel,
             launch.grid(config.constants),
-            {**launch.arguments, **config.constants},
+            {**launch.arguments, **config.constants},  # registers are the assembler's: they do not change the PTX
             target=self.target,
             num_warps=config.warps,
             num_stages=config.stages,

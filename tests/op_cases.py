@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 
@@ -260,7 +261,9 @@ def patch_l2_loss_cases() -> Iterator[Case]:
 
 
 def decoder_tokens_cases() -> Iterator[Case]:
-    def case(name: str, batch: int, tokens: int, keep: int, width: int, *, strided: str = "as they come", **more: bool) -> Case:
+    def case(
+        name: str, batch: int, tokens: int, keep: int, width: int, *, strided: str = "as they come", **more: bool
+    ) -> Case:
         def make() -> Inputs:
             return {
                 "visible": draw(batch, keep, width),
@@ -331,35 +334,45 @@ def add_layer_norm_cases() -> Iterator[Case]:
 
 
 def linear_cases() -> Iterator[Case]:
-    for name, shape, width, small in (("odd", (2, 5, 72), 33, True), ("wide", (2, 7, 768), 1000, False), ("no row", (0, 8), 4, False)):
+    def draw_inputs(shape: tuple[int, ...], width: int) -> Inputs:
+        hidden = shape[-1]
+        return {
+            "x": draw(*shape),
+            "residual": draw(*shape, seed=1),
+            "norm_weight": draw(hidden, seed=2),
+            "norm_bias": draw(hidden, seed=3),
+            "weight": draw(width, hidden, seed=4) / hidden**0.5,
+            "bias": draw(width, seed=5),
+        }
 
-        def make(shape: tuple[int, ...] = shape, width: int = width) -> Inputs:
-            hidden = shape[-1]
-            return {
-                "x": draw(*shape),
-                "residual": draw(*shape, seed=1),
-                "norm_weight": draw(hidden, seed=2),
-                "norm_bias": draw(hidden, seed=3),
-                "weight": draw(width, hidden, seed=4) / hidden**0.5,
-                "bias": draw(width, seed=5),
-            }
+    def of_norm(i: Inputs) -> tuple[Tensor | None, ...]:
+        return tuple(i[name] for name in ("x", "residual", "norm_weight", "norm_bias", "weight", "bias"))
 
-        names = ("x", "residual", "norm_weight", "norm_bias", "weight", "bias")
+    def alone(i: Inputs) -> tuple[Tensor | None, ...]:
+        return of_norm({**i, "residual": None})
+
+    shapes: dict[str, tuple[tuple[int, ...], int]] = {
+        "odd": ((2, 5, 72), 33),
+        "wide": ((2, 7, 768), 1000),
+        "no row": ((0, 8), 4),
+    }
+    for name, (shape, width) in shapes.items():
+        make = functools.partial(draw_inputs, shape, width)
         yield Case(
             "norm_linear",
             name,
             make,
-            lambda i: mmmae_kernels.norm_linear(*(i[name] for name in names)),
-            lambda i: norm_linear_reference(*(i[name] for name in names), 1e-6),
-            small,
+            lambda i: mmmae_kernels.norm_linear(*of_norm(i)),
+            lambda i: norm_linear_reference(*of_norm(i), 1e-6),
+            small=name == "odd",
         )
         yield Case(
             "norm_linear",
             f"{name}, without residual",
             make,
-            lambda i: [mmmae_kernels.norm_linear(*(None if name == "residual" else i[name] for name in names))[1]],
-            lambda i: [norm_linear_reference(*(None if name == "residual" else i[name] for name in names), 1e-6)[1]],
-            small,
+            lambda i: [mmmae_kernels.norm_linear(*alone(i))[1]],
+            lambda i: [norm_linear_reference(*alone(i), 1e-6)[1]],
+            small=name == "odd",
             constant=frozenset({"residual"}),
         )
         yield Case(
@@ -368,7 +381,7 @@ def linear_cases() -> Iterator[Case]:
             make,
             lambda i: [mmmae_kernels.gelu_linear(3 * i["x"], i["weight"], i["bias"])],
             lambda i: [gelu_linear_reference(3 * i["x"], i["weight"], i["bias"])],
-            small,
+            small=name == "odd",
             constant=frozenset({"residual", "norm_weight", "norm_bias"}),
         )
 
@@ -376,7 +389,14 @@ def linear_cases() -> Iterator[Case]:
 def far_cases() -> Iterator[Case]:
     """Inputs whose elements lie up to 2^31 and more apart, as views of memory that is mapped, not allocated."""
 
-    def case(op: str, name: str, make: Callable[[], Inputs], call: Callable[[Inputs], Tensor], define: Callable[[Inputs], Tensor], far: str) -> Case:
+    def case(
+        op: str,
+        name: str,
+        make: Callable[[], Inputs],
+        call: Callable[[Inputs], Tensor],
+        define: Callable[[Inputs], Tensor],
+        far: str,
+    ) -> Case:
         def spread(i: Inputs, axis: int) -> Inputs:
             return {key: far_apart(tensor, axis) if key == far else tensor for key, tensor in i.items()}
 
@@ -463,8 +483,8 @@ CASES = [
 def check(case: Case, dtype: torch.dtype, tolerance: float = 1e-5) -> None:
     """Compare outputs and every gradient with the definition in float64.
 
-    In float32 the norm of the difference is at most `tolerance` of the norm. In half precision the error is at most twice
-    that of the definition in the same type, which is rounded the same number of times, and one rounding more.
+    In float32 the norm of the difference is at most `tolerance` of the norm. In half precision the error is at most
+    twice that of the definition in the same type, or what rounding a right result once makes.
     """
     exact = case.make()
     given = {name: _converted(tensor, case.kept.get(name, dtype)) for name, tensor in exact.items()}
@@ -482,7 +502,7 @@ def check(case: Case, dtype: torch.dtype, tolerance: float = 1e-5) -> None:
         if theirs is None:
             allowed = tolerance * norm + cancelled
         else:
-            allowed = 2 * _distance(theirs[place], wanted) + torch.finfo(dtype).eps * (norm + wanted.numel() ** 0.5 / 64)
+            allowed = max(2 * _distance(theirs[place], wanted), torch.finfo(dtype).eps / 2 * norm) + cancelled
         assert error <= allowed, f"{case}: result {place} is off by {error:.2e}, allowed is {allowed:.2e} of {norm:.2e}"
 
 
@@ -512,7 +532,7 @@ def _converted(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if tensor is None:
         return None
     tensor = tensor.detach()
-    return tensor.to(dtype) if tensor.is_floating_point() or dtype == torch.float64 and tensor.dtype == torch.uint8 else tensor
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _distance(value: Tensor, wanted: Tensor) -> float:

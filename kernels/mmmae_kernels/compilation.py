@@ -29,7 +29,7 @@ def compile_kernel(kernel: Any, arguments: Mapping[str, Any], config: Config, ta
         raise ValueError("the kernel was made for Triton's interpreter: unset TRITON_INTERPRET to compile it")
     gpu = gpu_target(target)
     backend = make_backend(gpu)
-    options = {"num_warps": config.warps, "num_stages": config.stages}
+    options = config.options(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = bind(**arguments, **config.constants, **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)

@@ -43,11 +43,23 @@ FAMILIES = {
 
 
 class Config(NamedTuple):
-    """How a kernel is compiled: its block sizes and other constants, warps a program, stages of its pipelined loop."""
+    """How a kernel is compiled: its block sizes and other constants, warps a program, stages of its pipelined loop.
+
+    `registers` is what a thread may have on an NVIDIA GPU. Left to itself, the assembler spills a few into memory where
+    that lets another block run beside.
+    """
 
     constants: Mapping[str, int]
     warps: int = 4
     stages: int = 1
+    registers: int | None = None
+
+    def options(self, target: str) -> dict[str, int]:
+        """What Triton's compiler takes for `target`."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        if self.registers is not None and target.startswith("sm"):
+            options["maxnreg"] = self.registers
+        return options
 
 
 Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
@@ -89,7 +101,9 @@ def launch(kernel: Any, grid: Grid, arguments: Mapping[str, Any], configs: tuple
 
 
 def _start(kernel: Any, grid: Grid, arguments: Mapping[str, Any], config: Config) -> None:
-    kernel[grid](**arguments, **config.constants, num_warps=config.warps, num_stages=config.stages)
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    options = config.options(target_of(device)) if device.type == "cuda" else {}  # the interpreter has none
+    kernel[grid](**arguments, **config.constants, **options)
 
 
 def row_config(width: int, device: torch.device) -> Config:

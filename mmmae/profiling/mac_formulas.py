@@ -83,7 +83,7 @@ MAC_FORMULAS: dict[str, Callable[..., int]] = {
 def patch_embed_backward_launches(
     grad: object, volume: object, weight: object, ids: object, needs: Sequence[bool], *rest: object
 ) -> int:
-    """Weight and bias in one pass, with a sum of partial sums each; the position's by a sort, and the sums of its runs."""
+    """Weight and bias in one pass, and a sum of partial sums each; the position's by a sort and sums of its runs."""
     return needs[0] + 3 * (needs[1] or needs[2]) + (1 if ids is None else 4) * needs[3]
 
 

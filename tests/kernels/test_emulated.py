@@ -1,7 +1,7 @@
 """The compiled Triton kernels, executed: every op against its definition, and every kernel broken on purpose.
 
-By default on one architecture in bfloat16; with --all-targets (make verify-gpu) on all that the emulator knows and in every
-type, by every config of the launch tables.
+By default on one architecture in bfloat16; with --all-targets (make verify-gpu) on all that the emulator knows and in
+every type, by every config of the launch tables.
 """
 
 from __future__ import annotations

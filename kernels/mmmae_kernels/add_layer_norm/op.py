@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def _(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape, rows = x.shape, x.shape[:-1].numel()
+    shape, rows = x.shape, math.prod(x.shape[:-1])
     total = x.new_empty((0,) if residual is None else shape, dtype=total_dtype(x, residual))
     statistics = [x.new_empty(rows, dtype=torch.float32) for _ in range(2)]
     return total, x.new_empty(shape, dtype=dtype), statistics[0], statistics[1]

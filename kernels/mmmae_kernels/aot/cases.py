@@ -102,8 +102,9 @@ def _ids(count: int) -> Tensor:
 
 
 def _volumes(dtype: torch.dtype) -> list[Tensor]:
-    """In the weight's type; a half weight's also in those that are converted on the way."""
-    types = [dtype] if dtype == torch.float32 else [dtype, torch.float32, torch.int16, torch.uint8]
+    """In the weight's type; a half weight's also in those that are converted on the way, integers of one size each."""
+    converted = {torch.float16: [torch.float32, torch.int16], torch.bfloat16: [torch.float32, torch.uint8]}
+    types = [dtype, *converted.get(dtype, [])]
     return [torch.empty(BATCH, 1, BANDS, SIZE, SIZE, dtype=volume_dtype) for volume_dtype in types]
 
 

@@ -107,6 +107,9 @@ def _note(kernel: str, row: Row, launch: Launch) -> str:
         return "one program, a few numbers a thread"
     if kernel == "_patch_embed_weight_gradient" and row["target"] in ("sm90", "sm100") and row["dtype"] == "fp32":
         return "wgmma and tcgen05 take tf32 contiguous along the sum, here rows: transposed on the way"
+    volume = launch.arguments.get("volume_ptr")
+    if volume is not None and volume.dtype.itemsize < 2:
+        return "8 neighbouring elements are 8 bytes of a volume of bytes"
     line = launch.arguments.get("PW", 16) * DTYPES[row["dtype"]].itemsize
     return f"lines of {line} bytes" if line % 16 else ""
 

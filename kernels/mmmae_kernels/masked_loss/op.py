@@ -231,7 +231,7 @@ def _keep_patch(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
 
 def _patch_backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
     (gradient,) = ctx.saved_tensors
-    # On the CPU a look at the factor is free, and it is 1 in most training steps. Who traces or counts sees the product.
+    # On the CPU a look at the factor is free, and it is 1 in most training steps. Who traces or counts sees a product.
     seen = gradient.device.type == "cpu" and not is_in_torch_dispatch_mode()
     if not (seen and float(grad_loss) == 1):
         gradient = gradient * grad_loss.to(gradient.dtype)

@@ -1,6 +1,6 @@
 """Patch embedding of chosen tokens."""
 
 from .op import patch_embed
-from .patchify import patchify
+from .patches import patchify
 
 __all__ = ["patch_embed", "patchify"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +77,8 @@ def check_grid(volume: Tensor, patch: Sequence[int]) -> int:
 
 def token_count(volume: Tensor, patch: Sequence[int]) -> int:
     """How many patches a sample has."""
-    return math.prod(size // part for size, part in zip(volume.shape[2:], patch, strict=True))
+    (bands, height, width), (pt, ph, pw) = volume.shape[2:], patch
+    return (bands // pt) * (height // ph) * (width // pw)
 
 
 def check_token_ids(ids: Tensor, volume: Tensor, tokens: int) -> None:

@@ -1,0 +1,215 @@
+"""Every operator as torch.library wants it, and the ops under torch.compile, torch.export and autocast."""
+
+import dataclasses
+
+import pytest
+import torch
+from op_cases import CASES, check, draw_ids
+
+import mmmae
+import mmmae_kernels
+from mmmae_kernels import native, use_backend
+from mmmae_kernels.add_layer_norm import op as add_layer_norm
+from mmmae_kernels.decoder_tokens import op as decoder_tokens
+from mmmae_kernels.gelu_linear import op as gelu_linear
+from mmmae_kernels.masked_loss import op as masked_loss
+from mmmae_kernels.patch_embed import op as patch_embed
+from mmmae_kernels.patch_embed import patches
+from mmmae_kernels.random_masking import op as random_masking
+from mmmae_kernels.random_masking.reference import philox_noise
+
+needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
+
+
+def rand(*shape, grad=True):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).requires_grad_(grad)
+
+
+IDS, MASKED = draw_ids(2, 3, 8), draw_ids(2, 5, 8)
+SCALAR = torch.tensor(10.0)
+OPERATORS = {
+    "philox_noise": (philox_noise, (torch.tensor(7), torch.arange(3), 10, 1)),
+    "random_masking": (random_masking._fused, (2, 10, 4, torch.tensor(7), torch.device("cpu"), 0, "native")),
+    "patch_embed": (
+        patch_embed.patch_embed_forward,
+        (rand(2, 1, 6, 16, 16), rand(5, 1, 3, 8, 8), rand(5), IDS, rand(8, 5), "native"),
+    ),
+    "patch_embed_backward": (
+        patch_embed.patch_embed_backward,
+        (
+            rand(2, 3, 5, grad=False),
+            rand(2, 1, 6, 16, 16, grad=False),
+            rand(5, 1, 3, 8, 8, grad=False),
+            IDS,
+            [True, True, True, True],
+            "native",
+        ),
+    ),
+    "gather_patches": (patches.gather_patches, (rand(2, 1, 6, 16, 16), IDS, [3, 8, 8], "native")),
+    "scatter_patches": (
+        patches.scatter_patches,
+        (rand(2, 3, 192), IDS, [3, 8, 8], [2, 1, 6, 16, 16], "native"),
+    ),
+    "masked_l2_loss": (
+        masked_loss.masked_l2_loss_forward,
+        (rand(2, 5, 6), rand(2, 8, 6, grad=False), MASKED, torch.ones(2, 5), True, "native"),
+    ),
+    "masked_l2_loss_backward": (
+        masked_loss.masked_l2_loss_backward,
+        (
+            SCALAR,
+            rand(2, 5, 6, grad=False),
+            rand(2, 8, 6, grad=False),
+            MASKED,
+            torch.ones(2, 5),
+            SCALAR,
+            False,
+            "native",
+        ),
+    ),
+    "patch_l2_loss": (
+        masked_loss.patch_l2_loss_forward,
+        (
+            rand(2, 5, 6),
+            rand(2, 1, 6, 16, 16, grad=False),
+            rand(6, 1, 3, 8, 8, grad=False),
+            rand(6, grad=False),
+            MASKED,
+            None,
+            False,
+            True,
+            "native",
+        ),
+    ),
+    "decoder_tokens": (decoder_tokens._fused, (rand(2, 3, 6), rand(6), draw_ids(2, 8, 8), rand(8, 6), "native")),
+    "decoder_tokens_backward": (
+        decoder_tokens._fused_backward,
+        (rand(2, 8, 6, grad=False), draw_ids(2, 8, 8), 3, "native"),
+    ),
+    "add_layer_norm": (
+        add_layer_norm.add_layer_norm_forward,
+        (rand(2, 3, 6), rand(2, 3, 6), rand(6), rand(6), 1e-6, torch.float32, "native"),
+    ),
+    "add_layer_norm_backward": (
+        add_layer_norm.add_layer_norm_backward,
+        (
+            None,
+            rand(2, 3, 6, grad=False),
+            rand(2, 3, 6, grad=False),
+            rand(6, grad=False),
+            rand(6, grad=False),
+            torch.zeros(6),
+            torch.ones(6),
+            "native",
+        ),
+    ),
+    "gelu_backward": (gelu_linear.gelu_backward, (rand(2, 3, 6, grad=False), rand(2, 3, 6, grad=False), "native")),
+}
+
+
+@needs_library
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operator_is_well_formed(name):
+    operator, arguments = OPERATORS[name]
+    torch.library.opcheck(operator, arguments)
+
+
+def test_every_operator_is_checked():
+    names = torch._C._dispatch_get_all_op_names()
+    assert set(OPERATORS) == {name.removeprefix("mmmae::") for name in names if name.startswith("mmmae::")}
+
+
+def floats(case):
+    return {name: t.float() if t is not None and t.is_floating_point() else t for name, t in case.make().items()}
+
+
+def leaves_of(case, inputs):
+    """The inputs that get a gradient, and now require it."""
+    return {
+        name: tensor.requires_grad_()
+        for name, tensor in inputs.items()
+        if tensor is not None and tensor.is_floating_point() and name not in case.constant
+    }
+
+
+def gradients(outputs, leaves):
+    return torch.autograd.grad(sum(output.square().sum() for output in outputs), leaves, allow_unused=True)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.small and case.op != "patchify"], ids=str)
+def test_the_definitions_gradients_are_those_of_finite_differences(case):
+    inputs = case.make()  # in float64
+    leaves = leaves_of(case, inputs)
+
+    def function(*tensors):
+        return tuple(case.define({**inputs, **dict(zip(leaves, tensors, strict=True))}))
+
+    # One random direction instead of every element: a wrong gradient shows all the same.
+    assert torch.autograd.gradcheck(function, tuple(leaves.values()), fast_mode=True)
+
+
+COMPILED = {case.op: case for case in reversed(CASES) if case.small}
+
+
+@pytest.mark.parametrize("op", COMPILED)
+def test_an_op_compiles_in_one_graph_for_any_batch(op):
+    case = COMPILED[op]
+    inputs = floats(case)
+    torch._dynamo.reset()  # the cases share code, and each compiles anew
+    graph = torch.compile(lambda given: case.call(given), fullgraph=True, dynamic=True, backend="aot_eager")
+    batched = {"volume", "ids", "prediction", "target", "weights", "visible", "ids_restore", "x", "residual"}
+    for copies in (1, 2, 3):
+        given = {
+            name: torch.cat([tensor] * copies) if name in batched and tensor is not None else tensor
+            for name, tensor in inputs.items()
+        }
+        leaves = list(leaves_of(case, given).values())
+        ours, eager = graph(given), case.call(given)
+        torch.testing.assert_close(list(ours), list(eager))
+        if leaves:
+            torch.testing.assert_close(gradients(ours, leaves), gradients(eager, leaves))
+
+
+@pytest.mark.parametrize("kernels", ["auto", "eager"])
+def test_the_encoder_is_exported(kernels):
+    encoder = mmmae.fast_model("tiny", kernels=kernels).hsi_encoder().eval()
+    hsi = torch.randn(2, 1, 12, 224, 224)
+    exported = torch.export.export(encoder, (hsi,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with torch.no_grad():
+        for batch in (hsi, torch.randn(3, 1, 12, 224, 224)):
+            torch.testing.assert_close(exported.module()(batch), encoder(batch))
+
+
+@pytest.mark.parametrize("op", COMPILED)
+def test_autocast_gives_what_the_definition_gives_under_it(op):
+    case = COMPILED[op]
+    inputs = floats(case)
+    with torch.autocast("cpu", torch.bfloat16):
+        for ours, theirs in zip(case.call(inputs), case.define(inputs), strict=True):
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+@needs_library
+@pytest.mark.parametrize("op", COMPILED)
+def test_a_hundred_repeats_are_bitwise_equal(op):
+    case = COMPILED[op]
+    inputs = floats(case)
+    leaves = list(leaves_of(case, inputs).values())
+
+    def run():
+        outputs = list(case.call(inputs))
+        return [*outputs, *gradients(outputs, leaves)] if leaves else outputs
+
+    with use_backend("native"):
+        first = run()
+        assert all(all(map(torch.equal, run(), first)) for _ in range(99))
+
+
+def test_a_wrong_op_does_not_pass_and_none_is_left_out(monkeypatch):
+    assert {case.op for case in CASES} | {"random_masking", "attention"} == set(mmmae_kernels.explain())
+    monkeypatch.setattr(torch.nn.functional, "gelu", lambda hidden: hidden)
+    case = next(case for case in CASES if case.op == "gelu_linear")
+    wrong = dataclasses.replace(case, define=lambda i: [2 * i["x"] @ i["weight"].T + i["bias"]])
+    with pytest.raises(AssertionError, match="gelu_linear: odd: result 0 is off"):
+        check(wrong, torch.float32)
