@@ -175,6 +175,10 @@ class FastModel(Backbone):
             x, pending = block(x, pending)
         assert isinstance(last, Block)
         x, pending = last.of_tokens(x, pending, mask.ids_masked)
+        return self.predict(x, pending)
+
+    def predict(self, x: Tensor, pending: Tensor) -> Tensor:
+        """The decoder's norm and head: stream `[B, M, width]` twice -> `[B, M, target_dim]`."""
         last, head = self.decoder_norm, self.decoder_pred
         _, prediction = norm_linear(x, pending, last.weight, last.bias, head.weight, head.bias, last.eps)
         return prediction

@@ -48,7 +48,8 @@ class Attention(nn.Module):
         self, norm: nn.LayerNorm, x: Tensor, pending: Tensor | None, start: int, stop: int
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The settled stream, and a part of q, k and v of its norm."""
-        dim, parameters = self.proj.in_features, (self.qkv.weight, self.qkv.bias)
+        dim = self.proj.in_features
+        parameters: tuple[Tensor, ...] = (self.qkv.weight, self.qkv.bias)
         if stop - start < 3:  # a slice of all would still be copied in backward
             parameters = tuple(parameter[start * dim : stop * dim] for parameter in parameters)
         weight, bias = parameters

@@ -34,12 +34,13 @@ COMPONENTS = {
     "decoder_blocks": "decoder.blocks",
     "decoder_norm": "decoder.blocks",
     "decoder_pred": "decoder.pred",
+    "predict": "decoder.pred",
     "reconstruction_loss": "loss",
     "target": "loss",
     "contrast": "contrastive",
     "contrastive_head": "contrastive",
 }
-METHODS = ("embed", "decode", "reconstruction_loss", "target", "contrast")
+METHODS = ("embed", "decode", "predict", "reconstruction_loss", "target", "contrast")
 
 
 def component_of(name: str) -> str:

@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mmmae_kernels import use_backend
+from mmmae_kernels.counting import launches_of
 
 from ..encoder import Backbone
 from .components import Encoder, Model, Step, Traced
-from .mac_formulas import ALLOCATIONS, MAC_FORMULAS, WITHOUT_MACS, launches_of
+from .mac_formulas import ALLOCATIONS, MAC_FORMULAS, WITHOUT_MACS
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode

@@ -145,6 +145,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, grad_total: Tensor | None, grad_norm: Tensor | None, *_: Any) -> tuple[Any, ...]:
     total, weight, mean, rstd = ctx.saved_tensors
+    grad_total = None if ctx.dtypes[1] is None else grad_total  # without residual there was no sum
     grad, grad_weight, grad_bias = grad_total, None, None
     if grad_norm is not None:
         grad, grad_weight, grad_bias, _ = add_layer_norm_backward(

@@ -79,6 +79,7 @@ class _NormLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         grad_total, grad_out = grads[:2]
+        grad_total = None if ctx.dtypes[1] is None else grad_total  # without residual there was no sum
         total, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
         by_norm: tuple[Tensor | None, Tensor | None] = (None, None)
         by_linear: tuple[Tensor | None, Tensor | None] = (None, None)

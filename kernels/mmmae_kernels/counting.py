@@ -1,0 +1,100 @@
+"""What the operators cost, for those who count: multiply-adds for torch's counter and fvcore's, and launches.
+
+The formulas take an operator's arguments, with shapes for tensors. Importing the package tells them to torch's counter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from . import masked_loss, patch_embed  # noqa: F401  # they define the operators
+
+
+def patch_embed_macs(
+    volume: Sequence[int], weight: Sequence[int], bias: object, ids: Sequence[int] | None, *rest: object
+) -> int:
+    """Each asked patch `[C, pt, ph, pw]` with `weight [D, C, pt, ph, pw]`; all patches without `ids [B, K]`."""
+    sizes = zip(volume[2:], weight[2:], strict=True)
+    tokens = math.prod(size // part for size, part in sizes) if ids is None else ids[1]
+    return volume[0] * tokens * math.prod(weight)
+
+
+def patch_embed_backward_macs(
+    grad: Sequence[int],
+    volume: Sequence[int],
+    weight: Sequence[int],
+    ids: object,
+    needs: Sequence[bool],
+    *rest: object,
+) -> int:
+    """As many again for the gradient by the volume and for that by the weight, if they are asked for."""
+    return (needs[0] + needs[1]) * grad[0] * grad[1] * math.prod(weight)
+
+
+def patch_l2_loss_macs(
+    prediction: Sequence[int], volume: Sequence[int], weight: Sequence[int], bias: object, *rest: object
+) -> int:
+    """The embedding of the patches that are predicted."""
+    return prediction[0] * prediction[1] * math.prod(weight)
+
+
+MAC_FORMULAS: dict[str, Callable[..., int]] = {
+    "mmmae::patch_embed": patch_embed_macs,
+    "mmmae::patch_embed_backward": patch_embed_backward_macs,
+    "mmmae::patch_l2_loss": patch_l2_loss_macs,
+}
+
+# Operators that move data, draw numbers, or multiply no matrices.
+WITHOUT_MACS = (
+    "mmmae::add_layer_norm",
+    "mmmae::add_layer_norm_backward",
+    "mmmae::decoder_tokens",
+    "mmmae::decoder_tokens_backward",
+    "mmmae::gather_patches",
+    "mmmae::gelu_backward",
+    "mmmae::masked_l2_loss",
+    "mmmae::masked_l2_loss_backward",
+    "mmmae::philox_noise",
+    "mmmae::random_masking",
+    "mmmae::scatter_patches",
+)
+
+
+def patch_embed_backward_launches(
+    grad: object, volume: object, weight: object, ids: object, needs: Sequence[bool], *rest: object
+) -> int:
+    """Weight and bias in one pass, and a sum of partial sums each; the position's by a sort and sums of its runs."""
+    return needs[0] + 3 * (needs[1] or needs[2]) + (1 if ids is None else 4) * needs[3]
+
+
+# Kernels that an operator starts on a GPU, where that is not one; from its arguments.
+LAUNCHES: dict[str, Callable[..., int]] = {
+    "mmmae::add_layer_norm_backward": lambda *arguments: 2,
+    "mmmae::decoder_tokens_backward": lambda *arguments: 2,
+    "mmmae::masked_l2_loss": lambda *arguments: 2,
+    "mmmae::patch_embed_backward": patch_embed_backward_launches,
+    "mmmae::patch_l2_loss": lambda *arguments: 2,
+}
+
+
+def launches_of(operator: str, arguments: Sequence[object]) -> int:
+    """How many kernels a call of `operator`, `aten::mm` for instance, starts on a GPU."""
+    return LAUNCHES[operator](*arguments) if operator in LAUNCHES else 1
+
+
+def _as_flops(formula: Callable[..., int]) -> Callable[..., int]:
+    """Torch counts two operations a multiply-add."""
+
+    def flops(*shapes: Any, out_shape: object = None, **options: object) -> int:
+        return 2 * formula(*shapes)
+
+    return flops
+
+
+for _name, _formula in MAC_FORMULAS.items():
+    register_flop_formula(getattr(torch.ops.mmmae, _name.split("::")[1]))(_as_flops(_formula))
