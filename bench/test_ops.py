@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 import mmmae
 from mmmae_kernels import (
     add_layer_norm,
     decoder_tokens,
     explain,
+    gelu_linear,
     masked_l2_loss,
+    norm_linear,
     patch_embed,
+    patch_l2_loss,
     patchify,
     random_masking,
     use_backend,
@@ -163,6 +167,73 @@ def masked_l2_loss_of_masked_tokens(batch: int) -> Mapping[str, Run]:
     }
 
 
+def patch_l2_loss_of_masked_tokens(batch: int) -> Mapping[str, Run]:
+    volume = torch.randn(batch, 1, CONFIG.bands, CONFIG.image_size, CONFIG.image_size)
+    ids = random_masking(batch, CONFIG.tokens, CONFIG.keep, seed=0).ids_masked
+    weight, bias = torch.randn(CONFIG.dim, 1, *CONFIG.patch) / 28, torch.randn(CONFIG.dim)
+    prediction = leaf(batch, ids.shape[1], CONFIG.dim)
+    groups, rows, columns = CONFIG.grid
+    pt, ph, pw = CONFIG.patch
+    grid = volume.view(batch, groups, pt, rows, ph, columns, pw)
+
+    def embed_then_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.no_grad():
+                sample = torch.arange(batch)[:, None]
+                patches = grid[sample, ids // (rows * columns), :, ids // columns % rows, :, ids % columns].flatten(2)
+                target = F.linear(patches, weight.flatten(1), bias)
+            return loss(prediction, target)
+
+        return run
+
+    def plain(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square().mean(-1).mean()
+
+    def ours() -> Tensor:
+        return patch_l2_loss(prediction, volume, weight, bias, ids)
+
+    return {
+        "embed, plain loss": forward_backward(embed_then_loss(plain), (prediction,)),
+        "embed, F.mse_loss": forward_backward(embed_then_loss(F.mse_loss), (prediction,)),
+        **each_backend("patch_l2_loss", forward_backward(ours, (prediction,))),
+    }
+
+
+def norm_linear_of_visible_tokens(batch: int) -> Mapping[str, Run]:
+    x, residual = leaf(batch, CONFIG.keep, CONFIG.dim), leaf(batch, CONFIG.keep, CONFIG.dim)
+    norm_weight, norm_bias = leaf(CONFIG.dim), leaf(CONFIG.dim)
+    weight, bias = leaf(3 * CONFIG.dim, CONFIG.dim), leaf(3 * CONFIG.dim)
+
+    def one_by_one() -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return total, F.linear(F.layer_norm(total, (CONFIG.dim,), norm_weight, norm_bias, 1e-6), weight, bias)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        return norm_linear(x, residual, norm_weight, norm_bias, weight, bias)
+
+    inputs = (x, residual, norm_weight, norm_bias, weight, bias)
+    return {
+        "add, F.layer_norm, F.linear": forward_backward(one_by_one, inputs),
+        **each_backend("norm_linear", forward_backward(ours, inputs)),
+    }
+
+
+def gelu_linear_of_visible_tokens(batch: int) -> Mapping[str, Run]:
+    hidden, weight, bias = leaf(batch, CONFIG.keep, CONFIG.dim), leaf(CONFIG.dim, CONFIG.dim), leaf(CONFIG.dim)
+
+    def one_by_one() -> Tensor:
+        return F.linear(F.gelu(hidden), weight, bias)
+
+    def ours() -> Tensor:
+        return gelu_linear(hidden, weight, bias)
+
+    inputs = (hidden, weight, bias)
+    return {
+        "F.gelu, F.linear": forward_backward(one_by_one, inputs),
+        **each_backend("gelu_linear", forward_backward(ours, inputs)),
+    }
+
+
 def add_layer_norm_of_visible_tokens(batch: int) -> Mapping[str, Run]:
     x, residual = leaf(batch, CONFIG.keep, CONFIG.dim), leaf(batch, CONFIG.keep, CONFIG.dim)
     weight, bias = leaf(CONFIG.dim), leaf(CONFIG.dim)
@@ -187,7 +258,10 @@ CASES = {
     "random_masking": (random_masking_of_all_tokens, ("torch.rand, two argsorts", *BACKENDS)),
     "decoder_tokens": (decoder_tokens_of_all_tokens, ("cat, gather, add", *BACKENDS)),
     "masked_l2_loss": (masked_l2_loss_of_masked_tokens, ("gather, F.mse_loss", *BACKENDS)),
+    "patch_l2_loss": (patch_l2_loss_of_masked_tokens, ("embed, plain loss", "embed, F.mse_loss", *BACKENDS)),
     "add_layer_norm": (add_layer_norm_of_visible_tokens, ("add, F.layer_norm", *BACKENDS)),
+    "norm_linear": (norm_linear_of_visible_tokens, ("add, F.layer_norm, F.linear", *BACKENDS)),
+    "gelu_linear": (gelu_linear_of_visible_tokens, ("F.gelu, F.linear", *BACKENDS)),
 }
 
 
@@ -198,3 +272,22 @@ def test_time_of(timed, quick, op, variant):
     setup, _ = CASES[op]
     batch = 2 if quick else 8
     timed(f"{op}, batch {batch}", variant, setup, batch, tolerance=TOLERANCE, rounds=5 if quick else 15)
+
+
+@pytest.mark.skipif(explain("patch_l2_loss")["native"] != "serves", reason="needs the native library")
+def test_the_native_patch_loss_needs_six_tenths_of_the_memory():
+    variants = patch_l2_loss_of_masked_tokens(8)
+    assert peak_bytes(variants["native"]) <= 0.6 * peak_bytes(variants["embed, plain loss"])
+
+
+def peak_bytes(run: Run) -> int:
+    """The most that torch's CPU allocator has given out at once in a run, the second one."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: int(event.start_ns())):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

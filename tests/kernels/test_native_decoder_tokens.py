@@ -204,7 +204,7 @@ def test_wrong_gradients_are_refused_and_nothing_is_written(library, guarded, wr
 
 @pytest.mark.parametrize("name", ["visible", "mask_token", "position"])
 def test_tensors_elsewhere_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} lies on meta"):
+    with pytest.raises(ValueError, match="a tensor lies on meta"):
         decoder_tokens_forward(**{**right_inputs(), name: right_inputs()[name].to("meta")})
-    with pytest.raises(ValueError, match="grad lies on meta"):
+    with pytest.raises(ValueError, match="a tensor lies on meta"):
         decoder_tokens_backward(torch.zeros(2, 6, 4, device="meta"), permutations(2, 6), 3)
