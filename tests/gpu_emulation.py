@@ -27,13 +27,10 @@ class Emulator:
 
     def __init__(self, target: str, choice: int = 0, mutated: str = "", mutate: Mutation | None = None) -> None:
         self.target, self.choice, self.mutated, self.mutate = target, choice, mutated, mutate
-        self.kernels: set[str] = set()
-        self.has_mutated = False
 
     def __call__(self, launch: Launch) -> Config:
         name = launch.kernel.fn.__name__
         config = launch.configs[min(self.choice, len(launch.configs) - 1)]
-        self.kernels.add(name)
         execute(
             launch.kernel,
             launch.grid(config.constants),
@@ -41,15 +38,9 @@ class Emulator:
             target=self.target,
             num_warps=config.warps,
             num_stages=config.stages,
-            mutate=self._changed if name == self.mutated else None,
+            mutate=self.mutate if name == self.mutated else None,
         )
         return config
-
-    def _changed(self, ptx: str) -> str:
-        assert self.mutate is not None
-        changed = self.mutate(ptx)
-        self.has_mutated |= changed != ptx
-        return changed
 
 
 @contextlib.contextmanager

@@ -193,6 +193,7 @@ def masked_l2_loss_cases() -> Iterator[Case]:
         )
 
     yield case("row by row", 2, 7, 64, small=True)
+    yield case("one number", 1, 1, 1, small=True)
     yield case("by id, weighted", 2, 5, 65, tokens=9, weights="fractions", small=True)
     yield case("normalised, a mask as weights", 2, 5, 72, tokens=7, weights="mask", normalize=True, small=True)
     yield case("all weights zero", 1, 3, 33, weights="zeros", small=True)
@@ -248,6 +249,7 @@ def patch_l2_loss_cases() -> Iterator[Case]:
         )
 
     yield case("plain", 2, 7, 72, small=True)
+    yield case("one token", 1, 1, 40, (1, 8, 8), small=True)
     yield case("weighted, 5x7x7", 2, 5, 33, (5, 7, 7), weights="fractions", bias=False, small=True)
     yield case("normalised, a mask as weights", 2, 5, 65, (1, 8, 8), weights="mask", normalize=True, small=True)
     yield case("all weights zero", 1, 3, 33, (1, 8, 8), weights="zeros", small=True)

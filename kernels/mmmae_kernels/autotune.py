@@ -17,7 +17,7 @@ import triton
 if TYPE_CHECKING:
     from .launch import Config, Launch
 
-_found: dict[str, int] = {}
+_found: dict[str, str] = {}
 
 
 def is_on() -> bool:
@@ -43,41 +43,47 @@ def fastest(
         measure: milliseconds of a call; None for `triton.testing.do_bench`.
     """
     key = _key(launch, target)
+    configs = {_text(config): config for config in launch.configs}
     if key not in _found:
         _found.update(_read())
-    if _found.get(key, len(launch.configs)) >= len(launch.configs):
+    if _found.get(key) not in configs:
         measure = triton.testing.do_bench if measure is None else measure
         run = functools.partial(start, launch.kernel, launch.grid, launch.arguments)
         times = [measure(functools.partial(run, config)) for config in launch.configs]
-        _found[key] = times.index(min(times))
+        _found[key] = _text(launch.configs[times.index(min(times))])
         _write(key, _found[key])
-    return launch.configs[_found[key]]
+    return configs[_found[key]]
 
 
 def _key(launch: Launch, target: str) -> str:
-    """What a time depends on: code, machine, types, sizes and strides, and the configs that were compared."""
+    """What a time depends on: code, machine, types, sizes and strides, and the number of programs."""
     arguments = [
         f"{name}={str(value.dtype).removeprefix('torch.') if isinstance(value, torch.Tensor) else value}"
         for name, value in launch.arguments.items()
     ]
-    table = [f"{dict(config.constants)} {config.warps} {config.stages}" for config in launch.configs]
-    return " ".join([launch.kernel.fn.__name__, target, triton.__version__, *arguments, *sorted(table)])
+    code = str(getattr(launch.kernel, "cache_key", ""))[:16]
+    programs = launch.grid(launch.configs[0].constants)
+    return " ".join([launch.kernel.fn.__name__, code, target, triton.__version__, str(programs), *arguments])
 
 
-def _read() -> dict[str, int]:
+def _text(config: Config) -> str:
+    return f"{dict(config.constants)} {config.warps} warps {config.stages} stages {config.registers} registers"
+
+
+def _read() -> dict[str, str]:
     """What is on disk; nothing if there is no file, or none that can be read."""
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(cache_file().read_text())
         if isinstance(found, dict):
-            return {key: index for key, index in found.items() if isinstance(index, int) and index >= 0}
+            return {key: config for key, config in found.items() if isinstance(config, str)}
     return {}
 
 
-def _write(key: str, index: int) -> None:
+def _write(key: str, config: str) -> None:
     """Add one result; the file is replaced as a whole, so that no reader sees half of it."""
     file = cache_file()
     with contextlib.suppress(OSError):  # a home that can't be written costs a search each time, no more
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".json", delete=False) as new:
-            json.dump(_read() | {key: index}, new, indent=1)
+            json.dump(_read() | {key: config}, new, indent=1)
         os.replace(new.name, file)

@@ -58,7 +58,6 @@ WITHOUT_MACS = (
     "mmmae::gather_patches",
     "mmmae::gelu_backward",
     "mmmae::masked_l2_loss",
-    "mmmae::masked_l2_loss_backward",
     "mmmae::philox_noise",
     "mmmae::random_masking",
     "mmmae::scatter_patches",
@@ -68,17 +67,29 @@ WITHOUT_MACS = (
 def patch_embed_backward_launches(
     grad: object, volume: object, weight: object, ids: object, needs: Sequence[bool], *rest: object
 ) -> int:
-    """Weight and bias in one pass, and a sum of partial sums each; the position's by a sort and sums of its runs."""
-    return needs[0] + 3 * (needs[1] or needs[2]) + (1 if ids is None else 4) * needs[3]
+    """Each gradient's kernels and sums of partial sums; torch's zeros, sorts and searches where tokens may repeat."""
+    by_volume = 2 if ids is None else 12
+    by_weight = (3 if needs[2] else 2) if needs[1] else int(needs[2])
+    return needs[0] * by_volume + by_weight + needs[3] * (1 if ids is None else 4)
+
+
+def loss_launches(*arguments: object) -> int:
+    """The comparison and the mean; the sum of weights where there are some."""
+    return 2 + (arguments[3] is not None)
+
+
+def patch_l2_loss_launches(*arguments: object) -> int:
+    """As of a given target, and the embedding of a normalised one."""
+    return 2 + (arguments[5] is not None) + bool(arguments[6])
 
 
 # Kernels that an operator starts on a GPU, where that is not one; from its arguments.
 LAUNCHES: dict[str, Callable[..., int]] = {
     "mmmae::add_layer_norm_backward": lambda *arguments: 2,
     "mmmae::decoder_tokens_backward": lambda *arguments: 2,
-    "mmmae::masked_l2_loss": lambda *arguments: 2,
+    "mmmae::masked_l2_loss": loss_launches,
     "mmmae::patch_embed_backward": patch_embed_backward_launches,
-    "mmmae::patch_l2_loss": lambda *arguments: 2,
+    "mmmae::patch_l2_loss": patch_l2_loss_launches,
 }
 
 

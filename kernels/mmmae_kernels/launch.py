@@ -107,7 +107,7 @@ def _start(kernel: Any, grid: Grid, arguments: Mapping[str, Any], config: Config
 
 
 def row_config(width: int, device: torch.device) -> Config:
-    """For kernels that hold a row in one program: 8 channels a thread, 16 bytes of a half type, up to 1024 threads."""
+    """For kernels that hold a row in one program: 8 channels a thread, 16 bytes of a half type, up to 512 threads."""
     block = int(triton.next_power_of_2(max(width, 1)))
     return element_config({"BLOCK_D": block}, block, device)
 
@@ -129,7 +129,9 @@ def target_of(device: torch.device) -> str:
     executor = executors.current()
     if executor is not None:
         return executor.target
-    return _architecture(device.index or 0) if device.type == "cuda" else "sm80"
+    if device.type != "cuda":
+        return "sm80"  # for Triton's interpreter
+    return _architecture(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def family_of(device: torch.device) -> str:

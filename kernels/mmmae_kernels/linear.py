@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .autocast import is_autocast
 from .checks import check_device, check_floating, check_rank, check_shape
 
 
@@ -17,6 +18,8 @@ def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
     check_device("weight", weight, x.device)
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"{name} has shape {list(x.shape)}, expected is [..., {weight.shape[1]}] as in weight")
+    if x.dtype != weight.dtype and not is_autocast(x):
+        raise ValueError(f"weight has dtype {weight.dtype}, expected is {x.dtype} as in {name}")
     if bias is not None:
         check_shape("bias", bias, (weight.shape[0],))
         check_device("bias", bias, x.device)

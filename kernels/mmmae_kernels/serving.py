@@ -64,5 +64,5 @@ def native_refuses(tensors: Iterable[tuple[str, Tensor | None]]) -> Reason:
 
 
 def kernels(op: str, backend: str) -> Any:
-    """The module with an op's kernels for `native` or `triton`; both have the same functions."""
+    """The module with an op's kernels for `native` or `triton`, under the same names in both."""
     return importlib.import_module(f"mmmae_kernels.{op}.{'triton_kernel' if backend == 'triton' else 'native'}")

@@ -58,18 +58,19 @@ def test_it_is_remembered_on_disk(tuner, monkeypatch):
     assert [file.name for file in autotune.cache_file().parent.iterdir()] == ["autotune.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": "b"}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', "\x00"])
 def test_a_file_that_holds_nothing_useful_is_measured_anew(tuner, text):
     autotune.cache_file().parent.mkdir(parents=True)
     autotune.cache_file().write_text(text)
     assert tuner() == 32
-    assert list(json.loads(autotune.cache_file().read_text()).values()) == [1]
+    (config,) = json.loads(autotune.cache_file().read_text()).values()
+    assert "32" in config
 
 
 def test_a_choice_that_no_longer_exists_is_measured_anew(tuner, monkeypatch):
     tuner()
     (key,) = json.loads(autotune.cache_file().read_text())
-    autotune.cache_file().write_text(json.dumps({key: 3}))
+    autotune.cache_file().write_text(json.dumps({key: "a config of yesterday"}))
     monkeypatch.setattr(autotune, "_found", {})
     assert tuner() == 32
     assert len(tuner.measured) == 6

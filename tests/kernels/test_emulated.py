@@ -64,7 +64,6 @@ KERNELS = {
     "_patch_l2_forward": "patch_l2_loss: weighted, 5x7x7",
     "_masked_l2_forward": "masked_l2_loss: several warps",
     "_weighted_mean": "masked_l2_loss: by id, weighted",
-    "_masked_l2_backward": "masked_l2_loss: several warps",
     "_decoder_tokens_forward": "decoder_tokens: some visible",
     "_decoder_tokens_backward": "decoder_tokens: some visible",
     "_add_layer_norm_forward": "add_layer_norm: several warps",
@@ -73,7 +72,7 @@ KERNELS = {
     "_sum_partials": "add_layer_norm: with residual",
 }
 
-# What a kernel does not have: threads that wait for each other, and masks where every thread has an element.
+# Kernels whose threads never wait for each other.
 WITHOUT_BARRIERS = {
     "_decoder_tokens_backward",
     "_decoder_tokens_forward",

@@ -1,7 +1,7 @@
 """Every backend of every op that serves here against its definition in float64, forward and every gradient.
 
-With TRITON_INTERPRET=1 the Triton kernels alone, in Triton's interpreter, which `make test` runs as a second process. It
-multiplies bfloat16 wrongly, so that this type is left to test_emulated.py and to GPUs.
+With TRITON_INTERPRET=1 the Triton kernels alone, in Triton's interpreter, which `make test` runs as a second process.
+It multiplies bfloat16 wrongly, so that this type is left to test_emulated.py and to GPUs.
 """
 
 import os

@@ -26,7 +26,6 @@ def rand(*shape, grad=True):
 
 
 IDS, MASKED = draw_ids(2, 3, 8), draw_ids(2, 5, 8)
-SCALAR = torch.tensor(10.0)
 OPERATORS = {
     "philox_noise": (philox_noise, (torch.tensor(7), torch.arange(3), 10, 1)),
     "random_masking": (random_masking._fused, (2, 10, 4, torch.tensor(7), torch.device("cpu"), 0, "native")),
@@ -52,20 +51,7 @@ OPERATORS = {
     ),
     "masked_l2_loss": (
         masked_loss.masked_l2_loss_forward,
-        (rand(2, 5, 6), rand(2, 8, 6, grad=False), MASKED, torch.ones(2, 5), True, "native"),
-    ),
-    "masked_l2_loss_backward": (
-        masked_loss.masked_l2_loss_backward,
-        (
-            SCALAR,
-            rand(2, 5, 6, grad=False),
-            rand(2, 8, 6, grad=False),
-            MASKED,
-            torch.ones(2, 5),
-            SCALAR,
-            False,
-            "native",
-        ),
+        (rand(2, 5, 6), rand(2, 8, 6, grad=False), MASKED, torch.ones(2, 5), True, True, "native"),
     ),
     "patch_l2_loss": (
         masked_loss.patch_l2_loss_forward,

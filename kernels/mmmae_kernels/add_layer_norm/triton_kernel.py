@@ -10,7 +10,8 @@ from torch import Tensor
 from ..launch import launch, row_config
 from ..partial_sums import sum_partials
 
-PROGRAMS = 1024  # at most, of backward: enough for any GPU, and their partial sums are few
+PROGRAMS = 1024  # at most, of backward: enough for any GPU
+ROWS = 8  # at least, of a program of backward: its two partial sums are then a quarter of what it writes, or less
 
 
 def add_layer_norm_forward(
@@ -60,7 +61,7 @@ def add_layer_norm_backward(
     rows = total.numel() // width if width else 0
     grad_x = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     norm = torch.empty((0,) if bias is None else total.shape, dtype=grad_norm.dtype, device=total.device)
-    rows_per_program = max(1, triton.cdiv(rows, PROGRAMS))
+    rows_per_program = max(ROWS, triton.cdiv(rows, PROGRAMS))
     programs = triton.cdiv(rows, rows_per_program)
     partials = torch.empty(programs, 2, width, dtype=torch.float32, device=total.device)
     grad_weight, grad_bias = (torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in range(2))
@@ -85,7 +86,7 @@ def add_layer_norm_backward(
         "stride_total": total.stride(0),
     }
     # Eight rows of 8 numbers a thread, and addresses: more than the 64 registers that let the most blocks run.
-    config = row_config(width, total.device)._replace(registers=96 if width <= 4096 else None)
+    config = row_config(width, total.device)._replace(registers=96 if width <= 4096 else 128)
     launch(_add_layer_norm_backward, lambda c: (programs,), arguments, (config,))
     sum_partials(partials, (grad_weight, grad_bias))
     return grad_x, grad_weight, grad_bias, norm

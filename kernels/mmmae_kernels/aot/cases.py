@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..add_layer_norm import op as add_layer_norm_op
 from ..add_layer_norm import triton_kernel as add_layer_norm
 from ..decoder_tokens import triton_kernel as decoder_tokens
 from ..gelu_linear import triton_kernel as gelu_linear
+from ..masked_loss import op as masked_loss_op
 from ..masked_loss import triton_kernel as masked_loss
 from ..patch_embed import triton_kernel as patch_embed
 from ..random_masking import triton_kernel as random_masking
@@ -37,6 +39,20 @@ def _patch_embed(dtype: torch.dtype) -> None:
             patch_embed.patch_embed_forward(volume, weight, bias, ids, position)
             grad = _empty(BATCH, KEEP, WIDTH, dtype=dtype)
             patch_embed.patch_embed_backward(grad, volume, weight, ids, (volume.is_floating_point(), True, True, False))
+    _auxiliary_patches(dtype)
+
+
+def _auxiliary_patches(dtype: torch.dtype) -> None:
+    """An auxiliary encoder's: one flat image, all its patches."""
+    volume, weight = _empty(BATCH, 1, 1, SIZE, SIZE, dtype=dtype), _empty(256, 1, 1, 32, 32, dtype=dtype)
+    patch_embed.patch_embed_forward(volume, weight, _empty(256, dtype=dtype), None, _empty(49, 256, dtype=dtype))
+    grad = _empty(BATCH, 49, 256, dtype=dtype)
+    patch_embed.patch_embed_backward(grad, volume, weight, None, (False, True, True, True))
+
+
+def _patchify(dtype: torch.dtype) -> None:
+    for volume in _volumes(dtype):
+        patch_embed.gather_patches(volume, _ids(TOKENS - KEEP), PATCH)
 
 
 def _patch_l2_loss(dtype: torch.dtype) -> None:
@@ -54,10 +70,11 @@ def _masked_l2_loss(dtype: torch.dtype) -> None:
     prediction, target = _empty(BATCH, TOKENS - KEEP, WIDTH, dtype=dtype), _empty(BATCH, TOKENS, WIDTH, dtype=dtype)
     ids = _ids(TOKENS - KEEP)
     weights = torch.ones(ids.shape)
-    scalar = torch.ones(())
     for normalize in (False, True):
-        masked_loss.masked_l2_loss_forward(prediction, target, ids, weights, normalize)
-        masked_loss.masked_l2_loss_backward(scalar, prediction, target, ids, weights, scalar, normalize)
+        masked_loss.masked_l2_loss_forward(prediction, target, ids, weights, normalize, True)
+    masked_loss.masked_l2_loss_forward(prediction, prediction, None, None, False, False)
+    longest = _empty(1, 2, masked_loss_op.LONGEST_ROW, dtype=dtype)
+    masked_loss.masked_l2_loss_forward(longest, longest, None, None, True, True)
 
 
 def _decoder_tokens(dtype: torch.dtype) -> None:
@@ -75,6 +92,10 @@ def _add_layer_norm(dtype: torch.dtype) -> None:
         add_layer_norm.add_layer_norm_forward(rows, residual, weight, bias, 1e-6, dtype)
     for grad_total, again in ((None, None), (rows, None), (rows, bias)):
         add_layer_norm.add_layer_norm_backward(grad_total, rows, rows, weight, again, statistics, statistics)
+    width = add_layer_norm_op.LONGEST_ROW
+    longest, weight = _empty(2, width, dtype=dtype), _empty(width, dtype=dtype)
+    add_layer_norm.add_layer_norm_forward(longest, longest, weight, weight, 1e-6, dtype)
+    add_layer_norm.add_layer_norm_backward(longest, longest, longest, weight, weight, torch.empty(2), torch.empty(2))
 
 
 def _gelu_linear(dtype: torch.dtype) -> None:
@@ -85,6 +106,7 @@ def _gelu_linear(dtype: torch.dtype) -> None:
 CASES: dict[str, Callable[[torch.dtype], None]] = {
     "random_masking": _random_masking,
     "patch_embed": _patch_embed,
+    "patchify": _patchify,
     "patch_l2_loss": _patch_l2_loss,
     "masked_l2_loss": _masked_l2_loss,
     "decoder_tokens": _decoder_tokens,

@@ -88,17 +88,20 @@ def faults_of(row: Row) -> list[str]:
         faults.append(f"{name} spills {row['spills']} bytes")
     if row["shared"] > limit:
         faults.append(f"{name} asks for {row['shared']} bytes of shared memory, the limit is {limit}")
-    if f"_{row['kernel']}" in GEMMS and not row["matrix_instructions"] and "no matrix" not in row["note"]:
+    if f"_{row['kernel']}" in GEMMS and not row["matrix_instructions"] and has_matrix_instruction(row):
         faults.append(f"{name} has no matrix instructions")
     if row["load_bytes"] < 16 and not row["note"]:
         faults.append(f"{name} loads its data in pieces of {row['load_bytes']} bytes")
     return faults
 
 
+def has_matrix_instruction(row: Row) -> bool:
+    """Whether the architecture multiplies matrices of this type: RDNA has no instruction for float32."""
+    return not (row["target"].startswith("gfx11") and row["dtype"] == "fp32")
+
+
 def _note(kernel: str, row: Row, launch: Launch) -> str:
-    """Why a kernel multiplies without matrix instructions, or loads narrowly, if it has to."""
-    if kernel in GEMMS and row["target"].startswith("gfx11") and row["dtype"] == "fp32":
-        return "RDNA has no matrix instruction for float32"
+    """Why a kernel loads narrowly, if it has to."""
     if row["load_bytes"] >= 16:
         return ""
     if kernel in ("_random_masking", "_noise"):

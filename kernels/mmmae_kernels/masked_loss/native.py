@@ -16,9 +16,14 @@ CHUNK_ROWS = 600
 
 
 def masked_l2_loss_forward(
-    prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    normalize: bool,
+    with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of `masked_l2_loss_reference` and the sum of the weights, float32 scalars.
+    """The loss of `masked_l2_loss_reference`, and its gradient by the prediction in the same pass.
 
     Args:
         prediction: `[B, M, D]`.
@@ -26,41 +31,21 @@ def masked_l2_loss_forward(
         ids: `[B, M]` token number of each prediction; None means row by row.
         weights: `[B, M]` of any number or bool type; None means 1 each.
         normalize: bring each target row to mean 0 and variance 1 first.
+        with_gradient: whether the second output is wanted.
+
+    Returns:
+        The loss, a float32 scalar, and the gradient `[B, M, D]` for a gradient 1 of the loss (else an empty tensor).
 
     Raises:
         ValueError: a shape, dtype or device does not fit, or an id is outside 0..N-1.
     """
     prediction = native.rows_of(prediction)
     weights = _float_weights(weights)
-    error = _masked_l2_loss(prediction, target, ids, weights, normalize, 0.0, None)
-    total = _total(weights, prediction)
-    return _loss(error, total, prediction.shape[-1]), torch.tensor(total, dtype=torch.float32)
-
-
-def masked_l2_loss_backward(
-    grad_loss: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    ids: Tensor | None,
-    weights: Tensor | None,
-    total_weight: Tensor,
-    normalize: bool,
-) -> Tensor:
-    """The gradient `[B, M, D]` of `prediction`.
-
-    Args:
-        grad_loss: of the loss, a scalar.
-        prediction, target, ids, weights, normalize: those of `masked_l2_loss_forward`.
-        total_weight: what it gave.
-
-    Raises:
-        ValueError: as `masked_l2_loss_forward` does.
-    """
-    prediction = native.rows_of(prediction)
-    gradient = prediction.new_empty(prediction.shape)
-    factor = float(grad_loss) * _factor(float(total_weight), prediction.shape[-1])
-    _masked_l2_loss(prediction, target, ids, _float_weights(weights), normalize, factor, gradient)
-    return gradient
+    total, width = _total(weights, prediction), prediction.shape[-1]
+    gradient = prediction.new_empty(prediction.shape if with_gradient else 0)
+    out = gradient if with_gradient else None
+    error = _masked_l2_loss(prediction, target, ids, weights, normalize, _factor(total, width), out)
+    return _loss(error, total, width), gradient
 
 
 def patch_l2_loss_forward(

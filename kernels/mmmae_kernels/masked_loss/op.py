@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import registry
@@ -17,7 +18,7 @@ from ..patch_embed.op import as_float, check_embedding
 from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import masked_l2_loss_reference, patch_l2_loss_reference
 
-LONGEST_ROW = 16384  # channels that a program holds on a GPU: 32 a thread of each operand
+LONGEST_ROW = 8192  # channels that a program holds on a GPU: 16 a thread of each operand
 
 
 def masked_l2_loss(
@@ -102,8 +103,9 @@ def _check_prediction(prediction: Tensor, weights: Tensor | None) -> None:
 def _masked_l2(
     prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool, backend: str
 ) -> Tensor:
+    with_gradient = prediction.requires_grad and torch.is_grad_enabled()
     loss: Tensor
-    loss, _ = masked_l2_loss_forward(prediction, target, ids, weights, normalize, backend)
+    loss, _ = masked_l2_loss_forward(prediction, target, ids, weights, normalize, with_gradient, backend)
     return loss
 
 
@@ -129,65 +131,31 @@ def _patch_l2(
 
 @torch.library.custom_op("mmmae::masked_l2_loss", mutates_args=())
 def masked_l2_loss_forward(
-    prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool, backend: str
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    normalize: bool,
+    with_gradient: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and the sum of the weights, float32 scalars."""
+    """The loss, a float32 scalar, and its gradient by the prediction (of no elements unless asked for)."""
     forward = kernels("masked_loss", backend).masked_l2_loss_forward
-    result: tuple[Tensor, Tensor] = forward(prediction, target, ids, weights, normalize)
+    result: tuple[Tensor, Tensor] = forward(prediction, target, ids, weights, normalize, with_gradient)
     return result
 
 
 @masked_l2_loss_forward.register_fake
 def _(
-    prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool, backend: str
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    normalize: bool,
+    with_gradient: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return prediction.new_empty((), dtype=torch.float32), prediction.new_empty((), dtype=torch.float32)
-
-
-@torch.library.custom_op("mmmae::masked_l2_loss_backward", mutates_args=())
-def masked_l2_loss_backward(
-    grad_loss: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    ids: Tensor | None,
-    weights: Tensor | None,
-    total: Tensor,
-    normalize: bool,
-    backend: str,
-) -> Tensor:
-    """The gradient by the prediction; `total` is the sum of the weights."""
-    backward = kernels("masked_loss", backend).masked_l2_loss_backward
-    gradient: Tensor = backward(grad_loss, prediction, target, ids, weights, total, normalize)
-    return gradient
-
-
-@masked_l2_loss_backward.register_fake
-def _(
-    grad_loss: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    ids: Tensor | None,
-    weights: Tensor | None,
-    total: Tensor,
-    normalize: bool,
-    backend: str,
-) -> Tensor:
-    return prediction.new_empty(prediction.shape)
-
-
-def _keep_masked(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    prediction, target, ids, weights, ctx.normalize, ctx.backend = inputs
-    ctx.save_for_backward(prediction, target, ids, weights, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _masked_backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
-    prediction, target, ids, weights, total = ctx.saved_tensors
-    gradient = masked_l2_loss_backward(grad_loss, prediction, target, ids, weights, total, ctx.normalize, ctx.backend)
-    return gradient, None, None, None, None, None
-
-
-masked_l2_loss_forward.register_autograd(_masked_backward, setup_context=_keep_masked)
+    return _loss_and_gradient(prediction, with_gradient)
 
 
 @torch.library.custom_op("mmmae::patch_l2_loss", mutates_args=())
@@ -220,25 +188,36 @@ def _(
     with_gradient: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    loss = prediction.new_empty((), dtype=torch.float32)
-    return loss, prediction.new_empty(prediction.shape if with_gradient else (0,))
+    return _loss_and_gradient(prediction, with_gradient)
 
 
-def _keep_patch(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _loss_and_gradient(prediction: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    gradient = prediction.new_empty(prediction.shape if with_gradient else (0,))
+    return prediction.new_empty((), dtype=torch.float32), gradient
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.others = len(inputs) - 1
 
 
-def _patch_backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
+@once_differentiable  # the gradient that is kept would pass for a constant
+def _backward(ctx: Any, grad_loss: Tensor | None, _: Any) -> tuple[Any, ...]:
     (gradient,) = ctx.saved_tensors
+    others = (None,) * ctx.others
+    if grad_loss is None:
+        return None, *others
     # On the CPU a look at the factor is free, and it is 1 in most training steps. Who traces or counts sees a product.
     seen = gradient.device.type == "cpu" and not is_in_torch_dispatch_mode()
     if not (seen and float(grad_loss) == 1):
         gradient = gradient * grad_loss.to(gradient.dtype)
-    return gradient, *(None,) * 8
+    return gradient, *others
 
 
-patch_l2_loss_forward.register_autograd(_patch_backward, setup_context=_keep_patch)
+masked_l2_loss_forward.register_autograd(_backward, setup_context=_keep)
+patch_l2_loss_forward.register_autograd(_backward, setup_context=_keep)
 
 
 def _constant(name: str, tensor: Tensor | None) -> registry.Reason:

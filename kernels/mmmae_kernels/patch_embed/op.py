@@ -133,9 +133,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     none, width = (0,), weight.shape[0]
     return (
-        volume.new_empty(volume.shape if needs[0] else none),
-        weight.new_empty(weight.shape if needs[1] else none),
-        weight.new_empty((width,) if needs[2] else none),
+        volume.new_empty(volume.shape) if needs[0] else grad.new_empty(none),
+        weight.new_empty(weight.shape) if needs[1] else grad.new_empty(none),
+        weight.new_empty(width) if needs[2] else grad.new_empty(none),
         grad.new_empty((token_count(volume, weight.shape[2:]), width) if needs[3] else none),
     )
 

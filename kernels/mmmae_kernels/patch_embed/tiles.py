@@ -13,7 +13,7 @@ PROGRAMS = 128  # about the multiprocessors of the larger GPUs: fewer programs l
 
 
 def _tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> Config:
-    return Config({"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}, warps, stages, registers=255)
+    return Config({"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}, warps, stages)
 
 
 # A stage holds BLOCK_K * (BLOCK_M + BLOCK_N) elements in shared memory, 16 KiB in half precision for 128 x 128 x 32,
@@ -53,9 +53,17 @@ def precision_of(dtype: torch.dtype, device: torch.device) -> str:
     """How `tl.dot` multiplies: float32 as `torch.get_float32_matmul_precision` asks, else as it comes."""
     if target_of(device).startswith("gfx"):
         return "ieee"  # its matrix instructions take float32 as it is
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+    if dtype == torch.float32 and _is_exact():
         return "tf32x3"
     return "tf32"
+
+
+def _is_exact() -> bool:
+    """Whether float32 products are to be exact, by the newer setting where the user has made that one."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # both settings were made
+        return torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
 
 
 def tiles(dtype: torch.dtype, device: torch.device, rows: int, columns: int, splits: int = 1) -> tuple[Config, ...]:

@@ -61,15 +61,17 @@ def patch_embed_backward(
     """Gradients by volume, weight, bias and position, those that `needs` asks for; deterministic."""
     grad_volume = _volume_gradient(grad, volume, weight, ids) if needs[0] else None
     grad_weight = grad_bias = grad_position = None
-    if needs[1] or needs[2]:
+    if needs[1]:
         grad_weight, grad_bias = _weight_gradient(grad, volume, weight, ids, needs[2])
+    elif needs[2]:
+        grad_bias = grad.sum((0, 1)).to(weight.dtype)
     if needs[3]:
         if ids is None:
             grad_position = grad.sum(0)
         else:
             count = _token_count(volume, weight)
             grad_position = torch.ops.aten.embedding_dense_backward(grad.contiguous(), ids, count, -1, False)
-    return grad_volume, grad_weight if needs[1] else None, grad_bias, grad_position
+    return grad_volume, grad_weight, grad_bias, grad_position
 
 
 def gather_patches(volume: Tensor, ids: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -97,7 +99,9 @@ def _weight_gradient(
     grad = grad.to(weight.dtype)
     # As many splits as fill the machine, by shape alone, so that a sum's order does not depend on the machine.
     splits = max(1, min(16, rows // ROWS_PER_SPLIT))
-    configs = tiles(weight.dtype, volume.device, width, elements, splits)
+    table = tiles(weight.dtype, volume.device, width, elements, splits)
+    # Its loop gathers by numbers that it loads itself: left alone, the assembler spills a few of its registers.
+    configs = tuple(config._replace(registers=255) for config in table)
     sums = torch.empty(splits, width, elements, dtype=torch.float32, device=grad.device)
     bias_sums = torch.empty(splits, width, dtype=torch.float32, device=grad.device) if needs_bias else None
     arguments = {
@@ -144,7 +148,8 @@ def _volume_gradient(grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor |
         **strides("ids", "bk", ids),
         "PRECISION": precision_of(weight.dtype, volume.device),
     }
-    configs = tiles(weight.dtype, volume.device, rows, elements)
+    table = tiles(weight.dtype, volume.device, rows, elements)
+    configs = tuple(config._replace(registers=255) for config in table)  # as for the weight
     launch(_patch_embed_volume_gradient, lambda c: (tile_count(c, rows, elements),), arguments, configs)
     return grad_volume
 
@@ -287,7 +292,7 @@ def _patch_embed_forward(
 
 @triton.jit
 def _patch_embed_weight_gradient(
-    grad_weight_ptr,   # [SPLITS, D, P] partial sums, or the gradient itself if there is one split
+    grad_weight_ptr,   # [SPLITS, D, P] partial sums
     grad_bias_ptr,     # [SPLITS, D] likewise, or None
     grad_ptr,          # [B, K, D]
     volume_ptr,        # [B, C, T, H, W]
