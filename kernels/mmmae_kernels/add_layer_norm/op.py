@@ -15,7 +15,7 @@ from ..checks import check_device, check_floating, check_shape
 from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import add_layer_norm_reference
 
-LONGEST_ROW = 8192  # channels that a program holds on a GPU: 16 a thread of each of four rows; twice that spills
+LONGEST_ROW = 4096  # channels that a program holds on a GPU: 8 a thread of each of eight rows; more would spill
 
 
 def add_layer_norm(

@@ -86,7 +86,7 @@ def add_layer_norm_backward(
         "stride_total": total.stride(0),
     }
     # Eight rows of 8 numbers a thread, and addresses: more than the 64 registers that let the most blocks run.
-    config = row_config(width, total.device)._replace(registers=96 if width <= 4096 else 128)
+    config = row_config(width, total.device)._replace(registers=96)
     launch(_add_layer_norm_backward, lambda c: (programs,), arguments, (config,))
     sum_partials(partials, (grad_weight, grad_bias))
     return grad_x, grad_weight, grad_bias, norm
