@@ -1,4 +1,4 @@
-// Random masks: Philox 4x32-10 noise and a stable radix sort, one row a task, nothing in memory but a row's own scratch.
+// Random masks: Philox 4x32-10 noise and a bucket sort, one row a task, nothing in memory but a row's own scratch.
 #include "native.h"
 
 #include <omp.h>
@@ -33,34 +33,47 @@ Words philox_4x32_10(Words counter, uint32_t k0, uint32_t k1) {
     return {{c0, c1, c2, c3}};
 }
 
-// A token's noise above its number: sorting by the upper half, stably, sorts by noise and then by number.
+// A token's noise above its number: no two are equal, and their order is that of a stable sort by noise.
 using Keyed = uint64_t;
 
 struct Row {
     int64_t *keep, *masked, *restore;  // [K], [M], [N]
 };
 
-// Least significant digit first, eight bits at a time; the last pass writes the tables in place of the sorted numbers.
-void shuffle(uint64_t seed, uint64_t sample, int64_t tokens, int64_t kept, Keyed* from, Keyed* to, const Row& row) {
-    uint32_t next[4][256] = {};
+// Noise is uniform: by its upper bits almost every number falls into a bucket of its own, and insertion does the rest.
+constexpr int MOST_BUCKET_BITS = 16;
+
+int bucket_bits(int64_t tokens) {
+    int bits = 1;
+    while (bits < MOST_BUCKET_BITS && int64_t{1} << bits < tokens) ++bits;
+    return bits;
+}
+
+// `next` has room for the buckets, `drawn` and `sorted` for the tokens.
+void shuffle(uint64_t seed, uint64_t sample, int64_t tokens, int64_t kept, int bits, uint32_t* next, Keyed* drawn,
+             Keyed* sorted, const Row& row) {
+    const int shift = 64 - bits;
+    std::fill_n(next, int64_t{1} << bits, 0);
     for (int64_t call = 0; 4 * call < tokens; ++call) {
         const Words counter{{static_cast<uint32_t>(call), MASK_STREAM, static_cast<uint32_t>(sample),
                              static_cast<uint32_t>(sample >> 32)}};
         const Words noise = philox_4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
         for (int64_t n = 4 * call; n < std::min(4 * call + 4, tokens); ++n) {
-            const uint32_t value = noise.word[n % 4];
-            from[n] = Keyed{value} << 32 | static_cast<uint64_t>(n);
-            for (int digit = 0; digit < 4; ++digit) ++next[digit][value >> 8 * digit & 255];
+            drawn[n] = Keyed{noise.word[n % 4]} << 32 | static_cast<uint64_t>(n);
+            ++next[drawn[n] >> shift];
         }
     }
-    for (auto& counts : next) {
-        uint32_t before = 0;
-        for (uint32_t& count : counts) before += std::exchange(count, before);
+    uint32_t before = 0;
+    for (int64_t bucket = 0; bucket < int64_t{1} << bits; ++bucket) before += std::exchange(next[bucket], before);
+    for (int64_t n = 0; n < tokens; ++n) sorted[next[drawn[n] >> shift]++] = drawn[n];
+    for (int64_t i = 1; i < tokens; ++i) {
+        const Keyed key = sorted[i];
+        int64_t place = i;
+        for (; place > 0 && sorted[place - 1] > key; --place) sorted[place] = sorted[place - 1];
+        sorted[place] = key;
     }
-    for (int digit = 0; digit < 3; ++digit, std::swap(from, to))
-        for (int64_t i = 0; i < tokens; ++i) to[next[digit][from[i] >> (32 + 8 * digit) & 255]++] = from[i];
-    for (int64_t i = 0; i < tokens; ++i) {
-        const int64_t place = next[3][from[i] >> 56]++, token = static_cast<uint32_t>(from[i]);
+    for (int64_t place = 0; place < tokens; ++place) {
+        const int64_t token = static_cast<uint32_t>(sorted[place]);
         row.restore[token] = place;
         (place < kept ? row.keep[place] : row.masked[place - kept]) = token;
     }
@@ -83,12 +96,16 @@ static void random_masking(int64_t seed, int64_t first_sample, const Output& kee
     if (first_sample < 0 || first_sample > INT64_MAX - batch)
         fail("first_sample: " + std::to_string(first_sample) + " given, expected are sample numbers 0..2^63-1");
     const int team = static_cast<int>(std::max<int64_t>(std::min<int64_t>(threads, batch), 1));
-    std::vector<Keyed> scratch(2 * team * tokens);
+    const int bits = bucket_bits(tokens);
+    std::vector<Keyed> keys(2 * team * tokens);
+    std::vector<uint32_t> counts(static_cast<size_t>(team) << bits);
 #pragma omp parallel for num_threads(team) schedule(static) if (batch * tokens * SORT_COST >= PARALLEL_ELEMENTS)
     for (int64_t b = 0; b < batch; ++b) {
-        Keyed* own = scratch.data() + 2 * tokens * omp_get_thread_num();
+        const int64_t thread = omp_get_thread_num();
+        Keyed* drawn = keys.data() + 2 * tokens * thread;
         const Row row{keep.row(b), masked.row(b), restore.row(b)};
-        shuffle(static_cast<uint64_t>(seed), static_cast<uint64_t>(first_sample + b), tokens, kept, own, own + tokens, row);
+        shuffle(static_cast<uint64_t>(seed), static_cast<uint64_t>(first_sample + b), tokens, kept, bits,
+                counts.data() + (thread << bits), drawn, drawn + tokens, row);
     }
 }
 
