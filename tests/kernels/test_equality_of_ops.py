@@ -11,7 +11,7 @@ import torch
 from op_cases import CASES, check, far_cases
 
 import mmmae_kernels
-from mmmae_kernels import random_masking, use_backend
+from mmmae_kernels import masked_l2_loss, patch_l2_loss, random_masking, use_backend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") != "0"
 SERVING = [name for name, answer in mmmae_kernels.explain("patch_embed").items() if answer == "serves"]
@@ -57,3 +57,25 @@ def test_masks_are_bitwise_those_of_the_definition(backend, tokens):
         with use_backend(backend):
             for ours, theirs in zip(random_masking(**arguments), expected, strict=True):
                 assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "native"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_small_gradients_of_a_scaled_loss_survive_float16(backend, normalize):
+    """Of order 1e-7 before the loss is scaled up, where float16 has next to no digits."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 1e-3 * torch.randn(1, 4, 512, generator=generator).half()
+    volume, weight = torch.randn(1, 1, 1, 32, 32, generator=generator).half(), torch.zeros(512, 1, 1, 16, 16).half()
+    ids = torch.tensor([[0, 1, 2, 3]])
+    for function in (
+        lambda prediction: masked_l2_loss(prediction, torch.zeros_like(prediction), normalize=normalize),
+        lambda prediction: patch_l2_loss(prediction, volume, weight, None, ids, normalize=normalize),
+    ):
+        grads = []
+        for name in (backend, "eager"):
+            prediction = noise.clone().requires_grad_()
+            with use_backend(name):
+                (65536.0 * function(prediction)).backward()
+            grads.append(prediction.grad.double())
+        assert grads[1].norm() > 0
+        assert (grads[0] - grads[1]).norm() <= 1e-2 * grads[1].norm()

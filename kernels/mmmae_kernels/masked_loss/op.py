@@ -16,7 +16,7 @@ from ..checks import check_device, check_floating, check_ids, check_rank, check_
 from ..patch_embed import op as patch_embed_op
 from ..patch_embed.op import as_float, check_embedding
 from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
-from .reference import masked_l2_loss_reference, patch_l2_loss_reference
+from .reference import gradient_dtype, masked_l2_loss_reference, patch_l2_loss_reference
 
 LONGEST_ROW = 8192  # channels that a program holds on a GPU: 16 a thread of each operand
 
@@ -139,7 +139,10 @@ def masked_l2_loss_forward(
     with_gradient: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, a float32 scalar, and its gradient by the prediction (of no elements unless asked for)."""
+    """The loss, a float32 scalar, and its gradient by the prediction (of no elements unless asked for).
+
+    The gradient has the type of `gradient_dtype`.
+    """
     forward = kernels("masked_loss", backend).masked_l2_loss_forward
     result: tuple[Tensor, Tensor] = forward(prediction, target, ids, weights, normalize, with_gradient)
     return result
@@ -170,7 +173,7 @@ def patch_l2_loss_forward(
     with_gradient: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, a float32 scalar, and its gradient by the prediction (of no elements unless asked for)."""
+    """As `masked_l2_loss_forward`, against the embedding of the patches `ids`."""
     forward = kernels("masked_loss", backend).patch_l2_loss_forward
     result: tuple[Tensor, Tensor] = forward(prediction, volume, weight, bias, ids, weights, normalize, with_gradient)
     return result
@@ -192,11 +195,12 @@ def _(
 
 
 def _loss_and_gradient(prediction: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    gradient = prediction.new_empty(prediction.shape if with_gradient else (0,))
+    gradient = prediction.new_empty(prediction.shape if with_gradient else (0,), dtype=gradient_dtype(prediction))
     return prediction.new_empty((), dtype=torch.float32), gradient
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.dtype = inputs[0].dtype
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -212,7 +216,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, _: Any) -> tuple[Any, ...]:
     # On the CPU a look at the factor is free, and it is 1 in most training steps. Who traces or counts sees a product.
     seen = gradient.device.type == "cpu" and not is_in_torch_dispatch_mode()
     if not (seen and float(grad_loss) == 1):
-        gradient = gradient * grad_loss.to(gradient.dtype)
+        gradient = (gradient * grad_loss.to(gradient.dtype)).to(ctx.dtype)
     return gradient, *others
 
 

@@ -10,6 +10,15 @@ from ..patch_embed.reference import patch_embed_reference
 NORMALIZE_EPSILON = 1e-6  # of the variance, as in MAE's normalised pixel target
 
 
+def gradient_dtype(prediction: Tensor) -> torch.dtype:
+    """The type in which a gradient is kept that is yet to be multiplied by the loss's own.
+
+    The prediction's, but float32 for float16: a mean over many elements has gradients below what that type holds, which
+    is why losses are scaled up.
+    """
+    return torch.float32 if prediction.dtype == torch.float16 else prediction.dtype
+
+
 def normalize_target(target: Tensor) -> Tensor:
     """Each token `[..., D]` to mean 0 and (unbiased) variance 1 over its channels."""
     centred = target - target.mean(-1, keepdim=True)

@@ -15,7 +15,7 @@ from ..patch_embed.triton_kernel import (
     patch_embed_forward,
     project_patches,
 )
-from .reference import NORMALIZE_EPSILON
+from .reference import NORMALIZE_EPSILON, gradient_dtype
 
 PROGRAMS = 1024  # at most, of a sum over rows: enough for any GPU, few enough for one program to add up
 
@@ -32,7 +32,7 @@ def masked_l2_loss_forward(
 
     Two launches, and the sum of the weights by torch where there are some.
     """
-    gradient = prediction.new_empty(prediction.shape if with_gradient else (0,))
+    gradient = prediction.new_empty(prediction.shape if with_gradient else (0,), dtype=gradient_dtype(prediction))
     total = _total(weights)
     loss = _compare(gradient if with_gradient else None, prediction, target, ids, weights, total, normalize)
     return loss, gradient
@@ -54,14 +54,14 @@ def patch_l2_loss_forward(
     before any difference: it is embedded by a launch of its own, and its gradient takes its place.
     """
     batch, tokens, width = prediction.shape
-    device, rows = prediction.device, batch * tokens
+    device, rows, dtype = prediction.device, batch * tokens, gradient_dtype(prediction)
     total = _total(weights)
     if normalize:
         target = patch_embed_forward(volume, weight, bias, ids, None)
-        place = target if target.dtype == prediction.dtype else torch.empty_like(target, dtype=prediction.dtype)
+        place = target if target.dtype == dtype else torch.empty_like(target, dtype=dtype)
         loss = _compare(place if with_gradient else None, prediction, target, None, weights, total, True)
-        return loss, place if with_gradient else prediction.new_empty(0)
-    gradient = torch.empty(prediction.shape, dtype=prediction.dtype, device=device) if with_gradient else None
+        return loss, place if with_gradient else prediction.new_empty(0, dtype=dtype)
+    gradient = torch.empty(prediction.shape, dtype=dtype, device=device) if with_gradient else None
     configs = tiles(weight.dtype, device, rows, width)
     tile_counts = [tile_count(config.constants, rows, width) for config in configs]
     errors = torch.empty(max(tile_counts), dtype=torch.float32, device=device)
@@ -86,7 +86,7 @@ def patch_l2_loss_forward(
     }
     launched = launch(_patch_l2_forward, lambda c: (tile_count(c, rows, width),), arguments, configs)
     loss = _mean(errors[: tile_count(launched.constants, rows, width)], total, rows)
-    return loss, prediction.new_empty(0) if gradient is None else gradient
+    return loss, prediction.new_empty(0, dtype=dtype) if gradient is None else gradient
 
 
 def _compare(

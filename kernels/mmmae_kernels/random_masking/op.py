@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from ..serving import kernels, native_unavailable, triton_refuses, triton_unavailable
 from .reference import random_masking_reference
 
 
