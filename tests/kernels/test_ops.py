@@ -11,7 +11,9 @@ from mmmae_kernels import (
     add_layer_norm,
     attention,
     decoder_tokens,
+    gelu_linear,
     masked_l2_loss,
+    norm_linear,
     patch_embed,
     patch_l2_loss,
     patchify,
@@ -253,6 +255,7 @@ def test_attention_and_its_gradients(name, queries, keys, width, masked):
 
 VOLUME, WEIGHT = torch.zeros(2, 1, 6, 32, 32), torch.zeros(4, 1, 3, 16, 16)
 IDS = torch.zeros(2, 3, dtype=torch.int64)
+ROWS = torch.zeros(2, 3)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +306,25 @@ IDS = torch.zeros(2, 3, dtype=torch.int64)
             lambda: add_layer_norm(torch.zeros(2, 3), None, torch.zeros(3).int(), torch.zeros(3)),
             "weight has dtype torch.int32",
         ),
+        (lambda: gelu_linear(ROWS, torch.zeros(5, 4), None), r"hidden has shape .2, 3., expected is .\.\.\., 4. as in"),
+        (lambda: gelu_linear(ROWS.int(), torch.zeros(5, 3), None), "hidden has dtype torch.int32"),
+        (lambda: gelu_linear(ROWS, torch.zeros(5, 3), torch.zeros(4)), "bias has shape .4., expected is .5."),
+        (
+            lambda: gelu_linear(ROWS, torch.zeros(5, 3).double(), None),
+            "weight has dtype torch.float64, expected is torch",
+        ),
+        (lambda: gelu_linear(ROWS, torch.zeros(5, 3, device="meta"), None), "weight lies on meta, expected is cpu"),
+        (lambda: norm_linear(ROWS, None, ROWS[0, :2], ROWS[0], ROWS, None), "weight has shape .2., expected is .3."),
+        (
+            lambda: norm_linear(ROWS, ROWS[:1], ROWS[0], ROWS[0], ROWS, None),
+            "residual has shape .1, 3., expected is .2, 3.",
+        ),
+        (lambda: norm_linear(ROWS, None, ROWS[0], ROWS[0], torch.zeros(5, 2), None), "x has shape"),
+        (
+            lambda: add_layer_norm(torch.zeros(()), None, ROWS[0], ROWS[0]),
+            r"x has shape \[\], expected is \[\.\.\., D\]",
+        ),
+        (lambda: patchify(VOLUME, (3, 0, 16)), "volume has H = 32, expected is a multiple of the patch's 0"),
         (lambda: attention(*[torch.zeros(2, 3, 4)] * 3), "q has shape .2, 3, 4., expected is .B, Nq, h, d."),
         (
             lambda: attention(*[torch.zeros(2, 3, 4, 8)] * 3, backend="fast"),
@@ -355,3 +377,44 @@ def test_patch_embed_converts_the_volume_to_the_weights_type():
         embedded = patch_embed(volume, weight.to(dtype))
         assert embedded.dtype == dtype
         assert_close(embedded, patch_embed(volume, weight), 1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_debug_mode_finds_a_restore_that_is_no_permutation(monkeypatch):
+    arguments = (torch.zeros(2, 2, 5), torch.zeros(5), IDS, torch.zeros(3, 5))
+    decoder_tokens(*arguments)
+    monkeypatch.setenv("MMMAE_DEBUG", "1")
+    with pytest.raises(ValueError, match="ids_restore names a token twice"):
+        decoder_tokens(*arguments)
+
+
+def test_a_second_derivative_of_the_losses_is_refused(backend):
+    prediction = draw(1, 2, 4).requires_grad_()
+    for loss in (
+        masked_l2_loss(prediction, draw(1, 2, 4, seed=1)),
+        patch_l2_loss(prediction, VOLUME[:1], draw(4, 1, 3, 16, 16), None, IDS[:1, :2]),
+    ):
+        if backend == "eager":
+            (gradient,) = torch.autograd.grad(loss, prediction, create_graph=True)
+            assert torch.autograd.grad(gradient.sum(), prediction)[0].any()
+        else:
+            with pytest.raises(RuntimeError, match=r"can't be differentiated again; use_backend\('eager'\)"):
+                torch.autograd.grad(loss, prediction, create_graph=True)
+
+
+def test_precision_follows_either_of_torchs_settings(monkeypatch):
+    pytest.importorskip("triton", reason="needs triton")
+    from mmmae_kernels.patch_embed import tiles
+
+    cpu = torch.device("cpu")
+    for precision, products in (("highest", "tf32x3"), ("high", "tf32"), ("medium", "tf32")):
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda precision=precision: precision)
+        assert tiles.precision_of(torch.float32, cpu) == products
+        assert tiles.precision_of(torch.bfloat16, cpu) == "tf32"
+
+    def refuse():
+        raise RuntimeError("both settings were made")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    for setting, products in (("ieee", "tf32x3"), ("tf32", "tf32")):
+        monkeypatch.setattr(tiles, "_newer_setting", lambda setting=setting: setting)
+        assert tiles.precision_of(torch.float32, cpu) == products

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import registry
@@ -207,8 +206,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.others = len(inputs) - 1
 
 
-@once_differentiable  # the gradient that is kept would pass for a constant
 def _backward(ctx: Any, grad_loss: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():  # what is kept would pass for a constant
+        raise RuntimeError("the loss's gradient can't be differentiated again; use_backend('eager') gives one that can")
     (gradient,) = ctx.saved_tensors
     others = (None,) * ctx.others
     if grad_loss is None:

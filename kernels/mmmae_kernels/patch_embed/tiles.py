@@ -63,7 +63,11 @@ def _is_exact() -> bool:
     try:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # both settings were made
-        return torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
+        return _newer_setting() in ("ieee", "none")
+
+
+def _newer_setting() -> str:
+    return str(torch.backends.cuda.matmul.fp32_precision)
 
 
 def tiles(dtype: torch.dtype, device: torch.device, rows: int, columns: int, splits: int = 1) -> tuple[Config, ...]:
