@@ -25,7 +25,10 @@ def random_masking_of_noise(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, T
     """The tables that sorting `noise [B, N]` gives, ties by token number."""
     ids_shuffle = torch.argsort(noise, dim=1, stable=True)
     ids_restore = torch.argsort(ids_shuffle, dim=1)
-    return ids_shuffle[:, :keep].contiguous(), ids_shuffle[:, keep:].contiguous(), ids_restore
+    # Copies, even of a part that is all: an operator's outputs may not share memory.
+    parts = ids_shuffle.tensor_split([keep], dim=1)
+    ids_keep, ids_masked = (part.clone(memory_format=torch.contiguous_format) for part in parts)
+    return ids_keep, ids_masked, ids_restore
 
 
 # An op of its own, because inductor would inline the ten rounds into an expression that doubles in size with each.
