@@ -20,6 +20,7 @@ from gpu_emulation import MUTATIONS, Emulator, emulated
 from op_cases import CASES, check, far_cases
 from ptx_emulator import EmulatorError
 
+import mmmae
 import mmmae_kernels.aot.cases  # noqa: F401  # imports every module of kernels
 from mmmae_kernels import random_masking, use_backend
 
@@ -127,3 +128,23 @@ def test_offsets_beyond_2_to_the_31_are_reached(target, dtype):
     with emulated(Emulator(target)):
         for case in far_cases():
             check(case, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("overrides", [{}, {"target": "pixels", "normalize_target": True}], ids=["embedding", "pixels"])
+def test_the_whole_model_trains_on_compiled_kernels(overrides):
+    """Forward and backward of the tiny model, every kernel of ours executed as compiled for sm_80."""
+    torch.manual_seed(0)
+    reference = mmmae.reference_model("tiny", **overrides)
+    hsi = torch.randn(1, 1, 12, 224, 224)
+    aux = {name: torch.randn(1, 1, 64, 64) for name in reference.config.aux}
+    expected = reference(hsi, aux, seed=3)
+    wanted = torch.autograd.grad(expected.loss, list(reference.parameters()), allow_unused=True)
+    model = mmmae.fast_model(reference, kernels="triton")
+    with emulated(Emulator("sm80")):
+        output = model(hsi, aux, seed=3)
+        grads = torch.autograd.grad(output.loss, list(model.parameters()), allow_unused=True)
+    assert torch.equal(output.mask.ids_keep, expected.mask.ids_keep)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-5, atol=0)
+    for gradient, want in zip(grads, wanted, strict=True):
+        assert (gradient is None) == (want is None)
+        assert gradient is None or (gradient - want).norm() <= 1e-4 * want.norm() + 1e-7
