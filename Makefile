@@ -20,7 +20,7 @@ aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and 
 	$(BIN)/python -m mmmae_kernels.aot > build/aot.txt || { cat build/aot.txt; exit 1; }
 	@echo "the table is in build/aot.txt"
 
-verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulator, for each architecture and type (15 minutes)
+verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulator, for each architecture and type (5 minutes)
 	$(BIN)/python -m pytest tests/kernels/test_emulated.py --all-targets -n auto $(ARGS)
 
 bench: $(VENV)/.native ## run the benches (ARGS=--quick for one minute's worth)
