@@ -67,3 +67,20 @@ def test_elsewhere_it_does_nothing(monkeypatch):
     monkeypatch.setattr(tuning.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(tuning.ctypes, "CDLL", unreachable)
     assert mmmae.tune_cpu() is False
+
+
+def test_the_command_line_and_the_recipe_tune(monkeypatch):
+    from mmmae import cli
+    from mmmae.recipes import pretrain
+
+    calls = []
+    monkeypatch.setattr(cli, "tune_cpu", lambda: calls.append("command line"))
+    assert cli.main(["info"]) == 0
+
+    def stop():
+        raise InterruptedError("tuned")
+
+    monkeypatch.setattr(pretrain, "tune_cpu", stop)
+    with pytest.raises(InterruptedError, match="tuned"):
+        pretrain.pretrain(None, None, None)
+    assert calls == ["command line"]

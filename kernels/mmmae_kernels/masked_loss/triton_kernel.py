@@ -8,13 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import element_config, launch, row_config, strides
+from ..patch_embed.patch_rows import patch_arguments, patch_corners, project_patches
 from ..patch_embed.tiles import precision_of, tile_count, tiles
-from ..patch_embed.triton_kernel import (
-    patch_arguments,
-    patch_corners,
-    patch_embed_forward,
-    project_patches,
-)
+from ..patch_embed.triton_kernel import patch_embed_forward
 from .reference import NORMALIZE_EPSILON, gradient_dtype
 
 PROGRAMS = 1024  # at most, of a sum over rows: enough for any GPU, few enough for one program to add up

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from .reference import token_count
 
 
 def patch_embed_forward(
@@ -29,7 +30,7 @@ def patch_embed_forward(
     if bias is not None:
         native.check("bias", bias, (weight.shape[0],))
     if position is not None:
-        native.check("position", position, (_count_tokens(volume, weight), weight.shape[0]))
+        native.check("position", position, (token_count(volume, weight.shape[2:]), weight.shape[0]))
     rows = _gather(volume, weight, ids)
     tokens = torch.mm(rows, matrix.t()) if bias is None else torch.addmm(bias.detach(), rows, matrix.t())
     tokens = tokens.view(*ids.shape, weight.shape[0])
@@ -63,7 +64,7 @@ def patch_embed_backward(
     patch = (weight.shape[2], weight.shape[3], weight.shape[4])
     grad_volume = grad_weight = grad_bias = grad_position = None
     if needs[3]:
-        grad_position = weight.new_empty(_count_tokens(volume, weight), width)
+        grad_position = weight.new_empty(token_count(volume, weight.shape[2:]), width)
         grad_bias = weight.new_empty(width) if needs[2] else None
         native.call("embedding_gradients", grad, ids, grad_position, grad_bias)
     elif needs[2]:
@@ -92,11 +93,7 @@ def _gather(volume: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
 def _ids(volume: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
     if ids is not None:
         return ids
-    return torch.arange(_count_tokens(volume, weight)).expand(volume.shape[0], -1)
-
-
-def _count_tokens(volume: Tensor, weight: Tensor) -> int:
-    return math.prod(size // part for size, part in zip(volume.shape[2:], weight.shape[2:], strict=True))
+    return torch.arange(token_count(volume, weight.shape[2:])).expand(volume.shape[0], -1)
 
 
 def weight_matrix(weight: Tensor, volume: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .. import registry
 from ..autocast import matmul_dtype
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
 from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
-from .reference import patch_embed_reference
+from .reference import patch_embed_reference, token_count
 
 INTEGERS = (torch.uint8, torch.int16)  # that kernels convert on their way from the volume
 
@@ -73,12 +73,6 @@ def check_grid(volume: Tensor, patch: Sequence[int]) -> int:
         if part < 1 or size % part:
             raise ValueError(f"volume has {axis} = {size}, expected is a multiple of the patch's {part}")
     return token_count(volume, patch)
-
-
-def token_count(volume: Tensor, patch: Sequence[int]) -> int:
-    """How many patches a sample has."""
-    (bands, height, width), (pt, ph, pw) = volume.shape[2:], patch
-    return (bands // pt) * (height // ph) * (width // pw)
 
 
 def check_token_ids(ids: Tensor, volume: Tensor, tokens: int) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import registry
 from ..checks import check_rank
 from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
-from .op import as_float, check_grid, check_token_ids, token_count
-from .reference import patchify_reference
+from .op import as_float, check_grid, check_token_ids
+from .reference import patchify_reference, token_count
 
 
 def patchify(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = None) -> Tensor:

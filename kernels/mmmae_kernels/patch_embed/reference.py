@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,3 +31,9 @@ def project(rows: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | Non
     if position is None:
         return tokens
     return tokens + (position if ids is None else F.embedding(ids, position))
+
+
+def token_count(volume: Tensor, patch: Sequence[int]) -> int:
+    """How many patches a sample has."""
+    (bands, height, width), (pt, ph, pw) = volume.shape[2:], patch
+    return (bands // pt) * (height // ph) * (width // pw)

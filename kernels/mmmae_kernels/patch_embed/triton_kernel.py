@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from ..launch import element_config, launch, strides
 from ..partial_sums import sum_partials
+from .patch_rows import patch_arguments, patch_corners, patch_offsets, project_patches
+from .reference import token_count
 from .tiles import precision_of, tile_count, tiles
 
 ROWS_PER_SPLIT = 256  # of the weight gradient, at least: a partial sum costs as much traffic as 3 to 6 rows of a tile
@@ -23,12 +24,10 @@ def patch_embed_forward(
     bias: Tensor | None,
     ids: Tensor | None,
     position: Tensor | None,
-    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`patch_embed_reference` in one launch, in the type that weight and position promote to or another one."""
-    width, tokens = weight.shape[0], _token_count(volume, weight) if ids is None else ids.shape[1]
-    if dtype is None:
-        dtype = weight.dtype if position is None else torch.promote_types(weight.dtype, position.dtype)
+    """`patch_embed_reference` in one launch, in the type that weight and position promote to."""
+    width, tokens = weight.shape[0], token_count(volume, weight.shape[2:]) if ids is None else ids.shape[1]
+    dtype = weight.dtype if position is None else torch.promote_types(weight.dtype, position.dtype)
     out = torch.empty(volume.shape[0], tokens, width, dtype=dtype, device=volume.device)
     rows = volume.shape[0] * tokens
     arguments = {
@@ -69,7 +68,7 @@ def patch_embed_backward(
         if ids is None:
             grad_position = grad.sum(0)
         else:
-            count = _token_count(volume, weight)
+            count = token_count(volume, weight.shape[2:])
             grad_position = torch.ops.aten.embedding_dense_backward(grad.contiguous(), ids, count, -1, False)
     return grad_volume, grad_weight, grad_bias, grad_position
 
@@ -132,7 +131,7 @@ def _weight_gradient(
 def _volume_gradient(grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
     grad_volume = torch.zeros(volume.shape, dtype=volume.dtype, device=volume.device)
     elements, rows = weight[0].numel(), grad.shape[0] * grad.shape[1]
-    order, runs = (None, None) if ids is None else _runs(ids, _token_count(volume, weight))
+    order, runs = (None, None) if ids is None else _runs(ids, token_count(volume, weight.shape[2:]))
     arguments = {
         "grad_volume_ptr": grad_volume,
         "grad_ptr": grad,
@@ -161,94 +160,6 @@ def _runs(ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     place = torch.arange(len(key), device=ids.device)
     first, end = torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
     return order, torch.where(first == place, end - place, 0)
-
-
-def _token_count(volume: Tensor, weight: Tensor) -> int:
-    return math.prod(size // part for size, part in zip(volume.shape[2:], weight.shape[2:], strict=True))
-
-
-def patch_arguments(volume: Tensor, patch: tuple[int, ...]) -> dict[str, Any]:
-    """What the kernels want to know of the volume's layout and of the patches."""
-    pt, ph, pw = patch
-    sizes = (volume.shape[1], pt, ph, pw)
-    span = sum((size - 1) * stride for size, stride in zip(sizes, volume.stride()[1:], strict=True))
-    return {
-        "GRID_H": volume.shape[3] // ph,
-        "GRID_W": volume.shape[4] // pw,
-        **strides("volume", "bcthw", volume),
-        "PT": pt,
-        "PH": ph,
-        "PW": pw,
-        "P": volume.shape[1] * pt * ph * pw,
-        "WIDE": span >= 2**31,
-    }
-
-
-@triton.jit
-def patch_corners(
-    row,               # [BLOCK] row numbers, sample after sample
-    ids_ptr,           # [B, K] int64 token numbers, or None: row k is token k
-    stride_ids_b, stride_ids_k,
-    K,
-    GRID_H, GRID_W,    # patches along H and W
-    stride_volume_b, stride_volume_t, stride_volume_h, stride_volume_w,  # of the volume
-    PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-):
-    """Token number and offset in the volume of each row's first element, both int64."""
-    sample = (row // K).to(tl.int64)
-    k = row % K
-    if ids_ptr is None:
-        token = k.to(tl.int64)
-    else:
-        token = tl.load(ids_ptr + sample * stride_ids_b + k.to(tl.int64) * stride_ids_k)
-    # The token's place fits 32 bits, and 64-bit division is a long subroutine.
-    place = token.to(tl.int32)
-    t, h, w = place // (GRID_H * GRID_W), place // GRID_W % GRID_H, place % GRID_W
-    corner = sample * stride_volume_b + (t * PT).to(tl.int64) * stride_volume_t
-    corner += (h * PH).to(tl.int64) * stride_volume_h + (w * PW).to(tl.int64) * stride_volume_w
-    return token, corner
-
-
-@triton.jit
-def patch_offsets(
-    element,           # [BLOCK] element numbers in a patch, in the order (c, t, h, w)
-    stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,  # of the volume
-    PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    WIDE: tl.constexpr,  # a patch spans 2^31 elements of memory or more
-):
-    """Offset of each element from the patch's first."""
-    c, t, h, w = element // (PT * PH * PW), element // (PH * PW) % PT, element // PW % PH, element % PW
-    if WIDE:
-        c, t, h, w = c.to(tl.int64), t.to(tl.int64), h.to(tl.int64), w.to(tl.int64)
-    return c * stride_volume_c + t * stride_volume_t + h * stride_volume_h + w * stride_volume_w
-
-
-@triton.jit
-def project_patches(
-    volume_ptr,        # [B, C, T, H, W]
-    weight_ptr,        # [D, P], P = C*PT*PH*PW
-    corner,            # [BLOCK_M] int64, see patch_corners
-    column,            # [BLOCK_N] < D
-    stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,
-    PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):
-    """Product of patches and weight, `[BLOCK_M, BLOCK_N]` float32."""
-    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, P, BLOCK_K):
-        element = start + tl.arange(0, BLOCK_K)
-        offset = patch_offsets(
-            element, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW, WIDE
-        )
-        patch_at = volume_ptr + corner[:, None] + offset[None, :]
-        weight_at = weight_ptr + column[None, :].to(tl.int64) * P + element[:, None]
-        if P % BLOCK_K == 0:
-            patch, weight = tl.load(patch_at), tl.load(weight_at)
-        else:
-            patch = tl.load(patch_at, mask=element[None, :] < P, other=0)
-            weight = tl.load(weight_at, mask=element[:, None] < P, other=0)
-        product = tl.dot(patch.to(weight.dtype), weight, product, input_precision=PRECISION)
-    return product
 
 
 @triton.jit
