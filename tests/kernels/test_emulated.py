@@ -17,7 +17,8 @@ if os.environ.get("TRITON_INTERPRET", "0") != "0":
 
 import triton
 from gpu_emulation import MUTATIONS, Emulator, emulated
-from op_cases import CASES, check, far_cases
+from op_case import check
+from op_cases import CASES, far_cases
 from ptx_emulator import EmulatorError
 
 import mmmae

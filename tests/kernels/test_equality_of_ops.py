@@ -8,7 +8,8 @@ import os
 
 import pytest
 import torch
-from op_cases import CASES, check, far_cases
+from op_case import check
+from op_cases import CASES, far_cases
 
 import mmmae_kernels
 from mmmae_kernels import masked_l2_loss, patch_l2_loss, random_masking, use_backend

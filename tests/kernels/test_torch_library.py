@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from op_cases import CASES, check, draw_ids
+from op_case import check, draw_ids
+from op_cases import CASES
 
 import mmmae
 import mmmae_kernels
