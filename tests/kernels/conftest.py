@@ -14,6 +14,12 @@ from mmmae_kernels import native
 GUARD = -12345
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """The same numbers every time."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def library():
     if native.unavailable_reason() is not None:
