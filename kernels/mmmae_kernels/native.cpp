@@ -92,6 +92,7 @@ NB_MODULE(_native, module) {
     module.def("team_size", &mmmae::team_size, nanobind::arg("threads"), nanobind::call_guard<nanobind::gil_scoped_release>(),
                "How many threads OpenMP gives to a call that asks for `threads`.");
     mmmae::bind_add_layer_norm(module);
+    mmmae::bind_attention(module);
     mmmae::bind_decoder_tokens(module);
     mmmae::bind_gelu_linear(module);
     mmmae::bind_masked_loss(module);

@@ -93,6 +93,7 @@ std::optional<View<T, N>> view(const char* name, const Maybe<Array>& array, cons
 }
 
 void bind_add_layer_norm(nb::module_& module);
+void bind_attention(nb::module_& module);
 void bind_decoder_tokens(nb::module_& module);
 void bind_gelu_linear(nb::module_& module);
 void bind_masked_loss(nb::module_& module);

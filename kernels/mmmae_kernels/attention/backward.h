@@ -1,0 +1,169 @@
+// Gradients of one head: weights again from the scores and their log-sum-exp. Only for level.h.
+#pragma once
+
+#include "forward.h"
+
+namespace mmmae::attention {
+namespace {
+
+constexpr int64_t BACKWARD_KEYS = 128, WEIGHT_STEP = BACKWARD_KEYS + 16;
+
+struct BackwardScratch {
+    float *k, *k_panels, *v_panels, *bias;            // [padded keys, padded d] each, the last [padded keys]
+    float *grad_k, *grad_v;                           // [padded keys, padded d]
+    float *q, *grad, *q_columns, *grad_columns;       // [QUERY_ROWS, padded d], [d, QUERY_STEP]
+    float *weights, *grad_scores;                     // [QUERY_ROWS, WEIGHT_STEP]
+    float *grad_q, *lse, *delta;                      // [QUERY_ROWS, padded d], [QUERY_ROWS]
+};
+
+int64_t divide(float* memory, int64_t keys, int64_t width, BackwardScratch& parts) {
+    const int64_t n = (keys + 15) / 16 * 16, d = (width + 15) / 16 * 16;
+    int64_t used = 0;
+    const auto take = [&](float*& part, int64_t count) {
+        part = memory ? memory + used : nullptr;
+        used += count;
+    };
+    for (float** part : {&parts.k, &parts.k_panels, &parts.v_panels, &parts.grad_k, &parts.grad_v}) take(*part, n * d);
+    take(parts.bias, n);
+    for (float** part : {&parts.q, &parts.grad, &parts.grad_q}) take(*part, QUERY_ROWS * d);
+    for (float** part : {&parts.q_columns, &parts.grad_columns}) take(*part, d * QUERY_STEP);
+    for (float** part : {&parts.weights, &parts.grad_scores}) take(*part, QUERY_ROWS * WEIGHT_STEP);
+    for (float** part : {&parts.lse, &parts.delta}) take(*part, QUERY_ROWS);
+    return used;
+}
+
+int64_t backward_scratch(int64_t keys, int64_t width) {
+    BackwardScratch parts;
+    return divide(nullptr, keys, width, parts);
+}
+
+// Queries and gradients of a block as rows and columns, and delta, the sum of grad * out. Rows that pad the block, and those
+// whose log-sum-exp says that there are no keys, are zero with an infinite log-sum-exp: all their weights are zero.
+void pack_queries(const Backward& task, int64_t begin, int64_t count, const BackwardScratch& parts) {
+    const int64_t width = task.keys.width, step = padded(width), rows = padded(count);
+    const float factor = LOG2_E / __builtin_sqrtf(static_cast<float>(width));
+    for (int64_t i = 0; i < rows; ++i) {
+        float *q = parts.q + i * step, *grad = parts.grad + i * step;
+        if (i >= count || task.lse[begin + i] == -__builtin_inff()) {
+            clear(q, step);
+            clear(grad, step);
+            parts.lse[i] = __builtin_inff();
+            parts.delta[i] = 0;
+            continue;
+        }
+        pack_row(task.q.data + (begin + i) * task.q.stride, q, width, factor);
+        pack_row(task.grad.data + (begin + i) * task.grad.stride, grad, width, 1.0f);
+        const float* out = task.out.data + (begin + i) * task.out.stride;
+        Vec delta{};
+        for (int64_t c = 0; c < width; c += W) delta += load(grad + c) * load_some(out + c, width - c);
+        parts.lse[i] = task.lse[begin + i];
+        parts.delta[i] = sum_of(delta);
+    }
+    for (int64_t i = 0; i < rows; i += W) {
+        transpose_rows(parts.q + i * step, step, parts.q_columns + i, QUERY_STEP, width);
+        transpose_rows(parts.grad + i * step, step, parts.grad_columns + i, QUERY_STEP, width);
+    }
+}
+
+// Products of all rows with a block of keys, tile by tile, handed to finish(row, key, vectors, sums).
+template <class Start, class Finish>
+MMMAE_INLINE void with_keys(const float* columns, const float* panels, int64_t rows, int64_t count, int64_t width,
+                            Start start, Finish finish) {
+    for (int64_t key = 0; key < count; key += PANEL) {
+        const auto run = [&](auto vectors) MMMAE_INLINED {
+            constexpr int V = decltype(vectors)::value;
+            for_row_tiles<V>(rows, [&](int64_t row, auto tile_rows) MMMAE_INLINED {
+                tile<decltype(tile_rows)::value, V, QUERY_STEP, 1>(
+                    columns + row, panels + key * width, V * W, width, [=](int v) MMMAE_INLINED { return start(key + v * W); },
+                    [=](int r, const Vec* sums) MMMAE_INLINED {
+                        MMMAE_UNROLL
+                        for (int v = 0; v < V; ++v) finish(row + r, key + v * W, sums[v]);
+                    });
+            });
+        };
+        if (count - key >= PANEL)
+            run(Constant<2>{});
+        else
+            run(Constant<1>{});
+    }
+}
+
+// to (+)= left * right, where left is the block of weights or its transpose.
+template <int DEPTH, int ROW>
+MMMAE_INLINE void add_product(const float* left, const float* right, float* to, int64_t rows, int64_t depth, int64_t step,
+                              bool begun) {
+    for_column_tiles(step, [&](int64_t column, auto vectors) MMMAE_INLINED {
+        constexpr int V = decltype(vectors)::value;
+        for_row_tiles<V>(rows, [&](int64_t row, auto tile_rows) MMMAE_INLINED {
+            tile<decltype(tile_rows)::value, V, DEPTH, ROW>(
+                left + row * ROW, right + column, step, depth, [](int) MMMAE_INLINED { return Vec{}; },
+                [=](int r, const Vec* sums) MMMAE_INLINED {
+                    float* sum = to + (row + r) * step + column;
+                    MMMAE_UNROLL
+                    for (int v = 0; v < V; ++v) store(sum + v * W, begun ? load(sum + v * W) + sums[v] : sums[v]);
+                });
+        });
+    });
+}
+
+void store_rows(const float* from, const Keys& keys, float factor, WritableRows to) {
+    const int64_t step = padded(keys.width);
+    int64_t next = 0;
+    for (int64_t key = 0; key < keys.total; ++key) {
+        float* row = to.data + key * to.stride;
+        const bool present = next < keys.count && number(keys, next) == key;
+        for (int64_t c = 0; c < keys.width; c += W)
+            store_some(row + c, present ? load(from + next * step + c) * factor : Vec{}, keys.width - c);
+        next += present;
+    }
+}
+
+void backward(const Backward& task, float* scratch) {
+    BackwardScratch parts;
+    const Keys& keys = task.keys;
+    divide(scratch, keys.total, keys.width, parts);
+    const int64_t width = keys.width, step = padded(width), all = padded(keys.count);
+    pack_rows(keys, keys.v, parts.k);
+    pack_panels(parts.k, keys.count, width, parts.v_panels);
+    pack_rows(keys, keys.k, parts.k);
+    pack_panels(parts.k, keys.count, width, parts.k_panels);
+    pack_bias(keys.count, parts.bias);
+    if (task.queries == 0) {
+        clear(parts.grad_k, all * step);
+        clear(parts.grad_v, all * step);
+    }
+    for (int64_t begin = 0; begin < task.queries; begin += task.block) {
+        const int64_t count = task.queries - begin < task.block ? task.queries - begin : task.block, rows = (count + 3) / 4 * 4;
+        pack_queries(task, begin, count, parts);
+        if (all == 0) clear(parts.grad_q, rows * step);
+        for (int64_t first = 0; first < all; first += BACKWARD_KEYS) {
+            const int64_t block = all - first < BACKWARD_KEYS ? all - first : BACKWARD_KEYS;
+            const float* bias = parts.bias + first;
+            with_keys(
+                parts.q_columns, parts.k_panels + first * width, rows, block, width,
+                [=](int64_t key) MMMAE_INLINED { return load(bias + key); },
+                [=](int64_t row, int64_t key, Vec score) MMMAE_INLINED {
+                    store(parts.weights + row * WEIGHT_STEP + key, power_of_two(score - parts.lse[row] * LOG2_E));
+                });
+            with_keys(
+                parts.grad_columns, parts.v_panels + first * width, rows, block, width, [](int64_t) MMMAE_INLINED { return Vec{}; },
+                [=](int64_t row, int64_t key, Vec grad) MMMAE_INLINED {
+                    const int64_t at = row * WEIGHT_STEP + key;
+                    store(parts.grad_scores + at, load(parts.weights + at) * (grad - parts.delta[row]));
+                });
+            add_product<WEIGHT_STEP, 1>(parts.weights, parts.grad, parts.grad_v + first * step, block, count, step, begin > 0);
+            add_product<WEIGHT_STEP, 1>(parts.grad_scores, parts.q, parts.grad_k + first * step, block, count, step, begin > 0);
+            add_product<1, WEIGHT_STEP>(parts.grad_scores, parts.k + first * step, parts.grad_q, rows, block, step, first > 0);
+        }
+        const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
+        for (int64_t row = 0; row < count; ++row)
+            for (int64_t c = 0; c < width; c += W)
+                store_some(task.grad_q.data + (begin + row) * task.grad_q.stride + c,
+                           load(parts.grad_q + row * step + c) * scale, width - c);
+    }
+    store_rows(parts.grad_k, keys, LOG_2, task.grad_k);  // the packed queries had the scale and log2(e)
+    store_rows(parts.grad_v, keys, 1.0f, task.grad_v);
+}
+
+}  // namespace
+}  // namespace mmmae::attention

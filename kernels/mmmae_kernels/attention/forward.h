@@ -1,0 +1,184 @@
+// Attention of one head with a running maximum. Only for level.h.
+#pragma once
+
+#include "pack.h"
+#include "tile.h"
+
+namespace mmmae::attention {
+namespace {
+
+// Scores of a block of queries with a block of keys are there at a time; values are read in smaller blocks, which stay in the
+// first cache. The steps are odd numbers of cache lines, so that rows do not fall on the same sets of a cache.
+constexpr int64_t FORWARD_KEYS = 512, VALUE_KEYS = 128, SCORE_STEP = FORWARD_KEYS + 16;
+constexpr int64_t QUERY_STEP = 144, QUERY_ROWS = 128;
+static_assert(MAX_QUERIES <= QUERY_ROWS && QUERY_ROWS <= QUERY_STEP);
+
+struct ForwardScratch {
+    float *k_panels, *v, *bias;             // [padded keys * d], [padded keys, padded d], [padded keys]
+    float *q_columns, *rows;                // [d, QUERY_STEP], [W, padded d]
+    float *scores, *sums;                   // [QUERY_ROWS, SCORE_STEP], [QUERY_ROWS, padded d]
+    float *highest, *maximum, *total, *decay;  // [QUERY_ROWS, W], [QUERY_ROWS] each
+};
+
+int64_t divide(float* memory, int64_t keys, int64_t width, ForwardScratch& parts) {
+    const int64_t n = (keys + 15) / 16 * 16, d = (width + 15) / 16 * 16;
+    int64_t used = 0;
+    const auto take = [&](float*& part, int64_t count) {
+        part = memory ? memory + used : nullptr;
+        used += count;
+    };
+    take(parts.k_panels, n * d);
+    take(parts.v, n * d);
+    take(parts.bias, n);
+    take(parts.q_columns, d * QUERY_STEP);
+    take(parts.rows, 16 * d);
+    take(parts.scores, QUERY_ROWS * SCORE_STEP);
+    take(parts.sums, QUERY_ROWS * d);
+    take(parts.highest, QUERY_ROWS * 16);
+    take(parts.maximum, QUERY_ROWS);
+    take(parts.total, QUERY_ROWS);
+    take(parts.decay, QUERY_ROWS);
+    return used;
+}
+
+int64_t forward_scratch(int64_t keys, int64_t width) {
+    ForwardScratch parts;
+    return divide(nullptr, keys, width, parts);
+}
+
+void pack_keys(const Keys& keys, const ForwardScratch& parts) {
+    // The panels come from packed rows, for which the place of the values serves.
+    pack_rows(keys, keys.k, parts.v);
+    pack_panels(parts.v, keys.count, keys.width, parts.k_panels);
+    pack_rows(keys, keys.v, parts.v);
+    pack_bias(keys.count, parts.bias);
+}
+
+// Queries as columns, times the scale and log2(e); zeros pad them.
+void pack_queries(Rows q, int64_t count, int64_t width, const ForwardScratch& parts) {
+    const int64_t step = padded(width);
+    const float factor = LOG2_E / __builtin_sqrtf(static_cast<float>(width));
+    for (int64_t i = 0; i < count; i += W) {
+        for (int64_t r = 0; r < W; ++r) {
+            if (i + r < count)
+                pack_row(q.data + (i + r) * q.stride, parts.rows + r * step, width, factor);
+            else
+                clear(parts.rows + r * step, step);
+        }
+        transpose_rows(parts.rows, step, parts.q_columns + i, QUERY_STEP, width);
+    }
+}
+
+// Scores of all rows with keys first..first+count-1, and the highest of each row in W parts.
+void score(const ForwardScratch& parts, int64_t rows, int64_t first, int64_t count, int64_t width) {
+    for (int64_t i = 0; i < rows; ++i) store(parts.highest + i * W, splat(-__builtin_inff()));
+    for (int64_t key = 0; key < count; key += PANEL) {
+        const float *panel = parts.k_panels + (first + key) * width, *bias = parts.bias + first + key;
+        const auto run = [&](auto vectors) MMMAE_INLINED {
+            constexpr int V = decltype(vectors)::value;
+            for_row_tiles<V>(rows, [&](int64_t row, auto tile_rows) MMMAE_INLINED {
+                tile<decltype(tile_rows)::value, V, QUERY_STEP, 1>(
+                    parts.q_columns + row, panel, V * W, width, [=](int v) MMMAE_INLINED { return load(bias + v * W); },
+                    [=](int r, const Vec* sums) MMMAE_INLINED {
+                        float *to = parts.scores + (row + r) * SCORE_STEP + key, *highest = parts.highest + (row + r) * W;
+                        Vec most = load(highest);
+                        MMMAE_UNROLL
+                        for (int v = 0; v < V; ++v) {
+                            store(to + v * W, sums[v]);
+                            most = max(sums[v], most);
+                        }
+                        store(highest, most);
+                    });
+            });
+        };
+        if (count - key >= PANEL)
+            run(Constant<2>{});
+        else
+            run(Constant<1>{});
+    }
+}
+
+// Scores become powers of two of their distance from the highest so far.
+void weigh(const ForwardScratch& parts, int64_t rows, int64_t count, bool begun) {
+    for (int64_t row = 0; row < rows; ++row) {
+        float* scores = parts.scores + row * SCORE_STEP;
+        float highest = max_of(load(parts.highest + row * W));
+        if (begun && !(highest > parts.maximum[row])) highest = parts.maximum[row];
+        Vec total{};
+        for (int64_t key = 0; key < count; key += W) {
+            const Vec share = power_of_two(load(scores + key) - highest);
+            store(scores + key, share);
+            total += share;
+        }
+        const float decay = begun ? power_of_two(splat(parts.maximum[row] - highest))[0] : 0.0f;
+        parts.total[row] = begun ? parts.total[row] * decay + sum_of(total) : sum_of(total);
+        parts.maximum[row] = highest;
+        parts.decay[row] = decay;
+    }
+}
+
+// sums = sums * decay + weights * values
+template <bool BEGUN, bool DECAYED>
+MMMAE_INLINE void mix(const ForwardScratch& parts, const float* weights, const float* values, int64_t rows, int64_t count,
+                      int64_t step) {
+    for_column_tiles(step, [&](int64_t column, auto vectors) MMMAE_INLINED {
+        constexpr int V = decltype(vectors)::value;
+        for_row_tiles<V>(rows, [&](int64_t row, auto tile_rows) MMMAE_INLINED {
+            tile<decltype(tile_rows)::value, V, 1, SCORE_STEP>(
+                weights + row * SCORE_STEP, values + column, step, count, [](int) MMMAE_INLINED { return Vec{}; },
+                [=](int r, const Vec* sums) MMMAE_INLINED {
+                    float* to = parts.sums + (row + r) * step + column;
+                    MMMAE_UNROLL
+                    for (int v = 0; v < V; ++v) {
+                        Vec x = sums[v];
+                        if (DECAYED) x += load(to + v * W) * parts.decay[row + r];
+                        else if (BEGUN) x += load(to + v * W);
+                        store(to + v * W, x);
+                    }
+                });
+        });
+    });
+}
+
+void forward(const Forward& task, float* scratch) {
+    ForwardScratch parts;
+    const Keys& keys = task.keys;
+    divide(scratch, keys.total, keys.width, parts);
+    const int64_t width = keys.width, step = padded(width), all = padded(keys.count);
+    if (all == 0) {
+        for (int64_t row = task.first; row < task.last; ++row) {
+            for (int64_t c = 0; c < width; ++c) task.out.data[row * task.out.stride + c] = 0;
+            task.lse[row] = -__builtin_inff();
+        }
+        return;
+    }
+    if (!task.packed) pack_keys(keys, parts);
+    for (int64_t begin = task.first; begin < task.last; begin += task.block) {
+        const int64_t count = task.last - begin < task.block ? task.last - begin : task.block, rows = (count + 3) / 4 * 4;
+        pack_queries({task.q.data + begin * task.q.stride, task.q.stride}, count, width, parts);
+        for (int64_t first = 0; first < all; first += FORWARD_KEYS) {
+            const int64_t block = all - first < FORWARD_KEYS ? all - first : FORWARD_KEYS;
+            score(parts, rows, first, block, width);
+            weigh(parts, rows, block, first > 0);
+            for (int64_t key = 0; key < block; key += VALUE_KEYS) {
+                const int64_t few = block - key < VALUE_KEYS ? block - key : VALUE_KEYS;
+                const float *weights = parts.scores + key, *values = parts.v + (first + key) * step;
+                if (key > 0)
+                    mix<true, false>(parts, weights, values, rows, few, step);
+                else if (first > 0)
+                    mix<true, true>(parts, weights, values, rows, few, step);
+                else
+                    mix<false, false>(parts, weights, values, rows, few, step);
+            }
+        }
+        for (int64_t row = 0; row < count; ++row) {
+            float* out = task.out.data + (begin + row) * task.out.stride;
+            const float share = 1 / parts.total[row];
+            for (int64_t c = 0; c < width; c += W) store_some(out + c, load(parts.sums + row * step + c) * share, width - c);
+            task.lse[begin + row] = static_cast<float>(parts.maximum[row] * 0.6931471805599453 + __builtin_log(parts.total[row]));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace mmmae::attention

@@ -1,0 +1,7 @@
+#include "backward.h"
+
+namespace mmmae::attention {
+
+const Level level_plain{"plain", &forward_scratch, &backward_scratch, &forward, &backward};
+
+}  // namespace mmmae::attention

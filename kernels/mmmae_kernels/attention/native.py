@@ -1,0 +1,65 @@
+"""Attention on the CPU, float32, forward and backward, without the scores in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import native
+
+HEAD_WIDTH_LIMIT = 256
+
+
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attention, and the logarithm of the sum of each row's exponentials, for the gradients.
+
+    Args:
+        q: `[B, Nq, h, d]`, d at most HEAD_WIDTH_LIMIT.
+        k, v: `[B, Nk, h, d]`.
+        key_present: `[B, Nk]` bool, which keys a sample has; None means all. Nothing is read of the absent ones.
+
+    Returns:
+        out: `[B, Nq, h, d]`; zeros for a sample without keys.
+        lse: `[B, h, Nq]`, minus infinity there.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
+    """
+    q, k, v = native.rows_of(q), native.rows_of(k), native.rows_of(v)
+    if q.dim() != 4:
+        raise ValueError(f"q has shape {list(q.shape)}, expected is [B, Nq, h, d]")
+    batch, queries, heads, _ = q.shape
+    out, lse = torch.empty(q.shape), torch.empty(batch, heads, queries)
+    native.call("attention_forward", q, k, v, key_present, out, lse)
+    return out, lse
+
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_present: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+) -> None:
+    """Write the gradients of q, k and v into the last three, all of them, zeros for absent keys.
+
+    `out` and `lse` may be those of more keys than these, of which they then give the share of the gradients.
+
+    Args:
+        grad: of `out`, `[B, Nq, h, d]`.
+        q, k, v, key_present: as in `attention_forward`.
+        out, lse: what that gave.
+        grad_q, grad_k, grad_v: like q, k and v, of any strides but for the last axis, which lies in one piece.
+
+    Raises:
+        ValueError: a shape, dtype, stride or device does not fit.
+    """
+    inputs = (native.rows_of(tensor) for tensor in (grad, q, k, v))
+    native.call(
+        "attention_backward", *inputs, key_present, native.rows_of(out), lse.contiguous(), grad_q, grad_k, grad_v
+    )

@@ -1,0 +1,116 @@
+// A vector of floats as wide as the instruction set's registers. Only for level.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#define MMMAE_INLINE [[gnu::always_inline]] inline
+#define MMMAE_INLINED __attribute__((always_inline))  // of a lambda: a call would put all registers into memory
+#ifdef __clang__
+#define MMMAE_UNROLL _Pragma("unroll")
+#else
+#define MMMAE_UNROLL _Pragma("GCC unroll 64")
+#endif
+
+namespace mmmae::attention {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(W * sizeof(float))));
+typedef int32_t Int __attribute__((vector_size(W * sizeof(float))));
+typedef uint32_t Bits __attribute__((vector_size(W * sizeof(float))));
+typedef float Unaligned __attribute__((vector_size(W * sizeof(float)), aligned(4), may_alias));
+
+MMMAE_INLINE Vec load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+MMMAE_INLINE void store(float* to, Vec x) { *reinterpret_cast<Unaligned*>(to) = x; }
+MMMAE_INLINE Vec splat(float x) { return x - Vec{}; }  // minus zero, as x + 0 would turn -0 into 0
+MMMAE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+// The first `count` floats, the rest zeros.
+MMMAE_INLINE Vec load_some(const float* from, int64_t count) {
+    if (count >= W) return load(from);
+    Vec x{};
+    for (int i = 0; i < count; ++i) x[i] = from[i];
+    return x;
+}
+
+MMMAE_INLINE void store_some(float* to, Vec x, int64_t count) {
+    if (count >= W) return store(to, x);
+    for (int i = 0; i < count; ++i) to[i] = x[i];
+}
+
+MMMAE_INLINE float sum_of(Vec x) {
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    return x[0];
+}
+
+MMMAE_INLINE float max_of(Vec x) {
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    return x[0];
+}
+
+// a0 b0 a1 b1 ..., of the first or the second halves.
+template <int FIRST, size_t... I> MMMAE_INLINE Vec interleave(Vec a, Vec b, std::index_sequence<I...>) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, (FIRST + I / 2 + I % 2 * W)...);
+#else
+    return __builtin_shuffle(a, b, Int{static_cast<int32_t>(FIRST + I / 2 + I % 2 * W)...});
+#endif
+}
+
+// W rows of `width` floats, which lie `from_step` apart and are padded to whole vectors, become columns `to_step` apart.
+MMMAE_INLINE void transpose_rows(const float* from, int64_t from_step, float* to, int64_t to_step, int64_t width) {
+    using Lanes = std::make_index_sequence<W>;
+    for (int64_t column = 0; column < width; column += W) {
+        Vec x[W], y[W];
+        MMMAE_UNROLL
+        for (int i = 0; i < W; ++i) x[i] = load(from + i * from_step + column);
+        MMMAE_UNROLL
+        for (int step = 1; step < W; step *= 2) {
+            MMMAE_UNROLL
+            for (int i = 0; i < W / 2; ++i) {
+                y[2 * i] = interleave<0>(x[i], x[i + W / 2], Lanes{});
+                y[2 * i + 1] = interleave<W / 2>(x[i], x[i + W / 2], Lanes{});
+            }
+            MMMAE_UNROLL
+            for (int i = 0; i < W; ++i) x[i] = y[i];
+        }
+        const int64_t count = width - column;
+        if (count >= W) {
+            MMMAE_UNROLL
+            for (int i = 0; i < W; ++i) store(to + (column + i) * to_step, x[i]);
+        } else {
+            MMMAE_UNROLL
+            for (int i = 0; i < W; ++i)
+                if (i < count) store(to + (column + i) * to_step, x[i]);
+        }
+    }
+}
+
+// 2^y, off by 2 units in the last place; 0 for y < -126.5, infinity from 128 on. 2^n times a polynomial of the rest, which is
+// exact: a relative minimax fit over [-1/2, 1/2] with 2^0 = 1, off by 1.1e-7.
+MMMAE_INLINE Vec power_of_two(Vec y) {
+    constexpr float TO_INTEGER = 12582912.0f + 127.0f;  // 1.5 * 2^23: adding it leaves n + 127 in the lowest bits
+    y = y < -127.0f ? splat(-127.0f) : y;
+    y = y > 128.0f ? splat(128.0f) : y;
+    const Vec shifted = y + TO_INTEGER, r = y - (shifted - TO_INTEGER);
+    Vec p = 0.00132647273f * r + 0.00967151299f;
+    p = p * r + 0.0555073358f;
+    p = p * r + 0.240222424f;
+    p = p * r + 0.693147004f;
+    p = p * r + 1.0f;
+    return p * reinterpret_cast<Vec>(reinterpret_cast<Bits>(shifted) << 23);
+}
+
+}  // namespace
+}  // namespace mmmae::attention
