@@ -43,6 +43,8 @@ void pack_queries(const Backward& task, int64_t begin, int64_t count, const Back
     const int64_t width = task.keys.width, step = padded(width), rows = padded(count);
     const float factor = LOG2_E / __builtin_sqrtf(static_cast<float>(width));
     for (int64_t i = 0; i < rows; ++i) {
+        if (i + AHEAD < count)
+            for (const Rows& from : {task.grad, task.q, task.out}) expect_row(from, begin + i + AHEAD, width);
         float *q = parts.q + i * step, *grad = parts.grad + i * step;
         if (i >= count || task.lse[begin + i] == -__builtin_inff()) {
             clear(q, step);
@@ -55,7 +57,9 @@ void pack_queries(const Backward& task, int64_t begin, int64_t count, const Back
         pack_row(task.grad.data + (begin + i) * task.grad.stride, grad, width, 1.0f);
         const float* out = task.out.data + (begin + i) * task.out.stride;
         Vec delta{};
-        for (int64_t c = 0; c < width; c += W) delta += load(grad + c) * load_some(out + c, width - c);
+        int64_t c = 0;
+        for (; c + W <= width; c += W) delta += load(grad + c) * load(out + c);
+        if (c < width) delta += load(grad + c) * load_some(out + c, width - c);
         parts.lse[i] = task.lse[begin + i];
         parts.delta[i] = sum_of(delta);
     }
@@ -106,15 +110,16 @@ MMMAE_INLINE void add_product(const float* left, const float* right, float* to, 
     });
 }
 
-void store_rows(const float* from, const Keys& keys, float factor, WritableRows to) {
+// Packed rows times a factor to the keys that are present, zeros to the others.
+void unpack_rows(const float* from, const Keys& keys, float factor, WritableRows to) {
     const int64_t step = padded(keys.width);
     int64_t next = 0;
     for (int64_t key = 0; key < keys.total; ++key) {
         float* row = to.data + key * to.stride;
-        const bool present = next < keys.count && number(keys, next) == key;
-        for (int64_t c = 0; c < keys.width; c += W)
-            store_some(row + c, present ? load(from + next * step + c) * factor : Vec{}, keys.width - c);
-        next += present;
+        if (next < keys.count && number(keys, next) == key)
+            unpack_row(from + next++ * step, row, keys.width, factor);
+        else
+            for (int64_t c = 0; c < keys.width; ++c) row[c] = 0;
     }
 }
 
@@ -138,6 +143,7 @@ void backward(const Backward& task, float* scratch) {
         if (all == 0) clear(parts.grad_q, rows * step);
         for (int64_t first = 0; first < all; first += BACKWARD_KEYS) {
             const int64_t block = all - first < BACKWARD_KEYS ? all - first : BACKWARD_KEYS;
+            const int64_t present = keys.count - first < block ? keys.count - first : block;
             const float* bias = parts.bias + first;
             with_keys(
                 parts.q_columns, parts.k_panels + first * width, rows, block, width,
@@ -146,23 +152,22 @@ void backward(const Backward& task, float* scratch) {
                     store(parts.weights + row * WEIGHT_STEP + key, power_of_two(score - parts.lse[row] * LOG2_E));
                 });
             with_keys(
-                parts.grad_columns, parts.v_panels + first * width, rows, block, width, [](int64_t) MMMAE_INLINED { return Vec{}; },
+                parts.grad_columns, parts.v_panels + first * width, rows, block, width,
+                [](int64_t) MMMAE_INLINED { return Vec{}; },
                 [=](int64_t row, int64_t key, Vec grad) MMMAE_INLINED {
                     const int64_t at = row * WEIGHT_STEP + key;
                     store(parts.grad_scores + at, load(parts.weights + at) * (grad - parts.delta[row]));
                 });
-            add_product<WEIGHT_STEP, 1>(parts.weights, parts.grad, parts.grad_v + first * step, block, count, step, begin > 0);
-            add_product<WEIGHT_STEP, 1>(parts.grad_scores, parts.q, parts.grad_k + first * step, block, count, step, begin > 0);
-            add_product<1, WEIGHT_STEP>(parts.grad_scores, parts.k + first * step, parts.grad_q, rows, block, step, first > 0);
+            add_product<WEIGHT_STEP, 1>(parts.weights, parts.grad, parts.grad_v + first * step, (present + 3) / 4 * 4, count, step, begin > 0);
+            add_product<WEIGHT_STEP, 1>(parts.grad_scores, parts.q, parts.grad_k + first * step, (present + 3) / 4 * 4, count, step, begin > 0);
+            add_product<1, WEIGHT_STEP>(parts.grad_scores, parts.k + first * step, parts.grad_q, rows, present, step, first > 0);
         }
         const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
-        for (int64_t row = 0; row < count; ++row)
-            for (int64_t c = 0; c < width; c += W)
-                store_some(task.grad_q.data + (begin + row) * task.grad_q.stride + c,
-                           load(parts.grad_q + row * step + c) * scale, width - c);
+        for (int64_t i = 0; i < count; ++i)
+            unpack_row(parts.grad_q + i * step, task.grad_q.data + (begin + i) * task.grad_q.stride, width, scale);
     }
-    store_rows(parts.grad_k, keys, LOG_2, task.grad_k);  // the packed queries had the scale and log2(e)
-    store_rows(parts.grad_v, keys, 1.0f, task.grad_v);
+    unpack_rows(parts.grad_k, keys, LOG_2, task.grad_k);  // the packed queries had the scale and log2(e)
+    unpack_rows(parts.grad_v, keys, 1.0f, task.grad_v);
 }
 
 }  // namespace

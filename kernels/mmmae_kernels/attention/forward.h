@@ -140,6 +140,20 @@ MMMAE_INLINE void mix(const ForwardScratch& parts, const float* weights, const f
     });
 }
 
+void finish(const Forward& task, const ForwardScratch& parts, int64_t begin, int64_t count) {
+    const int64_t width = task.keys.width, step = padded(width);
+    for (int64_t i = 0; i < count; i += W) {
+        const Vec total = load(parts.total + i), lse = load(parts.maximum + i) * LOG_2 + logarithm(total);
+        if (count - i >= W)
+            store(task.lse + begin + i, lse);
+        else
+            store_some(task.lse + begin + i, lse, count - i);
+        store(parts.decay + i, 1.0f / total);
+    }
+    for (int64_t i = 0; i < count; ++i)
+        unpack_row(parts.sums + i * step, task.out.data + (begin + i) * task.out.stride, width, parts.decay[i]);
+}
+
 void forward(const Forward& task, float* scratch) {
     ForwardScratch parts;
     const Keys& keys = task.keys;
@@ -161,7 +175,7 @@ void forward(const Forward& task, float* scratch) {
             score(parts, rows, first, block, width);
             weigh(parts, rows, block, first > 0);
             for (int64_t key = 0; key < block; key += VALUE_KEYS) {
-                const int64_t few = block - key < VALUE_KEYS ? block - key : VALUE_KEYS;
+                const int64_t left = keys.count - first - key, few = left < VALUE_KEYS ? left : VALUE_KEYS;
                 const float *weights = parts.scores + key, *values = parts.v + (first + key) * step;
                 if (key > 0)
                     mix<true, false>(parts, weights, values, rows, few, step);
@@ -171,12 +185,7 @@ void forward(const Forward& task, float* scratch) {
                     mix<false, false>(parts, weights, values, rows, few, step);
             }
         }
-        for (int64_t row = 0; row < count; ++row) {
-            float* out = task.out.data + (begin + row) * task.out.stride;
-            const float share = 1 / parts.total[row];
-            for (int64_t c = 0; c < width; c += W) store_some(out + c, load(parts.sums + row * step + c) * share, width - c);
-            task.lse[begin + row] = static_cast<float>(parts.maximum[row] * 0.6931471805599453 + __builtin_log(parts.total[row]));
-        }
+        finish(task, parts, begin, count);
     }
 }
 

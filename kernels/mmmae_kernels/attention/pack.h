@@ -8,12 +8,27 @@ namespace mmmae::attention {
 namespace {
 
 constexpr float LOG2_E = 1.44269504f, LOG_2 = 0.693147181f;
+constexpr int64_t AHEAD = 8;  // rows
 constexpr int PANEL = 2 * W;  // keys that a tile of scores is wide
 
 MMMAE_INLINE int64_t padded(int64_t count) { return (count + W - 1) / W * W; }
 
 MMMAE_INLINE void pack_row(const float* from, float* to, int64_t width, float factor) {
-    for (int64_t c = 0; c < width; c += W) store(to + c, load_some(from + c, width - c) * factor);
+    int64_t c = 0;
+    for (; c + W <= width; c += W) store(to + c, load(from + c) * factor);
+    if (c < width) store(to + c, load_some(from + c, width - c) * factor);
+}
+
+// The other way round.
+MMMAE_INLINE void unpack_row(const float* from, float* to, int64_t width, float factor) {
+    int64_t c = 0;
+    for (; c + W <= width; c += W) store(to + c, load(from + c) * factor);
+    if (c < width) store_some(to + c, load(from + c) * factor, width - c);
+}
+
+// Rows of a head lie pages apart, where no hardware looks ahead.
+MMMAE_INLINE void expect_row(Rows rows, int64_t row, int64_t width) {
+    for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(rows.data + row * rows.stride + c);
 }
 
 MMMAE_INLINE void clear(float* to, int64_t count) {

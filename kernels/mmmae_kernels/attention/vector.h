@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <utility>
 
+#ifdef __SSE__
+#include <immintrin.h>
+#endif
+
 #define MMMAE_INLINE [[gnu::always_inline]] inline
 #define MMMAE_INLINED __attribute__((always_inline))  // of a lambda: a call would put all registers into memory
 #ifdef __clang__
@@ -32,31 +36,54 @@ typedef float Unaligned __attribute__((vector_size(W * sizeof(float)), aligned(4
 MMMAE_INLINE Vec load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 MMMAE_INLINE void store(float* to, Vec x) { *reinterpret_cast<Unaligned*>(to) = x; }
 MMMAE_INLINE Vec splat(float x) { return x - Vec{}; }  // minus zero, as x + 0 would turn -0 into 0
-MMMAE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
-// The first `count` floats, the rest zeros.
+// The larger ones, b where either is NaN. The compiler makes two instructions of the plain expression.
+MMMAE_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_max_ps(0xffff, a, b);  // GCC 12 warns of uninitialised memory in that without a mask
+#elif defined(__AVX__)
+    return _mm256_max_ps(a, b);
+#elif defined(__SSE__)
+    return _mm_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// The first `count` < W floats, the rest zeros.
 MMMAE_INLINE Vec load_some(const float* from, int64_t count) {
-    if (count >= W) return load(from);
     Vec x{};
     for (int i = 0; i < count; ++i) x[i] = from[i];
     return x;
 }
 
 MMMAE_INLINE void store_some(float* to, Vec x, int64_t count) {
-    if (count >= W) return store(to, x);
     for (int i = 0; i < count; ++i) to[i] = x[i];
 }
 
+template <size_t STEP, size_t... I> MMMAE_INLINE Vec rotate(Vec x, std::index_sequence<I...>) {
+#ifdef __clang__
+    return __builtin_shufflevector(x, x, ((I + STEP) % W)...);
+#else
+    return __builtin_shuffle(x, Int{static_cast<int32_t>((I + STEP) % W)...});
+#endif
+}
+
+// The sum, or what else `join` gives, of all lanes.
+template <size_t STEP = W / 2, class Join> MMMAE_INLINE float joined(Vec x, Join join) {
+    x = join(x, rotate<STEP>(x, std::make_index_sequence<W>{}));
+    if constexpr (STEP > 1)
+        return joined<STEP / 2>(x, join);
+    else
+        return x[0];
+}
+
 MMMAE_INLINE float sum_of(Vec x) {
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    return x[0];
+    return joined(x, [](Vec a, Vec b) MMMAE_INLINED { return a + b; });
 }
 
 MMMAE_INLINE float max_of(Vec x) {
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-    return x[0];
+    return joined(x, [](Vec a, Vec b) MMMAE_INLINED { return max(a, b); });
 }
 
 // a0 b0 a1 b1 ..., of the first or the second halves.
@@ -97,12 +124,11 @@ MMMAE_INLINE void transpose_rows(const float* from, int64_t from_step, float* to
     }
 }
 
-// 2^y, off by 2 units in the last place; 0 for y < -126.5, infinity from 128 on. 2^n times a polynomial of the rest, which is
-// exact: a relative minimax fit over [-1/2, 1/2] with 2^0 = 1, off by 1.1e-7.
+// 2^y for y < 128, off by 2 units in the last place; 0 for y < -126.5. 2^n times a polynomial of the rest, which is exact: a
+// relative minimax fit over [-1/2, 1/2] with 2^0 = 1, off by 1.1e-7.
 MMMAE_INLINE Vec power_of_two(Vec y) {
     constexpr float TO_INTEGER = 12582912.0f + 127.0f;  // 1.5 * 2^23: adding it leaves n + 127 in the lowest bits
-    y = y < -127.0f ? splat(-127.0f) : y;
-    y = y > 128.0f ? splat(128.0f) : y;
+    y = max(splat(-127.0f), y);
     const Vec shifted = y + TO_INTEGER, r = y - (shifted - TO_INTEGER);
     Vec p = 0.00132647273f * r + 0.00967151299f;
     p = p * r + 0.0555073358f;
@@ -110,6 +136,24 @@ MMMAE_INLINE Vec power_of_two(Vec y) {
     p = p * r + 0.693147004f;
     p = p * r + 1.0f;
     return p * reinterpret_cast<Vec>(reinterpret_cast<Bits>(shifted) << 23);
+}
+
+// log x for normal x > 0, off by a unit in the last place, NaN for NaN. The polynomial is that of Cephes' logf.
+MMMAE_INLINE Vec logarithm(Vec x) {
+    constexpr int32_t ROOT_HALF = 0x3f3504f3;  // the bits of sqrt(1/2), where the rest begins
+    const Int bits = reinterpret_cast<Int>(x), n = (bits - ROOT_HALF) >> 23;
+    const Vec t = reinterpret_cast<Vec>(bits - (n << 23)) - 1.0f, square = t * t;
+    Vec p = 7.0376836292e-2f * t - 1.1514610310e-1f;
+    p = p * t + 1.1676998740e-1f;
+    p = p * t - 1.2420140846e-1f;
+    p = p * t + 1.4249322787e-1f;
+    p = p * t - 1.6668057665e-1f;
+    p = p * t + 2.0000714765e-1f;
+    p = p * t - 2.4999993993e-1f;
+    p = p * t + 3.3333331174e-1f;
+    const Vec exponent = __builtin_convertvector(n, Vec);
+    const Vec rest = p * t * square - 2.12194440e-4f * exponent - 0.5f * square;
+    return exponent * 0.693359375f + (t + rest) + (x - x);
 }
 
 }  // namespace
