@@ -202,3 +202,54 @@ def add_layer_norm_backward(
 
 def gelu_backward(grad: Tensor, hidden: Tensor, grad_hidden: Tensor, activated: Tensor, threads: int) -> None:
     """Write `grad * gelu'(hidden)` and `gelu(hidden)`, the exact GELU; all `[A, B, H]`."""
+
+def attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_present: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    threads: int,
+    level: str = "",
+) -> None:
+    """Write `softmax(q k^T / sqrt(d)) v` of each head, and the logarithm of the sum of each row's exponentials.
+
+    Args:
+        q: `[B, Nq, h, d]`, d at most 256.
+        k, v: `[B, Nk, h, d]`.
+        key_present: `[B, Nk]` bool, any strides; None for all. Nothing is read of absent keys.
+        out: `[B, Nq, h, d]` with the last axis in one piece, whatever the strides of the others; zeros without keys.
+        lse: `[B, h, Nq]`; minus infinity without keys.
+        threads: of OpenMP, `torch.get_num_threads()`.
+        level: one of `attention_levels()`; empty for the best.
+    """
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_present: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    threads: int,
+    level: str = "",
+) -> None:
+    """Write the gradients of `attention_forward`.
+
+    Args:
+        grad: `[B, Nq, h, d]`.
+        q, k, v, key_present: as there.
+        out, lse: what it gave, or that of more keys than these, of whose gradients this is then the share. A row with
+            minus infinity gets and gives none.
+        grad_q, grad_k, grad_v: like q, k and v, the last axis in one piece; zeros for absent keys.
+        threads: of OpenMP, `torch.get_num_threads()`.
+        level: one of `attention_levels()`; empty for the best.
+    """
+
+def attention_levels() -> list[str]:
+    """The instruction sets that attention was compiled for and this CPU has, best first."""

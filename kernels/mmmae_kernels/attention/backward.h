@@ -41,7 +41,7 @@ int64_t backward_scratch(int64_t keys, int64_t width) {
 // whose log-sum-exp says that there are no keys, are zero with an infinite log-sum-exp: all their weights are zero.
 void pack_queries(const Backward& task, int64_t begin, int64_t count, const BackwardScratch& parts) {
     const int64_t width = task.keys.width, step = padded(width), rows = padded(count);
-    const float factor = LOG2_E / __builtin_sqrtf(static_cast<float>(width));
+    const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
     for (int64_t i = 0; i < rows; ++i) {
         if (i + AHEAD < count)
             for (const Rows& from : {task.grad, task.q, task.out}) expect_row(from, begin + i + AHEAD, width);
@@ -53,7 +53,7 @@ void pack_queries(const Backward& task, int64_t begin, int64_t count, const Back
             parts.delta[i] = 0;
             continue;
         }
-        pack_row(task.q.data + (begin + i) * task.q.stride, q, width, factor);
+        pack_row(task.q.data + (begin + i) * task.q.stride, q, width, scale);
         pack_row(task.grad.data + (begin + i) * task.grad.stride, grad, width, 1.0f);
         const float* out = task.out.data + (begin + i) * task.out.stride;
         Vec delta{};
@@ -110,14 +110,14 @@ MMMAE_INLINE void add_product(const float* left, const float* right, float* to, 
     });
 }
 
-// Packed rows times a factor to the keys that are present, zeros to the others.
-void unpack_rows(const float* from, const Keys& keys, float factor, WritableRows to) {
+// Packed rows to the keys that are present, zeros to the others.
+void unpack_rows(const float* from, const Keys& keys, WritableRows to) {
     const int64_t step = padded(keys.width);
     int64_t next = 0;
     for (int64_t key = 0; key < keys.total; ++key) {
         float* row = to.data + key * to.stride;
         if (next < keys.count && number(keys, next) == key)
-            unpack_row(from + next++ * step, row, keys.width, factor);
+            unpack_row(from + next++ * step, row, keys.width, 1.0f);
         else
             for (int64_t c = 0; c < keys.width; ++c) row[c] = 0;
     }
@@ -149,7 +149,7 @@ void backward(const Backward& task, float* scratch) {
                 parts.q_columns, parts.k_panels + first * width, rows, block, width,
                 [=](int64_t key) MMMAE_INLINED { return load(bias + key); },
                 [=](int64_t row, int64_t key, Vec score) MMMAE_INLINED {
-                    store(parts.weights + row * WEIGHT_STEP + key, power_of_two(score - parts.lse[row] * LOG2_E));
+                    store(parts.weights + row * WEIGHT_STEP + key, exponential(score - parts.lse[row]));
                 });
             with_keys(
                 parts.grad_columns, parts.v_panels + first * width, rows, block, width,
@@ -166,8 +166,8 @@ void backward(const Backward& task, float* scratch) {
         for (int64_t i = 0; i < count; ++i)
             unpack_row(parts.grad_q + i * step, task.grad_q.data + (begin + i) * task.grad_q.stride, width, scale);
     }
-    unpack_rows(parts.grad_k, keys, LOG_2, task.grad_k);  // the packed queries had the scale and log2(e)
-    unpack_rows(parts.grad_v, keys, 1.0f, task.grad_v);
+    unpack_rows(parts.grad_k, keys, task.grad_k);
+    unpack_rows(parts.grad_v, keys, task.grad_v);
 }
 
 }  // namespace

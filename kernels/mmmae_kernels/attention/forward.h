@@ -54,14 +54,14 @@ void pack_keys(const Keys& keys, const ForwardScratch& parts) {
     pack_bias(keys.count, parts.bias);
 }
 
-// Queries as columns, times the scale and log2(e); zeros pad them.
+// Queries as columns, times the scale; zeros pad them.
 void pack_queries(Rows q, int64_t count, int64_t width, const ForwardScratch& parts) {
     const int64_t step = padded(width);
-    const float factor = LOG2_E / __builtin_sqrtf(static_cast<float>(width));
+    const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
     for (int64_t i = 0; i < count; i += W) {
         for (int64_t r = 0; r < W; ++r) {
             if (i + r < count)
-                pack_row(q.data + (i + r) * q.stride, parts.rows + r * step, width, factor);
+                pack_row(q.data + (i + r) * q.stride, parts.rows + r * step, width, scale);
             else
                 clear(parts.rows + r * step, step);
         }
@@ -98,7 +98,7 @@ void score(const ForwardScratch& parts, int64_t rows, int64_t first, int64_t cou
     }
 }
 
-// Scores become powers of two of their distance from the highest so far.
+// Scores become exponentials of their distance from the highest so far.
 void weigh(const ForwardScratch& parts, int64_t rows, int64_t count, bool begun) {
     for (int64_t row = 0; row < rows; ++row) {
         float* scores = parts.scores + row * SCORE_STEP;
@@ -106,11 +106,11 @@ void weigh(const ForwardScratch& parts, int64_t rows, int64_t count, bool begun)
         if (begun && !(highest > parts.maximum[row])) highest = parts.maximum[row];
         Vec total{};
         for (int64_t key = 0; key < count; key += W) {
-            const Vec share = power_of_two(load(scores + key) - highest);
+            const Vec share = exponential(load(scores + key) - highest);
             store(scores + key, share);
             total += share;
         }
-        const float decay = begun ? power_of_two(splat(parts.maximum[row] - highest))[0] : 0.0f;
+        const float decay = begun ? exponential(splat(parts.maximum[row] - highest))[0] : 0.0f;
         parts.total[row] = begun ? parts.total[row] * decay + sum_of(total) : sum_of(total);
         parts.maximum[row] = highest;
         parts.decay[row] = decay;
@@ -143,7 +143,7 @@ MMMAE_INLINE void mix(const ForwardScratch& parts, const float* weights, const f
 void finish(const Forward& task, const ForwardScratch& parts, int64_t begin, int64_t count) {
     const int64_t width = task.keys.width, step = padded(width);
     for (int64_t i = 0; i < count; i += W) {
-        const Vec total = load(parts.total + i), lse = load(parts.maximum + i) * LOG_2 + logarithm(total);
+        const Vec total = load(parts.total + i), lse = load(parts.maximum + i) + logarithm(total);
         if (count - i >= W)
             store(task.lse + begin + i, lse);
         else

@@ -7,7 +7,6 @@
 namespace mmmae::attention {
 namespace {
 
-constexpr float LOG2_E = 1.44269504f, LOG_2 = 0.693147181f;
 constexpr int64_t AHEAD = 8;  // rows
 constexpr int PANEL = 2 * W;  // keys that a tile of scores is wide
 

@@ -124,12 +124,13 @@ MMMAE_INLINE void transpose_rows(const float* from, int64_t from_step, float* to
     }
 }
 
-// 2^y for y < 128, off by 2 units in the last place; 0 for y < -126.5. 2^n times a polynomial of the rest, which is exact: a
-// relative minimax fit over [-1/2, 1/2] with 2^0 = 1, off by 1.1e-7.
-MMMAE_INLINE Vec power_of_two(Vec y) {
+// exp(y) for y < 88, off by 2 units in the last place; 0 for y < -87.7. 2^n times a polynomial of the rest, in which 2^r = 1 for
+// r = 0: a relative minimax fit over [-1/2, 1/2], off by 1.1e-7. What the GELU needs of an exponential is one digit more.
+MMMAE_INLINE Vec exponential(Vec y) {
+    constexpr float LOG2_E = 1.44269504f;
     constexpr float TO_INTEGER = 12582912.0f + 127.0f;  // 1.5 * 2^23: adding it leaves n + 127 in the lowest bits
-    y = max(splat(-127.0f), y);
-    const Vec shifted = y + TO_INTEGER, r = y - (shifted - TO_INTEGER);
+    y = max(splat(-88.1f), y);                          // n = -127, and the power of two is 0
+    const Vec shifted = y * LOG2_E + TO_INTEGER, n = shifted - TO_INTEGER, r = y * LOG2_E - n;
     Vec p = 0.00132647273f * r + 0.00967151299f;
     p = p * r + 0.0555073358f;
     p = p * r + 0.240222424f;
