@@ -1,4 +1,4 @@
-// Gradients of one head: weights again from the scores and their log-sum-exp. Only for level.h.
+// Gradients of one head: weights again from the scores and their log-sum-exp. For the files level_*.cpp alone.
 #pragma once
 
 #include "forward.h"
@@ -9,11 +9,12 @@ namespace {
 constexpr int64_t BACKWARD_KEYS = 128, WEIGHT_STEP = BACKWARD_KEYS + 16;
 
 struct BackwardScratch {
-    float *k, *k_panels, *v_panels, *bias;            // [padded keys, padded d] each, the last [padded keys]
-    float *grad_k, *grad_v;                           // [padded keys, padded d]
-    float *q, *grad, *q_columns, *grad_columns;       // [QUERY_ROWS, padded d], [d, QUERY_STEP]
-    float *weights, *grad_scores;                     // [QUERY_ROWS, WEIGHT_STEP]
-    float *grad_q, *lse, *delta;                      // [QUERY_ROWS, padded d], [QUERY_ROWS]
+    float *k, *grad_k, *grad_v;         // [padded keys, padded d]
+    float *k_panels, *v_panels, *bias;  // as in forward
+    float *q, *grad, *grad_q;           // [QUERY_ROWS, padded d]
+    float *q_columns, *grad_columns;    // [d, QUERY_STEP]
+    float *weights, *grad_scores;       // [QUERY_ROWS, WEIGHT_STEP]
+    float *lse, *delta;                 // [QUERY_ROWS]
 };
 
 int64_t divide(float* memory, int64_t keys, int64_t width, BackwardScratch& parts) {
@@ -23,12 +24,21 @@ int64_t divide(float* memory, int64_t keys, int64_t width, BackwardScratch& part
         part = memory ? memory + used : nullptr;
         used += count;
     };
-    for (float** part : {&parts.k, &parts.k_panels, &parts.v_panels, &parts.grad_k, &parts.grad_v}) take(*part, n * d);
+    take(parts.k, n * d);
+    take(parts.k_panels, n * d);
+    take(parts.v_panels, n * d);
+    take(parts.grad_k, n * d);
+    take(parts.grad_v, n * d);
     take(parts.bias, n);
-    for (float** part : {&parts.q, &parts.grad, &parts.grad_q}) take(*part, QUERY_ROWS * d);
-    for (float** part : {&parts.q_columns, &parts.grad_columns}) take(*part, d * QUERY_STEP);
-    for (float** part : {&parts.weights, &parts.grad_scores}) take(*part, QUERY_ROWS * WEIGHT_STEP);
-    for (float** part : {&parts.lse, &parts.delta}) take(*part, QUERY_ROWS);
+    take(parts.q, QUERY_ROWS * d);
+    take(parts.grad, QUERY_ROWS * d);
+    take(parts.grad_q, QUERY_ROWS * d);
+    take(parts.q_columns, d * QUERY_STEP);
+    take(parts.grad_columns, d * QUERY_STEP);
+    take(parts.weights, QUERY_ROWS * WEIGHT_STEP);
+    take(parts.grad_scores, QUERY_ROWS * WEIGHT_STEP);
+    take(parts.lse, QUERY_ROWS);
+    take(parts.delta, QUERY_ROWS);
     return used;
 }
 
@@ -43,8 +53,11 @@ void pack_queries(const Backward& task, int64_t begin, int64_t count, const Back
     const int64_t width = task.keys.width, step = padded(width), rows = padded(count);
     const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
     for (int64_t i = 0; i < rows; ++i) {
-        if (i + AHEAD < count)
-            for (const Rows& from : {task.grad, task.q, task.out}) expect_row(from, begin + i + AHEAD, width);
+        if (i + AHEAD < count) {
+            expect_row(task.grad, begin + i + AHEAD, width);
+            expect_row(task.q, begin + i + AHEAD, width);
+            expect_row(task.out, begin + i + AHEAD, width);
+        }
         float *q = parts.q + i * step, *grad = parts.grad + i * step;
         if (i >= count || task.lse[begin + i] == -__builtin_inff()) {
             clear(q, step);
@@ -69,7 +82,7 @@ void pack_queries(const Backward& task, int64_t begin, int64_t count, const Back
     }
 }
 
-// Products of all rows with a block of keys, tile by tile, handed to finish(row, key, vectors, sums).
+// start(key) + products of all rows with a block of keys, vector by vector handed to finish(row, key, sum).
 template <class Start, class Finish>
 MMMAE_INLINE void with_keys(const float* columns, const float* panels, int64_t rows, int64_t count, int64_t width,
                             Start start, Finish finish) {
@@ -78,7 +91,8 @@ MMMAE_INLINE void with_keys(const float* columns, const float* panels, int64_t r
             constexpr int V = decltype(vectors)::value;
             for_row_tiles<V>(rows, [&](int64_t row, auto tile_rows) MMMAE_INLINED {
                 tile<decltype(tile_rows)::value, V, QUERY_STEP, 1>(
-                    columns + row, panels + key * width, V * W, width, [=](int v) MMMAE_INLINED { return start(key + v * W); },
+                    columns + row, panels + key * width, V * W, width,
+                    [=](int v) MMMAE_INLINED { return start(key + v * W); },
                     [=](int r, const Vec* sums) MMMAE_INLINED {
                         MMMAE_UNROLL
                         for (int v = 0; v < V; ++v) finish(row + r, key + v * W, sums[v]);
@@ -138,12 +152,14 @@ void backward(const Backward& task, float* scratch) {
         clear(parts.grad_v, all * step);
     }
     for (int64_t begin = 0; begin < task.queries; begin += task.block) {
-        const int64_t count = task.queries - begin < task.block ? task.queries - begin : task.block, rows = (count + 3) / 4 * 4;
+        const int64_t count = task.queries - begin < task.block ? task.queries - begin : task.block;
+        const int64_t rows = (count + 3) / 4 * 4;
         pack_queries(task, begin, count, parts);
         if (all == 0) clear(parts.grad_q, rows * step);
         for (int64_t first = 0; first < all; first += BACKWARD_KEYS) {
             const int64_t block = all - first < BACKWARD_KEYS ? all - first : BACKWARD_KEYS;
-            const int64_t present = keys.count - first < block ? keys.count - first : block;
+            const int64_t present = keys.count - first < block ? keys.count - first : block, tiled = (present + 3) / 4 * 4;
+            float *grad_k = parts.grad_k + first * step, *grad_v = parts.grad_v + first * step;
             const float* bias = parts.bias + first;
             with_keys(
                 parts.q_columns, parts.k_panels + first * width, rows, block, width,
@@ -158,9 +174,10 @@ void backward(const Backward& task, float* scratch) {
                     const int64_t at = row * WEIGHT_STEP + key;
                     store(parts.grad_scores + at, load(parts.weights + at) * (grad - parts.delta[row]));
                 });
-            add_product<WEIGHT_STEP, 1>(parts.weights, parts.grad, parts.grad_v + first * step, (present + 3) / 4 * 4, count, step, begin > 0);
-            add_product<WEIGHT_STEP, 1>(parts.grad_scores, parts.q, parts.grad_k + first * step, (present + 3) / 4 * 4, count, step, begin > 0);
-            add_product<1, WEIGHT_STEP>(parts.grad_scores, parts.k + first * step, parts.grad_q, rows, present, step, first > 0);
+            add_product<WEIGHT_STEP, 1>(parts.weights, parts.grad, grad_v, tiled, count, step, begin > 0);
+            add_product<WEIGHT_STEP, 1>(parts.grad_scores, parts.q, grad_k, tiled, count, step, begin > 0);
+            const float* k = parts.k + first * step;
+            add_product<1, WEIGHT_STEP>(parts.grad_scores, k, parts.grad_q, rows, present, step, first > 0);
         }
         const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
         for (int64_t i = 0; i < count; ++i)

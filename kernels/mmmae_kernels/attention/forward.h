@@ -1,4 +1,4 @@
-// Attention of one head with a running maximum. Only for level.h.
+// Attention of one head with a running maximum. For the files level_*.cpp alone.
 #pragma once
 
 #include "pack.h"
@@ -7,21 +7,23 @@
 namespace mmmae::attention {
 namespace {
 
-// Scores of a block of queries with a block of keys are there at a time; values are read in smaller blocks, which stay in the
-// first cache. The steps are odd numbers of cache lines, so that rows do not fall on the same sets of a cache.
+// Scores of a block of queries with a block of keys are there at a time; values are read in smaller blocks, which stay in
+// the first cache. The steps are odd numbers of cache lines, so that rows do not fall on the same sets of a cache.
 constexpr int64_t FORWARD_KEYS = 512, VALUE_KEYS = 128, SCORE_STEP = FORWARD_KEYS + 16;
 constexpr int64_t QUERY_STEP = 144, QUERY_ROWS = 128;
 static_assert(MAX_QUERIES <= QUERY_ROWS && QUERY_ROWS <= QUERY_STEP);
 
 struct ForwardScratch {
-    float *k_panels, *v, *bias;             // [padded keys * d], [padded keys, padded d], [padded keys]
-    float *q_columns, *rows;                // [d, QUERY_STEP], [W, padded d]
-    float *scores, *sums;                   // [QUERY_ROWS, SCORE_STEP], [QUERY_ROWS, padded d]
-    float *highest, *maximum, *total, *decay;  // [QUERY_ROWS, W], [QUERY_ROWS] each
+    float *k_panels, *v, *bias;       // [panels, d, PANEL], [padded keys, padded d], [padded keys]
+    float *q_columns, *rows;          // [d, QUERY_STEP], [W, padded d]
+    float *scores, *sums;             // [QUERY_ROWS, SCORE_STEP], [QUERY_ROWS, padded d]
+    float *highest;                   // [QUERY_ROWS, W]
+    float *maximum, *total, *decay;   // [QUERY_ROWS]
 };
 
+// Says where the parts lie, and how much they take.
 int64_t divide(float* memory, int64_t keys, int64_t width, ForwardScratch& parts) {
-    const int64_t n = (keys + 15) / 16 * 16, d = (width + 15) / 16 * 16;
+    const int64_t n = (keys + 15) / 16 * 16, d = (width + 15) / 16 * 16;  // each part begins a cache line
     int64_t used = 0;
     const auto take = [&](float*& part, int64_t count) {
         part = memory ? memory + used : nullptr;
@@ -78,7 +80,8 @@ void score(const ForwardScratch& parts, int64_t rows, int64_t first, int64_t cou
             constexpr int V = decltype(vectors)::value;
             for_row_tiles<V>(rows, [&](int64_t row, auto tile_rows) MMMAE_INLINED {
                 tile<decltype(tile_rows)::value, V, QUERY_STEP, 1>(
-                    parts.q_columns + row, panel, V * W, width, [=](int v) MMMAE_INLINED { return load(bias + v * W); },
+                    parts.q_columns + row, panel, V * W, width,
+                    [=](int v) MMMAE_INLINED { return load(bias + v * W); },
                     [=](int r, const Vec* sums) MMMAE_INLINED {
                         float *to = parts.scores + (row + r) * SCORE_STEP + key, *highest = parts.highest + (row + r) * W;
                         Vec most = load(highest);
@@ -168,7 +171,8 @@ void forward(const Forward& task, float* scratch) {
     }
     if (!task.packed) pack_keys(keys, parts);
     for (int64_t begin = task.first; begin < task.last; begin += task.block) {
-        const int64_t count = task.last - begin < task.block ? task.last - begin : task.block, rows = (count + 3) / 4 * 4;
+        const int64_t count = task.last - begin < task.block ? task.last - begin : task.block;
+        const int64_t rows = (count + 3) / 4 * 4;
         pack_queries({task.q.data + begin * task.q.stride, task.q.stride}, count, width, parts);
         for (int64_t first = 0; first < all; first += FORWARD_KEYS) {
             const int64_t block = all - first < FORWARD_KEYS ? all - first : FORWARD_KEYS;

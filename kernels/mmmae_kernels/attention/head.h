@@ -1,7 +1,8 @@
 // One head of one sample, and the functions on it that are compiled once for each instruction set.
 //
-// Plain structures without member functions: what is inline here would be compiled for AVX-512 in one file and then, as the
-// linker keeps any one copy, be run on CPUs without it.
+// Plain structures without member functions: an inline function would be compiled for AVX-512 in one file, and as the linker
+// keeps any one copy, be run on CPUs without it. For the same reason level_*.cpp use nothing of the standard library that
+// has code, and all they define but their Level is in an unnamed namespace.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@ namespace mmmae::attention {
 
 constexpr int64_t MAX_WIDTH = 256;
 
-// A forward block of queries, which is packed at once, is at most this long and a multiple of ROW_STEP but for the last.
+// A block of queries is at most this long and a multiple of ROW_STEP but for the last.
 constexpr int64_t MAX_QUERIES = 120, ROW_STEP = 12;
 
 struct Rows {

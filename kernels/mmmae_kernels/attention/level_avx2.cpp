@@ -1,3 +1,4 @@
+// Attention in vectors of AVX2 with FMA.
 #include "backward.h"
 
 namespace mmmae::attention {

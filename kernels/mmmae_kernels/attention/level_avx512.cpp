@@ -1,3 +1,4 @@
+// Attention in vectors of AVX-512.
 #include "backward.h"
 
 namespace mmmae::attention {

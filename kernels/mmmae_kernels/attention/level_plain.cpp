@@ -1,3 +1,4 @@
+// Attention in vectors of the instruction set that the library is built for.
 #include "backward.h"
 
 namespace mmmae::attention {

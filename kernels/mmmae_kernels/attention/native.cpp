@@ -142,7 +142,8 @@ static void attention_forward(const Input& q_array, const Input& k_array, const 
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; ++task) {
             const int64_t part = task % parts, row = task / parts, b = row / heads, head = row % heads;
-            const int64_t first = blocks * part / parts * block, last = std::min(queries, blocks * (part + 1) / parts * block);
+            const int64_t first = blocks * part / parts * block;
+            const int64_t last = std::min(queries, blocks * (part + 1) / parts * block);
             level.forward({present.of(b, head, k, v),
                            {q.row(b, 0, head), q.stride[1]},
                            {out.row(b, 0, head), out.stride[1]},

@@ -1,4 +1,4 @@
-// Copies of queries and keys in the order in which products read them. Only for level.h.
+// Copies of queries and keys in the order in which products read them. For the files level_*.cpp alone.
 #pragma once
 
 #include "head.h"

@@ -1,4 +1,4 @@
-// Products of packed matrices in tiles that stay in registers. Only for level.h.
+// Products of packed matrices in tiles that stay in registers. For the files level_*.cpp alone.
 #pragma once
 
 #include "vector.h"
@@ -18,7 +18,7 @@ constexpr int MAX_VECTORS = 2;
 constexpr int TILE_ROWS[] = {0, 8, 4};
 #endif
 
-// sums[r][v] = start(v) + sum over k of a[k * DEPTH_STEP + r * ROW_STEP_] * b[k * b_step + v * W ..], handed to finish.
+// sums[r][v] = start(v) + sum over k of a[k * DEPTH + r * ROW] * b[k * b_step + v * W ..], handed to finish.
 template <int R, int V, int DEPTH, int ROW, class Start, class Finish>
 MMMAE_INLINE void tile(const float* a, const float* b, int64_t b_step, int64_t depth, Start start, Finish finish) {
     Vec sums[R][V];

@@ -1,4 +1,4 @@
-// A vector of floats as wide as the instruction set's registers. Only for level.h.
+// A vector of floats as wide as the instruction set's registers. For the files level_*.cpp alone.
 #pragma once
 
 #include <cstddef>
@@ -124,8 +124,8 @@ MMMAE_INLINE void transpose_rows(const float* from, int64_t from_step, float* to
     }
 }
 
-// exp(y) for y < 88, off by 2 units in the last place; 0 for y < -87.7. 2^n times a polynomial of the rest, in which 2^r = 1 for
-// r = 0: a relative minimax fit over [-1/2, 1/2], off by 1.1e-7. What the GELU needs of an exponential is one digit more.
+// exp(y) for y < 88, off by 2 units in the last place; 0 for y < -87.7. 2^n times a polynomial for 2^r, a relative minimax
+// fit over [-1/2, 1/2] with 2^0 = 1, off by 1.1e-7. The GELU's has one term more.
 MMMAE_INLINE Vec exponential(Vec y) {
     constexpr float LOG2_E = 1.44269504f;
     constexpr float TO_INTEGER = 12582912.0f + 127.0f;  // 1.5 * 2^23: adding it leaves n + 127 in the lowest bits
