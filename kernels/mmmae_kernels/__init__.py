@@ -2,7 +2,7 @@
 
 from . import counting  # noqa: F401  # tells torch's counter what the operators cost
 from .add_layer_norm import add_layer_norm
-from .attention import attention
+from .attention import attention, concat_attention
 from .decoder_tokens import decoder_tokens
 from .gelu_linear import gelu_linear
 from .masked_loss import masked_l2_loss, patch_l2_loss
@@ -15,6 +15,7 @@ __all__ = [
     "TokenMask",
     "add_layer_norm",
     "attention",
+    "concat_attention",
     "decoder_tokens",
     "explain",
     "gelu_linear",

@@ -68,7 +68,14 @@ def current_backend() -> str:
 
 
 def choose(op: str, *args: Any, forced: str | None = None) -> Callable[..., Any]:
-    """The function that serves this call of `op`.
+    """The function that serves this call of `op`; see `choose_backend`."""
+    implementation = _implementations[op][choose_backend(op, *args, forced=forced)]
+    assert implementation is not None
+    return implementation.function
+
+
+def choose_backend(op: str, *args: Any, forced: str | None = None) -> str:
+    """The backend that serves this call of `op`.
 
     Args:
         op: its name.
@@ -81,10 +88,9 @@ def choose(op: str, *args: Any, forced: str | None = None) -> Callable[..., Any]
     forced = current_backend() if forced is None else forced
     candidates = _implementations[op] if forced == "auto" else (forced,)
     for backend in candidates:
-        implementation = _implementations[op][backend]
         reason = _reason(op, backend, *args)
-        if implementation is not None and reason is None:
-            return implementation.function
+        if reason is None:
+            return backend
     raise ValueError(f"{op}: the backend {backend!r} can't serve this call: {reason}")
 
 

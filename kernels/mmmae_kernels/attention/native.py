@@ -6,8 +6,23 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..registry import Reason
+from .call import Call
 
 HEAD_WIDTH_LIMIT = 256
+
+
+def refuses(call: Call) -> Reason:
+    if call.target != "cpu":
+        return f"the tensors lie on {call.target}, native kernels run on the CPU"
+    if call.dtype != torch.float32:
+        return f"the tensors have dtype {call.dtype}, native kernels take float32"
+    if call.head_width > HEAD_WIDTH_LIMIT:
+        return f"the head width is {call.head_width}, native kernels take up to {HEAD_WIDTH_LIMIT}"
+    return None
+
+
+unavailable = native.unavailable_reason
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> tuple[Tensor, Tensor]:

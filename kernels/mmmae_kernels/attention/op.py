@@ -1,52 +1,108 @@
-"""Attention of queries to the keys that are present."""
+"""Attention of queries to the keys that are present, and of tokens to themselves and the vectors that guide them."""
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import registry
+from ..autocast import is_autocast
 from ..checks import check_device, check_floating, check_rank, check_shape
+from . import flash_attn_2, flash_attn_3, flash_attn_4, native, sdpa, xformers
+from .call import Call, call_of
 from .eager import attention_eager
-from .sdpa import attention_sdpa
+from .flash import Flash
+from .guidance import MergedAttention
+from .operators import attention_forward, unpacked
 
-BACKENDS = ("sdpa", "eager")  # in order of preference
+# In order of preference; those of the flash kind first.
+FLASH: dict[str, Flash] = {
+    "flash_attn_4": flash_attn_4,
+    "flash_attn_3": flash_attn_3,
+    "flash_attn_2": flash_attn_2,
+    "xformers": xformers,
+    "native": native,
+}
+PLAIN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
+    "sdpa": sdpa.attention_sdpa,
+    "eager": attention_eager,
+}
+BACKENDS = (*FLASH, *PLAIN)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, key_present: Tensor | None = None, backend: str = "auto") -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    *,
+    key_present: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """`softmax(q k^T / sqrt(d)) v` for each head.
 
+    Of tensors that are packed, and of their gradients, no copies are made by backends other than `sdpa` and `eager`.
+
     Args:
-        q: `[B, Nq, h, d]`.
-        k, v: `[B, Nk, h, d]`.
-        key_present: `[B, Nk]` bool, which keys a sample has; None means all. A sample without any gets zeros.
-        backend: `sdpa`, `eager`, or `auto`: the environment variable `MMMAE_ATTENTION`, else the best that can.
+        q: `[B, Nq, h, d]`, or `[B, N, 3, h, d]` with queries, keys and values, and neither k nor v.
+        k: `[B, Nk, h, d]`, or `[B, Nk, 2, h, d]` with keys and values, and no v.
+        v: `[B, Nk, h, d]`.
+        key_present: `[B, Nk]` bool, which keys a sample has; None means all. A sample without any gets zeros. What
+            absent keys and values hold does not matter.
+        backend: one of BACKENDS, or `auto`: the environment variable `MMMAE_ATTENTION`, else the first that can.
 
     Returns:
-        `[B, Nq, h, d]`.
+        `[B, Nq, h, d]`, in autocast's type under autocast.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, the backend is unknown, or it can't serve this call.
     """
-    check_rank("q", q, "[B, Nq, h, d]")
-    check_rank("k", k, "[B, Nk, h, d]")
-    check_floating("q", q)
-    check_shape("k", k, (q.shape[0], k.shape[1], q.shape[2], q.shape[3]))
-    check_shape("v", v, tuple(k.shape))
-    for name, tensor in (("k", k), ("v", v)):
-        check_device(name, tensor, q.device)
-        if tensor.dtype != q.dtype:
-            raise ValueError(f"{name} has dtype {tensor.dtype}, expected is {q.dtype} as in q")
+    projected = _cast(_check(q, k, v))
+    q, k, v = unpacked(projected)
     if key_present is not None:
-        check_shape("key_present", key_present, (k.shape[0], k.shape[1]))
-        check_device("key_present", key_present, q.device)
-        if key_present.dtype != torch.bool:
-            raise ValueError(f"key_present has dtype {key_present.dtype}, expected is torch.bool")
-    forced = attention_backend(backend)
-    mixed: Tensor = registry.choose("attention", q, k, v, key_present, forced=forced)(q, k, v, key_present)
+        _check_present("key_present", key_present, k)
+    function = registry.choose("attention", q, k, v, key_present, forced=attention_backend(backend))
+    mixed: Tensor = function(projected, key_present)
     return mixed
+
+
+def concat_attention(qkv: Tensor, vectors: Tensor, present: Tensor, *, backend: str = "auto") -> Tensor:
+    """Attention of tokens to themselves and to the vectors that their sample has.
+
+    The result of attending to keys and values of both, concatenated, but only `sdpa` and `eager` concatenate. Where a
+    sample has no vector, it is that of `attention` to its tokens.
+
+    Args:
+        qkv: queries, keys and values of the tokens, `[B, N, 3, h, d]`.
+        vectors: keys and values of the vectors, `[B, m, 2, h, d]`; what absent ones hold does not matter.
+        present: `[B, m]` bool, which vectors a sample has.
+        backend: as in `attention`.
+
+    Returns:
+        `[B, N, h, d]`, in autocast's type under autocast.
+
+    Raises:
+        ValueError: as in `attention`.
+    """
+    check_rank("qkv", qkv, "[B, N, 3, h, d]")
+    check_shape("qkv", qkv, (*qkv.shape[:2], 3, *qkv.shape[3:]))
+    check_rank("vectors", vectors, "[B, m, 2, h, d]")
+    check_shape("vectors", vectors, (qkv.shape[0], vectors.shape[1], 2, *qkv.shape[3:]))
+    _check_like("vectors", vectors, "qkv", qkv)
+    _check_present("present", present, vectors)
+    qkv, vectors = _cast([qkv, vectors])
+    q, k, v = unpacked([qkv])
+    name = registry.choose_backend("attention", q, k, v, forced=attention_backend(backend))
+    if name in FLASH:
+        out, _ = MergedAttention.apply(qkv, vectors, present, name)  # type: ignore[no-untyped-call]
+        merged: Tensor = out
+        return merged
+    keys, values = vectors.unbind(2)
+    key_present = torch.cat([present.new_ones(qkv.shape[:2]), present], dim=1)
+    return PLAIN[name](q, torch.cat([k, keys], dim=1), torch.cat([v, values], dim=1), key_present)
 
 
 def attention_backend(name: str) -> str:
@@ -63,9 +119,88 @@ def attention_backend(name: str) -> str:
     return name
 
 
+def explain_call(call: Call) -> dict[str, registry.Reason]:
+    """Per backend, whatever is installed here: None if it takes the call, else the reason why not."""
+    return {name: refuses(call) for name, refuses in _REFUSES.items()}
+
+
+def _check(q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
+    """The tensors that are given, after a look at their shapes, dtypes and devices."""
+    check_floating("q", q)
+    if k is None:
+        if v is not None:
+            raise ValueError("v is given without k")
+        check_rank("q", q, "[B, N, 3, h, d]" if q.dim() == 5 else "[B, Nq, h, d]")
+        if q.dim() == 4:
+            raise ValueError(f"q has shape {list(q.shape)}, expected is [B, N, 3, h, d] where there is no k")
+        check_shape("q", q, (*q.shape[:2], 3, *q.shape[3:]))
+        return [q]
+    check_rank("q", q, "[B, Nq, h, d]")
+    check_rank("k", k, "[B, Nk, 2, h, d]" if v is None else "[B, Nk, h, d]")
+    packed = (2,) if v is None else ()
+    check_shape("k", k, (q.shape[0], k.shape[1], *packed, q.shape[2], q.shape[3]))
+    _check_like("k", k, "q", q)
+    if v is None:
+        return [q, k]
+    check_shape("v", v, tuple(k.shape))
+    _check_like("v", v, "q", q)
+    return [q, k, v]
+
+
+def _check_like(name: str, tensor: Tensor, other: str, model: Tensor) -> None:
+    check_device(name, tensor, model.device)
+    if tensor.dtype != model.dtype:
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected is {model.dtype} as in {other}")
+
+
+def _check_present(name: str, present: Tensor, keys: Tensor) -> None:
+    check_shape(name, present, (keys.shape[0], keys.shape[1]))
+    check_device(name, present, keys.device)
+    if present.dtype != torch.bool:
+        raise ValueError(f"{name} has dtype {present.dtype}, expected is torch.bool")
+
+
+def _cast(tensors: list[Tensor]) -> list[Tensor]:
+    """In autocast's type, where it is on; float64 stays."""
+    if not is_autocast(tensors[0]) or tensors[0].dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+_REFUSES: dict[str, Callable[[Call], registry.Reason]] = {
+    **{name: module.refuses for name, module in FLASH.items()},
+    "sdpa": sdpa.refuses,
+    "eager": lambda call: None,
+}
+
+
+def _can_run(backend: str, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> registry.Reason:
+    return _REFUSES[backend](call_of(q, k, key_present))
+
+
+def _attend_by_flash(projected: Sequence[Tensor], key_present: Tensor | None, *, backend: str) -> Tensor:
+    out, _ = attention_forward(projected, key_present, backend)
+    return out
+
+
+def _attend_plainly(projected: Sequence[Tensor], key_present: Tensor | None, *, backend: str) -> Tensor:
+    return PLAIN[backend](*unpacked(projected), key_present)
+
+
 registry.register(
     "attention",
     backends=BACKENDS,
-    sdpa=registry.Implementation(attention_sdpa),
-    eager=registry.Implementation(attention_eager),
+    **{
+        name: registry.Implementation(
+            functools.partial(_attend_by_flash, backend=name), functools.partial(_can_run, name), module.unavailable
+        )
+        for name, module in FLASH.items()
+    },
+    **{
+        name: registry.Implementation(
+            functools.partial(_attend_plainly, backend=name), functools.partial(_can_run, name)
+        )
+        for name in PLAIN
+    },
 )

@@ -1,19 +1,52 @@
-"""Attention by PyTorch's scaled_dot_product_attention: its flash, cuDNN, memory-efficient and CPU flash kernels."""
+"""Attention by PyTorch's scaled_dot_product_attention: its flash, cuDNN and memory-efficient kernels, on CPUs its own."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..registry import Reason
+from .call import HALVES, Call, target_of
+
+# Its flash kernel is flash-attn 2, which Hopper's and Blackwell's own instructions are unknown to; cuDNN has kernels for
+# them. Before those cuDNN is the slower one. The last computes anything, scores in memory.
+PRIORITY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+PRIORITY_FROM_HOPPER = [SDPBackend.CUDNN_ATTENTION, *PRIORITY[:2], SDPBackend.MATH]
+
+
+def refuses(call: Call) -> Reason:
+    """None: it serves every call but an empty one."""
+    return "it takes no empty tensors" if call.empty else None
+
+
+def priority(target: str) -> list[SDPBackend]:
+    """Its kernels in the order in which they are asked; each refuses what it can't take."""
+    return PRIORITY_FROM_HOPPER if target.startswith("sm") and int(target[2:]) in (90, 100, 103) else PRIORITY
+
+
+def kernel_for(call: Call) -> str:
+    """Which of its kernels is the first to take the call, in words, as far as the documentation of PyTorch tells."""
+    if call.target == "cpu":
+        return "the flash kernel for CPUs"
+    if call.dtype in HALVES and not call.masked:
+        first = priority(call.target)[0] is SDPBackend.CUDNN_ATTENTION and not call.deterministic
+        return "cuDNN's kernel" if first and call.head_width <= 128 else "the flash kernel"
+    return "the memory-efficient kernel" if call.dtype != torch.float64 else "plain products"
 
 
 def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> Tensor:
     """See `attention_eager`. Heads are transposed as views: no kernel of SDPA copies for it."""
+    order = priority(target_of(q.device.type, q.device.index))
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    if key_present is None:
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    served = key_present.any(1)
-    # A row without keys is NaN in some of SDPA's kernels: give it all keys, then drop its answer.
-    mask = key_present | ~served[:, None]
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :]).transpose(1, 2)
-    return torch.where(served[:, None, None, None], mixed, torch.zeros_like(mixed))
+    with sdpa_kernel(order, set_priority=True):
+        if key_present is None:
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        served = key_present.any(1)
+        # A row without keys is NaN in some of SDPA's kernels: give it all keys, then drop its answer. What absent keys
+        # hold must not matter either, and 0 times NaN is NaN.
+        k, v = (torch.where(key_present[:, None, :, None], tensor, 0.0) for tensor in (k, v))
+        mask = key_present | ~served[:, None]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :]).transpose(1, 2)
+        return torch.where(served[:, None, None, None], mixed, torch.zeros_like(mixed))

@@ -1,0 +1,77 @@
+"""What backends of the flash kind are to the operator, and what their adapters share.
+
+They give attention and the log-sum-exp of each row of scores (natural logarithm, scale included), and take both again
+for the gradients. Those may be of more keys than the backend has seen: `exp(score - lse)` is then each key's share of
+all, and `sum(grad * out)` what a softmax over all subtracts, so that the gradients are right for the keys it has seen.
+Conditioning rests on this, see `guidance.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..registry import Reason
+from .call import Call
+
+
+class Flash(Protocol):
+    """A module that computes attention by a flash kernel."""
+
+    @staticmethod
+    def refuses(call: Call) -> Reason:
+        """None if its kernels take the call, on a machine that has them, else the reason why not."""
+
+    @staticmethod
+    def unavailable() -> Reason:
+        """None if this machine has its kernels, else the reason why not."""
+
+    @staticmethod
+    def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """q `[B, Nq, h, d]`, k and v `[B, Nk, h, d]` -> out like q, lse float32 `[B, h, Nq]`."""
+
+    @staticmethod
+    def attention_backward(
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_present: Tensor | None,
+        out: Tensor,
+        lse: Tensor,
+        grad_q: Tensor,
+        grad_k: Tensor,
+        grad_v: Tensor,
+    ) -> None:
+        """Write the gradients into the last three, which may be views of one packed tensor."""
+
+
+def flash(backend: str) -> Flash:
+    """The module of a backend."""
+    module: Flash = importlib.import_module(f"{__package__}.{backend}")  # type: ignore[assignment]
+    return module
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if its last axis has gaps or a head's row is not at a multiple of 16 bytes.
+
+    GPU kernels load 16 bytes at a time and do not look.
+    """
+    unit = 16 // tensor.element_size()
+    aligned = tensor.data_ptr() % 16 == 0 and all(stride % unit == 0 for stride in tensor.stride()[:-1])
+    return tensor if tensor.stride(-1) == 1 and aligned else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def scale_of(q: Tensor) -> float:
+    """What scores are multiplied with."""
+    return 1 / math.sqrt(q.shape[-1])
+
+
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Makes the tensor's GPU the current one, which libraries launch on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,108 @@
+"""Keys and values of guiding vectors, merged into attention to the tokens by their log-sum-exps.
+
+Flash kernels take no mask, so a sample's absent vectors would have to be cut out of its keys: by keys of variable length,
+which means a copy of all keys and values of all tokens for the sake of a few vectors. Instead the kernel attends to the
+tokens alone, and the vectors, a handful, are a second softmax in plain PyTorch. With the scores s of the vectors,
+
+    lse' = log(exp(lse) + sum(exp(s)))        out' = exp(lse - lse') out + exp(s - lse') v
+
+which is the softmax over both. The kernel's backward gets lse' and out' and gives its part of the gradients of that
+softmax, see `flash.py`; the vectors' part is written out below. An absent vector has a score of minus infinity: it adds
+exactly nothing, and where a sample has none, out' is out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .flash import scale_of
+from .operators import attention_backward, attention_forward
+
+
+def merge(q: Tensor, out: Tensor, lse: Tensor, vectors: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to tokens and vectors.
+
+    Args:
+        q: `[B, N, h, d]`.
+        out, lse: attention to the tokens, `[B, N, h, d]` and float32 `[B, h, N]`.
+        vectors: keys and values `[B, m, 2, h, d]`.
+        present: bool `[B, m]`.
+
+    Returns:
+        The same two of tokens and vectors.
+    """
+    keys, values = _of_present(vectors, present)
+    scores = _scores(q, keys, present)
+    merged = torch.logaddexp(lse, scores.logsumexp(-1))
+    share = (scores - merged[..., None]).exp()
+    kept = (lse - merged).exp().transpose(1, 2)[..., None]
+    return (out * kept + torch.einsum("bhnm,bmhd->bnhd", share, values)).to(out.dtype), merged
+
+
+def gradients_of_vectors(
+    grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, vectors: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the vectors add to the gradient of q, and their own.
+
+    Args:
+        grad: of the merged `out`.
+        q, vectors, present: as in `merge`.
+        out, lse: what it gave.
+
+    Returns:
+        Float32 `[B, N, h, d]`, and `[B, m, 2, h, d]` like `vectors`.
+    """
+    keys, values = _of_present(vectors, present)
+    grad, q_floats = _floats(grad), _floats(q)
+    share = (_scores(q, keys, present) - lse[..., None]).exp()
+    subtracted = (grad * out).sum(-1).transpose(1, 2)[..., None]
+    grad_scores = share * (torch.einsum("bnhd,bmhd->bhnm", grad, values) - subtracted) * scale_of(q)
+    grad_q = torch.einsum("bhnm,bmhd->bnhd", grad_scores, keys)
+    grad_keys = torch.einsum("bhnm,bnhd->bmhd", grad_scores, q_floats)
+    grad_values = torch.einsum("bhnm,bnhd->bmhd", share, grad)
+    return grad_q, torch.stack([grad_keys, grad_values], dim=2).to(vectors.dtype)
+
+
+def _of_present(vectors: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+    """Keys and values `[B, m, h, d]`; zeros for absent vectors, whose contents may be anything."""
+    return torch.where(present[:, :, None, None, None], _floats(vectors), 0.0).unbind(2)
+
+
+def _scores(q: Tensor, keys: Tensor, present: Tensor) -> Tensor:
+    """`[B, h, N, m]`, minus infinity for absent vectors."""
+    scores = torch.einsum("bnhd,bmhd->bhnm", _floats(q), keys) * scale_of(q)
+    return torch.where(present[:, None, None, :], scores, -math.inf)
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """At least in float32: a score rounded to bfloat16 is off by up to 2^-9 of itself, its exponential by more."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class MergedAttention(torch.autograd.Function):
+    """Attention of packed tokens to themselves and to the vectors that a sample has, by a backend of the flash kind."""
+
+    @staticmethod
+    def forward(qkv: Tensor, vectors: Tensor, present: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        """qkv `[B, N, 3, h, d]`, vectors `[B, m, 2, h, d]`, present bool `[B, m]` -> out `[B, N, h, d]`, lse."""
+        out, lse = attention_forward([qkv], None, backend)
+        return merge(qkv.select(2, 0), out, lse, vectors, present)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        qkv, vectors, present, ctx.backend = inputs
+        out, lse = output
+        ctx.save_for_backward(qkv, vectors, present, out, lse)
+        ctx.mark_non_differentiable(lse)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        qkv, vectors, present, out, lse = ctx.saved_tensors
+        (grad_qkv,) = attention_backward(grads[0], [qkv], None, out, lse, ctx.backend)
+        by_vectors, grad_vectors = gradients_of_vectors(grads[0], qkv.select(2, 0), out, lse, vectors, present)
+        grad_qkv.select(2, 0).add_(by_vectors)
+        return grad_qkv, grad_vectors, None, None
