@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mmmae_kernels import patch_embed
 
 from .config import MMMAEConfig
-from .layers import EPSILON, Block, norm
+from .layers import EPSILON, Block, Stream, norm
 from .registration import register
 
 GROUPS = 8  # of the group norms; batch norm would tie samples to their batch mates
@@ -50,11 +50,10 @@ class AuxiliaryViT(AuxiliaryEncoder):
     def encode(self, image: Tensor) -> Tensor:
         # An image is a volume of one band.
         weight = self.patch_embed.weight[:, :, None]
-        x = patch_embed(image[:, :, None], weight, self.patch_embed.bias, position=self.pos_embed[0])
-        pending: Tensor | None = None
+        stream = Stream(patch_embed(image[:, :, None], weight, self.patch_embed.bias, position=self.pos_embed[0]))
         for block in self.blocks:
-            x, pending = block(x, pending)
-        _, normed = norm(self.norm, x, pending)
+            stream = block(stream)
+        _, normed = norm(self.norm, stream)
         return normed.mean(dim=1)
 
 

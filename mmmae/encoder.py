@@ -17,7 +17,7 @@ from mmmae_kernels.registry import check_backend, current_backend
 from .config import MMMAEConfig
 from .initialisation import initialise
 from .inputs import check_hsi
-from .layers import EPSILON, Block, PatchEmbed, norm
+from .layers import EPSILON, Block, PatchEmbed, Stream, norm, settled
 from .position import position_table, resize_positions
 from .pretrained import load_weights, save_weights
 from .registration import register
@@ -101,13 +101,13 @@ class HSIEncoder(Backbone):
         check_hsi(self.config, hsi)
         maps: dict[int, Tensor] = {}
         with self.backend():
-            x, pending = self.embed(register(hsi, self.config.image_size), None), None
+            stream = Stream(self.embed(register(hsi, self.config.image_size), None))
             for number, block in enumerate(self.blocks):
-                x, pending = block(x, pending)
+                stream = block(stream)
                 if number in wanted:
-                    tokens = norm(self.norm, x, pending)[1] if normalize else x + pending
+                    tokens: Any = norm(self.norm, stream)[1] if normalize else settled(stream)
                     maps[number] = tokens.transpose(1, 2).unflatten(2, self.config.grid)
-            _, encoded = norm(self.norm, x, pending)
+            _, encoded = norm(self.norm, stream)
         return encoded, [maps[index % depth] for index in indices]
 
     def save_pretrained(self, directory: str | Path) -> None:

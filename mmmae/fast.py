@@ -19,7 +19,7 @@ from .config import MMMAEConfig, resolve_config
 from .encoder import Backbone, HSIEncoder, adopt_parameters
 from .initialisation import initialise
 from .inputs import Output, check_aux, check_hsi, check_valid, draw_conditioning, draw_mask, draw_seed, is_distributed
-from .layers import EPSILON, Block, Conditioning, norm
+from .layers import EPSILON, Block, Conditioning, Stream, norm
 from .losses import contrastive_loss, share_of_rank, token_weights
 from .position import position_table, resize_positions
 from .reference import ReferenceModel, reference_model
@@ -155,32 +155,32 @@ class FastModel(Backbone):
             vectors: name -> `[B, aux_dim]`.
             guides: bool `[B, len(vectors)]`, which vector guides which sample; None without vectors.
         """
-        x, pending = self.embed(volume, ids), None
+        stream = Stream(self.embed(volume, ids))
         if guides is not None and len(self.conditioning) > 0:
             stacked = torch.stack([self.aux_projections[name](vector) for name, vector in vectors.items()], dim=1)
             for step in self.conditioning:
-                x, pending = step(x, pending, stacked, guides)
+                stream = step(stream, stacked, guides)
         for block in self.blocks:
-            x, pending = block(x, pending)
-        _, latent = norm(self.norm, x, pending)
+            stream = block(stream)
+        _, latent = norm(self.norm, stream)
         return latent
 
     def decode(self, latent: Tensor, mask: TokenMask) -> Tensor:
         """Predict the masked tokens `[B, M, target_dim]` from the visible ones `[B, K, D]`."""
         position = position_table(self.decoder_pos_embed_spatial, self.decoder_pos_embed_spectral)
-        x = decoder_tokens(self.decoder_embed(latent), self.mask_token[0, 0], mask.ids_restore, position)
-        pending: Tensor | None = None
+        visible = self.decoder_embed(latent)
+        stream = Stream(decoder_tokens(visible, self.mask_token[0, 0], mask.ids_restore, position))
         *earlier, last = self.decoder_blocks
         for block in earlier:
-            x, pending = block(x, pending)
+            stream = block(stream)
         assert isinstance(last, Block)
-        x, pending = last.of_tokens(x, pending, mask.ids_masked)
-        return self.predict(x, pending)
+        return self.predict(last.of_tokens(stream, mask.ids_masked))
 
-    def predict(self, x: Tensor, pending: Tensor) -> Tensor:
-        """The decoder's norm and head: stream `[B, M, width]` twice -> `[B, M, target_dim]`."""
+    def predict(self, stream: Stream) -> Tensor:
+        """The decoder's norm and head: stream `[B, M, width]` -> `[B, M, target_dim]`."""
+        x, pending, pending_bias = stream
         last, head = self.decoder_norm, self.decoder_pred
-        _, prediction = norm_linear(x, pending, last.weight, last.bias, head.weight, head.bias, last.eps)
+        _, prediction = norm_linear(x, pending, last.weight, last.bias, head.weight, head.bias, last.eps, pending_bias)
         return prediction
 
     def reconstruction_loss(self, prediction: Tensor, volume: Tensor, ids: Tensor, weights: Tensor | None) -> Tensor:

@@ -1,18 +1,31 @@
 """The fast model's layers: the reference's parameters under the reference's names, computed by `mmmae_kernels`.
 
-A residual stream travels as a pair (x, pending): the value is their sum, and the next norm adds them on its way.
+A residual stream travels as three tensors, a `Stream`: the value is their sum, and the next norm adds them on its way.
+So the last linear layer of a sublayer multiplies only; its bias is added, and the bias's gradient summed up, by kernels
+that pass over these numbers anyway. The bias before a GELU travels to it for the same reason.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mmmae_kernels import add_layer_norm, attention, gelu_linear, norm_linear
+from mmmae_kernels import add_layer_norm, attention, concat_attention, gelu_linear, norm_linear
 
 from .config import MMMAEConfig
 
 EPSILON = 1e-6
+
+
+class Stream(NamedTuple):
+    """A residual stream that is x + pending + pending_bias: `[B, N, D]` twice and `[D]`, None for zero."""
+
+    x: Tensor
+    pending: Tensor | None = None
+    pending_bias: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -24,47 +37,36 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, norm: nn.LayerNorm, x: Tensor, pending: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The settled stream `[B, N, D]`, and self-attention of its norm."""
-        x, (q, k, v) = self._project(norm, x, pending, 0, 3)
-        return x, self._mix(q, k, v, None)
+    def forward(self, norm: nn.LayerNorm, stream: Stream) -> Stream:
+        """The stream `[B, N, D]`, settled, with self-attention of its norm pending."""
+        x, qkv = self._project(norm, stream, 0, 3)
+        mixed = attention(qkv, backend=self.backend)
+        return Stream(x, F.linear(mixed.flatten(2), self.proj.weight), self.proj.bias)
 
-    def of_tokens(self, norm: nn.LayerNorm, x: Tensor, pending: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The settled stream of the tokens `ids [B, M]` alone, and their attention to all; both `[B, M, D]`."""
-        x, (k, v) = self._project(norm, x, pending, 1, 3)
-        x, (q,) = self._project(norm, x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2])), None, 0, 1)
-        return x, self._mix(q, k, v, None)
+    def of_tokens(self, norm: nn.LayerNorm, stream: Stream, ids: Tensor) -> Stream:
+        """The stream of the tokens `ids [B, M]` alone, settled, with their attention to all pending; `[B, M, D]`."""
+        x, kv = self._project(norm, stream, 1, 3)
+        x, q = self._project(norm, Stream(x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))), 0, 1)
+        mixed = attention(q.squeeze(2), kv, backend=self.backend)
+        return Stream(x, F.linear(mixed.flatten(2), self.proj.weight), self.proj.bias)
 
-    def to_vectors(
-        self, norm: nn.LayerNorm, x: Tensor, pending: Tensor | None, vectors: Tensor, guides: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def to_vectors(self, norm: nn.LayerNorm, stream: Stream, vectors: Tensor, guides: Tensor) -> tuple[Tensor, Tensor]:
         """The settled stream `[B, K, D]`, and its attention to itself and the vectors that `guides [B, m]` names."""
-        x, (q, k, v) = self._project(norm, x, pending, 0, 3)
-        _, (vector_k, vector_v) = self._project(norm, vectors, None, 1, 3)
-        key_present = torch.cat([guides.new_ones(x.shape[:2]), guides], dim=1)
-        return x, self._mix(q, torch.cat([k, vector_k], dim=1), torch.cat([v, vector_v], dim=1), key_present)
+        x, qkv = self._project(norm, stream, 0, 3)
+        _, kv = self._project(norm, Stream(vectors), 1, 3)
+        mixed = concat_attention(qkv, kv, guides, backend=self.backend)
+        return x, self.proj(mixed.flatten(2))
 
-    def _project(
-        self, norm: nn.LayerNorm, x: Tensor, pending: Tensor | None, start: int, stop: int
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The settled stream, and a part of q, k and v of its norm."""
-        dim = self.proj.in_features
+    def _project(self, norm: nn.LayerNorm, stream: Stream, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The settled stream, and a part of q, k and v of its norm, packed `[B, N, parts, h, d]`."""
+        dim, parts = self.proj.in_features, stop - start
         parameters: tuple[Tensor, ...] = (self.qkv.weight, self.qkv.bias)
-        if stop - start < 3:  # a slice of all would still be copied in backward
+        if parts < 3:  # a slice of all would still be copied in backward
             parameters = tuple(parameter[start * dim : stop * dim] for parameter in parameters)
         weight, bias = parameters
-        x, projected = norm_linear(x, pending, norm.weight, norm.bias, weight, bias, norm.eps)
-        return x, self._split(projected, stop - start)
-
-    def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        batch, tokens, width = projected.shape
-        head = width // (parts * self.heads)
-        return projected.view(batch, tokens, parts, self.heads, head).unbind(2)  # [B, N, h, d] each
-
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> Tensor:
-        mixed = attention(q, k, v, key_present=key_present, backend=self.backend)
-        out: Tensor = self.proj(mixed.flatten(2))
-        return out
+        x, pending, pending_bias = stream
+        x, projected = norm_linear(x, pending, norm.weight, norm.bias, weight, bias, norm.eps, pending_bias)
+        return x, projected.view(*projected.shape[:2], parts, self.heads, dim // self.heads)
 
 
 class Mlp(nn.Module):
@@ -75,14 +77,15 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, norm: nn.LayerNorm, x: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
-        """The settled stream, and the layers' output for its norm."""
-        x, hidden = norm_linear(x, pending, norm.weight, norm.bias, self.fc1.weight, self.fc1.bias, norm.eps)
-        return x, gelu_linear(hidden, self.fc2.weight, self.fc2.bias)
+    def forward(self, norm: nn.LayerNorm, stream: Stream) -> Stream:
+        """The stream, settled, with the layers' output for its norm pending."""
+        x, pending, pending_bias = stream
+        x, hidden = norm_linear(x, pending, norm.weight, norm.bias, self.fc1.weight, None, norm.eps, pending_bias)
+        return Stream(x, gelu_linear(hidden, self.fc2.weight, None, self.fc1.bias), self.fc2.bias)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on a residual stream (x, pending)."""
+    """Pre-norm transformer block on a residual stream."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, backend: str) -> None:
         super().__init__()
@@ -91,17 +94,15 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=EPSILON)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, pending: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`[B, N, D]` twice -> the same twice."""
-        x, mixed = self.attn(self.norm1, x, pending)
-        x, pending = self.mlp(self.norm2, x, mixed)
-        return x, pending
+    def forward(self, stream: Stream) -> Stream:
+        """`[B, N, D]` -> the same."""
+        out: Stream = self.mlp(self.norm2, self.attn(self.norm1, stream))
+        return out
 
-    def of_tokens(self, x: Tensor, pending: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream of the tokens `ids [B, M]` alone after this block: `[B, M, D]` twice."""
-        x, mixed = self.attn.of_tokens(self.norm1, x, pending, ids)
-        x, pending = self.mlp(self.norm2, x, mixed)
-        return x, pending
+    def of_tokens(self, stream: Stream, ids: Tensor) -> Stream:
+        """The stream of the tokens `ids [B, M]` alone after this block: `[B, M, D]`."""
+        out: Stream = self.mlp(self.norm2, self.attn.of_tokens(self.norm1, stream, ids))
+        return out
 
 
 class Conditioning(nn.Module):
@@ -112,10 +113,10 @@ class Conditioning(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=EPSILON)
         self.attn = Attention(dim, heads, backend)
 
-    def forward(self, x: Tensor, pending: Tensor | None, vectors: Tensor, guides: Tensor) -> tuple[Tensor, Tensor]:
-        """Stream `[B, K, D]` twice, vectors `[B, m, D]`, guides bool `[B, m]` -> stream `[B, K, D]` twice."""
-        x, guidance = self.attn.to_vectors(self.norm, x, pending, vectors, guides)
-        return x, torch.where(guides.any(dim=1)[:, None, None], guidance, 0.0)
+    def forward(self, stream: Stream, vectors: Tensor, guides: Tensor) -> Stream:
+        """Stream `[B, K, D]`, vectors `[B, m, D]`, guides bool `[B, m]` -> stream `[B, K, D]`."""
+        x, guidance = self.attn.to_vectors(self.norm, stream, vectors, guides)
+        return Stream(x, torch.where(guides.any(dim=1)[:, None, None], guidance, 0.0))
 
 
 class PatchEmbed(nn.Module):
@@ -126,6 +127,15 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(config.in_channels, config.dim, kernel_size=config.patch, stride=config.patch)
 
 
-def norm(layer: nn.LayerNorm, x: Tensor, pending: Tensor | None) -> tuple[Tensor, Tensor]:
+def norm(layer: nn.LayerNorm, stream: Stream) -> tuple[Tensor, Tensor]:
     """The settled stream and its norm."""
-    return add_layer_norm(x, pending, layer.weight, layer.bias, layer.eps)
+    x, pending, pending_bias = stream
+    return add_layer_norm(x, pending, layer.weight, layer.bias, layer.eps, pending_bias)
+
+
+def settled(stream: Stream) -> Tensor:
+    """The stream's value."""
+    x, pending, pending_bias = stream
+    if pending is None:
+        return x
+    return x + (pending if pending_bias is None else pending + pending_bias)

@@ -259,7 +259,14 @@ def decoder_tokens_cases() -> Iterator[Case]:
 
 def add_layer_norm_cases() -> Iterator[Case]:
     def case(
-        name: str, shape: tuple[int, ...], *, residual: bool = True, strided: str = "as they come", small: bool = False
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        residual: bool = True,
+        shifted: bool = False,
+        shift_dtype: torch.dtype | None = None,
+        strided: str = "as they come",
+        small: bool = False,
     ) -> Case:
         def make() -> Inputs:
             return {
@@ -267,16 +274,20 @@ def add_layer_norm_cases() -> Iterator[Case]:
                 "residual": draw(*shape, seed=1) if residual else None,
                 "weight": draw(shape[-1], seed=2),
                 "bias": draw(shape[-1], seed=3),
+                "residual_bias": draw(shape[-1], seed=4) if shifted else None,
             }
 
-        names = ("x", "residual", "weight", "bias")
+        def arguments(i: Inputs) -> tuple[Tensor | float | None, ...]:
+            return i["x"], i["residual"], i["weight"], i["bias"], 1e-6, i["residual_bias"]
+
         return Case(
             "add_layer_norm",
             name,
             make,
-            lambda i: list(mmmae_kernels.add_layer_norm(*(i[name] for name in names)))[0 if residual else 1 :],
-            lambda i: list(add_layer_norm_reference(*(i[name] for name in names), 1e-6))[0 if residual else 1 :],
+            lambda i: list(mmmae_kernels.add_layer_norm(*arguments(i)))[0 if residual else 1 :],
+            lambda i: list(add_layer_norm_reference(*arguments(i)))[0 if residual else 1 :],
             small,
+            {} if shift_dtype is None else {"residual_bias": shift_dtype},
             strided=strided,
         )
 
@@ -284,14 +295,16 @@ def add_layer_norm_cases() -> Iterator[Case]:
     yield case("without residual", (3, 64), residual=False, small=True)
     yield case("odd width", (2, 3, 129), small=True)
     yield case("several warps", (3, 521), small=True)
+    yield case("with residual and its bias", (2, 9, 521), shifted=True, small=True)
+    yield case("with a float32 bias", (2, 3, 40), shifted=True, shift_dtype=torch.float32, small=True)
     yield case("gradient expanded", (2, 3, 40), strided="expanded", small=True)
     yield case("gradient transposed", (2, 3, 40), strided="transposed", small=True)
     for rows in (1, 7, 63, 65, 783):
         yield case(f"{rows} rows", (rows, 64))
     for width in (3, 192, 768, 1000):
-        yield case(f"width {width}", (2, 7, width))
+        yield case(f"width {width}", (2, 7, width), shifted=width > 192)
     yield case("one row", (64,))
-    yield case("no row", (0, 5, 64))
+    yield case("no row", (0, 5, 64), shifted=True)
 
 
 def linear_cases() -> Iterator[Case]:
@@ -304,6 +317,7 @@ def linear_cases() -> Iterator[Case]:
             "norm_bias": draw(hidden, seed=3),
             "weight": draw(width, hidden, seed=4) / hidden**0.5,
             "bias": draw(width, seed=5),
+            "hidden_bias": draw(hidden, seed=6),
         }
 
     def of_norm(i: Inputs) -> tuple[Tensor | None, ...]:
@@ -312,8 +326,12 @@ def linear_cases() -> Iterator[Case]:
     def alone(i: Inputs) -> tuple[Tensor | None, ...]:
         return of_norm({**i, "residual": None})
 
+    def shifted(i: Inputs) -> tuple[Tensor | float | None, ...]:
+        return *of_norm({**i, "bias": None}), 1e-6, i["hidden_bias"]
+
     shapes: dict[str, tuple[tuple[int, ...], int]] = {
         "odd": ((2, 5, 72), 33),
+        "past a block": ((2, 9, 528), 33),
         "wide": ((2, 7, 768), 1000),
         "no row": ((0, 8), 4),
     }
@@ -325,7 +343,17 @@ def linear_cases() -> Iterator[Case]:
             make,
             lambda i: mmmae_kernels.norm_linear(*of_norm(i)),
             lambda i: norm_linear_reference(*of_norm(i), 1e-6),
-            small=name == "odd",
+            small=name in ("odd", "past a block"),
+            constant=frozenset({"hidden_bias"}),
+        )
+        yield Case(
+            "norm_linear",
+            f"{name}, with a bias of residual",
+            make,
+            lambda i: mmmae_kernels.norm_linear(*shifted(i)),
+            lambda i: norm_linear_reference(*shifted(i)),
+            small=name in ("odd", "past a block"),
+            constant=frozenset({"bias"}),
         )
         yield Case(
             "norm_linear",
@@ -333,8 +361,8 @@ def linear_cases() -> Iterator[Case]:
             make,
             lambda i: [mmmae_kernels.norm_linear(*alone(i))[1]],
             lambda i: [norm_linear_reference(*alone(i), 1e-6)[1]],
-            small=name == "odd",
-            constant=frozenset({"residual"}),
+            small=name in ("odd", "past a block"),
+            constant=frozenset({"residual", "hidden_bias"}),
         )
         yield Case(
             "gelu_linear",
@@ -342,9 +370,20 @@ def linear_cases() -> Iterator[Case]:
             make,
             lambda i: [mmmae_kernels.gelu_linear(3 * i["x"], i["weight"], i["bias"])],
             lambda i: [gelu_linear_reference(3 * i["x"], i["weight"], i["bias"])],
-            small=name == "odd",
-            constant=frozenset({"residual", "norm_weight", "norm_bias"}),
+            small=name in ("odd", "past a block"),
+            constant=frozenset({"residual", "norm_weight", "norm_bias", "hidden_bias"}),
         )
+        for what, kept in (("a bias", {}), ("a float32 bias", {"hidden_bias": torch.float32})):
+            yield Case(
+                "gelu_linear",
+                f"{name}, with {what} of hidden",
+                make,
+                lambda i: [mmmae_kernels.gelu_linear(3 * i["x"], i["weight"], None, i["hidden_bias"])],
+                lambda i: [gelu_linear_reference(3 * i["x"], i["weight"], None, i["hidden_bias"])],
+                small=name in ("odd", "past a block"),
+                kept=kept,
+                constant=frozenset({"residual", "norm_weight", "norm_bias", "bias"}),
+            )
 
 
 def far_cases() -> Iterator[Case]:

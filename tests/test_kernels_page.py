@@ -80,6 +80,7 @@ def parameters() -> dict[str, Tensor]:
         "shift": empty(D),
         "to_qkv": empty(Q, D),
         "qkv_bias": empty(Q),
+        "fc1_bias": empty(H),
         "fc2": empty(D, H),
         "volume": torch.empty(VOLUME),
     }
@@ -111,20 +112,20 @@ CALLS: dict[str, tuple[Function, Function]] = {
         lambda p, x: decoder_tokens_reference(x["visible"], p["mask_token"], x["ids"], p["decoder_position"]),
     ),
     "add_layer_norm": (
-        lambda p, x: mmmae_kernels.add_layer_norm(x["x"], x["residual"], p["scale"], p["shift"]),
-        lambda p, x: add_layer_norm_reference(x["x"], x["residual"], p["scale"], p["shift"], 1e-6),
+        lambda p, x: mmmae_kernels.add_layer_norm(x["x"], x["residual"], p["scale"], p["shift"], 1e-6, p["bias"]),
+        lambda p, x: add_layer_norm_reference(x["x"], x["residual"], p["scale"], p["shift"], 1e-6, p["bias"]),
     ),
     "norm_linear": (
         lambda p, x: mmmae_kernels.norm_linear(
-            x["x"], x["residual"], p["scale"], p["shift"], p["to_qkv"], p["qkv_bias"]
+            x["x"], x["residual"], p["scale"], p["shift"], p["to_qkv"], p["qkv_bias"], 1e-6, p["bias"]
         ),
         lambda p, x: norm_linear_reference(
-            x["x"], x["residual"], p["scale"], p["shift"], p["to_qkv"], p["qkv_bias"], 1e-6
+            x["x"], x["residual"], p["scale"], p["shift"], p["to_qkv"], p["qkv_bias"], 1e-6, p["bias"]
         ),
     ),
     "gelu_linear": (
-        lambda p, x: mmmae_kernels.gelu_linear(x["hidden"], p["fc2"], p["bias"]),
-        lambda p, x: gelu_linear_reference(x["hidden"], p["fc2"], p["bias"]),
+        lambda p, x: mmmae_kernels.gelu_linear(x["hidden"], p["fc2"], None, p["fc1_bias"]),
+        lambda p, x: gelu_linear_reference(x["hidden"], p["fc2"], None, p["fc1_bias"]),
     ),
     "patchify": (
         lambda p, x: mmmae_kernels.patchify(p["volume"], PATCH, x["ids_keep"]),

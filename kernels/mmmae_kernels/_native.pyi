@@ -153,6 +153,7 @@ def l2_loss_of_difference(
 def add_layer_norm(
     x: Tensor,
     residual: Tensor | None,
+    residual_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     epsilon: float,
@@ -166,6 +167,7 @@ def add_layer_norm(
 
     Args:
         x, residual: `[A, B, D]`; no residual for no addition.
+        residual_bias: `[D]`, added too; None for zero.
         weight, bias: `[D]`.
         epsilon: added to the variance.
         total: `[A, B, D]`, the sum; None without residual.
@@ -185,6 +187,7 @@ def add_layer_norm_backward(
     grad_x: Tensor,
     grad_weight: Tensor,
     grad_bias: Tensor,
+    row_sum: Tensor | None,
     norm: Tensor | None,
     threads: int,
 ) -> None:
@@ -196,12 +199,10 @@ def add_layer_norm_backward(
         bias: `[D]` if the norm is wanted, else None.
         grad_x: `[A, B, D]`, the gradient of x and residual alike.
         grad_weight, grad_bias: `[D]`.
+        row_sum: `[D]`, the sum of `grad_x` over rows, the gradient of `residual_bias`; None if it is not wanted.
         norm: `[A, B, D]`; None without bias.
         threads: of OpenMP, `torch.get_num_threads()`.
     """
-
-def gelu_backward(grad: Tensor, hidden: Tensor, grad_hidden: Tensor, activated: Tensor, threads: int) -> None:
-    """Write `grad * gelu'(hidden)` and `gelu(hidden)`, the exact GELU; all `[A, B, H]`."""
 
 def attention_forward(
     q: Tensor,
@@ -253,3 +254,27 @@ def attention_backward(
 
 def attention_levels() -> list[str]:
     """The instruction sets that attention was compiled for and this CPU has, best first."""
+
+def gelu(hidden: Tensor, bias: Tensor | None, activated: Tensor, threads: int) -> None:
+    """Write `gelu(hidden + bias)`, the exact GELU.
+
+    Args:
+        hidden: `[A, B, H]`.
+        bias: `[H]`; None for zero.
+        activated: `[A, B, H]`, the output.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """
+
+def gelu_backward(
+    grad: Tensor, hidden: Tensor, bias: Tensor | None, activated: Tensor, grad_bias: Tensor | None, threads: int
+) -> None:
+    """Turn `grad` into `grad * gelu'(hidden + bias)`, and write the activation again.
+
+    Args:
+        grad: `[A, B, H]`, contiguous, read and overwritten.
+        hidden: `[A, B, H]`.
+        bias: `[H]`; None for zero.
+        activated: `[A, B, H]`, an output.
+        grad_bias: `[H]`, an output too, the sum of the gradient over rows; None without bias.
+        threads: of OpenMP, `torch.get_num_threads()`.
+    """

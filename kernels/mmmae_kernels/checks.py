@@ -33,6 +33,13 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} lies on {tensor.device}, expected is {device}")
 
 
+def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
+    """Raise unless `tensor` holds `size` floating point numbers in one axis on `device`."""
+    check_shape(name, tensor, (size,))
+    check_device(name, tensor, device)
+    check_floating(name, tensor)
+
+
 def check_ids(name: str, ids: Tensor, tokens: int) -> None:
     """Raise unless `ids` is int64 and, on CPU and in debug mode, within 0..tokens-1."""
     if ids.dtype != torch.int64:

@@ -56,6 +56,7 @@ WITHOUT_MACS = (
     "mmmae::decoder_tokens",
     "mmmae::decoder_tokens_backward",
     "mmmae::gather_patches",
+    "mmmae::gelu",
     "mmmae::gelu_backward",
     "mmmae::masked_l2_loss",
     "mmmae::philox_noise",
@@ -87,6 +88,7 @@ def patch_l2_loss_launches(*arguments: object) -> int:
 LAUNCHES: dict[str, Callable[..., int]] = {
     "mmmae::add_layer_norm_backward": lambda *arguments: 2,
     "mmmae::decoder_tokens_backward": lambda *arguments: 2,
+    "mmmae::gelu_backward": lambda *arguments: 1 + (arguments[2] is not None),
     "mmmae::masked_l2_loss": loss_launches,
     "mmmae::patch_embed_backward": patch_embed_backward_launches,
     "mmmae::patch_l2_loss": patch_l2_loss_launches,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .autocast import is_autocast
-from .checks import check_device, check_floating, check_rank, check_shape
+from .checks import check_device, check_floating, check_rank, check_vector
 
 
 def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -21,9 +21,7 @@ def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
     if x.dtype != weight.dtype and not is_autocast(x):
         raise ValueError(f"weight has dtype {weight.dtype}, expected is {x.dtype} as in {name}")
     if bias is not None:
-        check_shape("bias", bias, (weight.shape[0],))
-        check_device("bias", bias, x.device)
-        check_floating("bias", bias)
+        check_vector("bias", bias, weight.shape[0], x.device)
 
 
 def linear_gradients(grad: Tensor, x: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:

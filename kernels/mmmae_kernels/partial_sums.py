@@ -12,11 +12,13 @@ from .launch import element_config, launch
 
 
 def sum_partials(partials: Tensor, outputs: Sequence[Tensor]) -> None:
-    """Write the sums over the first axis of `partials [S, len(outputs), ...]`, float32, into one or two outputs."""
+    """Write the sums over the first axis of `partials [S, len(outputs), ...]`, float32, into up to three outputs."""
     count, width = partials.shape[0], outputs[0].numel()
+    first, second, third = (*outputs, None, None)[:3]
     arguments = {
-        "first_ptr": outputs[0],
-        "second_ptr": outputs[1] if len(outputs) == 2 else None,
+        "first_ptr": first,
+        "second_ptr": second,
+        "third_ptr": third,
         "partial_ptr": partials,
         "PARTIALS": count,
         "WIDTH": width,
@@ -32,7 +34,8 @@ def sum_partials(partials: Tensor, outputs: Sequence[Tensor]) -> None:
 def _sum_partials(
     first_ptr,         # [WIDTH]
     second_ptr,        # [WIDTH] or None
-    partial_ptr,       # [PARTIALS, 1 or 2, WIDTH] float32
+    third_ptr,         # [WIDTH] or None
+    partial_ptr,       # [PARTIALS, outputs, WIDTH] float32
     PARTIALS, WIDTH,
     BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
 ):
@@ -50,3 +53,5 @@ def _sum_partials(
         tl.store(first_ptr + column, total.to(first_ptr.dtype.element_ty), mask=inside)
     if second_ptr is not None and which == 1:
         tl.store(second_ptr + column, total.to(second_ptr.dtype.element_ty), mask=inside)
+    if third_ptr is not None and which == 2:
+        tl.store(third_ptr + column, total.to(third_ptr.dtype.element_ty), mask=inside)

@@ -165,7 +165,7 @@ def test_the_launches_that_are_counted_are_those_that_are_made():
 
     ops, ids, statistics = torch.ops.mmmae, torch.zeros(2, 3, dtype=torch.int64), torch.zeros(6)
     volume, weight = torch.zeros(2, 1, 3, 32, 32), torch.zeros(64, 1, 3, 16, 16)
-    launches("mmmae::add_layer_norm", ops.add_layer_norm, x, x, x[0, 0], x[0, 0], 1e-6, torch.float32, "triton")
+    launches("mmmae::add_layer_norm", ops.add_layer_norm, x, x, None, x[0, 0], x[0, 0], 1e-6, torch.float32, "triton")
     launches(
         "mmmae::add_layer_norm_backward",
         ops.add_layer_norm_backward,
@@ -176,11 +176,13 @@ def test_the_launches_that_are_counted_are_those_that_are_made():
         None,
         statistics,
         statistics,
+        torch.float32,
         "triton",
     )
     launches("mmmae::decoder_tokens", ops.decoder_tokens, x, x[0, 0], ids, x[0], "triton")
     launches("mmmae::decoder_tokens_backward", ops.decoder_tokens_backward, x, ids, 3, "triton")
-    launches("mmmae::gelu_backward", ops.gelu_backward, x, x, "triton")
+    launches("mmmae::gelu", ops.gelu, x, x[0, 0], "triton")
+    launches("mmmae::gelu_backward", ops.gelu_backward, x.clone(), x, x[0, 0], "triton")
     launches("mmmae::masked_l2_loss", ops.masked_l2_loss, x, x, ids, None, False, True, "triton")
     launches("mmmae::patch_l2_loss", ops.patch_l2_loss, x, volume, weight, None, ids, None, False, True, "triton")
     launches("mmmae::patch_embed", ops.patch_embed, volume, weight, None, ids, None, "triton")

@@ -68,10 +68,11 @@ KERNELS = {
     "_weighted_mean": "masked_l2_loss: by id, weighted",
     "_decoder_tokens_forward": "decoder_tokens: some visible",
     "_decoder_tokens_backward": "decoder_tokens: some visible",
-    "_add_layer_norm_forward": "add_layer_norm: several warps",
-    "_add_layer_norm_backward": "add_layer_norm: several warps",
-    "_gelu_backward": "gelu_linear: odd",
-    "_sum_partials": "add_layer_norm: with residual",
+    "_add_layer_norm_forward": "add_layer_norm: with residual and its bias",
+    "_add_layer_norm_backward": "add_layer_norm: with residual and its bias",
+    "_gelu_backward": "gelu_linear: past a block, with a bias of hidden",
+    "_gelu_forward": "gelu_linear: past a block, with a bias of hidden",
+    "_sum_partials": "add_layer_norm: with residual and its bias",
 }
 
 # Kernels whose threads never wait for each other.
@@ -79,7 +80,7 @@ WITHOUT_BARRIERS = {
     "_decoder_tokens_backward",
     "_decoder_tokens_forward",
     "_gather_patches",
-    "_gelu_backward",
+    "_gelu_forward",
     "_noise",
 }
 

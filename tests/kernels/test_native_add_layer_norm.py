@@ -41,18 +41,19 @@ def assert_close(ours: Tensor, expected: Tensor, scale: Tensor | None = None) ->
     assert float((ours.double() - expected).norm()) <= TOLERANCE * float(scale.double().norm())
 
 
-def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, grad_total, grad_norm) -> None:
-    total, norm, mean, rstd = add_layer_norm_forward(x, residual, weight, bias, EPSILON, torch.float32)
+def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, grad_total, grad_norm, shift=None) -> None:
+    total, norm, mean, rstd = add_layer_norm_forward(x, residual, shift, weight, bias, EPSILON, torch.float32)
     if residual is None:
         assert total.numel() == 0
         total = x
-    assert torch.equal(total, x if residual is None else x + residual)
+    added = residual if shift is None else residual + shift
+    assert torch.equal(total, x if residual is None else x + added)
     expected, expected_mean, expected_rstd = norm_by_hand(total, weight, bias)
     assert_close(norm, expected)
     assert_close(mean, expected_mean, total.double().abs().mean(-1))
     assert_close(rstd, expected_rstd)
-    *gradients, nothing = add_layer_norm_backward(grad_total, grad_norm, total, weight, None, mean, rstd)
-    assert nothing.numel() == 0
+    *gradients, no_sum, nothing = add_layer_norm_backward(grad_total, grad_norm, total, weight, None, mean, rstd, None)
+    assert no_sum.numel() == nothing.numel() == 0
     rows = norm.flatten(0, -2)
     weight_scale = grad_norm.flatten(0, -2).abs().sum(0) * max(float(rows.abs().max()), 1) if rows.numel() else None
     bias_scale = grad_norm.flatten(0, -2).abs().sum(0)
@@ -63,8 +64,12 @@ def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, grad
         gradients, gradients_by_hand(grad_total, grad_norm, total, weight), scales, strict=True
     ):
         assert_close(ours, hand, scale)
-    *again, recomputed = add_layer_norm_backward(grad_total, grad_norm, total, weight, bias, mean, rstd)
+    *again, row_sum, recomputed = add_layer_norm_backward(
+        grad_total, grad_norm, total, weight, bias, mean, rstd, torch.float32
+    )
     assert all(map(torch.equal, again, gradients))
+    by_rows = gradients[0].double().flatten(0, -2)
+    assert_close(row_sum, by_rows.sum(0), by_rows.abs().sum(0))
     assert torch.equal(recomputed, norm)
 
 
@@ -77,6 +82,7 @@ def parameters(width: int) -> tuple[Tensor, Tensor]:
 def test_values_and_gradients_are_right(tokens, width):
     x, residual, grad_total, grad_norm = torch.randn(4, 2, tokens, width)
     check(x, residual, *parameters(width), grad_total, grad_norm)
+    check(x, residual, *parameters(width), grad_total, grad_norm, torch.randn(width))
     check(x, None, *parameters(width), None, grad_norm)
 
 
@@ -88,9 +94,9 @@ def test_tensors_may_have_any_number_of_axes(shape):
 
 def test_a_single_row_has_one_axis():
     x, residual, weight, bias = torch.randn(4, 7)
-    total, norm, mean, rstd = add_layer_norm_forward(x, residual, weight, bias, EPSILON, torch.float32)
+    total, norm, mean, rstd = add_layer_norm_forward(x, residual, None, weight, bias, EPSILON, torch.float32)
     assert_close(norm, norm_by_hand(total, weight, bias)[0])
-    grad_x, *_ = add_layer_norm_backward(None, x, total, weight, None, mean, rstd)
+    grad_x, *_ = add_layer_norm_backward(None, x, total, weight, None, mean, rstd, None)
     assert_close(grad_x, gradients_by_hand(None, x[None], total[None], weight)[0][0])
 
 
@@ -98,19 +104,22 @@ def test_a_single_row_has_one_axis():
 def test_nothing_gives_nothing(shape):
     x = torch.empty(shape)
     weight, bias = parameters(7)
-    total, norm, mean, rstd = add_layer_norm_forward(x, x, weight, bias, EPSILON, torch.float32)
+    total, norm, mean, rstd = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
     assert total.shape == norm.shape == shape
-    grad_x, grad_weight, grad_bias, again = add_layer_norm_backward(x, x, total, weight, bias, mean, rstd)
+    grad_x, grad_weight, grad_bias, row_sum, again = add_layer_norm_backward(
+        x, x, total, weight, bias, mean, rstd, torch.float32
+    )
     assert grad_x.shape == again.shape == shape
     assert not grad_weight.any()
     assert not grad_bias.any()
+    assert not row_sum.any()
 
 
 def test_a_row_far_from_zero_keeps_what_its_numbers_hold():
     """Mean 1000, deviation 1: a variance taken as the difference of two means of squares would be off by a tenth."""
     x = torch.randn(1, 9, 768) + 1000
     weight, bias = torch.ones(768), torch.zeros(768)
-    _, norm, _, rstd = add_layer_norm_forward(x, None, weight, bias, EPSILON, torch.float32)
+    _, norm, _, rstd = add_layer_norm_forward(x, None, None, weight, bias, EPSILON, torch.float32)
     expected, _, expected_rstd = norm_by_hand(x, weight, bias)
     assert float((norm - expected).abs().max()) <= 1000 * 2**-22
     assert_close(rstd, expected_rstd)
@@ -132,7 +141,7 @@ def test_inputs_and_gradients_may_have_any_strides(inside, layout):
     change = STRIDES[layout] or inside
     x, residual, grad_total, grad_norm = (change(tensor) for tensor in torch.randn(4, 3, 65, 192))
     weight, bias = torch.randn(2, 192, 2)[..., 0] if layout == "every second channel" else parameters(192)
-    check(x, residual, inside(weight), bias, grad_total, grad_norm)
+    check(x, residual, inside(weight), bias, grad_total, grad_norm, torch.randn(192, 2)[:, 1])
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -140,9 +149,11 @@ def test_a_gradient_that_is_one_number_expanded_is_right(value):
     x = torch.randn(2, 65, 300)
     weight, bias = parameters(300)
     grad = torch.tensor(value).expand(x.shape)
-    total, _, mean, rstd = add_layer_norm_forward(x, x, weight, bias, EPSILON, torch.float32)
-    expected = add_layer_norm_backward(grad.clone(), grad.clone(), total, weight, None, mean, rstd)[:3]
-    assert all(map(torch.equal, add_layer_norm_backward(grad, grad, total, weight, None, mean, rstd)[:3], expected))
+    total, _, mean, rstd = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
+    expected = add_layer_norm_backward(grad.clone(), grad.clone(), total, weight, None, mean, rstd, None)[:3]
+    assert all(
+        map(torch.equal, add_layer_norm_backward(grad, grad, total, weight, None, mean, rstd, None)[:3], expected)
+    )
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(97, 192), (7, 33)])
@@ -151,8 +162,10 @@ def test_results_are_the_same_for_any_number_of_threads_and_every_time(on_thread
     weight, bias = parameters(width)
 
     def run() -> list[Tensor]:
-        outputs = add_layer_norm_forward(x, residual, weight, bias, EPSILON, torch.float32)
-        return [*outputs, *add_layer_norm_backward(grad_total, grad_norm, outputs[0], weight, bias, *outputs[2:])]
+        outputs = add_layer_norm_forward(x, residual, bias, weight, bias, EPSILON, torch.float32)
+        total, _, *statistics = outputs
+        arguments = (grad_total, grad_norm, total, weight, bias, *statistics, torch.float32)
+        return [*outputs, *add_layer_norm_backward(*arguments)]
 
     on_threads(1)
     expected = run()
@@ -169,7 +182,7 @@ def test_a_row_does_not_depend_on_where_it_starts():
         buffer = torch.zeros(1, 120)
         buffer[:, start : start + 101] = row
         results.append(
-            add_layer_norm_forward(buffer[:, start : start + 101], None, weight, bias, EPSILON, torch.float32)[1]
+            add_layer_norm_forward(buffer[:, start : start + 101], None, None, weight, bias, EPSILON, torch.float32)[1]
         )
     assert all(torch.equal(result, results[0]) for result in results)
 
@@ -179,10 +192,11 @@ def test_nothing_outside_the_outputs_is_written(library, guarded):
     weight, bias = parameters(200)
     for threads in (1, 2):
         outs = {"total": guarded(3, 65, 200), "norm": guarded(3, 65, 200), "mean": guarded(195), "rstd": guarded(195)}
-        library.add_layer_norm(x, residual, weight, bias, EPSILON, **outs, threads=threads)
+        library.add_layer_norm(x, residual, bias, weight, bias, EPSILON, **outs, threads=threads)
         total, norm, mean, rstd = outs.values()
-        assert_close(norm, norm_by_hand(x + residual, weight, bias)[0])
+        assert_close(norm, norm_by_hand(x + (residual + bias), weight, bias)[0])
         outs = {"grad_x": guarded(3, 65, 200), "grad_weight": guarded(200), "grad_bias": guarded(200)}
+        outs["row_sum"] = guarded(200)
         again = guarded(3, 65, 200)
         library.add_layer_norm_backward(
             grad_total, grad_norm, total, weight, bias, mean, rstd, **outs, norm=again, threads=threads
@@ -194,7 +208,8 @@ def test_nothing_outside_the_outputs_is_written(library, guarded):
 def right_forward() -> dict:
     x, residual, total, norm = torch.ones(4, 2, 3, 4)
     return {
-        **{"x": x, "residual": residual, "weight": torch.ones(4), "bias": torch.ones(4), "epsilon": EPSILON},
+        **{"x": x, "residual": residual, "residual_bias": torch.ones(4), "epsilon": EPSILON},
+        **{"weight": torch.ones(4), "bias": torch.ones(4)},
         **{"total": total, "norm": norm, "mean": torch.ones(6), "rstd": torch.ones(6), "threads": 2},
     }
 
@@ -204,7 +219,7 @@ def right_backward() -> dict:
     return {
         **{"grad_total": grad_total, "grad_norm": grad_norm, "total": total, "weight": torch.ones(4), "bias": None},
         **{"mean": torch.ones(6), "rstd": torch.ones(6), "grad_x": grad_x, "grad_weight": torch.ones(4)},
-        **{"grad_bias": torch.ones(4), "norm": None, "threads": 2},
+        **{"grad_bias": torch.ones(4), "row_sum": torch.ones(4), "norm": None, "threads": 2},
     }
 
 
@@ -216,6 +231,9 @@ WRONG_FORWARD = [
     ({"residual": torch.zeros(2, 3, 5)}, r"^residual: shape is \[2, 3, 5\], expected is \[2, 3, 4\]"),
     ({"residual": COLUMNS}, r"^residual: strides are"),
     ({"residual": None}, r"^total: wanted with a residual, and only then"),
+    ({"residual": None, "total": None}, r"^residual_bias: without a residual"),
+    ({"residual_bias": torch.zeros(5)}, r"^residual_bias: shape is \[5\], expected is \[4\]"),
+    ({"residual_bias": torch.zeros(8)[::2]}, r"^residual_bias: strides are \[2\]"),
     ({"total": None}, r"^total: wanted with a residual, and only then"),
     ({"total": COLUMNS}, r"^total: strides are"),
     ({"total": torch.zeros(2, 3, 5)}, r"^total: shape is"),
@@ -245,6 +263,8 @@ WRONG_BACKWARD = [
     ({"grad_x": COLUMNS}, r"^grad_x: strides are"),
     ({"grad_weight": torch.zeros(5)}, r"^grad_weight: shape is"),
     ({"grad_bias": torch.zeros(8)[::2]}, r"^grad_bias: strides are"),
+    ({"row_sum": torch.zeros(5)}, r"^row_sum: shape is"),
+    ({"row_sum": torch.zeros(8)[::2]}, r"^row_sum: strides are"),
     ({"threads": 0}, r"^threads: 0 given"),
 ]
 
@@ -262,17 +282,17 @@ def test_wrong_gradients_are_refused_and_nothing_is_written(library, wrong, mess
     right = right_backward()
     with pytest.raises(ValueError, match=message):
         library.add_layer_norm_backward(**{**right, **wrong})
-    assert all(bool((right[name] == 1).all()) for name in ("grad_x", "grad_weight", "grad_bias"))
+    assert all(bool((right[name] == 1).all()) for name in ("grad_x", "grad_weight", "grad_bias", "row_sum"))
 
 
 def test_the_functions_refuse_what_does_not_fit():
     x, weight = torch.ones(2, 3, 4), torch.ones(4)
     for wrong in (torch.ones(2, 3, 5), x.double(), x.to("meta")):
         with pytest.raises(ValueError, match="residual"):
-            add_layer_norm_forward(x, wrong, weight, weight, EPSILON, torch.float32)
+            add_layer_norm_forward(x, wrong, None, weight, weight, EPSILON, torch.float32)
         with pytest.raises(ValueError, match="grad_norm"):
-            add_layer_norm_backward(None, wrong, x, weight, None, torch.ones(6), torch.ones(6))
+            add_layer_norm_backward(None, wrong, x, weight, None, torch.ones(6), torch.ones(6), None)
     with pytest.raises(ValueError, match=r"\[\.\.\., D\]"):
-        add_layer_norm_forward(torch.tensor(1.0), None, weight, weight, EPSILON, torch.float32)
+        add_layer_norm_forward(torch.tensor(1.0), None, None, weight, weight, EPSILON, torch.float32)
     with pytest.raises(ValueError, match="meta"):
-        add_layer_norm_forward(x, None, weight.to("meta"), weight, EPSILON, torch.float32)
+        add_layer_norm_forward(x, None, None, weight.to("meta"), weight, EPSILON, torch.float32)

@@ -231,6 +231,19 @@ def test_add_layer_norm_adds_and_normalises(width, with_residual):
         assert_close(gradient, want)
 
 
+def test_a_sum_whose_norm_nobody_reads_gives_each_summand_its_gradient():
+    x, residual, grad = draw(3, 2, 3, 8)
+    shift, weight = draw(2, 8)
+    summands = [tensor.requires_grad_() for tensor in (x, residual, shift)]
+    norm = add_layer_norm(x, residual, weight, weight, 1e-6, shift)
+    linear = norm_linear(x, residual, weight, weight, draw(5, 8), None, 1e-6, shift)
+    for total, _ in (norm, linear):
+        by_x, by_residual, by_shift = torch.autograd.grad(total, summands, grad)
+        assert torch.equal(by_x, grad)
+        assert torch.equal(by_residual, grad)
+        torch.testing.assert_close(by_shift, grad.sum((0, 1)))
+
+
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
 @pytest.mark.parametrize(("queries", "keys", "width"), [(5, 5, 8), (1, 7, 32), (65, 63, 16), (3, 1, 64)])
 @pytest.mark.parametrize("masked", [False, True])
@@ -320,6 +333,19 @@ ROWS = torch.zeros(2, 3)
             "residual has shape .1, 3., expected is .2, 3.",
         ),
         (lambda: norm_linear(ROWS, None, ROWS[0], ROWS[0], torch.zeros(5, 2), None), "x has shape"),
+        (
+            lambda: gelu_linear(ROWS, torch.zeros(5, 3), None, torch.zeros(5)),
+            r"hidden_bias has shape .5., expected is .3.",
+        ),
+        (lambda: gelu_linear(ROWS, torch.zeros(5, 3), None, ROWS[0].int()), "hidden_bias has dtype torch.int32"),
+        (
+            lambda: add_layer_norm(ROWS, ROWS, ROWS[0], ROWS[0], 1e-6, torch.zeros(2)),
+            r"residual_bias has shape .2., expected is .3.",
+        ),
+        (
+            lambda: norm_linear(ROWS, None, ROWS[0], ROWS[0], torch.zeros(5, 3), None, 1e-6, ROWS[0]),
+            "residual_bias is given without a residual",
+        ),
         (
             lambda: add_layer_norm(torch.zeros(()), None, ROWS[0], ROWS[0]),
             r"x has shape \[\], expected is \[\.\.\., D\]",

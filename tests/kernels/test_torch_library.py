@@ -75,7 +75,7 @@ OPERATORS = {
     ),
     "add_layer_norm": (
         add_layer_norm.add_layer_norm_forward,
-        (rand(2, 3, 6), rand(2, 3, 6), rand(6), rand(6), 1e-6, torch.float32, "native"),
+        (rand(2, 3, 6), rand(2, 3, 6), rand(6), rand(6), rand(6), 1e-6, torch.float32, "native"),
     ),
     "add_layer_norm_backward": (
         add_layer_norm.add_layer_norm_backward,
@@ -87,10 +87,15 @@ OPERATORS = {
             rand(6, grad=False),
             torch.zeros(6),
             torch.ones(6),
+            torch.float32,
             "native",
         ),
     ),
-    "gelu_backward": (gelu_linear.gelu_backward, (rand(2, 3, 6, grad=False), rand(2, 3, 6, grad=False), "native")),
+    "gelu": (gelu_linear.gelu_forward, (rand(2, 3, 6, grad=False), rand(6, grad=False), "native")),
+    "gelu_backward": (
+        gelu_linear.gelu_backward,
+        (rand(2, 3, 6, grad=False), rand(2, 3, 6, grad=False), rand(6, grad=False), "native"),
+    ),
 }
 
 

@@ -10,9 +10,10 @@
 namespace mmmae {
 namespace {
 
-// out = a + b, and its sum.
-MMMAE_VECTOR float add_and_sum(float* __restrict out, const float* __restrict a, const float* __restrict b, int64_t width) {
-    return sum_of(width, [=](int64_t i) { return out[i] = a[i] + b[i]; });
+// out = a + (b + c), and its sum.
+MMMAE_VECTOR float add_and_sum(float* __restrict out, const float* __restrict a, const float* __restrict b,
+                               const float* __restrict c, int64_t width) {
+    return sum_of(width, [=](int64_t i) { return out[i] = a[i] + (b[i] + c[i]); });
 }
 
 MMMAE_VECTOR void normalise(float* __restrict out, const float* __restrict row, float mean, float rstd,
@@ -45,11 +46,13 @@ MMMAE_VECTOR void gradients(float* __restrict grad_row, float* __restrict grad_w
 
 }  // namespace
 
-static void add_layer_norm(const Input& x_array, const Maybe<Input>& residual_array, const Input& weight_array,
-                           const Input& bias_array, float epsilon, const Maybe<Output>& total_array,
-                           const Output& norm_array, const Output& mean_array, const Output& rstd_array, int threads) {
+static void add_layer_norm(const Input& x_array, const Maybe<Input>& residual_array,
+                           const Maybe<Input>& residual_bias_array, const Input& weight_array, const Input& bias_array,
+                           float epsilon, const Maybe<Output>& total_array, const Output& norm_array,
+                           const Output& mean_array, const Output& rstd_array, int threads) {
     const auto x = view<const float, 3>("x", x_array, "[A, B, D]");
     const auto residual = view<const float, 3>("residual", residual_array, "[A, B, D]");
+    const auto residual_bias = view<const float, 1>("residual_bias", residual_bias_array, "[D]");
     const auto weight = view<const float, 1>("weight", weight_array, "[D]");
     const auto bias = view<const float, 1>("bias", bias_array, "[D]");
     const auto total = view<float, 3>("total", total_array, "[A, B, D]");
@@ -71,12 +74,19 @@ static void add_layer_norm(const Input& x_array, const Maybe<Input>& residual_ar
         total->require_shape(x.shape);
         total->require_contiguous();
     }
+    if (residual_bias) {
+        if (!residual) fail("residual_bias: without a residual");
+        residual_bias->require_shape({width});
+        residual_bias->require_dense_rows();
+    }
     norm.require_shape(x.shape);
     norm.require_contiguous();
     for (const auto& statistic : {mean, rstd}) {
         statistic.require_shape({rows});
         statistic.require_contiguous();
     }
+    const std::vector<float> zeros(residual_bias ? 0 : width);
+    const float* shift = residual_bias ? residual_bias->data : zeros.data();
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width >= PARALLEL_ELEMENTS)
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t a = r / inner, b = r % inner;
@@ -84,7 +94,7 @@ static void add_layer_norm(const Input& x_array, const Maybe<Input>& residual_ar
         float all;
         if (residual) {
             float* added = total->data + r * width;
-            all = add_and_sum(added, row, residual->row(a, b), width);
+            all = add_and_sum(added, row, residual->row(a, b), shift, width);
             row = added;
         } else {
             all = sum(row, width);
@@ -101,7 +111,7 @@ static void add_layer_norm_backward(const Maybe<Input>& grad_total_array, const 
                                     const Input& total_array, const Input& weight_array, const Maybe<Input>& bias_array,
                                     const Input& mean_array, const Input& rstd_array, const Output& grad_x_array,
                                     const Output& grad_weight_array, const Output& grad_bias_array,
-                                    const Maybe<Output>& norm_array, int threads) {
+                                    const Maybe<Output>& row_sum_array, const Maybe<Output>& norm_array, int threads) {
     const auto grad_total = view<const float, 3>("grad_total", grad_total_array, "[A, B, D]");
     const auto grad_norm = view<const float, 3>("grad_norm", grad_norm_array, "[A, B, D]");
     const auto total = view<const float, 3>("total", total_array, "[A, B, D]");
@@ -112,6 +122,7 @@ static void add_layer_norm_backward(const Maybe<Input>& grad_total_array, const 
     const auto grad_x = view<float, 3>("grad_x", grad_x_array, "[A, B, D]");
     const auto grad_weight = view<float, 1>("grad_weight", grad_weight_array, "[D]");
     const auto grad_bias = view<float, 1>("grad_bias", grad_bias_array, "[D]");
+    const auto row_sum = view<float, 1>("row_sum", row_sum_array, "[D]");
     const auto norm = view<float, 3>("norm", norm_array, "[A, B, D]");
     nb::gil_scoped_release release;
     check_threads(threads);
@@ -142,13 +153,18 @@ static void add_layer_norm_backward(const Maybe<Input>& grad_total_array, const 
         sums.require_shape({width});
         sums.require_contiguous();
     }
+    if (row_sum) {
+        row_sum->require_shape({width});
+        row_sum->require_contiguous();
+    }
     const int64_t parts = ColumnSums::parts(rows);
-    ColumnSums weights(parts, width), biases(parts, width);
+    ColumnSums weights(parts, width), biases(parts, width), all(row_sum ? parts : 0, width);
     const std::vector<float> zeros(grad_total ? 0 : width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * width >= PARALLEL_ELEMENTS)
     for (int64_t part = 0; part < parts; ++part) {
         weights.begin(part);
         biases.begin(part);
+        if (row_sum) all.begin(part);
         for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r) {
             const int64_t a = r / inner, b = r % inner;
             const float *grad = grad_norm.row(a, b), *row = total.row(a, b);
@@ -158,20 +174,22 @@ static void add_layer_norm_backward(const Maybe<Input>& grad_total_array, const 
             const Sums sums = sums_of(grad, row, centre, scale, weight.data, width);
             gradients(out, weights.recent(part), biases.recent(part), grad, row, centre, scale, weight.data, added, sums,
                       width);
+            if (row_sum) accumulate(all.recent(part), out, width);
             if (bias) normalise(norm->data + r * width, row, centre, scale, weight.data, bias->data, width);
         }
     }
     weights.store(grad_weight.data);
     biases.store(grad_bias.data);
+    if (row_sum) all.store(row_sum->data);
 }
 
 void bind_add_layer_norm(nb::module_& module) {
-    module.def("add_layer_norm", &add_layer_norm, nb::arg("x"), nb::arg("residual").none(), nb::arg("weight"),
-               nb::arg("bias"), nb::arg("epsilon"), nb::arg("total").none(), nb::arg("norm"), nb::arg("mean"),
+    module.def("add_layer_norm", &add_layer_norm, nb::arg("x"), nb::arg("residual").none(),
+               nb::arg("residual_bias").none(), nb::arg("weight"), nb::arg("bias"), nb::arg("epsilon"), nb::arg("total").none(), nb::arg("norm"), nb::arg("mean"),
                nb::arg("rstd"), nb::arg("threads"));
     module.def("add_layer_norm_backward", &add_layer_norm_backward, nb::arg("grad_total").none(), nb::arg("grad_norm"),
                nb::arg("total"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("mean"), nb::arg("rstd"),
-               nb::arg("grad_x"), nb::arg("grad_weight"), nb::arg("grad_bias"), nb::arg("norm").none(),
+               nb::arg("grad_x"), nb::arg("grad_weight"), nb::arg("grad_bias"), nb::arg("row_sum").none(), nb::arg("norm").none(),
                nb::arg("threads"));
 }
 

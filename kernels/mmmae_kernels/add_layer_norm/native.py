@@ -9,12 +9,19 @@ from .. import native
 
 
 def add_layer_norm_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum (of no elements without residual), its layer norm, and mean and reciprocal deviation of each row.
 
     Args:
         x, residual: `[..., D]`.
+        residual_bias: `[D]`, or None for zero.
         weight, bias: `[D]`.
         epsilon: added to the variance.
         dtype: of the norm, float32.
@@ -32,6 +39,7 @@ def add_layer_norm_forward(
         "add_layer_norm",
         rows,
         None if residual is None else native.in_three_axes(residual),
+        None if residual_bias is None else native.rows_of(residual_bias),
         native.rows_of(weight),
         native.rows_of(bias),
         epsilon,
@@ -51,14 +59,17 @@ def add_layer_norm_backward(
     bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradient of x and residual alike, those of weight and bias, and the norm (of no elements without `bias`).
+    sum_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of x and residual alike, those of weight and bias, the first's sum over rows, and the norm.
 
     Args:
         grad_total, grad_norm: of the outputs, `[..., D]` of any strides; None for the sum's means zero.
         total, mean, rstd: what `add_layer_norm_forward` gave.
         weight: `[D]`.
-        bias: `[D]` to compute the norm again in the same pass, for whoever did not keep it; None for no norm.
+        bias: `[D]` to compute the norm again in the same pass, for whoever did not keep it; None for a norm
+            of no elements.
+        sum_dtype: float32, or None for a sum over rows of no elements.
 
     Raises:
         ValueError: a shape, dtype or device does not fit.
@@ -70,6 +81,7 @@ def add_layer_norm_backward(
     rows = native.in_three_axes(total)
     grad_x, norm = torch.empty(rows.shape), None if bias is None else torch.empty(rows.shape)
     grad_weight, grad_bias = torch.empty(rows.shape[-1]), torch.empty(rows.shape[-1])
+    row_sum = None if sum_dtype is None else torch.empty(rows.shape[-1])
     native.call(
         "add_layer_norm_backward",
         None if grad_total is None else native.in_three_axes(grad_total),
@@ -82,10 +94,11 @@ def add_layer_norm_backward(
         grad_x,
         grad_weight,
         grad_bias,
+        row_sum,
         norm,
     )
     norm = total.new_empty(0) if norm is None else norm.view(total.shape)
-    return grad_x.view(total.shape), grad_weight, grad_bias, norm
+    return grad_x.view(total.shape), grad_weight, grad_bias, total.new_empty(0) if row_sum is None else row_sum, norm
 
 
 def _check_rows(name: str, tensor: Tensor) -> None:

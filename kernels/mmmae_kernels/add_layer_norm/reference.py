@@ -7,8 +7,15 @@ from torch.nn import functional as F
 
 
 def add_layer_norm_reference(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    residual_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sum and its layer norm; statistics in float32 for half types (torch's own kernels do so)."""
+    if residual is not None and residual_bias is not None:
+        residual = residual + residual_bias.to(residual.dtype)
     total = x if residual is None else x + residual
     return total, F.layer_norm(total, weight.shape, weight, bias, epsilon)

@@ -11,11 +11,17 @@ from ..launch import launch, row_config
 from ..partial_sums import sum_partials
 
 PROGRAMS = 1024  # at most, of backward: enough for any GPU
-ROWS = 8  # at least, of a program of backward: its two partial sums are then a quarter of what it writes, or less
+ROWS = 8  # at least, of a program of backward: its partial sums are then a fraction of what it writes
 
 
 def add_layer_norm_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum (no elements without residual), norm in `dtype`, mean and 1 / standard deviation `[ROWS]`, in one launch."""
     width = x.shape[-1]
@@ -33,6 +39,7 @@ def add_layer_norm_forward(
         "rstd_ptr": rstd,
         "x_ptr": x,
         "residual_ptr": residual,
+        "residual_bias_ptr": None if residual_bias is None else residual_bias.contiguous(),
         "weight_ptr": weight.contiguous(),
         "bias_ptr": bias.contiguous(),
         "D": width,
@@ -52,10 +59,12 @@ def add_layer_norm_backward(
     bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by the sum, weight and bias, and the norm again in the type of its gradient if `bias` is given.
+    sum_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients by the sum, weight and bias, the first's sum over rows in `sum_dtype`, and the norm again.
 
-    Without, the norm has no elements. Two launches; deterministic.
+    The sum over rows has no elements where that type is None; the norm has its gradient's type, and no elements without
+    `bias`. Two launches; deterministic.
     """
     width = total.shape[-1]
     rows = total.numel() // width if width else 0
@@ -63,8 +72,10 @@ def add_layer_norm_backward(
     norm = torch.empty((0,) if bias is None else total.shape, dtype=grad_norm.dtype, device=total.device)
     rows_per_program = max(ROWS, triton.cdiv(rows, PROGRAMS))
     programs = triton.cdiv(rows, rows_per_program)
-    partials = torch.empty(programs, 2, width, dtype=torch.float32, device=total.device)
-    grad_weight, grad_bias = (torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in range(2))
+    sums = [torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in range(2)]
+    if sum_dtype is not None:
+        sums.append(torch.empty_like(sums[0], dtype=sum_dtype))
+    partials = torch.empty(programs, len(sums), width, dtype=torch.float32, device=total.device)
     total, grad_norm = _rows(total), _rows(grad_norm)
     grad_total = None if grad_total is None else _rows(grad_total)
     arguments = {
@@ -84,12 +95,14 @@ def add_layer_norm_backward(
         "stride_grad_total": 0 if grad_total is None else grad_total.stride(0),
         "stride_grad_norm": grad_norm.stride(0),
         "stride_total": total.stride(0),
+        "SUMS": len(sums),
     }
     # Eight rows of 8 numbers a thread, and addresses: more than the 64 registers that let the most blocks run.
     config = row_config(width, total.device)._replace(registers=96)
     launch(_add_layer_norm_backward, lambda c: (programs,), arguments, (config,))
-    sum_partials(partials, (grad_weight, grad_bias))
-    return grad_x, grad_weight, grad_bias, norm
+    sum_partials(partials, sums)
+    row_sum = grad_x.new_empty(0) if sum_dtype is None else sums[2]
+    return grad_x, sums[0], sums[1], row_sum, norm
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -106,6 +119,7 @@ def _add_layer_norm_forward(
     rstd_ptr,          # [ROWS] float32, 1 / standard deviation
     x_ptr,             # [ROWS, D]
     residual_ptr,      # [ROWS, D] or None
+    residual_bias_ptr,  # [D] or None
     weight_ptr,        # [D]
     bias_ptr,          # [D]
     D, epsilon,
@@ -117,7 +131,10 @@ def _add_layer_norm_forward(
     has_channel = d < D
     total = tl.load(x_ptr + row * stride_x + d, mask=has_channel, other=0)
     if residual_ptr is not None:
-        total = total.to(tl.float32) + tl.load(residual_ptr + row * stride_residual + d, mask=has_channel, other=0)
+        residual = tl.load(residual_ptr + row * stride_residual + d, mask=has_channel, other=0).to(tl.float32)
+        if residual_bias_ptr is not None:
+            residual += tl.load(residual_bias_ptr + d, mask=has_channel, other=0)
+        total = total.to(tl.float32) + residual
         # The statistics are those of the sum as it is kept, so that backward finds the same.
         total = total.to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + row * D + d, total, mask=has_channel)
@@ -136,7 +153,7 @@ def _add_layer_norm_forward(
 @triton.jit
 def _add_layer_norm_backward(
     grad_x_ptr,        # [ROWS, D]
-    partial_ptr,       # [programs, 2, D] sums of its rows' gradients by weight and bias
+    partial_ptr,       # [programs, SUMS, D] sums of its rows' gradients by weight, bias and perhaps the sum
     norm_ptr,          # [ROWS, D] the norm again, or None
     grad_total_ptr,    # [ROWS, D] or None
     grad_norm_ptr,     # [ROWS, D]
@@ -148,6 +165,7 @@ def _add_layer_norm_backward(
     ROWS, D,
     rows_per_program,
     stride_grad_total, stride_grad_norm, stride_total,  # of a row
+    SUMS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -157,6 +175,7 @@ def _add_layer_norm_backward(
     if norm_ptr is not None:
         bias = tl.load(bias_ptr + d, mask=has_channel, other=0).to(tl.float32)
     weight_sum, bias_sum = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
+    row_sum = tl.zeros((BLOCK_D,), tl.float32)
     for place in range(program * rows_per_program, tl.minimum((program + 1) * rows_per_program, ROWS)):
         row = tl.cast(place, tl.int64)
         total = tl.load(total_ptr + row * stride_total + d, mask=has_channel, other=0).to(tl.float32)
@@ -173,7 +192,11 @@ def _add_layer_norm_backward(
         grad_x = (grad_unit - (tl.sum(grad_unit) + unit * tl.sum(grad_unit * unit)) / D) * rstd
         if grad_total_ptr is not None:
             grad_x += tl.load(grad_total_ptr + row * stride_grad_total + d, mask=has_channel, other=0).to(tl.float32)
+        if SUMS == 3:
+            row_sum += grad_x
         tl.store(grad_x_ptr + row * D + d, grad_x.to(grad_x_ptr.dtype.element_ty), mask=has_channel)
-    partial_at = partial_ptr + program.to(tl.int64) * 2 * D + d
+    partial_at = partial_ptr + program.to(tl.int64) * SUMS * D + d
     tl.store(partial_at, weight_sum, mask=has_channel)
     tl.store(partial_at + D, bias_sum, mask=has_channel)
+    if SUMS == 3:
+        tl.store(partial_at + 2 * D, row_sum, mask=has_channel)

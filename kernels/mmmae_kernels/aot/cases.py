@@ -88,19 +88,22 @@ def _decoder_tokens(dtype: torch.dtype) -> None:
 def _add_layer_norm(dtype: torch.dtype) -> None:
     weight, bias = _empty(WIDTH, dtype=dtype), _empty(WIDTH, dtype=dtype)
     rows, statistics = _empty(BATCH * KEEP, WIDTH, dtype=dtype), torch.empty(BATCH * KEEP)
-    for residual in (None, rows):
-        add_layer_norm.add_layer_norm_forward(rows, residual, weight, bias, 1e-6, dtype)
-    for grad_total, again in ((None, None), (rows, None), (rows, bias)):
-        add_layer_norm.add_layer_norm_backward(grad_total, rows, rows, weight, again, statistics, statistics)
+    for residual, residual_bias in ((None, None), (rows, None), (rows, bias)):
+        add_layer_norm.add_layer_norm_forward(rows, residual, residual_bias, weight, bias, 1e-6, dtype)
+    for total, again, sums in ((None, None, None), (rows, None, None), (rows, bias, None), (rows, bias, dtype)):
+        add_layer_norm.add_layer_norm_backward(total, rows, rows, weight, again, statistics, statistics, sums)
     width = add_layer_norm_op.LONGEST_ROW
-    longest, weight = _empty(2, width, dtype=dtype), _empty(width, dtype=dtype)
-    add_layer_norm.add_layer_norm_forward(longest, longest, weight, weight, 1e-6, dtype)
-    add_layer_norm.add_layer_norm_backward(longest, longest, longest, weight, weight, torch.empty(2), torch.empty(2))
+    longest, weight, statistics = _empty(2, width, dtype=dtype), _empty(width, dtype=dtype), torch.empty(2)
+    add_layer_norm.add_layer_norm_forward(longest, longest, weight, weight, weight, 1e-6, dtype)
+    arguments = (longest, longest, longest, weight, weight, statistics, statistics, dtype)
+    add_layer_norm.add_layer_norm_backward(*arguments)
 
 
 def _gelu_linear(dtype: torch.dtype) -> None:
     hidden = _empty(BATCH * KEEP, HIDDEN, dtype=dtype)
-    gelu_linear.gelu_backward(hidden, hidden)
+    for bias in (_empty(HIDDEN, dtype=dtype), None):
+        gelu_linear.gelu_forward(hidden, bias)
+        gelu_linear.gelu_backward(hidden.clone(), hidden, bias)
 
 
 CASES: dict[str, Callable[[torch.dtype], None]] = {

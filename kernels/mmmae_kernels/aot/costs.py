@@ -36,7 +36,9 @@ def cost(launch: Launch) -> tuple[int, int]:
     elif kernel.startswith("sum_partials"):
         flops = tensors["partial_ptr"].numel()
     elif kernel.startswith("gelu"):
-        flops = 30 * tensors["hidden_ptr"].numel()  # two transcendental functions as polynomials
+        # Forward one transcendental function as a polynomial, backward two.
+        flops = (30 if kernel.endswith("backward") else 15) * tensors["hidden_ptr"].numel()
+        moved |= {"grad_ptr": 2 * moved["grad_ptr"]} if "grad_ptr" in moved else {}  # read, and written in place
     return flops, sum(moved.values())
 
 

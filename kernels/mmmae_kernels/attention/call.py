@@ -52,14 +52,15 @@ def call_of(q: Tensor, k: Tensor, key_present: Tensor | None) -> Call:
     )
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def target_of(device: str, index: int | None) -> str:
     """A device as `Call.target` names it."""
     if device != "cuda":
         return device
     from ..launch import target_of  # it imports triton
 
-    return target_of(torch.device(device, index))
+    name: str = target_of(torch.device(device) if index is None else torch.device(device, index))
+    return name
 
 
 def flash_refuses(call: Call, *, widest: int = 256) -> Reason:

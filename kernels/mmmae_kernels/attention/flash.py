@@ -23,20 +23,17 @@ from .call import Call
 class Flash(Protocol):
     """A module that computes attention by a flash kernel."""
 
-    @staticmethod
-    def refuses(call: Call) -> Reason:
+    def refuses(self, call: Call) -> Reason:
         """None if its kernels take the call, on a machine that has them, else the reason why not."""
 
-    @staticmethod
-    def unavailable() -> Reason:
+    def unavailable(self) -> Reason:
         """None if this machine has its kernels, else the reason why not."""
 
-    @staticmethod
-    def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
+    def attention_forward(self, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
         """q `[B, Nq, h, d]`, k and v `[B, Nk, h, d]` -> out like q, lse float32 `[B, h, Nq]`."""
 
-    @staticmethod
     def attention_backward(
+        self,
         grad: Tensor,
         q: Tensor,
         k: Tensor,
@@ -53,7 +50,7 @@ class Flash(Protocol):
 
 def flash(backend: str) -> Flash:
     """The module of a backend."""
-    module: Flash = importlib.import_module(f"{__package__}.{backend}")  # type: ignore[assignment]
+    module: Flash = importlib.import_module(f"{__package__}.{backend}")
     return module
 
 

@@ -26,8 +26,8 @@ def refuses(call: Call) -> Reason:
 
 
 def unavailable() -> Reason:
-    reason = packages.refuses(*PACKAGE)
-    return reason or _too_old()
+    reason: Reason = packages.refuses(*PACKAGE) or _too_old()
+    return reason
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def _plain(q: Tensor) -> dict[str, Any]:
     }
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _too_old() -> Reason:
     if not hasattr(packages.load(PACKAGE[1]), "_wrapped_flash_attn_backward"):
         return "this flash-attn is too old: it registers no operators, as versions from 2.7.1 on do"

@@ -26,8 +26,8 @@ def refuses(call: Call) -> Reason:
 
 
 def unavailable() -> Reason:
-    reason = packages.refuses(*PACKAGE)
-    return reason or _too_old()
+    reason: Reason = packages.refuses(*PACKAGE) or _too_old()
+    return reason
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def attention_backward(
         )
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _too_old() -> Reason:
     packages.load(PACKAGE[1])
     if not hasattr(torch.ops.flash_attn_3, "bwd"):

@@ -29,8 +29,8 @@ def refuses(call: Call) -> Reason:
 
 
 def unavailable() -> Reason:
-    reason = packages.refuses(*PACKAGE)
-    return reason or _too_old()
+    reason: Reason = packages.refuses(*PACKAGE) or _too_old()
+    return reason
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def attention_backward(
         )
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _too_old() -> Reason:
     known = inspect.signature(packages.load(PACKAGE[1])._flash_attn_bwd).parameters
     missing = [name for name in ("deterministic", "dq", "dk", "dv") if name not in known]

@@ -1,7 +1,7 @@
 """Keys and values of guiding vectors, merged into attention to the tokens by their log-sum-exps.
 
-Flash kernels take no mask, so a sample's absent vectors would have to be cut out of its keys: by keys of variable length,
-which means a copy of all keys and values of all tokens for the sake of a few vectors. Instead the kernel attends to the
+Flash kernels take no mask, so a sample's absent vectors would have to be cut out of its keys: keys of variable length,
+which need a copy of the keys and values of all tokens for the sake of a few vectors. Instead the kernel attends to the
 tokens alone, and the vectors, a handful, are a second softmax in plain PyTorch. With the scores s of the vectors,
 
     lse' = log(exp(lse) + sum(exp(s)))        out' = exp(lse - lse') out + exp(s - lse') v

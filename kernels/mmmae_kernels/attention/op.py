@@ -180,7 +180,7 @@ def _can_run(backend: str, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor 
 
 
 def _attend_by_flash(projected: Sequence[Tensor], key_present: Tensor | None, *, backend: str) -> Tensor:
-    out, _ = attention_forward(projected, key_present, backend)
+    out: Tensor = attention_forward(projected, key_present, backend)[0]
     return out
 
 

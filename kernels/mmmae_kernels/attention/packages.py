@@ -17,7 +17,7 @@ import torch
 from ..registry import Reason
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def refuses(distribution: str, module: str) -> Reason:
     """None if `module` of a package can be used on this machine, else one line that says why not.
 

@@ -1,4 +1,4 @@
-"""Attention by PyTorch's scaled_dot_product_attention: its flash, cuDNN and memory-efficient kernels, on CPUs its own."""
+"""Attention by PyTorch's scaled_dot_product_attention: flash, cuDNN and memory-efficient kernels, one for CPUs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..registry import Reason
 from .call import HALVES, Call, target_of
 
-# Its flash kernel is flash-attn 2, which Hopper's and Blackwell's own instructions are unknown to; cuDNN has kernels for
-# them. Before those cuDNN is the slower one. The last computes anything, scores in memory.
+# Its flash kernel is flash-attn 2, without the matrix instructions that Hopper and Blackwell brought; cuDNN's kernels
+# have them. The last computes anything, scores in memory.
 PRIORITY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 PRIORITY_FROM_HOPPER = [SDPBackend.CUDNN_ATTENTION, *PRIORITY[:2], SDPBackend.MATH]
 

@@ -22,7 +22,8 @@ def refuses(call: Call) -> Reason:
 
 
 def unavailable() -> Reason:
-    return packages.refuses(*PACKAGE)
+    reason: Reason = packages.refuses(*PACKAGE)
+    return reason
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:

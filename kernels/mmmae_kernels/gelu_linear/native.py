@@ -1,4 +1,4 @@
-"""GELU and its derivative on the CPU in one pass, float32: what a linear layer that keeps no activated input needs."""
+"""GELU on the CPU, float32, and its derivative in one pass with the activation that nobody kept."""
 
 from __future__ import annotations
 
@@ -8,20 +8,51 @@ from torch import Tensor
 from .. import native
 
 
-def gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """`grad * gelu'(hidden)` and `gelu(hidden)`, the exact GELU.
+def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
+    """`gelu(hidden + hidden_bias)`, the exact GELU.
 
     Args:
-        grad, hidden: `[..., H]`, any strides.
+        hidden: `[..., H]`, any strides.
+        hidden_bias: `[H]`, or None for zero.
 
     Raises:
         ValueError: a shape, dtype or device does not fit.
     """
+    rows = _rows(hidden)
+    activated = torch.empty(rows.shape)
+    native.call("gelu", rows, None if hidden_bias is None else native.rows_of(hidden_bias), activated)
+    return activated.view(hidden.shape)
+
+
+def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Turn `grad` into `grad * gelu'(hidden + hidden_bias)`; give the activation, and the sum of that over rows.
+
+    Args:
+        grad: `[..., H]`, contiguous; overwritten.
+        hidden: `[..., H]`, any strides.
+        hidden_bias: `[H]`, or None for zero: the sum then has no elements.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or `grad` is not contiguous.
+    """
+    rows = _rows(hidden)
+    native.check("grad", grad, hidden.shape)
+    activated = torch.empty(rows.shape)
+    grad_bias = None if hidden_bias is None else torch.empty(rows.shape[-1])
+    bias = None if hidden_bias is None else native.rows_of(hidden_bias)
+    native.call("gelu_backward", _in_place(grad, rows.shape), rows, bias, activated, grad_bias)
+    return activated.view(hidden.shape), hidden.new_empty(0) if grad_bias is None else grad_bias
+
+
+def _rows(hidden: Tensor) -> Tensor:
     if hidden.dim() == 0:
         raise ValueError("hidden has shape [], expected is [..., H]")
     native.check("hidden", hidden, hidden.shape)
-    native.check("grad", grad, hidden.shape)
-    rows = native.in_three_axes(hidden)
-    grad_hidden, activated = torch.empty(rows.shape), torch.empty(rows.shape)
-    native.call("gelu_backward", native.in_three_axes(grad), rows, grad_hidden, activated)
-    return grad_hidden.view(hidden.shape), activated.view(hidden.shape)
+    return native.in_three_axes(hidden)
+
+
+def _in_place(grad: Tensor, shape: torch.Size) -> Tensor:
+    """The same memory in another shape."""
+    if not grad.is_contiguous():
+        raise ValueError(f"grad has strides {list(grad.stride())}, expected is contiguous memory")
+    return grad.detach().view(shape)

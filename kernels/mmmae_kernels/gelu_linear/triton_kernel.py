@@ -1,4 +1,4 @@
-"""GELU backward on the GPU, with the activation computed again in the same pass."""
+"""GELU on the GPU, and its gradient with the activation computed again in the same pass."""
 
 from __future__ import annotations
 
@@ -8,42 +8,124 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import element_config, launch
+from ..partial_sums import sum_partials
+
+PROGRAMS = 1024  # at most, along the rows: with a few blocks of channels enough for any GPU
+ROWS = 8  # at least, of a program: the partial sum is then a sixteenth of what it writes, or less
 
 
-def gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient by `hidden`, and GELU of it; contiguous, in one launch."""
-    grad, hidden = grad.contiguous(), hidden.contiguous()
-    grad_hidden, activated = torch.empty_like(hidden), torch.empty_like(hidden)
-    size = hidden.numel()
+def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
+    """`gelu(hidden + hidden_bias)`, contiguous, in one launch."""
+    hidden = hidden.contiguous()
+    activated = torch.empty_like(hidden)
+    _launch(_gelu_forward, hidden, hidden_bias, {"activated_ptr": activated})
+    return activated
+
+
+def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Turn `grad`, contiguous, into that by `hidden`; give GELU and the gradient of `hidden_bias`.
+
+    The latter has no elements without. One launch, two with it; deterministic.
+    """
+    if not grad.is_contiguous():
+        raise ValueError(f"grad has strides {list(grad.stride())}, expected is contiguous memory")
+    hidden = hidden.contiguous()
+    activated = torch.empty_like(hidden)
+    outputs: dict[str, Tensor | None] = {"activated_ptr": activated, "grad_ptr": grad, "partial_ptr": None}
+    if hidden_bias is None:
+        _launch(_gelu_backward, hidden, None, outputs)
+        return activated, hidden.new_empty(0)
+    partials = torch.empty(_programs(hidden), 1, hidden.shape[-1], dtype=torch.float32, device=grad.device)
+    grad_bias = torch.empty_like(hidden_bias, memory_format=torch.contiguous_format)
+    _launch(_gelu_backward, hidden, hidden_bias, {**outputs, "partial_ptr": partials})
+    sum_partials(partials, (grad_bias,))
+    return activated, grad_bias
+
+
+def _launch(
+    kernel: triton.JITFunction, hidden: Tensor, hidden_bias: Tensor | None, outputs: dict[str, Tensor | None]
+) -> None:
+    """A program for each block of channels of some rows.
+
+    By one config: backward overwrites what it reads, so that it may not run again to be timed.
+    """
+    rows, width = _rows(hidden), hidden.shape[-1]
+    programs = _programs(hidden)
     arguments = {
-        "grad_hidden_ptr": grad_hidden,
-        "activated_ptr": activated,
-        "grad_ptr": grad,
+        **outputs,
         "hidden_ptr": hidden,
-        "SIZE": size,
+        "bias_ptr": None if hidden_bias is None else hidden_bias.contiguous(),
+        "ROWS": rows,
+        "H": width,
+        "rows_per_program": triton.cdiv(rows, max(programs, 1)),
     }
-    configs = tuple(element_config({"BLOCK": block}, block, hidden.device) for block in (1024, 2048))
-    launch(_gelu_backward, lambda c: (triton.cdiv(size, c["BLOCK"]),), arguments, configs)
-    return grad_hidden, activated
+    config = element_config({"BLOCK_H": 512}, 512, hidden.device)
+    launch(kernel, lambda c: (programs, triton.cdiv(width, c["BLOCK_H"])), arguments, (config,))
+
+
+def _rows(hidden: Tensor) -> int:
+    return hidden.numel() // hidden.shape[-1] if hidden.numel() else 0
+
+
+def _programs(hidden: Tensor) -> int:
+    """Along the rows."""
+    return min(PROGRAMS, -(-_rows(hidden) // ROWS))
+
+
+@triton.jit
+def _normal(x):
+    """The share of the normal distribution below x, and its density there."""
+    # Hendrycks and Gimpel, "Gaussian error linear units", 2016: GELU is x times the share.
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476), 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
+def _gelu_forward(
+    activated_ptr,     # [ROWS, H]
+    hidden_ptr,        # [ROWS, H]
+    bias_ptr,          # [H] or None
+    ROWS, H,
+    rows_per_program,
+    BLOCK_H: tl.constexpr,
+):
+    program = tl.program_id(0)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    has_channel = h < H
+    bias = tl.zeros((BLOCK_H,), tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + h, mask=has_channel, other=0).to(tl.float32)
+    for row in range(program * rows_per_program, tl.minimum((program + 1) * rows_per_program, ROWS)):
+        place = tl.cast(row, tl.int64) * H + h
+        hidden = tl.load(hidden_ptr + place, mask=has_channel, other=0).to(tl.float32) + bias
+        share, _ = _normal(hidden)
+        tl.store(activated_ptr + place, (hidden * share).to(activated_ptr.dtype.element_ty), mask=has_channel)
 
 
 @triton.jit
 def _gelu_backward(
-    grad_hidden_ptr,   # [SIZE]
-    activated_ptr,     # [SIZE]
-    grad_ptr,          # [SIZE]
-    hidden_ptr,        # [SIZE]
-    SIZE,
-    BLOCK: tl.constexpr,
+    activated_ptr,     # [ROWS, H]
+    grad_ptr,          # [ROWS, H] of the activation, then of what was activated
+    partial_ptr,       # [programs, H] sums of its rows of the latter, float32; None without bias
+    hidden_ptr,        # [ROWS, H]
+    bias_ptr,          # [H] or None
+    ROWS, H,
+    rows_per_program,
+    BLOCK_H: tl.constexpr,
 ):
-    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = element < SIZE
-    hidden = tl.load(hidden_ptr + element, mask=inside, other=0).to(tl.float32)
-    grad = tl.load(grad_ptr + element, mask=inside, other=0).to(tl.float32)
-    # Hendrycks and Gimpel, "Gaussian error linear units", 2016: x times the standard normal's distribution at x.
-    share = 0.5 + 0.5 * tl.erf(hidden * 0.7071067811865476)
-    density = 0.3989422804014327 * tl.exp(-0.5 * hidden * hidden)
-    activated = (hidden * share).to(activated_ptr.dtype.element_ty)
-    tl.store(activated_ptr + element, activated, mask=inside)
-    grad_hidden = (grad * (share + hidden * density)).to(grad_hidden_ptr.dtype.element_ty)
-    tl.store(grad_hidden_ptr + element, grad_hidden, mask=inside)
+    program = tl.program_id(0)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    has_channel = h < H
+    bias, bias_sum = tl.zeros((BLOCK_H,), tl.float32), tl.zeros((BLOCK_H,), tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + h, mask=has_channel, other=0).to(tl.float32)
+    for row in range(program * rows_per_program, tl.minimum((program + 1) * rows_per_program, ROWS)):
+        place = tl.cast(row, tl.int64) * H + h
+        hidden = tl.load(hidden_ptr + place, mask=has_channel, other=0).to(tl.float32) + bias
+        grad = tl.load(grad_ptr + place, mask=has_channel, other=0).to(tl.float32)
+        share, density = _normal(hidden)
+        tl.store(activated_ptr + place, (hidden * share).to(activated_ptr.dtype.element_ty), mask=has_channel)
+        grad *= share + hidden * density
+        bias_sum += grad
+        tl.store(grad_ptr + place, grad.to(grad_ptr.dtype.element_ty), mask=has_channel)
+    if partial_ptr is not None:
+        tl.store(partial_ptr + program.to(tl.int64) * H + h, bias_sum, mask=has_channel)

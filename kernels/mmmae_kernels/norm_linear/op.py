@@ -25,8 +25,9 @@ def norm_linear(
     weight: Tensor,
     bias: Tensor | None,
     epsilon: float = 1e-6,
+    residual_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`total = x + residual` and `F.linear(layer_norm(total), weight, bias)`, without the norm kept for backward.
+    """`total = x + residual + residual_bias` and `F.linear(layer_norm(total), weight, bias)`; no norm is kept.
 
     Args:
         x: `[..., H]`.
@@ -34,16 +35,18 @@ def norm_linear(
         norm_weight, norm_bias: `[H]`, of the layer norm.
         weight, bias: `[D, H]` and `[D]` or None, of the linear layer.
         epsilon: added to the variance; 1e-6 as in ViT and MAE.
+        residual_bias: `[H]`, of the linear layer that gave `residual` without it; None for zero.
 
     Returns:
         The sum (`x` itself without residual) `[..., H]`, and the linear layer's output `[..., D]`.
 
     Raises:
-        ValueError: shapes or devices do not fit, or a tensor holds no floating point numbers.
+        ValueError: shapes or devices do not fit, a tensor holds no floating point numbers, or there is a
+            `residual_bias` and no residual.
     """
-    add_layer_norm.check_norm(x, residual, norm_weight, norm_bias)
+    add_layer_norm.check_norm(x, residual, norm_weight, norm_bias, residual_bias)
     check_linear("x", x, weight, bias)
-    arguments = (x, residual, norm_weight, norm_bias, weight, bias, epsilon)
+    arguments = (x, residual, norm_weight, norm_bias, weight, bias, epsilon, residual_bias)
     total, out = registry.choose("norm_linear", *arguments)(*arguments)
     return total, out
 
@@ -55,6 +58,7 @@ class _NormLinear(torch.autograd.Function):
     def forward(
         x: Tensor,
         residual: Tensor | None,
+        residual_bias: Tensor | None,
         norm_weight: Tensor,
         norm_bias: Tensor,
         weight: Tensor,
@@ -63,15 +67,15 @@ class _NormLinear(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         total, norm, mean, rstd = add_layer_norm.add_layer_norm_forward(
-            x, residual, norm_weight, norm_bias, epsilon, weight.dtype, backend
+            x, residual, residual_bias, norm_weight, norm_bias, epsilon, weight.dtype, backend
         )
         return total, F.linear(norm, weight, bias), mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, residual, norm_weight, norm_bias, weight, _, _, ctx.backend = inputs
+        x, residual, residual_bias, norm_weight, norm_bias, weight, _, _, ctx.backend = inputs
         total, _, mean, rstd = output
-        ctx.dtypes = x.dtype, None if residual is None else residual.dtype
+        ctx.dtypes = add_layer_norm.dtypes_of(x, residual, residual_bias)
         ctx.save_for_backward(x if residual is None else total, mean, rstd, norm_weight, norm_bias, weight)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
@@ -83,15 +87,15 @@ class _NormLinear(torch.autograd.Function):
         total, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
         by_norm: tuple[Tensor | None, Tensor | None] = (None, None)
         by_linear: tuple[Tensor | None, Tensor | None] = (None, None)
-        grad = grad_total
+        grad, row_sum = grad_total, None
         if grad_out is not None:
-            grad, grad_weight, grad_bias, norm = add_layer_norm.add_layer_norm_backward(
-                grad_total, grad_out @ weight, total, norm_weight, norm_bias, mean, rstd, ctx.backend
+            grad, grad_weight, grad_bias, row_sum, norm = add_layer_norm.add_layer_norm_backward(
+                grad_total, grad_out @ weight, total, norm_weight, norm_bias, mean, rstd, ctx.dtypes[2], ctx.backend
             )
             by_norm = grad_weight, grad_bias
-            by_linear = linear_gradients(grad_out, norm, ctx.needs_input_grad[4:6])
-        by_inputs = [None if grad is None or dtype is None else grad.to(dtype) for dtype in ctx.dtypes]
-        return *by_inputs, *by_norm, *by_linear, None, None
+            by_linear = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7])
+        by_summands = add_layer_norm.summand_gradients(grad, row_sum, ctx.dtypes)
+        return *by_summands, *by_norm, *by_linear, None, None
 
 
 def _lean(
@@ -102,12 +106,13 @@ def _lean(
     weight: Tensor,
     bias: Tensor | None,
     epsilon: float,
+    residual_bias: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     dtype = matmul_dtype(weight)
     bias = None if bias is None else bias.to(dtype)
     total, out, _, _ = _NormLinear.apply(  # type: ignore[no-untyped-call]
-        x, residual, norm_weight, norm_bias, weight.to(dtype), bias, epsilon, backend
+        x, residual, residual_bias, norm_weight, norm_bias, weight.to(dtype), bias, epsilon, backend
     )
     return (x if residual is None else total), out
 
@@ -120,10 +125,11 @@ def _native_runs(
     weight: Tensor,
     bias: Tensor | None,
     epsilon: float = 1e-6,
+    residual_bias: Tensor | None = None,
 ) -> registry.Reason:
     if matmul_dtype(weight) != torch.float32:
         return f"the product is in {matmul_dtype(weight)}, native kernels take torch.float32"
-    norm = add_layer_norm.native_runs(x, residual, norm_weight, norm_bias)
+    norm = add_layer_norm.native_runs(x, residual, norm_weight, norm_bias, epsilon, residual_bias)
     return norm or native_refuses((("weight", weight), ("bias", bias)))
 
 
@@ -135,8 +141,9 @@ def _triton_runs(
     weight: Tensor,
     bias: Tensor | None,
     epsilon: float = 1e-6,
+    residual_bias: Tensor | None = None,
 ) -> registry.Reason:
-    norm = add_layer_norm.triton_runs(x, residual, norm_weight, norm_bias)
+    norm = add_layer_norm.triton_runs(x, residual, norm_weight, norm_bias, epsilon, residual_bias)
     return norm or triton_refuses((("weight", weight), ("bias", bias)))
 
 

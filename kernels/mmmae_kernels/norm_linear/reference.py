@@ -16,7 +16,8 @@ def norm_linear_reference(
     weight: Tensor,
     bias: Tensor | None,
     epsilon: float,
+    residual_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sum, and a linear layer of its norm."""
-    total, norm = add_layer_norm_reference(x, residual, norm_weight, norm_bias, epsilon)
+    total, norm = add_layer_norm_reference(x, residual, norm_weight, norm_bias, epsilon, residual_bias)
     return total, F.linear(norm, weight, bias)
