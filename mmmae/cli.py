@@ -45,6 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     info = commands.add_parser("info", help="versions, devices, and which implementation serves each op")
+    info.add_argument(
+        "--for",
+        dest="calls",
+        action="append",
+        default=[],
+        metavar="TARGET:DTYPE[:WIDTH]",
+        help="which backend of attention would be chosen elsewhere, as in sm_90:bf16; may be repeated",
+    )
     info.set_defaults(run=_info)
 
     profile = commands.add_parser("profile", help="the bill of a model: parameters, MACs, bytes, launches")
@@ -118,9 +126,13 @@ def _setting_defaults() -> dict[str, Any]:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from .info import print_info
+    from .info import parse_call, print_info, print_info_for
 
-    print_info()
+    calls = [parse_call(text) for text in options.calls]
+    if calls:
+        print_info_for(calls)
+    else:
+        print_info()
 
 
 def _profile(options: argparse.Namespace) -> None:

@@ -5,19 +5,30 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import mmmae_kernels
+from mmmae_kernels.attention.call import Call, target_of
+from mmmae_kernels.attention.op import BACKENDS, explain_call
+from mmmae_kernels.attention.sdpa import kernel_for
 
-PACKAGES = ("mmmae", "torch", "triton", "lightning", "flash-attn", "xformers", "fvcore", "numpy", "rasterio")
+PACKAGES = (
+    *("mmmae", "torch", "triton", "lightning"),
+    *("flash-attn-4", "flash-attn-3", "flash-attn", "xformers"),
+    *("fvcore", "numpy", "rasterio"),
+)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+HEAD_WIDTH = 64  # of the presets
 VARIABLES = ("MMMAE_KERNELS", "MMMAE_ATTENTION", "MMMAE_NATIVE", "MMMAE_AUTOTUNE", "MMMAE_TUNE_CPU", "MMMAE_DEBUG")
 
 
 def print_info(console: Console | None = None) -> None:
-    """Print three tables: versions and devices, variables that are set, and which implementation serves each op."""
+    """Print tables: versions and devices, variables that are set, and which implementation serves each op here."""
     console = console or Console()
     machine = Table(title="machine", show_header=False, title_justify="left")
     machine.add_row("python", f"{platform.python_version()} on {platform.platform()}")
@@ -40,9 +51,72 @@ def print_info(console: Console | None = None) -> None:
     for heading in ("op", "implementation", "on this machine"):
         ops.add_column(heading)
     for op, answers in sorted(mmmae_kernels.explain().items()):
+        if op == "attention":
+            continue
         for row, (implementation, answer) in enumerate(answers.items()):
             ops.add_row(op if row == 0 else "", implementation, answer, end_section=row == len(answers) - 1)
     console.print(ops)
+    target = target_of("cuda" if torch.cuda.is_available() else "cpu", None)
+    calls = [Call(target, dtype, HEAD_WIDTH) for dtype in (torch.float32, torch.bfloat16)]
+    _print_attention(console, "attention on this machine", calls, here=True)
+
+
+def print_info_for(calls: Sequence[Call], console: Console | None = None) -> None:
+    """Print which backend of attention would be chosen elsewhere, and why each other one would not."""
+    for call in calls:
+        title = f"attention on {_spelled(call.target)}, with every package installed"
+        _print_attention(console or Console(), title, [call], here=False)
+
+
+def parse_call(text: str) -> Call:
+    """A call from `TARGET:DTYPE` or `TARGET:DTYPE:HEAD_WIDTH`, as in `sm_90:bf16`, `gfx942:fp16:80` or `cpu:fp32`."""
+    expected = "expected is TARGET:DTYPE or TARGET:DTYPE:HEAD_WIDTH, as in sm_90:bf16 or gfx942:fp16:80"
+    parts = text.split(":")
+    if len(parts) not in (2, 3):
+        raise ValueError(f"--for is {text!r}, {expected}")
+    target = parts[0].lower().replace("sm_", "sm")
+    if not re.fullmatch(r"cpu|sm\d{2,3}|gfx[0-9a-f]{3,4}", target):
+        raise ValueError(f"--for names the target {parts[0]!r}, allowed is cpu, sm_80, sm_90, gfx942 and the like")
+    if parts[1] not in DTYPES:
+        raise ValueError(f"--for names the type {parts[1]!r}, allowed is one of {', '.join(DTYPES)}")
+    if len(parts) == 3 and not re.fullmatch(r"[1-9]\d*", parts[2]):
+        raise ValueError(f"--for names the head width {parts[2]!r}, allowed is a whole number >= 1")
+    return Call(target, DTYPES[parts[1]], int(parts[2]) if len(parts) == 3 else HEAD_WIDTH)
+
+
+def _print_attention(console: Console, title: str, calls: Sequence[Call], *, here: bool) -> None:
+    """A table with a column a call."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("backend")
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    for call in calls:
+        table.add_column(f"{names[call.dtype]}, head width {call.head_width}")
+    columns = [_answers(call, here=here) for call in calls]
+    for backend in BACKENDS:
+        table.add_row(backend, *(column[backend] for column in columns))
+    console.print(table)
+    for call in calls:
+        masked = [
+            name for name, reason in explain_call(call._replace(masked=True), here=here).items() if reason is None
+        ]
+        console.print(f"{names[call.dtype]} with key_present: {masked[0]}", highlight=False)
+
+
+def _answers(call: Call, *, here: bool) -> dict[str, str]:
+    """Per backend: that it is chosen, that it comes later, or why it does not serve."""
+    reasons = explain_call(call, here=here)
+    chosen = _first(reasons)
+    answers = {name: reason or f"serves, but {chosen} comes first" for name, reason in reasons.items()}
+    answers[chosen] = "chosen"
+    return {**answers, "sdpa": f"{answers['sdpa']}; {kernel_for(call)}"}
+
+
+def _first(reasons: Mapping[str, str | None]) -> str:
+    return next(name for name, reason in reasons.items() if reason is None)
+
+
+def _spelled(target: str) -> str:
+    return target.replace("sm", "sm_")
 
 
 def version(package: str) -> str:

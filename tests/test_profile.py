@@ -13,8 +13,10 @@ from torch.utils import flop_counter
 import mmmae
 from mmmae.layers import Stream, settled
 from mmmae.profiling import Report, components, counting, mac_formulas
-from mmmae_kernels import use_backend
+from mmmae_kernels import attention, native, use_backend
+from mmmae_kernels import counting as kernel_counting
 
+needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 COMPONENTS = [
     "masking",
     "patch_embed",
@@ -70,8 +72,16 @@ def test_the_encoder_bill_is_the_encoder_of_visible_tokens_without_guidance():
     assert 2 * report.encoder.total.macs == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("make", [mmmae.fast_model, mmmae.reference_model])
+@pytest.mark.parametrize(
+    ("make", "attention"),
+    [
+        (mmmae.fast_model, "sdpa"),
+        (mmmae.fast_model, "eager"),
+        pytest.param(mmmae.fast_model, "native", marks=needs_library),
+        (mmmae.reference_model, "sdpa"),
+        (mmmae.reference_model, "eager"),
+    ],
+)
 def test_counting_without_computing_gives_what_computing_gives(make, attention):
     """The same ledger, over the model with real numbers in it."""
     model = make("tiny", attention=attention)
@@ -257,13 +267,32 @@ def test_a_formula_makes_it_known(monkeypatch, tiny):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["aten::_scaled_dot_product_flash_attention_for_cpu", "aten::scaled_dot_product_attention"]
+    ("attention", "wrong"),
+    [
+        ("sdpa", "aten::_scaled_dot_product_flash_attention_for_cpu"),
+        ("sdpa", "aten::scaled_dot_product_attention"),
+        pytest.param("native", "mmmae::attention", marks=needs_library),
+        pytest.param("native", "aten::scaled_dot_product_attention", marks=needs_library),
+    ],
 )
-def test_counters_that_disagree_are_an_error(monkeypatch, wrong):
-    """Each of the two names reaches one of the counters."""
+def test_counters_that_disagree_are_an_error(monkeypatch, attention, wrong):
+    """Each of the names reaches one of the counters."""
     monkeypatch.setitem(mac_formulas.MAC_FORMULAS, wrong, lambda *shapes: 1)
     with pytest.raises(RuntimeError, match=r"^aux_encoders\.af: torch counts \d+ multiply-adds and fvcore \d+"):
-        mmmae.profile("tiny")
+        mmmae.profile(mmmae.fast_model("tiny", attention=attention))
+
+
+@needs_library
+def test_the_operator_of_attention_is_counted_by_its_products_packed_or_not():
+    q, k, v = [2, 5, 3, 7], [2, 11, 3, 7], [2, 11, 3, 7]
+    product = 2 * 3 * 5 * 11 * 7
+    for projected in ([q, k, v], [q, [2, 11, 2, 3, 7]]):
+        assert kernel_counting.attention_macs(projected, None, "native") == 2 * product
+        assert kernel_counting.attention_backward_macs(q, projected) == 5 * product
+    qkv = torch.randn(2, 5, 3, 3, 7, requires_grad=True)
+    with flop_counter.FlopCounterMode(display=False) as counter:
+        attention(qkv, backend="native").sum().backward()
+    assert counter.get_total_flops() == 2 * (2 + 5) * (2 * 3 * 5 * 5 * 7)
 
 
 def test_the_formula_of_attention_is_torchs_own():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from . import masked_loss, patch_embed  # noqa: F401  # they define the operators
+from . import attention, masked_loss, patch_embed  # noqa: F401  # they define the operators
 
 
 def patch_embed_macs(
@@ -43,7 +43,20 @@ def patch_l2_loss_macs(
     return prediction[0] * prediction[1] * math.prod(weight)
 
 
+def attention_macs(projected: Sequence[Sequence[int]], *rest: object) -> int:
+    """Scores and mix of q, k and v `[B, N, h, d]`, given one by one or packed; absent keys count too."""
+    first, last = projected[0], projected[-1]
+    return 2 * math.prod((first[0], first[1], last[1], *first[-2:]))
+
+
+def attention_backward_macs(grad: object, projected: Sequence[Sequence[int]], *rest: object) -> int:
+    """The scores again, and a product for each gradient: of the shares and of q, k and v."""
+    return attention_macs(projected) // 2 * 5
+
+
 MAC_FORMULAS: dict[str, Callable[..., int]] = {
+    "mmmae::attention": attention_macs,
+    "mmmae::attention_backward": attention_backward_macs,
     "mmmae::patch_embed": patch_embed_macs,
     "mmmae::patch_embed_backward": patch_embed_backward_macs,
     "mmmae::patch_l2_loss": patch_l2_loss_macs,

@@ -19,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mmmae_kernels import use_backend
+from mmmae_kernels.attention.op import PLAIN
 from mmmae_kernels.counting import launches_of
 
 from ..encoder import Backbone
+from ..layers import Attention
 from .components import Encoder, Model, Step, Traced
 from .mac_formulas import ALLOCATIONS, MAC_FORMULAS, WITHOUT_MACS
 
@@ -236,7 +238,9 @@ def _count_by_fvcore(traced: Traced, inputs: tuple[Tensor, ...]) -> Counter[str]
     for module in traced.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             setattr(module, "forward", functools.partial(_convolve, module))  # noqa: B010
-    # The plain implementations: the tracer can't take operators with lists of integers, and these check their formulas.
+        if isinstance(module, Attention) and module.backend not in PLAIN:
+            module.backend = "sdpa"
+    # The plain implementations: the tracer can't take operators with lists, and these check their formulas.
     uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
     with uncomputed, torch.no_grad(), use_backend("eager"):
         analysis = FlopCountAnalysis(traced, inputs).clear_op_handles()

@@ -44,7 +44,7 @@ MAC_FORMULAS: dict[str, Callable[..., int]] = {
 
 # ATen operators without matrix work; those that torch tags as pointwise are not listed.
 WITHOUT_MACS = {
-    *("aminmax", "any", "linalg_vector_norm", "mean", "sum", "var"),
+    *("aminmax", "any", "linalg_vector_norm", "logsumexp", "mean", "sum", "var"),
     *("avg_pool2d", "native_group_norm", "native_layer_norm", "nll_loss_forward", "nll_loss2d_forward"),
     *("_log_softmax", "_softmax", "nonzero", "sort", "upsample_bilinear2d"),
     *("_to_copy", "cat", "copy_", "embedding", "gather", "index", "index_select", "scatter", "stack"),

@@ -20,7 +20,6 @@ class Call(NamedTuple):
         dtype: of q, k and v.
         head_width: channels a head.
         masked: whether samples may lack keys.
-        empty: whether there is a tensor without elements.
         deterministic: whether the result has to be bitwise repeatable, see `torch.use_deterministic_algorithms`.
     """
 
@@ -28,7 +27,6 @@ class Call(NamedTuple):
     dtype: torch.dtype
     head_width: int
     masked: bool = False
-    empty: bool = False
     deterministic: bool = False
 
     @property
@@ -40,14 +38,13 @@ class Call(NamedTuple):
         return number // 10, number % 10
 
 
-def call_of(q: Tensor, k: Tensor, key_present: Tensor | None) -> Call:
+def call_of(q: Tensor, key_present: Tensor | None) -> Call:
     """The call with these arguments."""
     return Call(
         target=target_of(q.device.type, q.device.index),
         dtype=q.dtype,
         head_width=q.shape[3],
         masked=key_present is not None,
-        empty=0 in q.shape or 0 in k.shape,
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
 
@@ -69,8 +66,6 @@ def flash_refuses(call: Call, *, widest: int = 256) -> Reason:
         return f"the tensors have dtype {call.dtype}, it takes float16 and bfloat16"
     if call.masked:
         return "it takes no key_present"
-    if call.empty:
-        return "it takes no empty tensors"
     if call.head_width % 8 != 0 or call.head_width > widest:
         return f"the head width is {call.head_width}, it takes multiples of 8 up to {widest}"
     return None

@@ -119,9 +119,18 @@ def attention_backend(name: str) -> str:
     return name
 
 
-def explain_call(call: Call) -> dict[str, registry.Reason]:
-    """Per backend, whatever is installed here: None if it takes the call, else the reason why not."""
-    return {name: refuses(call) for name, refuses in _REFUSES.items()}
+def explain_call(call: Call, *, here: bool = False) -> dict[str, registry.Reason]:
+    """Per backend, the preferred first: None if it serves the call, else the reason why not.
+
+    Args:
+        call: what is asked of it.
+        here: whether this machine must have what the backend needs; else whatever it needs is taken to be there.
+    """
+    reasons: dict[str, registry.Reason] = {}
+    for name in BACKENDS:
+        missing = FLASH[name].unavailable() if here and name in FLASH else None
+        reasons[name] = missing or _REFUSES[name](call)
+    return reasons
 
 
 def _check(q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
@@ -176,7 +185,7 @@ _REFUSES: dict[str, Callable[[Call], registry.Reason]] = {
 
 
 def _can_run(backend: str, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> registry.Reason:
-    return _REFUSES[backend](call_of(q, k, key_present))
+    return _REFUSES[backend](call_of(q, key_present))
 
 
 def _attend_by_flash(projected: Sequence[Tensor], key_present: Tensor | None, *, backend: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,11 @@ def unpacked(projected: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op("mmmae::attention", mutates_args=())
 def attention_forward(projected: Sequence[Tensor], key_present: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """Attention `[B, Nq, h, d]`, and each row's log-sum-exp, float32 `[B, h, Nq]`; `projected` is q, k, v or packed."""
-    out, lse = flash(backend).attention_forward(*unpacked(projected), key_present)
+    q, k, v = unpacked(projected)
+    if _is_empty(q, k):
+        batch, queries, heads, _ = q.shape
+        return q.new_zeros(q.shape), q.new_full((batch, heads, queries), -math.inf, dtype=torch.float32)
+    out, lse = flash(backend).attention_forward(q, k, v, key_present)
     return out.contiguous(), lse.contiguous()
 
 
@@ -38,8 +43,11 @@ def attention_backward(
     grad: Tensor, projected: Sequence[Tensor], key_present: Tensor | None, out: Tensor, lse: Tensor, backend: str
 ) -> list[Tensor]:
     """Gradients of what was projected, packed as it is."""
+    q, k, v = unpacked(projected)
+    if _is_empty(q, k):
+        return [tensor.new_zeros(tensor.shape) for tensor in projected]
     gradients = [tensor.new_empty(tensor.shape) for tensor in projected]
-    flash(backend).attention_backward(grad, *unpacked(projected), key_present, out, lse, *unpacked(gradients))
+    flash(backend).attention_backward(grad, q, k, v, key_present, out, lse, *unpacked(gradients))
     return gradients
 
 
@@ -61,3 +69,8 @@ def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[list[Tensor], N
 
 
 attention_forward.register_autograd(_backward, setup_context=_keep)
+
+
+def _is_empty(q: Tensor, k: Tensor) -> bool:
+    """Whether there is nothing to attend: libraries answer that with errors, with garbage, or by ending the process."""
+    return 0 in q.shape or 0 in k.shape

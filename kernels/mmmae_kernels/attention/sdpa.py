@@ -17,8 +17,8 @@ PRIORITY_FROM_HOPPER = [SDPBackend.CUDNN_ATTENTION, *PRIORITY[:2], SDPBackend.MA
 
 
 def refuses(call: Call) -> Reason:
-    """None: it serves every call but an empty one."""
-    return "it takes no empty tensors" if call.empty else None
+    """None: it serves every call."""
+    return None
 
 
 def priority(target: str) -> list[SDPBackend]:
