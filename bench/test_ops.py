@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
@@ -13,6 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 import mmmae
 from mmmae_kernels import (
     add_layer_norm,
+    attention,
+    concat_attention,
     decoder_tokens,
     explain,
     gelu_linear,
@@ -24,10 +27,14 @@ from mmmae_kernels import (
     random_masking,
     use_backend,
 )
+from mmmae_kernels.attention.call import Call, target_of
+from mmmae_kernels.attention.op import BACKENDS as ATTENTION
+from mmmae_kernels.attention.op import explain_call
 
 Run = Callable[[], Sequence[Tensor]]
 CONFIG = mmmae.MMMAEConfig()
 BACKENDS = ("triton", "native", "eager")
+SDPA = "F.scaled_dot_product_attention"
 TOLERANCE = 1e-5  # float32, sums of up to 1568 rows in another order
 
 
@@ -39,7 +46,7 @@ def forward_backward(function: Callable[[], Tensor | tuple[Tensor, ...]], inputs
         return out if isinstance(out, tuple) else (out,)
 
     torch.manual_seed(1)
-    upstream = [torch.randn_like(out) for out in outputs()]
+    upstream = [torch.randn(out.shape) for out in outputs()]  # the same for outputs of any strides
 
     def run() -> Sequence[Tensor]:
         out = outputs()
@@ -253,7 +260,66 @@ def add_layer_norm_of_visible_tokens(batch: int) -> Mapping[str, Run]:
     }
 
 
+def attention_of_visible_tokens(batch: int) -> Mapping[str, Run]:
+    heads = CONFIG.heads
+    qkv = leaf(batch, CONFIG.keep, 3, heads, CONFIG.dim // heads)
+
+    def plain() -> Tensor:
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    return attention_variants(plain, lambda backend: attention(qkv, backend=backend), [qkv])
+
+
+def attention_of_masked_tokens_to_all(batch: int) -> Mapping[str, Run]:
+    """The last block of the decoder."""
+    heads, head = CONFIG.decoder_heads, CONFIG.decoder_dim // CONFIG.decoder_heads
+    masked = CONFIG.tokens - CONFIG.keep
+    q, kv = leaf(batch, masked, heads, head), leaf(batch, CONFIG.tokens, 2, heads, head)
+
+    def plain() -> Tensor:
+        k, v = kv.transpose(1, 3).unbind(2)
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2)
+
+    return attention_variants(plain, lambda backend: attention(q, kv, backend=backend), [q, kv])
+
+
+def concat_attention_of_visible_tokens(batch: int) -> Mapping[str, Run]:
+    """Three vectors, of which every second sample lacks one."""
+    heads, head = CONFIG.heads, CONFIG.dim // CONFIG.heads
+    qkv, vectors = leaf(batch, CONFIG.keep, 3, heads, head), leaf(batch, 3, 2, heads, head)
+    present = torch.ones(batch, 3, dtype=torch.bool)
+    present[::2, 1] = False
+    mask = torch.cat([present.new_ones(batch, CONFIG.keep), present], dim=1)[:, None, None]
+
+    def plain() -> Tensor:
+        q, k, v = qkv.unbind(2)
+        keys, values = (torch.cat([part, more], dim=1) for part, more in zip((k, v), vectors.unbind(2), strict=True))
+        parts = (part.transpose(1, 2) for part in (q, keys, values))
+        return F.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(1, 2)
+
+    return attention_variants(
+        plain, lambda backend: concat_attention(qkv, vectors, present, backend=backend), [qkv, vectors]
+    )
+
+
+def attention_variants(
+    plain: Callable[[], Tensor], by: Callable[[str], Tensor], inputs: Sequence[Tensor]
+) -> dict[str, Run]:
+    """PyTorch's function as one would call it, and every backend that serves the call here."""
+    device, dtype = inputs[0].device.type, inputs[0].dtype
+    reasons = explain_call(Call(target_of(device, None), dtype, CONFIG.dim // CONFIG.heads), here=True)
+    runs = {SDPA: forward_backward(plain, inputs)}
+    for backend, reason in reasons.items():
+        if reason is None:
+            runs[backend] = forward_backward(functools.partial(by, backend), inputs)
+    return runs
+
+
 CASES = {
+    "attention": (attention_of_visible_tokens, (SDPA, *ATTENTION)),
+    "attention to all": (attention_of_masked_tokens_to_all, (SDPA, *ATTENTION)),
+    "concat_attention": (concat_attention_of_visible_tokens, (SDPA, *ATTENTION)),
     "patchify": (patchify_of_visible_tokens, ("index the view", "cut all, gather", *BACKENDS)),
     "patch_embed": (patch_embed_of_visible_tokens, ("gather, F.linear", "Conv3d, gather", *BACKENDS)),
     "random_masking": (random_masking_of_all_tokens, ("torch.rand, two argsorts", *BACKENDS)),

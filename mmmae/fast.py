@@ -40,7 +40,8 @@ def fast_model(
         config: a config, or a preset's name (`base`, `vit`, `tiny`): a freshly initialised model, the same weights
             under the same seed as `reference_model`; or an existing model, whose parameters are shared.
         kernels: backend of the fused ops: `auto`, `triton`, `native` or `eager`.
-        attention: backend of attention: `auto`, `sdpa` or `eager`.
+        attention: backend of attention: `auto`, or one of `flash_attn_4`, `flash_attn_3`, `flash_attn_2`, `xformers`,
+            `native`, `sdpa` and `eager`.
         compile: hand the forward pass to `torch.compile`.
         overrides: config fields to change.
 

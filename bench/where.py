@@ -1,0 +1,90 @@
+"""Where the time of a training step goes: `python bench/where.py vit 4` for a preset and a batch, on the CPU.
+
+The model sees no auxiliary images, and the step is forward and backward. Times are the profiler's, of operators without
+those they call; a step without the profiler stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile, schedule
+
+import mmmae
+
+GEMMS = ("aten::addmm", "aten::bmm", "aten::mm")
+SETTLING, PROFILED, TIMED = 3, 2, 5  # steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset", nargs="?", default="vit")
+    parser.add_argument("batch", nargs="?", type=int, default=4)
+    parser.add_argument("--model", choices=("fast", "sdpa", "eager"), default="fast", help="or a reference")
+    options = parser.parse_args()
+    mmmae.tune_cpu()
+    torch.manual_seed(0)
+    config = mmmae.MMMAEConfig.preset(options.preset, aux={})
+    model = (
+        mmmae.fast_model(config) if options.model == "fast" else mmmae.reference_model(config, attention=options.model)
+    )
+    hsi = torch.randn(options.batch, config.in_channels, config.bands, config.image_size, config.image_size)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(hsi, seed=0).loss.backward()
+
+    for _ in range(2):
+        step()
+    seconds = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    # The profiler allocates too, among the step's own tensors, until the heap has room for both.
+    settle = schedule(wait=0, warmup=SETTLING, active=PROFILED)
+    with profile(activities=[ProfilerActivity.CPU], schedule=settle) as profiler:
+        for number in range(SETTLING + PROFILED):
+            if number > 0:
+                profiler.step()
+            step()
+    events = [event for event in profiler.key_averages() if not event.key.startswith("ProfilerStep")]
+    total = sum(event.self_cpu_time_total for event in events)
+    kinds: defaultdict[str, float] = defaultdict(float)
+    for event in events:
+        kinds[kind_of(event.key)] += event.self_cpu_time_total / total
+    table = Table(title=f"{options.model} {options.preset}, batch {options.batch}, {torch.get_num_threads()} threads")
+    for heading in ("what", "calls a step", "ms a step", "share"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for kind in ("GEMM", "attention", "rest"):
+        table.add_row(kind, "", f"{kinds[kind] * total / PROFILED / 1e3:.1f}", f"{kinds[kind]:.1%}", style="bold")
+    table.add_section()
+    rest = sorted((e for e in events if kind_of(e.key) == "rest"), key=lambda e: -e.self_cpu_time_total)
+    for event in rest[:16]:
+        milliseconds, share = event.self_cpu_time_total / PROFILED / 1e3, event.self_cpu_time_total / total
+        table.add_row(event.key[:50], f"{event.count / PROFILED:g}", f"{milliseconds:.1f}", f"{share:.2%}")
+    others = rest[16:]
+    share = sum(event.self_cpu_time_total for event in others) / total
+    table.add_row(f"{len(others)} others", "", f"{share * total / PROFILED / 1e3:.1f}", f"{share:.2%}")
+    Console().print(table)
+    print(f"a step without the profiler: {statistics.median(seconds):.3f} s, median of {TIMED}")
+
+
+def kind_of(name: str) -> str:
+    """GEMM, attention or rest. A profiler books an operator of ours on the node that autograd makes of it."""
+    if name in GEMMS:
+        return "GEMM"
+    is_attention = "scaled_dot_product" in name or name.startswith(
+        ("mmmae::attention", "GeneratedBackwardFor_mmmae_att")
+    )
+    return "attention" if is_attention else "rest"
+
+
+if __name__ == "__main__":
+    main()
