@@ -104,6 +104,7 @@ class MergedAttention(torch.autograd.Function):
         out, lse = output
         ctx.save_for_backward(qkv, vectors, present, out, lse)
         ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
