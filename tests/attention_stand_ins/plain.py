@@ -71,12 +71,14 @@ def refuse_corruption(inputs: dict[str, Tensor], written: dict[str, Tensor | Non
             raise Corrupts(f"lse is {lse.dtype} {list(lse.shape)} with strides {lse.stride()}")
 
 
+@torch.autocast("cpu", enabled=False)
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention in the type of q, and each row's log-sum-exp in float32."""
     scores = _scores(q, k, scale)
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v.float()).to(q.dtype), scores.logsumexp(-1)
 
 
+@torch.autocast("cpu", enabled=False)
 def backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
