@@ -50,13 +50,13 @@ def draw_ids(batch: int, count: int, tokens: int, seed: int = 0) -> Tensor:
     return torch.stack(rows) if rows else torch.empty(0, count, dtype=torch.int64)
 
 
-def check(case: Case, dtype: torch.dtype, tolerance: float = 1e-5) -> None:
+def check(case: Case, dtype: torch.dtype, tolerance: float = 1e-5, device: str = "cpu") -> None:
     """Compare outputs and every gradient with the definition in float64.
 
     In float32 the norm of the difference is at most `tolerance` of the norm. In half precision the error is at most
     twice that of the definition in the same type, or what rounding a right result once makes.
     """
-    exact = case.make()
+    exact = {name: None if tensor is None else tensor.to(device) for name, tensor in case.make().items()}
     given = {name: _converted(tensor, case.kept.get(name, dtype)) for name, tensor in exact.items()}
     # What both start from is the same: rounding the inputs is nobody's error.
     rounded = {name: None if tensor is None else tensor.clone() for name, tensor in given.items()}
@@ -93,8 +93,8 @@ def _results(case: Case, function: Callable[[Inputs], Sequence[Tensor]], inputs:
 
 def _incoming(output: Tensor, strided: str, place: int) -> Tensor:
     if strided == "expanded":
-        return torch.full((), 0.75, dtype=output.dtype).expand(output.shape)
-    grad = draw(*output.shape, seed=9 + place).to(output.dtype)
+        return torch.full((), 0.75, dtype=output.dtype, device=output.device).expand(output.shape)
+    grad = draw(*output.shape, seed=9 + place).to(output)
     return grad.transpose(0, -1).contiguous().transpose(0, -1) if strided == "transposed" else grad
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mmmae
+from mmmae_kernels import native
 
 ALL = ("ir", "af", "thickness")
 PRESENCE = {
@@ -105,8 +106,14 @@ def test_equal_on_volumes_that_need_registration(size):
     assert_equal_models(mmmae.MMMAEConfig.preset("tiny"), PRESENCE["mixed presence"], True, size)
 
 
-@pytest.mark.parametrize("backends", [{"kernels": "eager"}, {"attention": "eager"}, {"attention": "sdpa"}], ids=str)
+@pytest.mark.parametrize(
+    "backends",
+    [{"kernels": "eager"}, {"attention": "eager"}, {"attention": "sdpa"}, {"attention": "native"}],
+    ids=str,
+)
 def test_equal_with_each_backend(backends):
+    if "native" in backends.values() and native.unavailable_reason() is not None:
+        pytest.skip(native.unavailable_reason())
     assert_equal_models(mmmae.MMMAEConfig.preset("tiny"), PRESENCE["mixed presence"], True, **backends)
 
 

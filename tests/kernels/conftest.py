@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from attention_stand_ins import STAND_INS, plain
 from torch import Tensor
 
 from mmmae_kernels import native
+from mmmae_kernels.attention import call, packages
+from mmmae_kernels.attention.flash import flash
 
 GUARD = -12345
 
@@ -71,3 +75,35 @@ def on_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch) -> Iterator[Callable[..., None]]:
+    """Claims that tensors lie on a GPU of some architecture and that packages are there: stand-ins are called."""
+    with contextlib.ExitStack() as operators:
+
+        def claim(target: str, *installed: str) -> None:
+            operators.close()
+            for name in installed:
+                stand_in = STAND_INS[name]
+                stand_in.calls.clear()
+                if hasattr(stand_in, "registered"):
+                    if any(
+                        name.startswith(f"{stand_in.NAMESPACE}::") for name in torch._C._dispatch_get_all_op_names()
+                    ):
+                        pytest.skip(f"the real {name} is loaded, its operators can't be registered twice")
+                    operators.enter_context(stand_in.registered())
+            modules = {flash(name).PACKAGE[1]: STAND_INS[name] for name in installed}
+            monkeypatch.setattr(call, "target_of", lambda device, index: target)
+            monkeypatch.setattr(plain, "target", target)
+            monkeypatch.setattr(torch.version, "hip", "6.4" if target.startswith("gfx") else None)
+            monkeypatch.setattr(
+                packages,
+                "refuses",
+                lambda distribution, module: None if module in modules else f"{distribution} is not installed",
+            )
+            monkeypatch.setattr(packages, "load", lambda module: modules[module])
+
+        yield claim
+    for stand_in in STAND_INS.values():
+        stand_in.calls.clear()

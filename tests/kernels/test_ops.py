@@ -9,7 +9,6 @@ from torch.nn import functional as F
 import mmmae_kernels
 from mmmae_kernels import (
     add_layer_norm,
-    attention,
     decoder_tokens,
     gelu_linear,
     masked_l2_loss,
@@ -244,28 +243,6 @@ def test_a_sum_whose_norm_nobody_reads_gives_each_summand_its_gradient():
         torch.testing.assert_close(by_shift, grad.sum((0, 1)))
 
 
-@pytest.mark.parametrize("name", ["sdpa", "eager"])
-@pytest.mark.parametrize(("queries", "keys", "width"), [(5, 5, 8), (1, 7, 32), (65, 63, 16), (3, 1, 64)])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_and_its_gradients(name, queries, keys, width, masked):
-    q, k, v = (draw(3, rows, 2, width, seed=i).requires_grad_() for i, rows in enumerate((queries, keys, keys)))
-    present = None
-    if masked:
-        present = torch.rand(3, keys, generator=torch.Generator().manual_seed(5)) < 0.6
-        present[0], present[1] = False, True
-    mixed = attention(q, k, v, key_present=present, backend=name)
-    doubles = [tensor.detach().double().requires_grad_() for tensor in (q, k, v)]
-    scores = torch.einsum("bqhd,bkhd->bhqk", doubles[0], doubles[1]) / width**0.5
-    share = scores.exp() if present is None else scores.exp() * present[:, None, None, :]
-    total = share.sum(-1, keepdim=True)
-    share = share / torch.where(total == 0, 1.0, total)
-    expected = torch.einsum("bhqk,bkhd->bqhd", share, doubles[2])
-    assert_close(mixed, expected)
-    for gradient, wanted in zip(gradients(mixed, (q, k, v)), gradients(expected, doubles), strict=True):
-        assert gradient.isfinite().all()
-        assert_close(gradient, wanted)
-
-
 VOLUME, WEIGHT = torch.zeros(2, 1, 6, 32, 32), torch.zeros(4, 1, 3, 16, 16)
 IDS = torch.zeros(2, 3, dtype=torch.int64)
 ROWS = torch.zeros(2, 3)
@@ -351,12 +328,6 @@ ROWS = torch.zeros(2, 3)
             r"x has shape \[\], expected is \[\.\.\., D\]",
         ),
         (lambda: patchify(VOLUME, (3, 0, 16)), "volume has H = 32, expected is a multiple of the patch's 0"),
-        (lambda: attention(*[torch.zeros(2, 3, 4)] * 3), "q has shape .2, 3, 4., expected is .B, Nq, h, d."),
-        (
-            lambda: attention(*[torch.zeros(2, 3, 4, 8)] * 3, backend="fast"),
-            "attention is 'fast', allowed is one of auto, sdpa, eager",
-        ),
-        (lambda: attention(*[torch.zeros(2, 3, 4, 8)] * 3, key_present=torch.ones(2, 3)), "key_present has dtype"),
     ],
 )
 def test_a_wrong_argument_is_named_before_any_work(call, message):

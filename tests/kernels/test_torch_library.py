@@ -11,6 +11,7 @@ import mmmae
 import mmmae_kernels
 from mmmae_kernels import native, use_backend
 from mmmae_kernels.add_layer_norm import op as add_layer_norm
+from mmmae_kernels.attention import operators as attention
 from mmmae_kernels.decoder_tokens import op as decoder_tokens
 from mmmae_kernels.gelu_linear import op as gelu_linear
 from mmmae_kernels.masked_loss import op as masked_loss
@@ -88,6 +89,18 @@ OPERATORS = {
             torch.zeros(6),
             torch.ones(6),
             torch.float32,
+            "native",
+        ),
+    ),
+    "attention": (attention.attention_forward, ([rand(2, 5, 3, 2, 8)], None, "native")),
+    "attention_backward": (
+        attention.attention_backward,
+        (
+            rand(2, 5, 2, 8, grad=False),
+            [rand(2, 5, 2, 8, grad=False), rand(2, 7, 2, 2, 8, grad=False)],
+            torch.arange(7).expand(2, 7) < 4,
+            rand(2, 5, 2, 8, grad=False),
+            rand(2, 2, 5, grad=False),
             "native",
         ),
     ),

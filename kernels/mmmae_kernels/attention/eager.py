@@ -10,6 +10,8 @@ from torch import Tensor
 
 def attention_eager(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> Tensor:
     """`softmax(q k^T / sqrt(d)) v` over the present keys; zeros for a sample without any."""
+    if key_present is not None:  # what absent ones hold must not matter, and 0 times NaN is NaN
+        k, v = (torch.where(key_present[:, :, None, None], tensor, 0.0) for tensor in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
     if key_present is None:
         return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)

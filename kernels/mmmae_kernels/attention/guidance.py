@@ -36,11 +36,13 @@ def merge(q: Tensor, out: Tensor, lse: Tensor, vectors: Tensor, present: Tensor)
         The same two of tokens and vectors.
     """
     keys, values = _of_present(vectors, present)
-    scores = _scores(q, keys, present)
-    merged = torch.logaddexp(lse, scores.logsumexp(-1))
-    share = (scores - merged[..., None]).exp()
-    kept = (lse - merged).exp().transpose(1, 2)[..., None]
-    return (out * kept + torch.einsum("bhnm,bmhd->bnhd", share, values)).to(out.dtype), merged
+    with torch.autocast(q.device.type, enabled=False):
+        scores = _scores(q, keys, present)
+        merged = torch.logaddexp(lse, scores.logsumexp(-1))
+        share = (scores - merged[..., None]).exp()
+        kept = (lse - merged).exp().transpose(1, 2)[..., None]
+        mixed = out * kept + torch.einsum("bhnm,bmhd->bnhd", share, values)
+    return mixed.to(out.dtype), merged
 
 
 def gradients_of_vectors(
@@ -58,12 +60,13 @@ def gradients_of_vectors(
     """
     keys, values = _of_present(vectors, present)
     grad, q_floats = _floats(grad), _floats(q)
-    share = (_scores(q, keys, present) - lse[..., None]).exp()
-    subtracted = (grad * out).sum(-1).transpose(1, 2)[..., None]
-    grad_scores = share * (torch.einsum("bnhd,bmhd->bhnm", grad, values) - subtracted) * scale_of(q)
-    grad_q = torch.einsum("bhnm,bmhd->bnhd", grad_scores, keys)
-    grad_keys = torch.einsum("bhnm,bnhd->bmhd", grad_scores, q_floats)
-    grad_values = torch.einsum("bhnm,bnhd->bmhd", share, grad)
+    with torch.autocast(q.device.type, enabled=False):
+        share = (_scores(q, keys, present) - lse[..., None]).exp()
+        subtracted = (grad * out).sum(-1).transpose(1, 2)[..., None]
+        grad_scores = share * (torch.einsum("bnhd,bmhd->bhnm", grad, values) - subtracted) * scale_of(q)
+        grad_q = torch.einsum("bhnm,bmhd->bnhd", grad_scores, keys)
+        grad_keys = torch.einsum("bhnm,bnhd->bmhd", grad_scores, q_floats)
+        grad_values = torch.einsum("bhnm,bnhd->bmhd", share, grad)
     return grad_q, torch.stack([grad_keys, grad_values], dim=2).to(vectors.dtype)
 
 
@@ -79,7 +82,10 @@ def _scores(q: Tensor, keys: Tensor, present: Tensor) -> Tensor:
 
 
 def _floats(tensor: Tensor) -> Tensor:
-    """At least in float32: a score rounded to bfloat16 is off by up to 2^-9 of itself, its exponential by more."""
+    """At least in float32: a score rounded to bfloat16 is off by up to 2^-9 of itself, its exponential by more.
+
+    For the same reason autocast, which would round what it multiplies, is off wherever these are.
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -99,6 +105,7 @@ class MergedAttention(torch.autograd.Function):
         out, lse = output
         ctx.save_for_backward(qkv, vectors, present, out, lse)
         ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:

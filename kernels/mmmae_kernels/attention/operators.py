@@ -60,6 +60,7 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     projected, key_present, ctx.backend = inputs
+    ctx.set_materialize_grads(False)  # of lse, which is nobody's result
     ctx.save_for_backward(*projected, key_present, *output)
 
 

@@ -1,0 +1,271 @@
+"""Which backend of attention serves a call, why another does not, and what is said of a wrong call."""
+
+import re
+import types
+
+import pytest
+import torch
+from attention_stand_ins import STAND_INS, flash_attn_3, flash_attn_4
+from op_case import draw
+
+from mmmae_kernels import attention, concat_attention, explain, native
+from mmmae_kernels.attention import packages
+from mmmae_kernels.attention.call import Call
+from mmmae_kernels.attention.op import BACKENDS, explain_call
+from mmmae_kernels.registry import choose_backend
+
+ALL = tuple(STAND_INS)
+HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+
+
+def rows(dtype=SINGLE, width=32, **options):
+    return torch.zeros(1, 2, 1, width, dtype=dtype, **options)
+
+
+def choice(dtype, width=32, backend="auto"):
+    return choose_backend("attention", *[rows(dtype, width)] * 3, None, forced=backend)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "installed", "expected"),
+    [
+        *(("sm90", BRAIN, ALL[first:], (*ALL, "sdpa")[first]) for first in range(5)),
+        ("sm100", BRAIN, ALL, "flash_attn_4"),
+        ("sm120", HALF, ALL, "flash_attn_4"),
+        ("sm120", HALF, ALL[1:], "flash_attn_2"),
+        ("sm80", HALF, ALL, "flash_attn_2"),
+        ("sm86", BRAIN, ALL[3:], "xformers"),
+        ("gfx942", HALF, ALL, "flash_attn_2"),
+        ("gfx942", HALF, ALL[3:], "xformers"),
+        ("gfx1100", HALF, ALL, "sdpa"),
+        ("sm75", HALF, ALL, "sdpa"),
+        ("sm90", SINGLE, ALL, "sdpa"),
+        ("mps", HALF, ALL, "sdpa"),
+        ("cpu", BRAIN, ALL, "sdpa"),
+        ("cpu", torch.float64, ALL, "sdpa"),
+    ],
+)
+def test_the_fastest_that_can_is_chosen(on_gpu, target, dtype, installed, expected):
+    on_gpu(target, *installed)
+    assert choice(dtype) == expected
+    assert choice(dtype, backend=expected) == expected
+
+
+def test_on_the_cpu_native_attention_is_chosen_for_float32():
+    if native.unavailable_reason() is not None:
+        pytest.skip(native.unavailable_reason())
+    assert choice(SINGLE) == "native"
+    assert choice(SINGLE, width=257) == "sdpa"
+
+
+NVIDIA_4, AMD = "compute capability 9 to 12", "gfx90a, gfx942"
+WRONG_TYPE = "the tensors have dtype torch.float32, it takes float16 and bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("backend", "call", "reason"),
+    [
+        ("flash_attn_4", Call("sm80", HALF, 64), f"its kernels are for {NVIDIA_4}, not sm80"),
+        ("flash_attn_4", Call("cpu", HALF, 64), f"its kernels are for {NVIDIA_4}, not cpu"),
+        (
+            "flash_attn_4",
+            Call("sm120", HALF, 64, deterministic=True),
+            "its backward is not deterministic on compute capability 12",
+        ),
+        ("flash_attn_4", Call("sm100", HALF, 136), "the head width is 136, it takes multiples of 8 up to 128"),
+        ("flash_attn_4", Call("sm90", SINGLE, 64), WRONG_TYPE),
+        ("flash_attn_3", Call("sm100", HALF, 64), "its kernels are for compute capability 9.0, not sm100"),
+        (
+            "flash_attn_3",
+            Call("sm90", HALF, 256, deterministic=True),
+            "its backward is not deterministic at a head width of 256",
+        ),
+        ("flash_attn_3", Call("sm90", HALF, 64, masked=True), "it takes no key_present"),
+        (
+            "flash_attn_2",
+            Call("sm75", HALF, 64),
+            f"its kernels are for compute capability 8 and above and for {AMD}, gfx950, not sm75",
+        ),
+        (
+            "flash_attn_2",
+            Call("gfx1100", HALF, 64),
+            f"its kernels are for compute capability 8 and above and for {AMD}, gfx950, not gfx1100",
+        ),
+        ("flash_attn_2", Call("sm90", HALF, 64, empty=True), "it takes no empty tensors"),
+        ("flash_attn_2", Call("gfx942", HALF, 44), "the head width is 44, it takes multiples of 8 up to 256"),
+        (
+            "xformers",
+            Call("sm100", HALF, 64),
+            f"its kernels are for compute capability 8 and 9 and for {AMD}, not sm100",
+        ),
+        ("xformers", Call("sm90", HALF, 64, deterministic=True), "its backward has no deterministic mode"),
+        ("native", Call("sm90", SINGLE, 64), "the tensors lie on sm90, native kernels run on the CPU"),
+        ("native", Call("cpu", BRAIN, 64), "the tensors have dtype torch.bfloat16, native kernels take float32"),
+        ("native", Call("cpu", SINGLE, 257), "the head width is 257, native kernels take up to 256"),
+        ("sdpa", Call("cpu", SINGLE, 64, empty=True), "it takes no empty tensors"),
+    ],
+)
+def test_a_backend_that_cannot_serve_says_why(on_gpu, backend, call, reason):
+    answers = explain_call(call)
+    assert list(answers) == list(BACKENDS)
+    assert answers[backend] == reason
+    assert answers["eager"] is None
+    if not (call.masked or call.empty or call.deterministic or backend == "native"):
+        on_gpu(call.target, *ALL)
+        message = re.escape(f"attention: the backend {backend!r} can't serve this call: {reason}")
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            choice(call.dtype, call.head_width, backend)
+
+
+def test_what_serves_a_call_by_deterministic_mode(on_gpu, poisoned):
+    on_gpu("sm90", *ALL)
+    assert choice(HALF) == "flash_attn_4"
+    on_gpu("sm120", *ALL)
+    assert choice(HALF) == "flash_attn_2"
+    on_gpu("sm90", "flash_attn_3", "xformers")
+    assert choice(HALF, 256) == "sdpa"
+    with pytest.raises(ValueError, match="its backward has no deterministic mode"):
+        choice(HALF, backend="xformers")
+
+
+@pytest.mark.parametrize("backend", ["flash_attn_4", "flash_attn_3", "flash_attn_2"])
+@pytest.mark.parametrize("mode", [False, True])
+def test_the_backward_is_told_of_deterministic_mode(on_gpu, backend, mode):
+    on_gpu("sm90", backend)
+    qkv = draw(1, 3, 3, 2, 32).half().requires_grad_()
+    torch.use_deterministic_algorithms(mode)
+    try:
+        attention(qkv, backend=backend).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [call["deterministic"] for call in STAND_INS[backend].calls if "dout" in call] == [mode]
+
+
+@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_library_reads_packed_tensors_where_they_lie_and_writes_packed_gradients(on_gpu, backend, merged):
+    on_gpu("sm90", backend)
+    qkv = draw(2, 5, 3, 2, 32).half().requires_grad_()
+    vectors, present = draw(2, 1, 2, 2, 32, seed=1).half(), torch.tensor([[True], [False]])
+    out = concat_attention(qkv, vectors, present, backend=backend) if merged else attention(qkv, backend=backend)
+    (gradient,) = torch.autograd.grad(out, qkv, torch.ones_like(out))
+    forward, backward = STAND_INS[backend].calls
+    names = ("query", "key", "value") if backend == "xformers" else ("q", "k", "v")
+    for call in (forward, backward):
+        for place, name in enumerate(names):
+            assert call[name].data_ptr() == qkv[:, :, place].data_ptr()
+    if backend != "xformers":
+        for place, name in enumerate(("dq", "dk", "dv")):
+            assert backward[name].data_ptr() == gradient[:, :, place].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("backend", "outdated", "reason"),
+    [
+        (
+            "flash_attn_4",
+            types.SimpleNamespace(_flash_attn_bwd=flash_attn_4.outdated_flash_attn_bwd),
+            "this flash-attn-4 is too old: its backward lacks deterministic, dq, dk, dv",
+        ),
+        ("flash_attn_3", types.SimpleNamespace(), "this flash-attn-3 is too old: it registers no operators"),
+        (
+            "flash_attn_2",
+            types.SimpleNamespace(_flash_attn_backward=None),
+            "this flash-attn is too old: it registers no operators, as versions from 2.7.1 on do",
+        ),
+    ],
+)
+def test_an_outdated_library_is_refused(on_gpu, monkeypatch, backend, outdated, reason):
+    on_gpu("sm90")
+    monkeypatch.setattr(packages, "refuses", lambda distribution, module: None)
+    monkeypatch.setattr(packages, "load", lambda module: outdated)
+    with pytest.raises(ValueError, match=f"the backend '{backend}' can't serve this call: {reason}"):
+        choice(HALF, backend=backend)
+
+
+def test_an_outdated_operator_is_refused(on_gpu, monkeypatch):
+    on_gpu("sm90")
+    monkeypatch.setattr(packages, "refuses", lambda distribution, module: None)
+    monkeypatch.setattr(packages, "load", lambda module: flash_attn_3)
+    if hasattr(torch.ops.flash_attn_3, "bwd"):
+        pytest.skip("the real flash-attn-3 is loaded, its operators can't be registered twice")
+    with (
+        flash_attn_3.registered(backward=flash_attn_3.OUTDATED_BACKWARD),
+        pytest.raises(
+            ValueError, match="is too old: its backward lacks deterministic, dk, dq, dv, is_causal, softmax_scale"
+        ),
+    ):
+        choice(HALF, backend="flash_attn_3")
+
+
+KNOWN = "auto, flash_attn_4, flash_attn_3, flash_attn_2, xformers, native, sdpa, eager"
+HEADS = torch.zeros(2, 3, 4, 8)
+PACKED, VECTORS, PRESENT = torch.zeros(2, 3, 3, 4, 8), torch.zeros(2, 1, 2, 4, 8), torch.ones(2, 1, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: attention(*[torch.zeros(2, 3, 4)] * 3), "q has shape [2, 3, 4], expected is [B, Nq, h, d]"),
+        (lambda: attention(HEADS), "q has shape [2, 3, 4, 8], expected is [B, N, 3, h, d] where there is no k"),
+        (lambda: attention(PACKED[:, :, :2]), "q has shape [2, 3, 2, 4, 8], expected is [2, 3, 3, 4, 8]"),
+        (lambda: attention(HEADS, None, HEADS), "v is given without k"),
+        (lambda: attention(HEADS, HEADS), "k has shape [2, 3, 4, 8], expected is [B, Nk, 2, h, d]"),
+        (lambda: attention(HEADS, PACKED), "k has shape [2, 3, 3, 4, 8], expected is [2, 3, 2, 4, 8]"),
+        (lambda: attention(HEADS, HEADS[:1], HEADS), "k has shape [1, 3, 4, 8], expected is [2, 3, 4, 8]"),
+        (lambda: attention(HEADS, HEADS, HEADS[:, :2]), "v has shape [2, 2, 4, 8], expected is [2, 3, 4, 8]"),
+        (lambda: attention(*[HEADS.int()] * 3), "q has dtype torch.int32"),
+        (lambda: attention(HEADS, HEADS.half(), HEADS), "k has dtype torch.float16, expected is torch.float32 as in q"),
+        (lambda: attention(HEADS, HEADS, HEADS.half()), "v has dtype torch.float16, expected is torch.float32 as in q"),
+        (lambda: attention(HEADS, HEADS.to("meta"), HEADS), "k lies on meta, expected is cpu"),
+        (lambda: attention(*[HEADS] * 3, backend="fast"), f"attention is 'fast', allowed is one of {KNOWN}"),
+        (lambda: attention(*[HEADS] * 3, key_present=torch.ones(2, 3)), "key_present has dtype torch.float32"),
+        (lambda: attention(*[HEADS] * 3, key_present=PRESENT), "key_present has shape [2, 1], expected is [2, 3]"),
+        (lambda: concat_attention(HEADS, VECTORS, PRESENT), "qkv has shape [2, 3, 4, 8], expected is [B, N, 3, h, d]"),
+        (lambda: concat_attention(PACKED, HEADS, PRESENT), "vectors has shape [2, 3, 4, 8], expected is [B, m, 2"),
+        (
+            lambda: concat_attention(PACKED, VECTORS[:1], PRESENT),
+            "vectors has shape [1, 1, 2, 4, 8], expected is [2, 1, 2, 4, 8]",
+        ),
+        (
+            lambda: concat_attention(PACKED, VECTORS.half(), PRESENT),
+            "vectors has dtype torch.float16, expected is torch.float32 as in qkv",
+        ),
+        (lambda: concat_attention(PACKED, VECTORS, PRESENT[:1]), "present has shape [1, 1], expected is [2, 1]"),
+        (lambda: concat_attention(PACKED, VECTORS, PRESENT.int()), "present has dtype torch.int32"),
+        (lambda: concat_attention(PACKED, VECTORS, PRESENT, backend="no"), f"'no', allowed is one of {KNOWN}"),
+        (
+            lambda: concat_attention(PACKED, VECTORS, PRESENT, backend="flash_attn_3"),
+            "attention: the backend 'flash_attn_3' can't serve this call: ",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named_before_any_work(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+def test_the_environment_chooses_and_an_argument_overrides_it(on_gpu, monkeypatch):
+    on_gpu("sm90", *ALL)
+    qkv = PACKED.half()
+    monkeypatch.setenv("MMMAE_ATTENTION", "flash_attn_2")
+    attention(qkv)
+    attention(qkv, backend="flash_attn_3")
+    assert [len(STAND_INS[name].calls) for name in ALL] == [0, 1, 1, 0]
+    monkeypatch.setenv("MMMAE_ATTENTION", "flsh")
+    with pytest.raises(ValueError, match=f"MMMAE_ATTENTION is 'flsh', allowed is one of {KNOWN}"):
+        attention(qkv)
+    attention(qkv, backend="eager")
+    monkeypatch.setenv("MMMAE_ATTENTION", "native")
+    with pytest.raises(ValueError, match="the backend 'native' can't serve this call: "):
+        attention(qkv)
+
+
+def test_explain_tells_what_serves(on_gpu):
+    on_gpu("sm90", "flash_attn_2")
+    answers = explain("attention", *[rows(BRAIN)] * 3, None)
+    assert list(answers) == list(BACKENDS)
+    assert [name for name, answer in answers.items() if answer == "serves"] == ["flash_attn_2", "sdpa", "eager"]
+    assert answers["flash_attn_4"] == "flash-attn-4 is not installed"
+    assert answers["flash_attn_3"] == "flash-attn-3 is not installed"
+    assert answers["xformers"] == "xformers is not installed"
