@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from mmmae.cli import main
 from mmmae.data import Phantom
+from mmmae_kernels.attention.op import BACKENDS
 
 SMALL = ["--set", "image_size=32", "--set", "patch=[3,8,8]", "--steps", "4", "--batch", "2"]
 
@@ -164,3 +166,36 @@ def test_tiny_learns_from_the_real_scenes(tmp_path, hide_one_radar_file):
     losses = [float(row.split(",")[column]) for row in rows[1:]]
     assert losses[-1] < 2 / 3 * losses[0]
     assert (out / "reconstruction.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("target", "chosen"),
+    [
+        ("sm_80:fp16", "flash_attn_2"),
+        ("sm_90:bf16", "flash_attn_4"),
+        ("sm_100:bf16", "flash_attn_4"),
+        ("gfx942:bf16", "flash_attn_2"),
+        ("cpu:fp32", "native"),
+        ("sm_75:fp32:80", "sdpa"),
+    ],
+)
+def test_info_names_the_attention_of_another_machine_and_why_not_the_others(capsys, target, chosen):
+    assert main(["info", "--for", target]) == 0
+    answers = dict(re.findall(r"^│ (\w+) +│ (.+?) +│$", capsys.readouterr().out, re.MULTILINE))
+    assert list(answers) == list(BACKENDS)
+    assert [name for name, answer in answers.items() if answer.startswith("chosen")] == [chosen]
+    assert all(len(answer) > 10 for name, answer in answers.items() if name != chosen)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("sm_90", "--for is 'sm_90', expected is TARGET:DTYPE"),
+        ("h100:bf16", "--for names the target 'h100', allowed is cpu, sm_80"),
+        ("sm_90:int8", "--for names the type 'int8', allowed is one of fp32, fp16, bf16, fp64"),
+        ("sm_90:bf16:0", "--for names the head width '0', allowed is a whole number >= 1"),
+    ],
+)
+def test_info_for_an_unknown_machine_says_what_is_known(capsys, target, message):
+    assert main(["info", "--for", target]) == 2
+    assert message in capsys.readouterr().err

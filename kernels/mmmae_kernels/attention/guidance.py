@@ -96,8 +96,7 @@ class MergedAttention(torch.autograd.Function):
     def forward(qkv: Tensor, vectors: Tensor, present: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         """qkv `[B, N, 3, h, d]`, vectors `[B, m, 2, h, d]`, present bool `[B, m]` -> out `[B, N, h, d]`, lse."""
         out, lse = attention_forward([qkv], None, backend)
-        with torch.autocast(qkv.device.type, enabled=False):
-            return merge(qkv.select(2, 0), out, lse, vectors, present)
+        return merge(qkv.select(2, 0), out, lse, vectors, present)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -111,7 +110,6 @@ class MergedAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         qkv, vectors, present, out, lse = ctx.saved_tensors
         (grad_qkv,) = attention_backward(grads[0], [qkv], None, out, lse, ctx.backend)
-        with torch.autocast(qkv.device.type, enabled=False):
-            by_vectors, grad_vectors = gradients_of_vectors(grads[0], qkv.select(2, 0), out, lse, vectors, present)
+        by_vectors, grad_vectors = gradients_of_vectors(grads[0], qkv.select(2, 0), out, lse, vectors, present)
         grad_qkv.select(2, 0).add_(by_vectors)
         return grad_qkv, grad_vectors, None, None
