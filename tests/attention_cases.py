@@ -30,7 +30,7 @@ def plain_case(
     queries: int, keys: int, width: int, layout: str = "apart", masked: bool = False, strided: str = "as they come"
 ) -> Case:
     """Attention to keys which, if masked, some samples have in part, one has all of, and one has none of."""
-    batch, heads = (1, 2) if queries == 784 else (3, 2)
+    batch, heads = (1, 1) if queries == 784 else (3, 2)
     present = None
     if masked:
         present = torch.rand(batch, keys, generator=torch.Generator().manual_seed(5)) < 0.6

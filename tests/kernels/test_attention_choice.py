@@ -91,7 +91,6 @@ WRONG_TYPE = "the tensors have dtype torch.float32, it takes float16 and bfloat1
             Call("gfx1100", HALF, 64),
             f"its kernels are for compute capability 8 and above and for {AMD}, gfx950, not gfx1100",
         ),
-        ("flash_attn_2", Call("sm90", HALF, 64, empty=True), "it takes no empty tensors"),
         ("flash_attn_2", Call("gfx942", HALF, 44), "the head width is 44, it takes multiples of 8 up to 256"),
         (
             "xformers",
@@ -102,7 +101,6 @@ WRONG_TYPE = "the tensors have dtype torch.float32, it takes float16 and bfloat1
         ("native", Call("sm90", SINGLE, 64), "the tensors lie on sm90, native kernels run on the CPU"),
         ("native", Call("cpu", BRAIN, 64), "the tensors have dtype torch.bfloat16, native kernels take float32"),
         ("native", Call("cpu", SINGLE, 257), "the head width is 257, native kernels take up to 256"),
-        ("sdpa", Call("cpu", SINGLE, 64, empty=True), "it takes no empty tensors"),
     ],
 )
 def test_a_backend_that_cannot_serve_says_why(on_gpu, backend, call, reason):
@@ -110,7 +108,7 @@ def test_a_backend_that_cannot_serve_says_why(on_gpu, backend, call, reason):
     assert list(answers) == list(BACKENDS)
     assert answers[backend] == reason
     assert answers["eager"] is None
-    if not (call.masked or call.empty or call.deterministic or backend == "native"):
+    if not (call.masked or call.deterministic or backend == "native"):
         on_gpu(call.target, *ALL)
         message = re.escape(f"attention: the backend {backend!r} can't serve this call: {reason}")
         with pytest.raises(ValueError, match=f"^{message}$"):
