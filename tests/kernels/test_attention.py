@@ -56,6 +56,12 @@ ON_GPU = [Runner(name, t, "cuda") for name in BACKENDS for t in (torch.float32, 
 RUNNERS = [*HERE, *(runner for runner in ON_GPU if runner.reason() is None), *STAND_IN]
 
 
+@pytest.fixture(autouse=True)
+def one_thread(on_threads):
+    """The calls are small: where the cores are shared, threads that wait for each other take five times as long."""
+    on_threads(1)
+
+
 @pytest.fixture
 def start(on_gpu, monkeypatch):
     """Makes a runner's backend the one that serves."""
