@@ -1,5 +1,7 @@
 """Several ranks against one process with the joined batch: masks, both losses and every gradient, over gloo."""
 
+import faulthandler
+
 import pytest
 import torch
 from torch import distributed, multiprocessing
@@ -35,8 +37,16 @@ def build(symmetric):
 
 
 def run(rank, ranks, symmetric, address, results):
+    faulthandler.dump_traceback_later(100, exit=True)  # a rank that hangs says where
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
+    results.put(step(rank, ranks, symmetric))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def step(rank, ranks, symmetric):
+    """What a rank finds. The wrapper ends with it: one that outlives its process group may wait for it forever."""
     hsi, aux, present = joined_batch()
     rows = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
     # A rank whose samples all lack a modality does not even have the image.
@@ -49,11 +59,9 @@ def run(rank, ranks, symmetric, address, results):
     loss = output.loss.detach().clone()
     distributed.all_reduce(loss)
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    results.put((rank, (loss / ranks).item(), output.mask.ids_keep.numpy(), gradients))
     with pytest.raises(ValueError, match=r"the ranks have batches of \[1, 2\] samples"):
         model(hsi[: rank + 1], seed=7)
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return rank, (loss / ranks).item(), output.mask.ids_keep.numpy(), gradients
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -71,7 +79,7 @@ def test_two_ranks_equal_one_process_with_the_joined_batch(symmetric, tmp_path):
         process.start()
     answers = sorted((results.get(timeout=120) for _ in processes), key=lambda answer: answer[0])
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=120)
         assert process.exitcode == 0
 
     masks = torch.cat([torch.from_numpy(ids) for _, _, ids, _ in answers])

@@ -43,10 +43,8 @@ def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) 
     with sdpa_kernel(order, set_priority=True):
         if key_present is None:
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        served = key_present.any(1)
-        # A row without keys is NaN in some of SDPA's kernels: give it all keys, then drop its answer. What absent keys
-        # hold must not matter either, and 0 times NaN is NaN.
+        # What absent keys hold must not matter, and 0 times NaN is NaN. A row without keys would be NaN in some kernels
+        # of SDPA: it gets all of them, now zeros.
         k, v = (torch.where(key_present[:, None, :, None], tensor, 0.0) for tensor in (k, v))
-        mask = key_present | ~served[:, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :]).transpose(1, 2)
-        return torch.where(served[:, None, None, None], mixed, torch.zeros_like(mixed))
+        mask = key_present | ~key_present.any(1, keepdim=True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :]).transpose(1, 2)
