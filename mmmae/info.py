@@ -96,10 +96,8 @@ def _print_attention(console: Console, title: str, calls: Sequence[Call], *, her
         table.add_row(backend, *(column[backend] for column in columns))
     console.print(table)
     for call in calls:
-        masked = [
-            name for name, reason in explain_call(call._replace(masked=True), here=here).items() if reason is None
-        ]
-        console.print(f"{names[call.dtype]} with key_present: {masked[0]}", highlight=False)
+        reasons = explain_call(call._replace(masked=True), here=here)
+        console.print(f"{names[call.dtype]} with key_present: {_first(reasons)}", highlight=False)
 
 
 def _answers(call: Call, *, here: bool) -> dict[str, str]:

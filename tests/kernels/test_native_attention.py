@@ -59,7 +59,7 @@ def by_hand(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor |
 def run(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> list[Tensor]:
     out, lse = attention_forward(q, k, v, key_present)
     grads = [torch.empty(tensor.shape) for tensor in (q, k, v)]
-    attention_backward(grad, q, k, v, key_present, out, lse, *grads)
+    attention_backward(grad, (q, k, v), key_present, out, lse, grads)
     return [out, lse, *grads]
 
 
@@ -246,7 +246,7 @@ def test_shares_of_the_keys_with_the_common_sum_give_the_gradients_of_all(cut):
     assert_close([out, lse], expected[:2])
     grads = [[torch.empty(tensor.shape) for tensor in (q, *half)] for half in halves]
     for half, outs in zip(halves, grads, strict=True):
-        attention_backward(grad, q, *half, None, out, lse, *outs)
+        attention_backward(grad, (q, *half), None, out, lse, outs)
     whole = [sum(outs[0] for outs in grads), *(torch.cat([outs[i] for outs in grads], 1) for i in (1, 2))]
     assert_close(whole, expected[2:])
 
@@ -310,9 +310,9 @@ def test_rows_without_keys_get_no_gradients_whatever_comes_in():
     out, lse = attention_forward(q, k, v)
     expected = [torch.empty(tensor.shape) for tensor in (q, k, v)]
     grad[0, 3] = 0
-    attention_backward(grad, q, k, v, None, out, lse, *expected)
+    attention_backward(grad, (q, k, v), None, out, lse, expected)
     grad[0, 3], lse[0, :, 3] = math.nan, -math.inf
     grads = [torch.empty(tensor.shape) for tensor in (q, k, v)]
-    attention_backward(grad, q, k, v, None, out, lse, *grads)
+    attention_backward(grad, (q, k, v), None, out, lse, grads)
     assert not bool(grads[0][0, 3].any())
     assert all(map(torch.equal, grads, expected))

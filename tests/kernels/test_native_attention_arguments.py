@@ -76,4 +76,6 @@ def test_the_functions_refuse_what_does_not_fit():
         attention_forward(q, k.to("meta"), v)
     out, lse = attention_forward(q, k, v)
     with pytest.raises(ValueError, match=r"^grad_q: strides are"):
-        attention_backward(q, q, k, v, None, out, lse, torch.empty(2, 3, 8, 2).transpose(2, 3), k.clone(), v.clone())
+        attention_backward(
+            q, (q, k, v), None, out, lse, (torch.empty(2, 3, 8, 2).transpose(2, 3), k.clone(), v.clone())
+        )

@@ -19,6 +19,8 @@ from torch import Tensor
 from ..registry import Reason
 from .call import Call
 
+Triple = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
+
 
 class Flash(Protocol):
     """A module that computes attention by a flash kernel."""
@@ -33,19 +35,9 @@ class Flash(Protocol):
         """q `[B, Nq, h, d]`, k and v `[B, Nk, h, d]` -> out like q, lse float32 `[B, h, Nq]`."""
 
     def attention_backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        key_present: Tensor | None,
-        out: Tensor,
-        lse: Tensor,
-        grad_q: Tensor,
-        grad_k: Tensor,
-        grad_v: Tensor,
+        self, grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
     ) -> None:
-        """Write the gradients into the last three, which may be views of one packed tensor."""
+        """Write the gradients of q, k and v into `gradients`, which may be views of one packed tensor."""
 
 
 def flash(backend: str) -> Flash:

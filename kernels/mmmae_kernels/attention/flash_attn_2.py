@@ -13,7 +13,7 @@ from torch import Tensor
 from ..registry import Reason
 from . import packages
 from .call import Call, flash_refuses
-from .flash import on_device_of, rows_of, scale_of
+from .flash import Triple, on_device_of, rows_of, scale_of
 
 PACKAGE = "flash-attn", "flash_attn.flash_attn_interface"
 AMD = ("gfx90a", "gfx942", "gfx950")
@@ -39,26 +39,18 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | Non
 
 
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_present: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
+    grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
     library = packages.load(PACKAGE[1])
+    (q, k, v), (grad_q, grad_k, grad_v) = map(rows_of, qkv), gradients
     # The state of dropout, of which there is none: AMD's kernels read it all the same.
     state = torch.zeros(2, dtype=torch.int64, device=q.device) if torch.version.hip else None
     with on_device_of(q):
         library._wrapped_flash_attn_backward(
             dout=rows_of(grad),
-            q=rows_of(q),
-            k=rows_of(k),
-            v=rows_of(v),
+            q=q,
+            k=k,
+            v=v,
             out=rows_of(out),
             softmax_lse=lse.contiguous(),
             dq=grad_q,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..registry import Reason
 from . import packages
 from .call import Call, flash_refuses
-from .flash import on_device_of, rows_of, scale_of
+from .flash import Triple, on_device_of, rows_of, scale_of
 
 PACKAGE = "flash-attn-3", "flash_attn_interface"
 
@@ -39,24 +39,16 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | Non
 
 
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_present: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
+    grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
     packages.load(PACKAGE[1])
+    (q, k, v), (grad_q, grad_k, grad_v) = map(rows_of, qkv), gradients
     with on_device_of(q):
         torch.ops.flash_attn_3.bwd(
             rows_of(grad),
-            rows_of(q),
-            rows_of(k),
-            rows_of(v),
+            q,
+            k,
+            v,
             rows_of(out),
             lse.contiguous(),
             dq=grad_q,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..registry import Reason
 from . import packages
 from .call import Call, flash_refuses
-from .flash import on_device_of, rows_of, scale_of
+from .flash import Triple, on_device_of, rows_of, scale_of
 
 PACKAGE = "flash-attn-4", "flash_attn.cute.interface"
 WIDEST = {9: 256, 10: 128, 11: 128, 12: 128}  # by compute capability
@@ -44,23 +44,15 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | Non
 
 
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_present: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
+    grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
     library = packages.load(PACKAGE[1])
+    (q, k, v), (grad_q, grad_k, grad_v) = map(rows_of, qkv), gradients
     with on_device_of(q):
         library._flash_attn_bwd(
-            q=rows_of(q),
-            k=rows_of(k),
-            v=rows_of(v),
+            q=q,
+            k=k,
+            v=v,
             out=rows_of(out),
             dout=rows_of(grad),
             lse=lse.contiguous(),

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import native
 from ..registry import Reason
 from .call import Call
+from .flash import Triple
 
 HEAD_WIDTH_LIMIT = 256
 
@@ -50,31 +51,20 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | Non
 
 
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_present: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
+    grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
-    """Write the gradients of q, k and v into the last three, all of them, zeros for absent keys.
+    """Write the gradients of q, k and v into `gradients`, all of them, zeros for absent keys.
 
     `out` and `lse` may be those of more keys than these, of which they then give the share of the gradients.
 
     Args:
         grad: of `out`, `[B, Nq, h, d]`.
-        q, k, v, key_present: as in `attention_forward`.
+        qkv, key_present: as in `attention_forward`.
         out, lse: what that gave.
-        grad_q, grad_k, grad_v: like q, k and v, of any strides but for the last axis, which lies in one piece.
+        gradients: like q, k and v, of any strides but for the last axis, which lies in one piece.
 
     Raises:
         ValueError: a shape, dtype, stride or device does not fit.
     """
-    inputs = (native.rows_of(tensor) for tensor in (grad, q, k, v))
-    native.call(
-        "attention_backward", *inputs, key_present, native.rows_of(out), lse.contiguous(), grad_q, grad_k, grad_v
-    )
+    inputs = (native.rows_of(tensor) for tensor in (grad, *qkv))
+    native.call("attention_backward", *inputs, key_present, native.rows_of(out), lse.contiguous(), *gradients)

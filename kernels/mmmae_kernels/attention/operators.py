@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flash import flash
+from .flash import Triple, flash
 
 
-def unpacked(projected: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def unpacked(projected: Sequence[Tensor]) -> Triple:
     """Queries, keys and values, as views of packed tensors."""
     *alone, last = projected
     parts = 3 - len(alone)
@@ -47,7 +47,7 @@ def attention_backward(
     if _is_empty(q, k):
         return [tensor.new_zeros(tensor.shape) for tensor in projected]
     gradients = [tensor.new_empty(tensor.shape) for tensor in projected]
-    flash(backend).attention_backward(grad, q, k, v, key_present, out, lse, *unpacked(gradients))
+    flash(backend).attention_backward(grad, (q, k, v), key_present, out, lse, unpacked(gradients))
     return gradients
 
 

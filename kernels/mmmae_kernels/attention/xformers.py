@@ -7,7 +7,7 @@ from torch import Tensor
 from ..registry import Reason
 from . import packages
 from .call import Call, flash_refuses
-from .flash import on_device_of, rows_of, scale_of
+from .flash import Triple, on_device_of, rows_of, scale_of
 
 PACKAGE = "xformers", "xformers.ops"
 AMD = ("gfx90a", "gfx942")
@@ -35,20 +35,11 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | Non
 
 
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_present: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
+    grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
     library = packages.load(PACKAGE[1])
-    inputs = (rows_of(grad), rows_of(out), lse.contiguous(), rows_of(q), rows_of(k), rows_of(v))
-    with on_device_of(q):
-        gradients = library.memory_efficient_attention_backward(*inputs, scale=scale_of(q))
-    for place, gradient in zip((grad_q, grad_k, grad_v), gradients, strict=True):
+    inputs = (rows_of(grad), rows_of(out), lse.contiguous(), *map(rows_of, qkv))
+    with on_device_of(grad):
+        given = library.memory_efficient_attention_backward(*inputs, scale=scale_of(grad))
+    for place, gradient in zip(gradients, given, strict=True):
         place.copy_(gradient)  # it takes no tensors to write into
