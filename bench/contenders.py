@@ -1,0 +1,196 @@
+"""Who is compared on a task: our model, the reference in its variants, and peers from PyPI, each by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mmmae
+
+OURS = ("fast", "fast, compiled")
+REFERENCES = ("reference, plain", "reference, SDPA", "reference, SDPA, compiled")
+PEERS = ("ViTMAE, SDPA", "VideoMAE, SDPA")
+CONTENDERS = (*OURS, *REFERENCES, *PEERS)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Work that can be given to each contender.
+
+    Args:
+        kind: `training step`, forward and backward without the optimizer, or `encoding`, of all tokens.
+        preset: of the model.
+        batch: samples.
+        aux: whether samples come with all auxiliary images.
+        overrides: config fields to change.
+        device: `cpu` or `cuda`.
+        dtype: `float32`, or the type that autocast computes in.
+    """
+
+    kind: str
+    preset: str = "base"
+    batch: int = 4
+    aux: bool = False
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @property
+    def config(self) -> mmmae.MMMAEConfig:
+        """Of the model."""
+        overrides = dict(self.overrides) if self.aux else {"aux": {}, **self.overrides}
+        return mmmae.MMMAEConfig.preset(self.preset, **overrides)
+
+    @property
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What the work is done under."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device, DTYPES[self.dtype])
+
+
+class Work:
+    """A contender with its model and data in memory.
+
+    Args:
+        contender: one of `CONTENDERS`.
+        task: what it is to do.
+
+    Raises:
+        ValueError: the contender can't do the task; the message says why.
+    """
+
+    def __init__(self, contender: str, task: Task) -> None:
+        torch.manual_seed(0)
+        self.task = task
+        self.model, self.forward = MAKERS[contender](task)
+        self.parameters = dict(self.model.named_parameters())
+
+    def run(self) -> dict[str, Tensor]:
+        """Do the work once: what was computed, by name, gradients of parameters included."""
+        if self.task.kind == "encoding":
+            with torch.inference_mode(), self.task.autocast:
+                return {"tokens": self.forward()}
+        self.model.zero_grad(set_to_none=True)
+        with self.task.autocast:
+            loss = self.forward()
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        return {"loss": loss.detach(), **gradients}
+
+
+def _data(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+    """The volume `[B, C, T, H, W]` and the auxiliary images, the same for every contender."""
+    config = task.config
+    generator = torch.Generator().manual_seed(1)
+    size = (config.image_size, config.image_size)
+    hsi = torch.randn(task.batch, config.in_channels, config.bands, *size, generator=generator)
+    aux = {name: torch.randn(task.batch, count, *size, generator=generator) for name, count in config.aux.items()}
+    return hsi.to(task.device), {name: image.to(task.device) for name, image in aux.items()}
+
+
+Made = tuple[nn.Module, Callable[[], Tensor]]
+
+
+def _ours(make: Callable[[mmmae.MMMAEConfig], nn.Module], compiled: bool, task: Task) -> Made:
+    hsi, aux = _data(task)
+    model = make(task.config).to(task.device)
+    if task.kind == "encoding":
+        encoder = model.hsi_encoder().eval()
+        call = torch.compile(encoder) if compiled else encoder
+        return encoder, lambda: call(hsi)
+    if compiled:
+        model.compile()
+    return model, lambda: model(hsi, aux, seed=0).loss
+
+
+def _vit_mae(task: Task) -> Made:
+    """An image of as many channels as the volume has bands, in patches a quarter as large: as many tokens and numbers."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    config = task.config
+    groups, rows, _ = config.grid
+    split = _root(groups)
+    hsi = _data(task)[0].flatten(1, 2)
+    peer = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            **_same_blocks(config),
+            image_size=config.image_size,
+            patch_size=config.image_size // (rows * split),
+            num_channels=hsi.shape[1],
+            mask_ratio=config.mask_ratio,
+            attn_implementation="sdpa",
+        )
+    ).to(task.device)
+    noise = torch.rand(task.batch, config.tokens, device=task.device)
+    return peer, lambda: peer(hsi, noise=noise).loss
+
+
+def _video_mae(task: Task) -> Made:
+    """A grey video of two frames a tubelet: as many tokens, of two thirds as many numbers."""
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    config = task.config
+    groups, _, _ = config.grid
+    video = torch.randn(task.batch, 2 * groups, 1, config.image_size, config.image_size, device=task.device)
+    peer = VideoMAEForPreTraining(
+        VideoMAEConfig(
+            **_same_blocks(config),
+            image_size=config.image_size,
+            patch_size=config.patch[1],
+            num_frames=2 * groups,
+            tubelet_size=2,
+            num_channels=1,
+            norm_pix_loss=True,
+            attn_implementation="sdpa",
+        )
+    ).to(task.device)
+    masked = torch.ones(task.batch, config.tokens, dtype=torch.bool, device=task.device)
+    for row in masked:
+        row[torch.randperm(config.tokens)[: config.keep]] = False
+    return peer, lambda: peer(video, bool_masked_pos=masked).loss
+
+
+def _same_blocks(config: mmmae.MMMAEConfig) -> dict[str, Any]:
+    """Width, depth and heads of encoder and decoder, by transformers' names."""
+    return {
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": round(config.dim * config.mlp_ratio),
+        "decoder_hidden_size": config.decoder_dim,
+        "decoder_num_hidden_layers": config.decoder_depth,
+        "decoder_num_attention_heads": config.decoder_heads,
+        "decoder_intermediate_size": round(config.decoder_dim * config.plain_mlp_ratio),
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def _root(groups: int) -> int:
+    root = round(groups**0.5)
+    if root * root != groups:
+        raise ValueError(f"ViTMAE: {groups} groups of bands can't become smaller patches; 4 can")
+    return root
+
+
+def _reference(attention: str) -> Callable[[mmmae.MMMAEConfig], nn.Module]:
+    return functools.partial(mmmae.reference_model, attention=attention)
+
+
+MAKERS: dict[str, Callable[[Task], Made]] = {
+    "fast": functools.partial(_ours, mmmae.fast_model, False),
+    "fast, compiled": functools.partial(_ours, mmmae.fast_model, True),
+    "reference, plain": functools.partial(_ours, _reference("eager"), False),
+    "reference, SDPA": functools.partial(_ours, _reference("sdpa"), False),
+    "reference, SDPA, compiled": functools.partial(_ours, _reference("sdpa"), True),
+    "ViTMAE, SDPA": _vit_mae,
+    "VideoMAE, SDPA": _video_mae,
+}
