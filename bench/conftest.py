@@ -1,75 +1,89 @@
-"""Options, the timer that times nothing wrong, and the tables at the end of a run."""
+"""The suite's options, the fixtures that time nothing wrong, and the report at the end of a run."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
+import importlib.util
 import itertools
-import os
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+import bench.options
 import mmmae
+from bench.contenders import PEERS
+from bench.op_cases import CASES
+from bench.op_race import OpRace, measure_speeds
+from bench.options import Options
+from bench.race import BASELINE, Entry, Result, race
+from bench.results import Measurement
 from mmmae.profiling import Report
 from mmmae.profiling.counting import StepCost, count_step
 
-Run = Callable[[], Sequence[Tensor]]
-Setup = Callable[..., Mapping[str, Run]]
-
-MEDIANS = pytest.StashKey[dict[str, dict[str, float]]]()
-REPORTS = pytest.StashKey[dict[str, Report]]()
-STEPS = pytest.StashKey[dict[str, dict[str, StepCost]]]()
 STEP_BATCH = 8
 
 
+@dataclasses.dataclass
+class Found:
+    """What a run has found so far."""
+
+    measurements: list[Measurement] = dataclasses.field(default_factory=list)
+    reports: dict[str, Report] = dataclasses.field(default_factory=dict)
+    steps: dict[str, dict[str, StepCost]] = dataclasses.field(default_factory=dict)
+    speeds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+FOUND = pytest.StashKey[Found]()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("mmmae")
-    group.addoption("--benchmark", action="store_true", help="take times too; without it only exact counts are checked")
-    group.addoption("--quick", action="store_true", help="smaller cases and fewer rounds: below a minute in all")
+    bench.options.add(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[MEDIANS], config.stash[REPORTS], config.stash[STEPS] = {}, {}, {}
+    config.stash[FOUND] = Found()
+    options = Options.of(config)
+    if options.only is not None and options.only not in CASES:
+        raise pytest.UsageError(f"--only is {options.only!r}, allowed is one of {', '.join(CASES)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device is cuda, and torch finds no GPU")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--benchmark"):
-        skip = pytest.mark.skip(reason="times are taken with --benchmark")
-        for item in items:
-            if "timed" in getattr(item, "fixturenames", ()):
-                item.add_marker(skip)
+    options = Options.of(config)
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if not options.benchmark and {"timed", "raced"} & set(fixtures):
+            item.add_marker(pytest.mark.skip(reason="times are taken with --benchmark"))
+        elif options.only is not None and "timed" not in fixtures:
+            item.add_marker(pytest.mark.skip(reason=f"only {options.only} is asked for"))
 
 
 @pytest.fixture(scope="session")
-def quick(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--quick"))
+def found(request: pytest.FixtureRequest) -> Found:
+    return request.config.stash[FOUND]
 
 
 @pytest.fixture(scope="session")
-def report(request: pytest.FixtureRequest) -> Callable[[str], Report]:
+def report(found: Found) -> Callable[[str], Report]:
     """The profile of a preset, counted once a session."""
-    reports = request.config.stash[REPORTS]
 
     def of(preset: str) -> Report:
-        if preset not in reports:
-            reports[preset] = mmmae.profile(preset)
-        return reports[preset]
+        if preset not in found.reports:
+            found.reports[preset] = mmmae.profile(preset)
+        return found.reports[preset]
 
     return of
 
 
 @pytest.fixture(scope="session")
-def steps(request: pytest.FixtureRequest) -> Callable[[str], dict[str, StepCost]]:
+def steps(found: Found) -> Callable[[str], dict[str, StepCost]]:
     """What a training step of a preset costs in saved bytes and launches, of each model, counted once a session."""
-    counted = request.config.stash[STEPS]
 
     def of(preset: str) -> dict[str, StepCost]:
-        if preset not in counted:
+        if preset not in found.steps:
             config = mmmae.MMMAEConfig.preset(preset)
             with torch.device("meta"):
                 models: dict[str, mmmae.FastModel | mmmae.ReferenceModel] = {
@@ -77,72 +91,142 @@ def steps(request: pytest.FixtureRequest) -> Callable[[str], dict[str, StepCost]
                     "reference sdpa": mmmae.ReferenceModel(config, "sdpa"),
                     "reference eager": mmmae.ReferenceModel(config, "eager"),
                 }
-            counted[preset] = {name: count_step(model, STEP_BATCH) for name, model in models.items()}
-        return counted[preset]
+            found.steps[preset] = {name: count_step(model, STEP_BATCH) for name, model in models.items()}
+        return found.steps[preset]
 
     return of
 
 
-@dataclasses.dataclass
-class Case:
-    """The variants of a case, what the first one gives, and how long each took in each round."""
+@pytest.fixture(scope="session")
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Prints a line on the progress, captured output or not."""
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
 
-    variants: Mapping[str, Run]
-    expected: Sequence[Tensor]
-    seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    def line(text: str) -> None:
+        reporter.ensure_newline()
+        reporter.write_line(f"  {text}", light=True)
 
-    def check(self, name: str, variant: str, tolerance: float) -> None:
-        """Fail if a variant does not give what the first one gives."""
-        for index, (ours, theirs) in enumerate(zip(self.variants[variant](), self.expected, strict=True)):
-            error = relative_error(ours, theirs)
-            assert error <= tolerance, f"{name}: output {index} of {variant} is off by {error:.1e}, so it is not timed"
+    return line
 
-    def time(self, rounds: int) -> None:
-        """One run of each variant a round, so that a slow moment of the machine hits all of them."""
-        self.seconds = {variant: [] for variant in self.variants}
-        for _ in range(rounds):
-            for variant, run in self.variants.items():
-                start = time.perf_counter()
-                run()
-                self.seconds[variant].append(time.perf_counter() - start)
+
+@pytest.fixture
+def benchmarked(request: pytest.FixtureRequest, found: Found) -> Callable[[Measurement], None]:
+    """Keeps a measurement, and hands it to pytest-benchmark by a timer that replays the rounds."""
+
+    def keep(measurement: Measurement) -> None:
+        found.measurements.append(measurement)
+        group = f"{measurement.group}: {measurement.case}"
+        request.node.add_marker(pytest.mark.benchmark(group=group, timer=replay(measurement.seconds)))
+        benchmark = request.getfixturevalue("benchmark")
+        benchmark.pedantic(lambda: None, rounds=len(measurement.seconds))
+        facts = dataclasses.asdict(measurement)
+        benchmark.extra_info.update({name: facts[name] for name in facts.keys() - {"seconds", "group", "case"}})
+        benchmark.extra_info.update(measurement.rates)
+
+    return keep
 
 
 @pytest.fixture(scope="session")
-def prepare() -> Callable[..., Case]:
-    """A case, set up once; only the last one is kept in memory."""
-    kept: dict[str, Case] = {}
+def op_race(request: pytest.FixtureRequest, found: Found, tell: Callable[[str], None]) -> Callable[[str], OpRace]:
+    """The comparison of an op's variants, timed; only the last one is kept in memory."""
+    options, kept = Options.of(request.config), {}
 
-    def of(name: str, setup: Setup, *arguments: object) -> Case:
-        if name not in kept:
+    def of(op: str) -> OpRace:
+        if not found.speeds:
+            tell("a copy and a matrix product, for the limits")
+            found.speeds = measure_speeds(options.device, options.dtype)
+        if op not in kept:
             kept.clear()
-            variants = setup(*arguments)
-            kept[name] = Case(variants, next(iter(variants.values()))())
-        return kept[name]
+            kept[op] = OpRace(op, options)
+            kept[op].run(rounds=5 if options.quick else 15)
+        return kept[op]
 
     return of
 
 
 @pytest.fixture
-def timed(request: pytest.FixtureRequest, prepare) -> Callable[..., None]:  # type: ignore[no-untyped-def]
-    """Check that a variant gives what the first variant of its case gives, then report its times.
+def timed(op_race: Callable[[str], OpRace], found: Found, benchmarked: Callable[[Measurement], None]) -> Any:
+    """Check that a variant of an op gives what the first one gives, then report its times.
 
-    The first variant is the baseline of the ratios. A variant that the setup left out can't run on this machine. The
-    rounds of a case's variants are interleaved; pytest-benchmark gets the times by a timer that replays them.
+    A variant that the case leaves out can't run on this machine.
     """
 
-    def run(name: str, variant: str, setup: Setup, *arguments: object, tolerance: float, rounds: int) -> None:
-        case = prepare(name, setup, *arguments)
-        if variant not in case.variants:
-            pytest.skip(f"{variant} does not serve {name} here")
-        case.check(name, variant, tolerance)
-        if not case.seconds:
-            case.time(rounds)
-        request.node.add_marker(pytest.mark.benchmark(group=name, timer=replay(case.seconds[variant])))
-        request.getfixturevalue("benchmark").pedantic(lambda: None, rounds=rounds)
-        medians = request.config.stash[MEDIANS].setdefault(name, {next(iter(case.variants)): float("nan")})
-        medians[variant] = statistics.median(case.seconds[variant])
+    def run(op: str, variant: str) -> None:
+        compared = op_race(op)
+        if variant not in compared.variants:
+            pytest.skip(f"{variant} does not serve {op} here")
+        complaint = compared.complaint(variant)
+        assert not complaint, f"{op}: {variant}: {complaint}"
+        measurement = Measurement(
+            group="op",
+            case=f"{op}, batch {compared.batch}",
+            contender=variant,
+            seconds=compared.seconds[variant],
+            baseline=variant == next(iter(compared.variants)),
+            dtype=compared.dtype,
+            device=compared.device,
+            backend=variant,
+            samples=compared.batch,
+            macs=compared.macs or None,
+            bytes=compared.work.bytes,
+            limit=compared.limit(found.speeds),
+        )
+        benchmarked(measurement)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def model_race(tell: Callable[[str], None]) -> Callable[..., dict[Entry, Result]]:
+    """A comparison of models, run once; only the last one is kept."""
+    kept: dict[int, dict[Entry, Result]] = {}
+
+    def of(case: Any) -> dict[Entry, Result]:
+        if id(case) not in kept:
+            kept.clear()
+            entries = [entry for entry in case.entries if not lacks(entry)]
+            kept[id(case)] = race(entries, case.rounds, warm_ups=case.warm_ups, exact=case.exact, tell=tell)
+        return kept[id(case)]
+
+    return of
+
+
+@pytest.fixture
+def raced(model_race: Callable[..., dict[Entry, Result]], benchmarked: Callable[[Measurement], None]) -> Any:
+    """Run the comparison that an entry is in, and report the entry's times, or fail if it gave something wrong."""
+
+    def run(case: Any, entry: Entry) -> None:
+        if lacks(entry):
+            pytest.skip(lacks(entry))
+        results = model_race(case)
+        result, task = results[entry], entry.task
+        assert not result.error, f"{entry.contender}: {result.error}"
+        limits = [other.limit for rival, other in results.items() if rival.task == task and other.limit is not None]
+        measurement = Measurement(
+            group=case.group,
+            case=task.title,
+            contender=entry.contender,
+            seconds=result.seconds,
+            baseline=entry.contender == BASELINE,
+            dtype=task.dtype,
+            device=task.device,
+            allocator=case.allocator,
+            x=None if case.varied is None else case.varied(task),
+            samples=task.batch,
+            limit=limits[0] if limits else None,
+            resident_bytes=result.resident_bytes,
+            **result.counts,
+        )
+        benchmarked(measurement)
+
+    return run
+
+
+def lacks(entry: Entry) -> str:
+    """What is not installed that a contender needs, or nothing."""
+    if entry.contender in PEERS and importlib.util.find_spec("transformers") is None:
+        return f"{entry.contender} needs transformers: pip install '.[peers]'"
+    return ""
 
 
 def replay(seconds: Sequence[float]) -> Callable[[], float]:
@@ -151,54 +235,8 @@ def replay(seconds: Sequence[float]) -> Callable[[], float]:
     return lambda: next(answers)
 
 
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Norm of the difference over the norm."""
-    difference = torch.linalg.vector_norm((ours - theirs).double())
-    return float(difference / torch.linalg.vector_norm(theirs.double()).clamp(min=torch.finfo(torch.float32).tiny))
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from bench.report import finish
 
-    page = io.StringIO()
-    console = Console(file=page, width=110)
-    if config.stash[REPORTS]:
-        table = Table(box=box.SIMPLE, title="one sample, forward, counted like fvcore: one multiply-add is one FLOP")
-        heads = ("M parameters", "encoder GMAC", "encoder GFLOP (2x)", "pretraining GMAC", "MB moved", "launches")
-        for head in ("preset", *heads, "budget"):
-            table.add_column(head, justify="left" if head in ("preset", "budget") else "right")
-        for preset, report in config.stash[REPORTS].items():
-            total, macs = report.pretraining.total, report.encoder.total.macs
-            amounts = [f"{total.parameters / 1e6:.2f}", f"{macs / 1e9:.2f}", f"{2 * macs / 1e9:.2f}"]
-            amounts += [f"{total.macs / 1e9:.2f}", f"{total.bytes / 1e6:,.1f}", f"{total.launches:,}"]
-            table.add_row(preset, *amounts, report.notes[-1].split(":")[0].split(",")[0])
-        console.print(table)
-    if config.stash[STEPS]:
-        table = Table(box=box.SIMPLE, title=f"training step, batch {STEP_BATCH}, forward and backward, counted")
-        for head in ("preset", "model", "saved MB", "of reference sdpa", "of reference eager", "launches"):
-            table.add_column(head, justify="left" if head in ("preset", "model") else "right")
-        for preset, step in config.stash[STEPS].items():
-            for name, cost in step.items():
-                shares = [cost.saved_bytes / step[f"reference {kind}"].saved_bytes for kind in ("sdpa", "eager")]
-                amounts = [
-                    f"{cost.saved_bytes / 1e6:,.1f}",
-                    *(f"{share:.3f}" for share in shares),
-                    f"{cost.launches:,}",
-                ]
-                table.add_row(preset, name, *amounts)
-        console.print(table)
-    if config.stash[MEDIANS]:
-        load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-        machine = f"{torch.get_num_threads()} threads{load}, torch {torch.__version__}"
-        table = Table(box=box.SIMPLE, title=f"medians and ratios to each case's first line, {machine}")
-        for head in ("case", "variant", "median, ms", "ratio"):
-            table.add_column(head, justify="left" if head in ("case", "variant") else "right")
-        for case, medians in config.stash[MEDIANS].items():
-            baseline = next(iter(medians.values()))
-            for number, (variant, median) in enumerate(medians.items()):
-                table.add_row("" if number else case, variant, f"{1e3 * median:,.2f}", f"{median / baseline:.3f}")
-        console.print(table)
-    terminalreporter.write(page.getvalue())
+    finish(terminalreporter, Options.of(config), config.stash[FOUND])

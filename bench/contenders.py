@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ OURS = ("fast", "fast, compiled")
 REFERENCES = ("reference, plain", "reference, SDPA", "reference, SDPA, compiled")
 PEERS = ("ViTMAE, SDPA", "VideoMAE, SDPA")
 CONTENDERS = (*OURS, *REFERENCES, *PEERS)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPILED = ("fast, compiled", "reference, SDPA, compiled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Task:
         preset: of the model.
         batch: samples.
         aux: whether samples come with all auxiliary images.
-        overrides: config fields to change.
+        overrides: config fields to change, and their values.
         device: `cpu` or `cuda`.
         dtype: `float32`, or the type that autocast computes in.
     """
@@ -38,22 +38,22 @@ class Task:
     preset: str = "base"
     batch: int = 4
     aux: bool = False
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    overrides: tuple[tuple[str, Any], ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
 
     @property
     def config(self) -> mmmae.MMMAEConfig:
         """Of the model."""
-        overrides = dict(self.overrides) if self.aux else {"aux": {}, **self.overrides}
-        return mmmae.MMMAEConfig.preset(self.preset, **overrides)
+        overrides = dict(self.overrides)
+        return mmmae.MMMAEConfig.preset(self.preset, **(overrides if self.aux else {"aux": {}, **overrides}))
 
     @property
-    def autocast(self) -> AbstractContextManager[Any]:
-        """What the work is done under."""
-        if self.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self.device, DTYPES[self.dtype])
+    def title(self) -> str:
+        """What is done, in words, without its kind."""
+        parts = [self.preset, f"batch {self.batch}", *(["all auxiliary images"] if self.aux else [])]
+        parts += [f"{field} {value}" for field, value in self.overrides]
+        return ", ".join(parts if self.dtype == "float32" else [*parts, self.dtype])
 
 
 class Work:
@@ -69,21 +69,31 @@ class Work:
 
     def __init__(self, contender: str, task: Task) -> None:
         torch.manual_seed(0)
-        self.task = task
+        self.contender, self.task = contender, task
         self.model, self.forward = MAKERS[contender](task)
         self.parameters = dict(self.model.named_parameters())
 
-    def run(self) -> dict[str, Tensor]:
-        """Do the work once: what was computed, by name, gradients of parameters included."""
+    def run(self, dtype: str | None = None) -> dict[str, Tensor]:
+        """Do the work once, in the task's type or another: what was computed, by name, with gradients of parameters."""
+        dtype = dtype or self.task.dtype
+        autocast = nullcontext() if dtype == "float32" else torch.autocast(self.task.device, getattr(torch, dtype))
         if self.task.kind == "encoding":
-            with torch.inference_mode(), self.task.autocast:
+            with torch.inference_mode(), autocast:
                 return {"tokens": self.forward()}
         self.model.zero_grad(set_to_none=True)
-        with self.task.autocast:
+        with autocast:
             loss = self.forward()
         loss.backward()
         gradients = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
         return {"loss": loss.detach(), **gradients}
+
+    @property
+    def held_bytes(self) -> int:
+        """Of parameters, their gradients and the data, which are there between two runs."""
+        parameters = list(self.parameters.values())
+        tensors = [*parameters, *(parameter.grad for parameter in parameters if parameter.grad is not None)]
+        hsi, aux = _data(self.task)
+        return sum(tensor.nbytes for tensor in (*tensors, hsi, *aux.values()))
 
 
 def _data(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
@@ -112,7 +122,7 @@ def _ours(make: Callable[[mmmae.MMMAEConfig], nn.Module], compiled: bool, task: 
 
 
 def _vit_mae(task: Task) -> Made:
-    """An image of as many channels as the volume has bands, in patches a quarter as large: as many tokens and numbers."""
+    """An image of as many channels as the volume has bands, in smaller patches: as many tokens of as many numbers."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     config = task.config

@@ -1,76 +1,115 @@
-"""Times of a training step and of encoding: the fast model against the reference with fused attention and without."""
+"""Times of a training step and of encoding: ours, the reference and peers, each in a process of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import pytest
-import torch
-from torch import Tensor
 
-import mmmae
-from mmmae.encoder import adopt_parameters
+from bench.contenders import OURS, PEERS, Task
+from bench.options import Options
+from bench.race import BASELINE, Entry
 
-Run = Callable[[], Sequence[Tensor]]
-VARIANTS = ("reference sdpa", "reference eager", "fast")
-TOLERANCE = 1e-4  # of gradients, which add up rounding through all blocks twice
+COMPILED = "reference, SDPA, compiled"
+TRAINING, ENCODING = "training step", "encoding"
 
 
-def models(preset: str) -> dict[str, mmmae.FastModel | mmmae.ReferenceModel]:
-    """The three of them on one set of parameters."""
-    torch.manual_seed(0)
-    eager = mmmae.reference_model(preset)
-    with torch.device("meta"):
-        sdpa = mmmae.ReferenceModel(eager.config, "sdpa")
-    adopt_parameters(sdpa, eager)
-    return dict(zip(VARIANTS, (sdpa, eager, mmmae.fast_model(eager)), strict=True))
+@dataclasses.dataclass(frozen=True)
+class ModelCase:
+    """A comparison: who runs, how often, and what is varied.
+
+    Args:
+        group, allocator: as in `bench.results.Measurement`.
+        entries: of a race.
+        rounds, warm_ups, exact: of the race.
+        varied: a task's number in the group.
+    """
+
+    group: str
+    entries: tuple[Entry, ...]
+    rounds: int
+    warm_ups: int = 2
+    exact: bool = True
+    varied: Callable[[Task], float] | None = None
+    allocator: str = "own"
 
 
-def volume(config: mmmae.MMMAEConfig, batch: int) -> Tensor:
-    return torch.randn(batch, config.in_channels, config.bands, config.image_size, config.image_size)
+def plan(options: Options) -> list[ModelCase]:
+    """The comparisons of a run: of one preset, and in a full run all others."""
+    place = {"device": options.device, "dtype": options.dtype}
+    if options.quick:
+        step = Task(TRAINING, options.preset or "tiny", options.batch or 2, aux=True, **place)
+        encoding = dataclasses.replace(step, kind=ENCODING, aux=False)
+        return [ModelCase(task.kind, entries(task, BASELINE, "reference, plain", "fast"), 5) for task in (step, encoding)]
+    cases = comparisons(Task(TRAINING, options.preset or "base", options.batch or 4, **place), options.full)
+    if options.full:
+        if options.preset is None:
+            cases += comparisons(Task(TRAINING, "vit", options.batch or 4, **place), full=True)
+        cases += variations(Task(TRAINING, options.preset or "base", 1, **place))
+    return cases
 
 
-def training_step(preset: str, batch: int) -> Mapping[str, Run]:
-    """Forward and backward with all modalities; the optimizer's step is the same for all."""
-
-    def step_of(model: mmmae.FastModel | mmmae.ReferenceModel) -> Run:
-        def step() -> Sequence[Tensor]:
-            loss = model(hsi, aux, seed=0).loss
-            return [loss.detach(), *torch.autograd.grad(loss, parameters)]
-
-        return step
-
-    variants = models(preset)
-    config, parameters = variants["fast"].config, list(variants["fast"].parameters())
-    hsi = volume(config, batch)
-    aux = {name: torch.randn(batch, count, config.image_size, config.image_size) for name, count in config.aux.items()}
-    return {name: step_of(model) for name, model in variants.items()}
-
-
-def encoding(preset: str, batch: int) -> Mapping[str, Run]:
-    """All tokens, without gradients."""
-
-    def encode_by(encoder: torch.nn.Module) -> Run:
-        def encode() -> Sequence[Tensor]:
-            with torch.inference_mode():
-                return [encoder(hsi)]
-
-        return encode
-
-    variants = models(preset)
-    hsi = volume(variants["fast"].config, batch)
-    return {name: encode_by(model.hsi_encoder()) for name, model in variants.items()}
+def comparisons(step: Task, full: bool) -> list[ModelCase]:
+    """Training with and without auxiliary images, and encoding, of one preset."""
+    encoding = dataclasses.replace(step, kind=ENCODING)
+    quarter = dataclasses.replace(encoding, overrides=(("image_size", 112),))
+    guided = dataclasses.replace(step, aux=True)
+    peers, compiled = (PEERS, (COMPILED, "fast, compiled")) if full else ((), ())
+    cases = [
+        ModelCase(TRAINING, entries(step, BASELINE, "reference, plain", COMPILED, *peers, *OURS), 5),
+        ModelCase(TRAINING, entries(guided, BASELINE, "reference, plain", "fast"), 5),
+        ModelCase(ENCODING, entries(encoding, BASELINE, "reference, plain", "fast", *compiled), 5),
+        ModelCase(ENCODING, entries(quarter, BASELINE, "reference, plain", "fast"), 5),
+    ]
+    if full:
+        kept = entries(step, BASELINE, "reference, plain", *peers, "fast", kept=True)
+        cases.append(ModelCase(TRAINING, kept, 5, exact=False, allocator="kept"))
+    return cases
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_time_of_a_training_step(timed, quick, variant):
-    preset, batch = ("tiny", 2) if quick else ("base", 2)
-    case = f"{preset}, training step, batch {batch}"
-    timed(case, variant, training_step, preset, batch, tolerance=TOLERANCE, rounds=5)
+def variations(step: Task) -> list[ModelCase]:
+    """One thing of a training step varied at a time."""
+    four = dataclasses.replace(step, batch=4)
+    batches = tuple(dataclasses.replace(step, batch=batch) for batch in (1, 2, 4, 8))
+    masks, fractions = vary(four, "mask_ratio", 0.5, 0.75, 0.9), vary(four, "decode_fraction", 0.25, 0.5, 1.0)
+    switch = vary(four, "activation_checkpointing", False, True)
+
+    def case(group: str, tasks: Sequence[Task], varied: Callable[[Task], float], rounds: int = 3, warm_ups: int = 2):
+        return ModelCase(group, pairs(tasks), rounds, warm_ups, exact=False, varied=varied)
+
+    return [
+        case("bands", vary(step, "bands", 12, 60, 120, 240), lambda task: task.config.tokens, rounds=2, warm_ups=1),
+        case("image size", vary(step, "image_size", 112, 224, 336, 448), lambda task: task.config.tokens),
+        case("mask ratio", masks, lambda task: task.config.mask_ratio),
+        case("batch", batches, lambda task: task.batch),
+        case("decode fraction", fractions, lambda task: task.config.decode_fraction),
+        ModelCase("activation checkpointing", pairs(switch), 3),
+    ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_time_of_encoding(timed, quick, variant):
-    batch = 1 if quick else 2
-    case = f"base, encoder over all tokens, batch {batch}"
-    timed(case, variant, encoding, "base", batch, tolerance=TOLERANCE, rounds=1 if quick else 5)
+def vary(task: Task, field: str, *values: object) -> list[Task]:
+    """The task with each of the values in a field of its config."""
+    return [dataclasses.replace(task, overrides=((field, value),)) for value in values]
+
+
+def entries(task: Task, *contenders: str, kept: bool = False) -> tuple[Entry, ...]:
+    """Ours as the command line runs it; the others as their users would, unless all are to keep memory."""
+    return tuple(Entry(contender, task, kept or contender in OURS) for contender in contenders)
+
+
+def pairs(tasks: Sequence[Task]) -> tuple[Entry, ...]:
+    """The baseline and ours, on each task."""
+    return tuple(entry for task in tasks for entry in entries(task, BASELINE, "fast"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "entry" in metafunc.fixturenames:
+        cases = plan(Options.of(metafunc.config))
+        rows = [(case, entry) for case in cases for entry in case.entries]
+        ids = [f"{case.group}: {entry.task.title}: {entry.contender}" for case, entry in rows]
+        metafunc.parametrize(("case", "entry"), rows, ids=ids)
+
+
+def test_time_of(raced, case, entry):
+    raced(case, entry)

@@ -13,6 +13,11 @@ def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+def attention_backward_macs(grad: object, *projected: Sequence[int]) -> int:
+    """Five products where forward has two: the scores are computed again."""
+    return attention_macs(*projected) // 2 * 5
+
+
 def einsum_macs(equation: str, operands: Sequence[Sequence[int]], *rest: object) -> int:
     """A product of two operands: one multiply-add for each combination of indices."""
     names = equation.replace(" ", "").split("->")[0].split(",")
@@ -33,6 +38,7 @@ def no_macs(*arguments: object) -> int:
 MAC_FORMULAS: dict[str, Callable[..., int]] = {
     "aten::scaled_dot_product_attention": attention_macs,
     "aten::_scaled_dot_product_flash_attention_for_cpu": attention_macs,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": attention_backward_macs,
     "aten::_scaled_dot_product_flash_attention": attention_macs,
     "aten::_scaled_dot_product_efficient_attention": attention_macs,
     "aten::_scaled_dot_product_cudnn_attention": attention_macs,

@@ -1,0 +1,92 @@
+"""What this machine can do at most, measured: copies, matrix products alone, and how much memory a run takes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Shape = tuple[int, int, int, int]  # batch, rows, inner, columns
+PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}  # position of the first factor
+ROUNDS = 5
+COLD_BYTES = 256 * 2**20  # more than a core's caches hold
+
+
+def synchronize(device: str) -> None:
+    """Wait for a GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def median_seconds(run: Callable[[], object], device: str = "cpu", rounds: int = ROUNDS) -> float:
+    """Of a few runs, after one to warm up."""
+    seconds = []
+    for _ in range(rounds + 1):
+        synchronize(device)
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def copy_speed(device: str) -> float:
+    """Bytes a second that a copy reads and writes together, out of cold memory."""
+    source = torch.ones(COLD_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * COLD_BYTES / median_seconds(lambda: target.copy_(source), device)
+
+
+def gemm_speed(device: str, dtype: str, size: int = 2048) -> float:
+    """Operations a second of a square matrix product, two a multiply-add."""
+    return 2 * size**3 / seconds_alone({(1, size, size, size): 1}, device, dtype)
+
+
+def gemms_of(run: Callable[[], object]) -> Counter[Shape]:
+    """Shapes of the matrix products of a run, and how many there are of each."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        run()
+    shapes: Counter[Shape] = Counter()
+    for event in profiler.events():
+        if event.name in PRODUCTS:
+            first = PRODUCTS[event.name]
+            left, right = event.input_shapes[first : first + 2]
+            shapes[(math.prod(left[:-2]), *left[-2:], right[-1])] += 1
+    return shapes
+
+
+def seconds_alone(shapes: Mapping[Shape, int], device: str, dtype: str) -> float:
+    """Seconds that matrix products of these shapes take by `torch.bmm`, one after another, from memory that is there."""
+    total = 0.0
+    for (batch, rows, inner, columns), times in shapes.items():
+        element = getattr(torch, dtype)
+        left = torch.randn(batch, rows, inner, device=device).to(element)
+        right = torch.randn(batch, inner, columns, device=device).to(element)
+        out = torch.empty(batch, rows, columns, device=device, dtype=element)
+        multiply = torch.bmm if batch > 1 else torch.mm
+        factors = (left, right, out) if batch > 1 else (left[0], right[0], out[0])
+        total += times * median_seconds(lambda m=multiply, f=factors: m(f[0], f[1], out=f[2]), device)
+    return total
+
+
+def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
+    """The most that torch's allocator has given out at once in a run beyond what it held before, of the second run."""
+    run()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

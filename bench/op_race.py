@@ -1,0 +1,97 @@
+"""A comparison of an op's variants in this process: equal first, then timed in turn, next to what the machine can do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from bench.limits import copy_speed, gemm_speed, gemms_of, seconds_alone, synchronize
+from bench.op_cases import CASES, OpWork, Place, Run
+from bench.options import Options
+from mmmae.profiling.counting import flop_counter
+
+TOLERANCE = 1e-5  # float32: sums of up to 1568 rows in another order
+
+
+class OpRace:
+    """An op's variants, set up; the first is the baseline and what the others must equal.
+
+    In a lower precision than float32 a variant's error against float32 may be twice the baseline's.
+    """
+
+    def __init__(self, op: str, options: Options) -> None:
+        setup, _ = CASES[op]
+        self.batch = options.batch or (2 if options.quick else 8)
+        self.device, self.dtype = options.device, options.dtype
+        dtype: torch.dtype = getattr(torch, options.dtype)
+        self.work: OpWork = self._set_up(setup, Place(options.device, dtype))
+        self.variants: dict[str, Run] = dict(self.work.variants)
+        first = next(iter(self.variants))
+        if options.full:
+            self.variants[f"{first}, compiled"] = compiled(self.variants[first])
+        self.expected, self.allowed = self.variants[first](), TOLERANCE
+        if dtype != torch.float32:
+            truth = self._set_up(setup, Place(options.device, torch.float32, dtype)).variants[first]()
+            self.allowed = 2 * max(map(relative_error, self.expected, truth, strict=True))
+            self.expected = truth
+        self.macs = self._count_macs(first)
+        self.seconds: dict[str, list[float]] = {}
+
+    def _set_up(self, setup: Callable[[int, Place], OpWork], place: Place) -> OpWork:
+        torch.manual_seed(0)
+        return setup(self.batch, place)
+
+    def _count_macs(self, variant: str) -> int:
+        with flop_counter() as counter:
+            self.variants[variant]()
+        return counter.get_total_flops() // 2
+
+    def complaint(self, variant: str) -> str:
+        """What is wrong with what a variant gives, or nothing."""
+        for index, (ours, theirs) in enumerate(zip(self.variants[variant](), self.expected, strict=True)):
+            error = relative_error(ours, theirs)
+            if not error <= self.allowed:
+                return f"output {index} is off by {error:.1e}, allowed is {self.allowed:.1e}, so it is not timed"
+        return ""
+
+    def run(self, rounds: int) -> None:
+        """One run of each variant a round, so that a slow moment of the machine hits all of them."""
+        self.seconds = {variant: [] for variant in self.variants if not self.complaint(variant)}
+        for _ in range(rounds):
+            for variant in self.seconds:
+                synchronize(self.device)
+                start = time.perf_counter()
+                self.variants[variant]()
+                synchronize(self.device)
+                self.seconds[variant].append(time.perf_counter() - start)
+
+    def limit(self, speeds: Mapping[str, float]) -> float:
+        """Seconds for the bytes by a copy, or for the matrix products alone, whichever takes longer.
+
+        Args:
+            speeds: of `measure_speeds`. Attention, whose products are no calls, is set against a square product.
+        """
+        products = gemms_of(next(iter(self.variants.values())))
+        multiplying = seconds_alone(products, self.device, self.dtype) if products else 2 * self.macs / speeds["gemm"]
+        return max(self.work.bytes / speeds["copy"], multiplying)
+
+
+def measure_speeds(device: str, dtype: str) -> dict[str, float]:
+    """Bytes a second of a copy, and operations a second of a matrix product, on this machine now."""
+    return {"copy": copy_speed(device), "gemm": gemm_speed(device, dtype)}
+
+
+def compiled(run: Run) -> Run:
+    """By `torch.compile`; the first call compiles, and counts to nobody's time."""
+    function = torch.compile(run)
+    function()
+    return function
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """Norm of the difference over the norm."""
+    difference = torch.linalg.vector_norm((ours - theirs).double())
+    return float(difference / torch.linalg.vector_norm(theirs.double()).clamp(min=torch.finfo(torch.float32).tiny))

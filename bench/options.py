@@ -1,0 +1,52 @@
+"""What `pytest bench/` is asked to do."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from mmmae.config import PRESETS
+
+
+class Options(NamedTuple):
+    """The command line's options; `add` says what each is."""
+
+    benchmark: bool
+    quick: bool
+    full: bool
+    preset: str | None
+    batch: int | None
+    device: str
+    dtype: str
+    only: str | None
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Options:
+        """Those of a run."""
+        return cls(*(config.getoption(f"--{field}") for field in cls._fields))
+
+
+def add(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    group = parser.getgroup("mmmae")
+    group.addoption("--benchmark", action="store_true", help="take times too; without it only exact counts are checked")
+    group.addoption("--quick", action="store_true", help="smaller cases and fewer rounds: below 90 seconds in all")
+    group.addoption("--full", action="store_true", help="every preset, peers, scaling and switches: below 40 minutes")
+    group.addoption("--preset", choices=sorted(PRESETS), help="of the models that are timed; default: base")
+    group.addoption("--batch", type=_batch, help="samples; default: 8 for ops, 4 for models")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where times are taken; default: cpu")
+    group.addoption(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of ops, and what models are autocast to; default: float32",
+    )
+    group.addoption("--only", metavar="OP", help="time one op, such as patch_embed, and no model")
+
+
+def _batch(text: str) -> int:
+    batch = int(text)
+    if batch < 1:
+        raise ValueError(text)
+    return batch

@@ -1,0 +1,221 @@
+"""A comparison of models: each contender in its own process, as its user would run it, round after round in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.contenders import PEERS, Task
+
+ROOT = Path(__file__).parents[1]
+BASELINE = "reference, SDPA"
+TOLERANCE = 1e-4  # float32: of gradients, which add up rounding through all blocks twice
+PATIENCE = 900.0  # seconds for one answer, a compilation included
+
+
+class Entry(NamedTuple):
+    """A contender, what it is to do, and whether its process keeps freed memory (`mmmae.tune_cpu`)."""
+
+    contender: str
+    task: Task
+    kept: bool = False
+
+
+@dataclasses.dataclass
+class Result:
+    """What a contender did in a race; `error` says why it took no part, or no longer.
+
+    Args:
+        seconds: of each round.
+        resident_bytes: of its process, at most.
+        counts: `peak_bytes`, `saved_bytes` and `macs`, where they were counted.
+        limit: seconds that its matrix products take alone; of the fast model, where it was counted.
+    """
+
+    error: str = ""
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    resident_bytes: int = 0
+    counts: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    limit: float | None = None
+
+
+class RunnerError(RuntimeError):
+    """A contender's process gave no answer, or an error for one."""
+
+
+class Runner:
+    """The process of an entry. A context manager: at its end the process is gone."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.first = {"contender": entry.contender, "kept": entry.kept, "task": dataclasses.asdict(entry.task)}
+        self.messages = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.messages,
+            text=True,
+            env=environment,
+        )
+
+    def make(self) -> None:
+        """Build model and data, see `ask`."""
+        self._exchange(self.first)
+
+    def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
+        """Have the process do something, see `bench.worker.ANSWERS`.
+
+        Raises:
+            RunnerError: it failed, died, or took longer than `PATIENCE`.
+        """
+        return self._exchange({"ask": question, "with": arguments})
+
+    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        limit = threading.Timer(PATIENCE, self.process.kill)
+        limit.start()
+        try:
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            limit.cancel()
+        if not line:
+            raise RunnerError(self._why_silent())
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise RunnerError(reply["error"])
+        return reply
+
+    def _why_silent(self) -> str:
+        status = self.process.wait()
+        self.messages.seek(0)
+        last = self.messages.read().strip().splitlines()[-1:]
+        return " ".join([f"its process ended with status {status} (-9: out of memory, or out of time)", *last])
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.messages.close()
+
+
+def race(
+    entries: Sequence[Entry], rounds: int, *, warm_ups: int = 2, exact: bool = True, tell: Callable[[str], None]
+) -> dict[Entry, Result]:
+    """Let entries run against each other, each once a round.
+
+    Each must give what the first with its task gives, or it is not timed: within `TOLERANCE` in float32, in a lower
+    precision within twice the first one's error against float32. Peers are other models and only have to give finite
+    numbers.
+
+    Args:
+        entries: who runs; of each task a reference first.
+        rounds: that are timed.
+        warm_ups: runs that are not, at least one.
+        exact: count peak memory, bytes saved and multiply-adds too, which takes three more runs.
+        tell: is given a line on the progress now and then.
+    """
+    results = {entry: Result() for entry in entries}
+    expected: dict[Task, dict[str, Tensor]] = {}
+    allowed: dict[Task, float] = {}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runners = {entry: stack.enter_context(Runner(entry)) for entry in entries}
+
+        def each(do: Callable[[Entry, Runner], None]) -> None:
+            """With whoever has not failed so far."""
+            for entry, runner in runners.items():
+                if not results[entry].error:
+                    try:
+                        do(entry, runner)
+                    except RunnerError as error:
+                        results[entry].error = str(error)
+
+        def prepare(entry: Entry, runner: Runner) -> None:
+            tell(f"{entry.contender} starts on {entry.task.title}")
+            runner.make()
+            check(entry, runner)
+            for _ in range(warm_ups - 1):  # the check was the first
+                runner.ask("round")
+
+        def check(entry: Entry, runner: Runner) -> None:
+            path, task = folder / "outputs.safetensors", entry.task
+            runner.ask("check", path=str(path))
+            outputs = load_file(path)
+            if task not in expected:
+                if task.dtype != "float32":
+                    runner.ask("check in float32", path=str(path))
+                expected[task] = load_file(path)
+                allowed[task] = max(TOLERANCE, 2 * max(relative_errors(outputs, expected[task]).values()))
+            complaint = _not_finite(outputs)
+            if not complaint and entry.contender not in PEERS:
+                complaint = compare(outputs, expected[task], allowed[task])
+            if complaint:
+                raise RunnerError(f"{complaint}, so it is not timed")
+
+        def run(entry: Entry, runner: Runner) -> None:
+            result, reply = results[entry], runner.ask("round")
+            result.seconds.append(reply["seconds"])
+            result.resident_bytes = max(result.resident_bytes, reply["resident_bytes"])
+
+        def count(entry: Entry, runner: Runner) -> None:
+            results[entry].counts = runner.ask("count")
+
+        def measure_limit(entry: Entry, runner: Runner) -> None:
+            if entry.contender == "fast":
+                results[entry].limit = runner.ask("limit")["seconds"]
+
+        each(prepare)
+        for number in range(rounds):
+            tell(f"round {number + 1} of {rounds}")
+            each(run)
+        if exact:
+            tell("counting, and matrix products alone")
+            each(measure_limit)
+            each(count)
+    return results
+
+
+def compare(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], allowed: float) -> str:
+    """What is wrong with outputs whose relative error may be as large as allowed, or nothing."""
+    if outputs.keys() != expected.keys():
+        odd = sorted(outputs.keys() ^ expected.keys())
+        return f"{odd[0]} is given by it or expected of it, not both"
+    errors = relative_errors(outputs, expected)
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= allowed:
+        return f"{worst} is off by {errors[worst]:.1e}, allowed is {allowed:.1e}"
+    return ""
+
+
+def relative_errors(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """Norm of the difference over the norm, of each tensor."""
+    tiny = torch.finfo(torch.float32).tiny
+    return {
+        name: float(torch.linalg.vector_norm(outputs[name] - truth) / torch.linalg.vector_norm(truth).clamp(min=tiny))
+        for name, truth in expected.items()
+        if name in outputs
+    }
+
+
+def _not_finite(outputs: Mapping[str, Tensor]) -> str:
+    return next((f"{name} is not finite" for name, tensor in outputs.items() if not tensor.isfinite().all()), "")

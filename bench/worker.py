@@ -1,0 +1,141 @@
+"""A contender in a process of its own: `python -m bench.worker`, driven by `bench.race` through its pipes.
+
+One JSON object a line comes in and one goes out. The first says who is to do what; see `ANSWERS` for the others.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import mmmae
+from bench.contenders import COMPILED, Task, Work
+from bench.limits import gemms_of, peak_bytes, seconds_alone, synchronize
+from mmmae.profiling.counting import flop_counter
+from mmmae_kernels import use_backend
+
+SAMPLED = 4096  # numbers of a tensor that are compared
+
+
+def main() -> None:
+    """Answer until the pipe closes."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    warnings.simplefilter("ignore")
+    work: Work | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if work is None:
+                if request["kept"]:
+                    mmmae.tune_cpu()
+                work = Work(request["contender"], Task(**request["task"]))
+                reply: dict[str, Any] = {}
+            else:
+                reply = ANSWERS[request["ask"]](work, **request.get("with", {}))
+        except Exception as error:  # the parent shows it
+            reply = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def check(work: Work, path: str) -> dict[str, Any]:
+    """Write a sample of every tensor that the work gives."""
+    save_file(sample(work.run()), path)
+    return {}
+
+
+def check_float32(work: Work, path: str) -> dict[str, Any]:
+    """The same of the work in float32."""
+    save_file(sample(work.run(dtype="float32")), path)
+    return {}
+
+
+def sample(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers evenly spread over each tensor."""
+    parts = {}
+    for name, tensor in outputs.items():
+        flat = tensor.detach().flatten()
+        parts[name] = flat[:: -(-flat.numel() // SAMPLED)].float().cpu().clone()
+    return parts
+
+
+def run_round(work: Work) -> dict[str, Any]:
+    """Do the work once: seconds, and the process's memory at its largest meanwhile."""
+    device = work.task.device
+    gc.collect()
+    _forget_peak(device)
+    synchronize(device)
+    start = time.perf_counter()
+    work.run()
+    synchronize(device)
+    return {"seconds": time.perf_counter() - start, "resident_bytes": _resident_peak(device)}
+
+
+def count(work: Work) -> dict[str, Any]:
+    """What is exact: most bytes of tensors alive at once, bytes kept for backward, multiply-adds."""
+    beyond = peak_bytes(work.run, work.task.device)
+    peak = work.held_bytes + beyond
+    if work.contender in COMPILED:  # neither counter sees into compiled code
+        return {"peak_bytes": peak}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+        return tensor
+
+    counter = flop_counter()
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        work.run()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in work.parameters.values()}
+    saved = sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in parameters)
+    return {"peak_bytes": peak, "saved_bytes": saved or None, "macs": counter.get_total_flops() // 2}
+
+
+def limit(work: Work) -> dict[str, Any]:
+    """Seconds that the matrix products of the work take alone, by torch."""
+    with use_backend("eager"):
+        shapes = gemms_of(work.run)
+    return {"seconds": seconds_alone(shapes, work.task.device, work.task.dtype)}
+
+
+def _forget_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident_peak(device: str) -> int:
+    """Since `_forget_peak`, or since the process began where the system can't forget."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+ANSWERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "check": check,
+    "check in float32": check_float32,
+    "round": run_round,
+    "count": count,
+    "limit": limit,
+}
+
+if __name__ == "__main__":
+    main()
