@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*.$(ending) kernels/mmmae_kernels/*/*.$(ending)))
 
 .DELETE_ON_ERROR:
-.PHONY: test aot verify-gpu bench lint types sanitize clean help
+.PHONY: test aot verify-gpu bench bench-full lint types sanitize clean help
 
 # Triton decides at import whether it interprets or compiles, so that the kernels are tested in two processes.
 test: $(VENV)/.native aot ## run the tests (ARGS="-k patch" and the like are passed to pytest)
@@ -23,8 +23,11 @@ aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and 
 verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulator, for each architecture and type (5 minutes)
 	$(BIN)/python -m pytest tests/kernels/test_emulated.py --all-targets -n auto $(ARGS)
 
-bench: $(VENV)/.native ## run the benches (ARGS=--quick for one minute's worth)
+bench: $(VENV)/.native ## run the benches: every op, and the model against the reference (6 minutes; ARGS=--quick: one)
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)
+
+bench-full: $(VENV)/.native $(VENV)/.peers ## the same with every preset, peers, scaling and switches (40 minutes)
+	$(BIN)/python -m pytest bench/ --benchmark --full $(ARGS)
 
 lint: $(VENV)/.installed ## check style and format
 	$(BIN)/ruff check
@@ -63,6 +66,10 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt Makefile | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools nanobind cmake ninja
 	MMMAE_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt 'transformers>=5.0'
 	@touch $@
 
 # Where the compiler, Python's headers and OpenMP are there, a native library that does not build is an error; where one of

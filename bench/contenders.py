@@ -71,6 +71,7 @@ class Work:
         torch.manual_seed(0)
         self.contender, self.task = contender, task
         self.model, self.forward = MAKERS[contender](task)
+        self.model.requires_grad_(task.kind != "encoding")
         self.parameters = dict(self.model.named_parameters())
 
     def run(self, dtype: str | None = None) -> dict[str, Tensor]:
