@@ -69,7 +69,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt Makefile | $(BIN)/py
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/python -m pip install -q -c constraints.txt 'transformers>=5.0'
+	MMMAE_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[peers]'
 	@touch $@
 
 # Where the compiler, Python's headers and OpenMP are there, a native library that does not build is an error; where one of
