@@ -116,7 +116,11 @@ def each_backend(op: str, run: Run) -> dict[str, Run]:
 def patch_embed_of_visible_tokens(batch: int, place: Place) -> OpWork:
     volume = place.data(batch, 1, CONFIG.bands, CONFIG.image_size, CONFIG.image_size)
     ids = place.mask(batch).ids_keep
-    weight, bias, position = place.leaf(CONFIG.dim, 1, *CONFIG.patch), place.leaf(CONFIG.dim), place.leaf(CONFIG.tokens, CONFIG.dim)
+    weight, bias, position = (
+        place.leaf(CONFIG.dim, 1, *CONFIG.patch),
+        place.leaf(CONFIG.dim),
+        place.leaf(CONFIG.tokens, CONFIG.dim),
+    )
     groups, rows, columns = CONFIG.grid
     pt, ph, pw = CONFIG.patch
 
@@ -186,7 +190,11 @@ def random_masking_of_all_tokens(batch: int, place: Place) -> OpWork:
 def decoder_tokens_of_all_tokens(batch: int, place: Place) -> OpWork:
     width = CONFIG.decoder_dim
     mask = place.mask(batch)
-    visible, mask_token, position = place.leaf(batch, CONFIG.keep, width), place.leaf(width), place.leaf(CONFIG.tokens, width)
+    visible, mask_token, position = (
+        place.leaf(batch, CONFIG.keep, width),
+        place.leaf(width),
+        place.leaf(CONFIG.tokens, width),
+    )
 
     def cat_then_gather() -> Tensor:
         masked = mask_token.expand(batch, CONFIG.tokens - CONFIG.keep, width)
@@ -275,7 +283,11 @@ def norm_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
 
 def gelu_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
-    hidden, weight, bias = place.leaf(batch, CONFIG.keep, CONFIG.dim), place.leaf(CONFIG.dim, CONFIG.dim), place.leaf(CONFIG.dim)
+    hidden, weight, bias = (
+        place.leaf(batch, CONFIG.keep, CONFIG.dim),
+        place.leaf(CONFIG.dim, CONFIG.dim),
+        place.leaf(CONFIG.dim),
+    )
 
     def one_by_one() -> Tensor:
         return F.linear(F.gelu(hidden), weight, bias)
@@ -353,9 +365,7 @@ def concat_attention_of_visible_tokens(batch: int, place: Place) -> OpWork:
     )
 
 
-def attention_variants(
-    plain: Callable[[], Tensor], by: Callable[[str], Tensor], inputs: Sequence[Tensor]
-) -> OpWork:
+def attention_variants(plain: Callable[[], Tensor], by: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> OpWork:
     """PyTorch's function as one would call it, and every backend that serves the call here."""
     device, dtype = inputs[0].device.type, inputs[0].dtype
     reasons = explain_call(Call(target_of(device, None), dtype, CONFIG.dim // CONFIG.heads), here=True)

@@ -59,12 +59,14 @@ class RunnerError(RuntimeError):
 class Runner:
     """The process of an entry. A context manager: at its end the process is gone."""
 
+    module = "bench.worker"
+
     def __init__(self, entry: Entry) -> None:
         self.first = {"contender": entry.contender, "kept": entry.kept, "task": dataclasses.asdict(entry.task)}
         self.messages = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker"],
+            [sys.executable, "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.messages,

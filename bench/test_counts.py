@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import mmmae
+from bench.op_cases import BACKENDS, CASES, Place, Run
 from mmmae.profiling.budget import check_budget
 from mmmae.profiling.components import blank_copy
-from mmmae.profiling.counting import count
+from mmmae.profiling.counting import count, flop_counter
 
 PRESETS = ("base", "vit", "tiny")
 
@@ -127,3 +128,38 @@ def test_the_fast_model_keeps_less_for_backward_and_launches_less(steps, preset,
     assert step["fast"].saved_bytes <= 0.5 * step["reference eager"].saved_bytes
     assert step["fast"].launches <= 0.7 * step["reference eager"].launches
     assert step["fast"].launches < step["reference sdpa"].launches
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_the_formula_of_an_op_gives_what_its_pytorch_code_is_counted_to_have(op):
+    """Forward and backward. Eager attention keeps its scores, six products where the others' have seven; guidance merges
+    its vectors by a few small products more than a concatenation has.
+    """
+    setup, (baseline, *_) = CASES[op]
+    variants = setup(2, Place()).variants
+    counted = {name: macs_of(variants[name]) for name in (baseline, "native", "sdpa", *BACKENDS) if name in variants}
+    expected = counted.pop(baseline)
+    assert counted
+    for name, macs in counted.items():
+        if "attention" in op and name == "eager":
+            assert 7 * macs == 6 * expected
+        elif op == "concat_attention":
+            assert expected <= macs <= 1.02 * expected
+        else:
+            assert macs == expected
+
+
+def macs_of(run: Run) -> int:
+    with flop_counter() as counter:
+        run()
+    return counter.get_total_flops() // 2
+
+
+def test_the_fast_model_moves_fewer_bytes():
+    """Of a forward pass; the same on every machine, as each launch's inputs and outputs are counted once."""
+    config = mmmae.MMMAEConfig()
+    with torch.device("meta"):
+        models = mmmae.FastModel(config), mmmae.ReferenceModel(config, "sdpa"), mmmae.ReferenceModel(config, "eager")
+    fast, sdpa, plain = (sum(cost.bytes for cost in count(blank_copy(model), 1).values()) for model in models)
+    assert fast <= 0.95 * sdpa
+    assert fast <= 0.55 * plain

@@ -41,7 +41,9 @@ def plan(options: Options) -> list[ModelCase]:
     if options.quick:
         step = Task(TRAINING, options.preset or "tiny", options.batch or 2, aux=True, **place)
         encoding = dataclasses.replace(step, kind=ENCODING, aux=False)
-        return [ModelCase(task.kind, entries(task, BASELINE, "reference, plain", "fast"), 5) for task in (step, encoding)]
+        return [
+            ModelCase(task.kind, entries(task, BASELINE, "reference, plain", "fast"), 5) for task in (step, encoding)
+        ]
     cases = comparisons(Task(TRAINING, options.preset or "base", options.batch or 4, **place), options.full)
     if options.full:
         if options.preset is None:
@@ -113,3 +115,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_time_of(raced, case, entry):
     raced(case, entry)
+
+
+def test_the_fast_model_is_faster_than_the_plain_reference(found):
+    """Whatever else is expected of it, and found on one machine; `tiny` is all overhead and says nothing."""
+    slower = [
+        f"{case}: fast takes {fast.median / plain.median:.2f} times as long"
+        for (_, case, _), measured in by_case(found.measurements).items()
+        for plain in measured
+        for fast in measured
+        if (plain.contender, fast.contender) == ("reference, plain", "fast") and not case.startswith("tiny")
+        if fast.median > plain.median
+    ]
+    assert not slower, "; ".join(slower)
