@@ -61,7 +61,7 @@ def gemms_of(run: Callable[[], object]) -> Counter[Shape]:
 
 
 def seconds_alone(shapes: Mapping[Shape, int], device: str, dtype: str) -> float:
-    """Seconds that matrix products of these shapes take by `torch.bmm`, one after another, from memory that is there."""
+    """Seconds that matrix products of these shapes take by torch, one after another, into memory that is there."""
     total = 0.0
     for (batch, rows, inner, columns), times in shapes.items():
         element = getattr(torch, dtype)

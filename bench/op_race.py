@@ -1,4 +1,4 @@
-"""A comparison of an op's variants in this process: equal first, then timed in turn, next to what the machine can do."""
+"""A comparison of an op's variants in this process: equal first, then timed in turn, next to the machine's limits."""
 
 from __future__ import annotations
 

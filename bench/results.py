@@ -11,6 +11,7 @@ import platform
 import re
 import statistics
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,7 @@ class Results:
 
     def cases(self) -> dict[tuple[str, str, str], list[Measurement]]:
         """Measurements that are to be compared, by group, case and allocator; the baseline is among them."""
-        cases: dict[tuple[str, str, str], list[Measurement]] = {}
-        for measurement in self.measurements:
-            cases.setdefault((measurement.group, measurement.case, measurement.allocator), []).append(measurement)
-        return cases
+        return by_case(self.measurements)
 
     def to_json(self) -> str:
         """As a JSON object."""
@@ -138,6 +136,14 @@ class Results:
         """Of the file: the date and the machine."""
         stamp = re.sub(r"[-:]", "", self.date)[:15].replace("T", "-")
         return FOLDER / f"{stamp}-{self.machine['name']}.json"
+
+
+def by_case(measurements: Iterable[Measurement]) -> dict[tuple[str, str, str], list[Measurement]]:
+    """Those that are to be compared, by group, case and allocator."""
+    cases: dict[tuple[str, str, str], list[Measurement]] = {}
+    for measurement in measurements:
+        cases.setdefault((measurement.group, measurement.case, measurement.allocator), []).append(measurement)
+    return cases
 
 
 def ratio(measurement: Measurement, baseline: Measurement) -> float:

@@ -132,8 +132,8 @@ def test_the_fast_model_keeps_less_for_backward_and_launches_less(steps, preset,
 
 @pytest.mark.parametrize("op", CASES)
 def test_the_formula_of_an_op_gives_what_its_pytorch_code_is_counted_to_have(op):
-    """Forward and backward. Eager attention keeps its scores, six products where the others' have seven; guidance merges
-    its vectors by a few small products more than a concatenation has.
+    """Forward and backward. Eager attention keeps its scores, six products where the others have seven; guidance
+    merges its vectors by a few small products more than a concatenation has.
     """
     setup, (baseline, *_) = CASES[op]
     variants = setup(2, Place()).variants

@@ -10,6 +10,7 @@ import pytest
 from bench.contenders import OURS, PEERS, Task
 from bench.options import Options
 from bench.race import BASELINE, Entry
+from bench.results import by_case
 
 COMPILED = "reference, SDPA, compiled"
 TRAINING, ENCODING = "training step", "encoding"
@@ -41,9 +42,8 @@ def plan(options: Options) -> list[ModelCase]:
     if options.quick:
         step = Task(TRAINING, options.preset or "tiny", options.batch or 2, aux=True, **place)
         encoding = dataclasses.replace(step, kind=ENCODING, aux=False)
-        return [
-            ModelCase(task.kind, entries(task, BASELINE, "reference, plain", "fast"), 5) for task in (step, encoding)
-        ]
+        rivals = (BASELINE, "reference, plain", "fast")
+        return [ModelCase(task.kind, entries(task, *rivals), 5) for task in (step, encoding)]
     cases = comparisons(Task(TRAINING, options.preset or "base", options.batch or 4, **place), options.full)
     if options.full:
         if options.preset is None:
