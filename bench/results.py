@@ -83,6 +83,30 @@ class Measurement:
 
 
 @dataclasses.dataclass
+class Prediction:
+    """The least time that a piece of work can take on a GPU that is not here: computed from counts, never measured.
+
+    Args:
+        gpu: `A100`, `H100`, `B200` or `MI300X`, see `bench.predictions.GPUS`.
+        group, case, contender: as in `Measurement`.
+        macs, bytes, launches: counted of the work, backward included where it is trained.
+        seconds: the floor: of each launch its multiply-adds or its bytes at the published peak, whichever takes
+            longer, and their sum.
+        memory_share: of the floor, spent in launches that the memory bounds.
+    """
+
+    gpu: str
+    group: str
+    case: str
+    contender: str
+    macs: int
+    bytes: int
+    launches: int
+    seconds: float
+    memory_share: float
+
+
+@dataclasses.dataclass
 class Results:
     """A run.
 
@@ -95,6 +119,7 @@ class Results:
         limits: measured in the run: `copy_gb_s`, `gemm_gflop_s`.
         measurements: in the order in which they were taken.
         profiles: by preset, `mmmae.profile(preset).to_dict()`.
+        predictions: for GPUs that are not here; counted, not measured.
     """
 
     date: str
@@ -105,6 +130,7 @@ class Results:
     limits: dict[str, float]
     measurements: list[Measurement]
     profiles: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    predictions: list[Prediction] = dataclasses.field(default_factory=list)
 
     def cases(self) -> dict[tuple[str, str, str], list[Measurement]]:
         """Measurements that are to be compared, by group, case and allocator; the baseline is among them."""
@@ -127,7 +153,8 @@ class Results:
             if found != FORMAT:
                 raise ValueError(f"format {found} is not {FORMAT}")
             measurements = [Measurement(**measurement) for measurement in values.pop("measurements")]
-            return cls(measurements=measurements, **values)
+            predictions = [Prediction(**prediction) for prediction in values.pop("predictions")]
+            return cls(measurements=measurements, predictions=predictions, **values)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"no results of the bench suite: {error!r}") from error
 
