@@ -54,7 +54,13 @@ def attention_backward_macs(grad: object, projected: Sequence[Sequence[int]], *r
     return attention_macs(projected) // 2 * 5
 
 
+def linear_macs(x: Sequence[int], weight: Sequence[int], *rest: object) -> int:
+    """Rows `[..., H]` with `weight [D, H]`."""
+    return math.prod(x) * weight[0]
+
+
 MAC_FORMULAS: dict[str, Callable[..., int]] = {
+    "mkldnn::_linear_pointwise": linear_macs,
     "mmmae::attention": attention_macs,
     "mmmae::attention_backward": attention_backward_macs,
     "mmmae::patch_embed": patch_embed_macs,
@@ -123,4 +129,6 @@ def _as_flops(formula: Callable[..., int]) -> Callable[..., int]:
 
 
 for _name, _formula in MAC_FORMULAS.items():
-    register_flop_formula(getattr(torch.ops.mmmae, _name.split("::")[1]))(_as_flops(_formula))
+    _namespace, _operator = _name.split("::")
+    if hasattr(getattr(torch.ops, _namespace), _operator):  # not every build of torch has oneDNN
+        register_flop_formula(getattr(getattr(torch.ops, _namespace), _operator))(_as_flops(_formula))

@@ -1,4 +1,4 @@
-"""Counts what a forward pass costs by component: multiply-adds by two counters that must agree, bytes, launches.
+"""Counts what a pass costs: multiply-adds, bytes, launches; of a forward pass by component, by two counters that agree.
 
 Only integers are computed for it, so that it takes seconds and hardly any memory.
 """
@@ -47,6 +47,9 @@ class Cost:
     bytes: int = 0
     launches: int = 0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.bytes + other.bytes, self.launches + other.launches)
+
 
 @dataclasses.dataclass
 class StepCost:
@@ -54,11 +57,21 @@ class StepCost:
 
     Args:
         saved_bytes: kept from the forward for the backward pass: distinct storages, without the parameters'.
-        launches: of both passes, as in `Cost`.
+        operators: what each operator of both passes costs that is a launch, or several, in their order.
     """
 
     saved_bytes: int
-    launches: int
+    operators: list[Cost]
+
+    @property
+    def total(self) -> Cost:
+        """Of both passes."""
+        return sum(self.operators, Cost())
+
+    @property
+    def launches(self) -> int:
+        """Of both passes."""
+        return self.total.launches
 
 
 def count(model: Model | Encoder, batch: int) -> dict[str, Cost]:
@@ -99,14 +112,24 @@ def count_step(model: Model, batch: int) -> StepCost:
 
     traced = Traced(model)
     inputs = traced.inputs(batch)
-    uncomputed, launches = Uncomputed(), Launches()  # type: ignore[no-untyped-call]
-    with uncomputed, launches:
+
+    def step() -> None:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, *_ = traced(*inputs)
         loss.backward()
+
+    operators = count_operators(step)
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved = sum(storage.nbytes() for key, storage in storages.items() if key not in parameters)
-    return StepCost(saved, launches.count)
+    return StepCost(saved, operators)
+
+
+def count_operators(function: Callable[[], object]) -> list[Cost]:
+    """What each operator of a function costs that is a launch, or several, in their order."""
+    uncomputed, launches = Uncomputed(), Launches()  # type: ignore[no-untyped-call]
+    with uncomputed, launches:
+        function()
+    return launches.costs
 
 
 def flop_counter() -> FlopCounterMode:
@@ -131,7 +154,7 @@ class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _has_floating((args, kwargs)) or func._schema.is_mutable or not _does_work(func):
+        if not _has_floating((args, kwargs)) or _returns_an_argument(func) or not _does_work(func):
             return func(*args, **kwargs)
         meta_args, meta_kwargs = tree_map(functools.partial(_unwritten, device="meta"), (args, kwargs))
         result = func(*meta_args, **meta_kwargs)
@@ -141,59 +164,81 @@ class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts launches alone, of any operator."""
+    """Notes in `costs` what each operator costs that writes memory.
 
-    count = 0
+    Raises:
+        RuntimeError: an operator's multiply-adds are unknown. What ATen has no formula for is taken to have none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.formulas = flop_counter().flop_registry
+        self.costs: list[Cost] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if _tensors(result) and _does_work(func):
-            self.count += launches_of(func._schema.name, args)
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        written = _tensors(result)
+        if written and _does_work(func):
+            moved = sum(map(_bytes, _tensors((args, kwargs)) + written))
+            launches = launches_of(func._schema.name, args)
+            self.book(Cost(self._macs(func, args, kwargs, result), moved, launches))
         return result
 
+    def book(self, cost: Cost) -> None:
+        """Note what an operator cost."""
+        self.costs.append(cost)
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Books each operator's multiply-adds, bytes and launch on the component in force.
+    def is_without_macs(self, func: Any) -> bool:
+        """Whether an operator that no formula is known of multiplies no matrices."""
+        return bool(func.namespace == "aten")
+
+    def _macs(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> int:
+        formula = self.formulas.get(func._overloadpacket)
+        if formula is not None:
+            return int(formula(*args, **kwargs, out_val=result)) // 2
+        if self.is_without_macs(func):
+            return 0
+        raise RuntimeError(
+            f"the multiply-adds of {func._schema.name} are unknown: give their formula in "
+            "mmmae.profiling.mac_formulas.MAC_FORMULAS, or name it in WITHOUT_MACS"
+        )
+
+    @property
+    def count(self) -> int:
+        """Of launches."""
+        return sum(self.costs, Cost()).launches
+
+
+class Ledger(Launches):  # type: ignore[no-untyped-call]
+    """Books what each operator of a forward pass costs on the component in force.
 
     Args:
         traced: tells the component.
-        counter: entered before.
     """
 
-    def __init__(self, traced: Traced, counter: FlopCounterMode) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.traced, self.counter = traced, counter
-        self.costs: defaultdict[str, Cost] = defaultdict(Cost)
+    def __init__(self, traced: Traced) -> None:
+        super().__init__()
+        self.traced = traced
+        self.by_component: defaultdict[str, Cost] = defaultdict(Cost)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        before = self.counter.get_total_flops()
-        result = func(*args, **(kwargs or {}))
-        macs = (self.counter.get_total_flops() - before) // 2
-        written = _tensors(result)
-        if not written or not _does_work(func):
-            return result
-        if func._overloadpacket not in self.counter.flop_registry and not _is_without_macs(func):
-            raise RuntimeError(
-                f"the multiply-adds of {func._schema.name} are unknown: give their formula in "
-                "mmmae.profiling.mac_formulas.MAC_FORMULAS, or name it in WITHOUT_MACS"
-            )
-        cost = self.costs[self.traced.component]
-        cost.macs += macs
-        cost.bytes += sum(map(_bytes, _tensors((args, kwargs)) + written))
-        cost.launches += launches_of(func._schema.name, args)
-        return result
+    def book(self, cost: Cost) -> None:
+        """Add to the costs of the component."""
+        self.by_component[self.traced.component] += cost
+
+    def is_without_macs(self, func: Any) -> bool:
+        """Whether the operator is known to be: those of a forward pass are few enough to name."""
+        namespace, name = func._schema.name.split("::")
+        return namespace == "aten" and (torch.Tag.pointwise in func.tags or name in WITHOUT_MACS)
 
 
 def _count_by_torch(traced: Traced, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
-    counter = flop_counter()
     uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
-    with uncomputed, torch.no_grad(), counter, Ledger(traced, counter) as ledger:
+    with uncomputed, torch.no_grad(), Ledger(traced) as ledger:
         traced(*inputs)
-    return dict(ledger.costs)
+    return dict(ledger.by_component)
 
 
 def _as_flops(formula: Callable[..., int]) -> Callable[..., int]:
@@ -278,9 +323,8 @@ def _does_work(func: Any) -> bool:
     return not func.is_view and not (namespace == "aten" and name in ALLOCATIONS)
 
 
-def _is_without_macs(func: Any) -> bool:
-    namespace, name = func._schema.name.split("::")
-    return namespace == "aten" and (torch.Tag.pointwise in func.tags or name in WITHOUT_MACS)
+def _returns_an_argument(func: Any) -> bool:
+    return any(returned.alias_info is not None for returned in func._schema.returns)
 
 
 def _unwritten(leaf: Any, device: str) -> Any:

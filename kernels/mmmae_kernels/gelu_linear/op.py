@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import registry
 from ..autocast import matmul_dtype
 from ..checks import check_vector
-from ..linear import check_linear, linear_gradients
+from ..linear import check_linear, linear_gradients, product
 from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import gelu_linear_reference
 
@@ -73,7 +72,7 @@ class _GeluLinear(torch.autograd.Function):
     def forward(
         hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None, backend: str
     ) -> Tensor:
-        return F.linear(gelu_forward(hidden, hidden_bias, backend), weight, bias)
+        return product(gelu_forward(hidden, hidden_bias, backend), weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -84,7 +83,7 @@ class _GeluLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
         hidden, weight, hidden_bias = ctx.saved_tensors
-        grad_hidden = grad @ weight  # by the activation, and then in the same memory by what was activated
+        grad_hidden = product(grad, weight.t())  # by the activation, and then in the same memory by what was activated
         activated, grad_bias = gelu_backward(grad_hidden, hidden, hidden_bias, ctx.backend)
         by_linear = linear_gradients(grad, activated, ctx.needs_input_grad[1:3])
         return grad_hidden, *by_linear, None if hidden_bias is None else grad_bias, None

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import registry
 from ..add_layer_norm import op as add_layer_norm
 from ..autocast import matmul_dtype
-from ..linear import check_linear, linear_gradients
+from ..linear import check_linear, linear_gradients, product
 from ..serving import native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import norm_linear_reference
 
@@ -69,7 +68,7 @@ class _NormLinear(torch.autograd.Function):
         total, norm, mean, rstd = add_layer_norm.add_layer_norm_forward(
             x, residual, residual_bias, norm_weight, norm_bias, epsilon, weight.dtype, backend
         )
-        return total, F.linear(norm, weight, bias), mean, rstd
+        return total, product(norm, weight, bias), mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -89,8 +88,9 @@ class _NormLinear(torch.autograd.Function):
         by_linear: tuple[Tensor | None, Tensor | None] = (None, None)
         grad, row_sum = grad_total, None
         if grad_out is not None:
+            grad_norm = product(grad_out, weight.t())
             grad, grad_weight, grad_bias, row_sum, norm = add_layer_norm.add_layer_norm_backward(
-                grad_total, grad_out @ weight, total, norm_weight, norm_bias, mean, rstd, ctx.dtypes[2], ctx.backend
+                grad_total, grad_norm, total, norm_weight, norm_bias, mean, rstd, ctx.dtypes[2], ctx.backend
             )
             by_norm = grad_weight, grad_bias
             by_linear = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..linear import product
 from .reference import token_count
 
 
@@ -32,7 +33,7 @@ def patch_embed_forward(
     if position is not None:
         native.check("position", position, (token_count(volume, weight.shape[2:]), weight.shape[0]))
     rows = _gather(volume, weight, ids)
-    tokens = torch.mm(rows, matrix.t()) if bias is None else torch.addmm(bias.detach(), rows, matrix.t())
+    tokens = product(rows, matrix, None if bias is None else bias.detach())
     tokens = tokens.view(*ids.shape, weight.shape[0])
     if position is not None:
         native.call("add_position", tokens, ids, native.rows_of(position))
@@ -75,7 +76,7 @@ def patch_embed_backward(
         grad_weight = torch.mm(flat.t(), _gather(volume, weight, ids)).view(weight.shape)
     if needs[0]:
         grad_volume = torch.zeros_like(volume, memory_format=torch.contiguous_format)
-        native.call("scatter_patches", torch.mm(flat, matrix), ids, patch, grad_volume)
+        native.call("scatter_patches", product(flat, matrix.t()), ids, patch, grad_volume)
     return grad_volume, grad_weight, grad_bias, grad_position
 
 

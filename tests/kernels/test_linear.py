@@ -1,0 +1,78 @@
+"""Linear layers by either library against float64, and which library is taken."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmmae_kernels import linear as module
+from mmmae_kernels import use_backend
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+LIBRARIES = [False, pytest.param(True, marks=needs_onednn)]
+SHAPES = [(1, 1, 1), (7, 5, 3), (63, 64, 65), (2, 0, 3), (784, 768, 100)]  # rows, H, D
+ROUNDING = 1e-6  # relative; float32 rounds by 6e-8, and errors of a sum of 768 add up like a random walk
+
+
+def relative_error(ours, truth):
+    return float((ours.detach().double() - truth.detach()).norm() / truth.norm().clamp(min=1e-30))
+
+
+@pytest.fixture
+def library(request, monkeypatch):
+    monkeypatch.setattr(module, "ONEDNN_IS_FASTER", request.param)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, indirect=True, ids=["mkl", "onednn"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+def test_outputs_and_gradients_are_those_of_the_definition(library, rows, inputs, outputs, bias):
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, rows, inputs), torch.randn(outputs, inputs)
+    arguments = [x, weight, torch.randn(outputs)] if bias else [x, weight]
+    upstream = torch.randn(outputs, 2, rows).permute(1, 2, 0)  # no dense rows
+    ours = [tensor.clone().requires_grad_() for tensor in arguments]
+    truth = [tensor.double().requires_grad_() for tensor in arguments]
+    out, expected = module.linear(*ours), F.linear(*truth)
+    assert out.shape == expected.shape
+    assert relative_error(out, expected) <= ROUNDING
+    grads = torch.autograd.grad(out, ours, upstream)
+    for grad, true in zip(grads, torch.autograd.grad(expected, truth, upstream.double()), strict=True):
+        assert relative_error(grad, true) <= ROUNDING
+
+
+@needs_onednn
+def test_a_transposed_view_is_multiplied_as_what_it_is(monkeypatch):
+    monkeypatch.setattr(module, "ONEDNN_IS_FASTER", True)
+    torch.manual_seed(0)
+    grad, weight = torch.randn(50, 30), torch.randn(30, 20)
+    assert relative_error(module.product(grad, weight.t()), grad.double() @ weight.double()) <= ROUNDING
+
+
+@needs_onednn
+def test_onednn_serves_float32_on_the_cpu_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(module, "ONEDNN_IS_FASTER", True)
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    assert "_Linear" in module.linear(x, weight).grad_fn.name()
+    assert "_Linear" not in module.linear(x.double(), weight.double()).grad_fn.name()
+    with use_backend("eager"):
+        assert "_Linear" not in module.linear(x, weight).grad_fn.name()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.linear(x, weight).dtype == torch.bfloat16
+    monkeypatch.setattr(module, "ONEDNN_IS_FASTER", False)
+    assert "_Linear" not in module.linear(x, weight).grad_fn.name()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "faster"),
+    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],
+)
+@needs_onednn
+def test_onednn_is_taken_on_amd_with_avx512(monkeypatch, tmp_path, vendor, capability, faster):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr(module, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert module.onednn_is_faster() is faster
+    cpuinfo.unlink()
+    assert module.onednn_is_faster() is False
