@@ -89,19 +89,17 @@ def test_counting_without_computing_gives_what_computing_gives(make, attention):
     traced = components.Traced(components.blank_copy(model))
     for parameter in traced.parameters():
         nn.init.normal_(parameter, std=0.02)
-    counter = counting.flop_counter()
     inputs = [torch.randn_like(tensor) for tensor in traced.inputs(2)]
-    with torch.no_grad(), counter, counting.Ledger(traced, counter) as ledger:
+    with torch.no_grad(), counting.Ledger(traced) as ledger:
         traced(*inputs)
-    assert dict(ledger.costs) == counted
+    assert dict(ledger.by_component) == counted
 
 
 def booked(function) -> counting.Cost:
     """What the ledger books for a function."""
-    counter = counting.flop_counter()
-    with torch.no_grad(), counter, counting.Ledger(SimpleNamespace(component="it"), counter) as ledger:
+    with torch.no_grad(), counting.Ledger(SimpleNamespace(component="it")) as ledger:
         function()
-    return ledger.costs["it"]
+    return ledger.by_component["it"]
 
 
 def test_a_linear_layer_is_one_launch_that_reads_and_writes_each_element_once():
@@ -148,6 +146,38 @@ def test_a_step_launches_more_than_its_forward_pass_and_more_with_scores_in_memo
     assert tiny.pretraining.total.launches < steps[0].launches < steps[1].launches
 
 
+def test_backward_multiplies_twice_what_forward_does_less_the_gradients_of_images(tiny):
+    """With scores in memory, so that nothing is computed again."""
+    config = tiny.config
+    with torch.device("meta"):
+        models = [mmmae.ReferenceModel(config, "eager") for _ in range(2)]
+    forward = counting.count(models[0], 2)
+    patches = (config.image_size // config.aux_patch) ** 2
+    of_images = forward["patch_embed"].macs + 2 * patches * config.aux_patch**2 * config.aux_dim * len(config.aux)
+    step = counting.count_step(models[1], 2)
+    assert step.total.macs == 3 * sum(cost.macs for cost in forward.values()) - of_images
+    assert step.total.bytes > 2 * sum(cost.bytes for cost in forward.values())
+
+
+def test_operators_of_a_function_are_listed_in_order_at_any_size():
+    x, weight = torch.empty(4, 3, requires_grad=True), torch.empty(5, 3)
+
+    def forward_backward():
+        (x @ weight.t()).relu().sum().backward()
+
+    costs = counting.count_operators(forward_backward)
+    products = [cost for cost in costs if cost.macs]
+    assert products == [counting.Cost(60, 4 * (12 + 15 + 20), 1), counting.Cost(60, 4 * (20 + 15 + 12), 1)]
+    assert costs[0] == products[0]
+    assert costs[1] == counting.Cost(bytes=4 * (20 + 20), launches=1)
+
+
+def test_an_operator_of_others_without_formula_is_an_error_in_a_step_too():
+    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    with pytest.raises(RuntimeError, match=r"multiply-adds of test_profile::mystery are unknown"):
+        counting.count_operators(lambda: mystery(x, weight))
+
+
 def test_attention_is_counted_the_same_with_and_without_scores_in_memory(tiny):
     eager = mmmae.profile(mmmae.fast_model("tiny", attention="eager"))
     sdpa = mmmae.profile(mmmae.fast_model("tiny", attention="sdpa"))
@@ -168,6 +198,8 @@ def test_attention_is_counted_the_same_with_and_without_scores_in_memory(tiny):
         {"target": "pixels", "normalize_target": True},
         {"conditioning_depth": 0, "in_channels": 2, "bands": 6, "image_size": 64},
         {"mask_ratio": 0.0},
+        {"decode_fraction": 0.25, "decoder_depth": 3},
+        {"activation_checkpointing": True},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -194,6 +226,42 @@ def test_the_reference_computes_all_tokens_where_the_fast_model_computes_some(ti
     assert rows_of(tiny_reference.pretraining)["loss"].macs == 0  # it has all embeddings already
     assert counterpart["loss"].macs == 2 * (config.tokens - config.keep) * 768 * config.dim
     assert any("times the multiply-adds" in note for note in tiny_reference.notes)
+
+
+@pytest.mark.parametrize("make", [mmmae.FastModel, mmmae.ReferenceModel])
+def test_a_decoder_of_a_part_sees_and_predicts_that_part(make):
+    """The multiply-adds of its blocks in closed form: K + M' tokens, of which the fast model's last has M' queries."""
+    config = mmmae.MMMAEConfig.preset("tiny", decode_fraction=0.5, decoder_depth=2)
+    with torch.device("meta"):
+        model = make(config)
+    rows = rows_of(mmmae.profile(model).pretraining)
+    decoded, width = config.decoded, config.decoder_dim
+    seen = config.keep + decoded
+    of_query, of_key = 10 * width**2 + 2 * seen * width, 2 * width**2  # q, proj, mlp, attention; k, v
+    if make is mmmae.FastModel:
+        assert rows["decoder.blocks"].macs == (seen + decoded) * of_query + 2 * seen * of_key
+        assert rows["decoder.pred"].macs == decoded * width * 64
+        assert rows["loss"].macs == decoded * 768 * config.dim
+    else:
+        assert rows["decoder.blocks"].macs == 2 * seen * (of_query + of_key)
+        assert rows["decoder.pred"].macs == seen * width * 64
+    assert rows["decoder.embed"].macs == config.keep * config.dim * width
+
+
+def test_recomputing_blocks_keeps_little_for_backward_and_launches_again():
+    """In the fast model still less than in the reference."""
+    config = mmmae.MMMAEConfig.preset("base")
+    steps = []
+    for recompute in (False, True):
+        with torch.device("meta"):
+            changed = config.replace(activation_checkpointing=recompute)
+            models = [make(changed) for make in (mmmae.FastModel, mmmae.ReferenceModel)]
+        steps.append([counting.count_step(model, 1) for model in models])
+    for plain, lean in zip(*steps, strict=True):
+        assert lean.saved_bytes < 0.3 * plain.saved_bytes
+        assert lean.launches > plain.launches
+    fast, reference = steps[1]
+    assert fast.saved_bytes < 0.7 * reference.saved_bytes
 
 
 def test_a_batch_multiplies_everything_but_parameters_and_the_contrast_of_its_samples(tiny):
