@@ -45,11 +45,15 @@ class MMMAEConfig:
         conditioning_dropout: chance, in training, that a modality is hidden from a sample's conditioning.
         decoder_dim, decoder_depth, decoder_heads: width, blocks and heads of the decoder.
         mask_ratio: share of the tokens that is masked.
+        decode_fraction: share of the masked tokens that the decoder sees and predicts, the first of `mask.ids_masked`:
+            a random share in a mask that is drawn, the user's choice in a mask that is given.
         target: what the decoder predicts: `embedding` or `pixels`.
         normalize_target: bring each target token to mean 0 and variance 1.
         temperature: of the contrastive logits.
         contrastive_weight: of the contrastive loss in the total.
         symmetric: contrast images against volumes too, and take the mean of both directions.
+        activation_checkpointing: in training, keep of each transformer block of encoder and decoder its input alone,
+            and compute the rest again in backward: less memory for more time.
 
     Raises:
         ValueError: a value is not allowed; the message names the field, the value and what is allowed.
@@ -74,11 +78,13 @@ class MMMAEConfig:
     decoder_depth: int = 4
     decoder_heads: int = 8
     mask_ratio: float = 0.75
+    decode_fraction: float = 1.0
     target: str = "embedding"
     normalize_target: bool = False
     temperature: float = 0.07
     contrastive_weight: float = 0.1
     symmetric: bool = False
+    activation_checkpointing: bool = False
 
     # The decoder and the auxiliary encoders keep the usual ratio; `mlp_ratio` is the HSI encoder's alone.
     plain_mlp_ratio: ClassVar[float] = 4.0
@@ -115,6 +121,10 @@ class MMMAEConfig:
         )
         self._expect("mask_ratio", _is_number(self.mask_ratio) and 0 <= self.mask_ratio < 1, "a number in [0, 1)")
         self._expect("mask_ratio", self.keep >= 1, f"small enough to keep one of {self.tokens} tokens")
+        fraction, masked = self.decode_fraction, self.tokens - self.keep
+        self._expect("decode_fraction", _is_number(fraction) and 0 < fraction <= 1, "a number in (0, 1]")
+        enough = self.decoded >= 1 or masked == 0
+        self._expect("decode_fraction", enough, f"large enough to predict one of {masked} masked tokens")
         self._expect("target", self.target in ("embedding", "pixels"), "'embedding' or 'pixels'")
         self._expect("temperature", _is_number(self.temperature) and self.temperature > 0, "a number > 0")
         self._expect(
@@ -122,7 +132,7 @@ class MMMAEConfig:
             _is_number(self.contrastive_weight) and self.contrastive_weight >= 0,
             "a number >= 0",
         )
-        for field in ("normalize_target", "symmetric"):
+        for field in ("normalize_target", "symmetric", "activation_checkpointing"):
             self._expect(field, isinstance(getattr(self, field), bool), "true or false")
 
     def _check_aux(self) -> None:
@@ -168,6 +178,15 @@ class MMMAEConfig:
     def keep(self) -> int:
         """K, visible tokens of a volume."""
         return round(self.tokens * (1 - self.mask_ratio))
+
+    @property
+    def decoded(self) -> int:
+        """M', predicted tokens of a volume."""
+        return self.decoded_of(self.tokens - self.keep)
+
+    def decoded_of(self, masked: int) -> int:
+        """Predicted tokens of a volume with `masked` masked ones, as a mask may have that is not drawn."""
+        return round(masked * self.decode_fraction)
 
     @property
     def aux_heads(self) -> int:

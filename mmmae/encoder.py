@@ -36,7 +36,8 @@ class Backbone(nn.Module):
         self.pos_embed_spatial = nn.Parameter(torch.empty(1, rows * columns, config.dim))
         self.pos_embed_spectral = nn.Parameter(torch.empty(1, groups, config.dim))
         self.blocks = nn.ModuleList(
-            Block(config.dim, config.heads, config.mlp_ratio, attention) for _ in range(config.depth)
+            Block(config.dim, config.heads, config.mlp_ratio, attention, config.activation_checkpointing)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim, eps=EPSILON)
 

@@ -11,14 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, native, norm_linear, patch_l2_loss, patchify
+from mmmae_kernels.linear import linear
 
 from .auxiliary import AUX_ENCODERS
 from .config import MMMAEConfig, resolve_config
 from .encoder import Backbone, HSIEncoder, adopt_parameters
 from .initialisation import initialise
-from .inputs import Output, check_aux, check_hsi, check_valid, draw_conditioning, draw_mask, draw_seed, is_distributed
+from .inputs import (
+    Output,
+    check_aux,
+    check_hsi,
+    check_valid,
+    decoded_ids,
+    draw_conditioning,
+    draw_mask,
+    draw_seed,
+    is_distributed,
+)
 from .layers import EPSILON, Block, Conditioning, Stream, norm
 from .losses import contrastive_loss, share_of_rank, token_weights
 from .position import position_table, resize_positions
@@ -79,14 +91,15 @@ class FastModel(Backbone):
             {name: aux_encoder(config, channels, attention) for name, channels in config.aux.items()}
         )
         self.aux_projections = nn.ModuleDict({name: nn.Linear(config.aux_dim, dim) for name in config.aux})
-        depth = config.conditioning_depth if config.aux else 0
+        depth, recompute = config.conditioning_depth if config.aux else 0, config.activation_checkpointing
         self.conditioning = nn.ModuleList(Conditioning(dim, config.heads, attention) for _ in range(depth))
         self.decoder_embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.decoder_pos_embed_spatial = nn.Parameter(torch.empty(1, rows * columns, width))
         self.decoder_pos_embed_spectral = nn.Parameter(torch.empty(1, groups, width))
         self.decoder_blocks = nn.ModuleList(
-            Block(width, config.decoder_heads, config.plain_mlp_ratio, attention) for _ in range(config.decoder_depth)
+            Block(width, config.decoder_heads, config.plain_mlp_ratio, attention, recompute)
+            for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=EPSILON)
         self.decoder_pred = nn.Linear(width, config.target_dim)
@@ -113,7 +126,8 @@ class FastModel(Backbone):
                 the image of a sample that has it not is never looked at.
             valid: bool `[B, H, W]`, which pixels count in the reconstruction loss; None means all. The others are
                 encoded all the same and must be finite.
-            mask: which tokens are visible; None draws it.
+            mask: which tokens are visible; None draws it. At a `decode_fraction` below 1 the first of its `ids_masked`
+                are predicted, and the decoder does not see the others.
             seed: what the mask and the conditioning dropout are drawn from, with the sample's number in the batch of
                 all ranks; None takes one from torch's default generator.
 
@@ -134,11 +148,12 @@ class FastModel(Backbone):
             vectors = {name: self.aux_encoders[name](image, presence[name]) for name, image in images.items()}
             guides = draw_conditioning(config, presence, seed, training=self.training) if presence else None
             latent = self.encode(volume, mask.ids_keep, vectors, guides)
-            prediction = self.decode(latent, mask)
-            weights = None if valid is None else token_weights(config, valid, mask.ids_masked)
-            reconstruction = self.reconstruction_loss(prediction, volume, mask.ids_masked, weights)
+            chosen = decoded_ids(config, mask)
+            prediction = self.decode(latent, mask, chosen)
+            weights = None if valid is None else token_weights(config, valid, chosen)
+            reconstruction = self.reconstruction_loss(prediction, volume, chosen, weights)
         if is_distributed():
-            reconstruction = reconstruction * share_of_rank(mask.ids_masked if weights is None else weights)
+            reconstruction = reconstruction * share_of_rank(chosen if weights is None else weights)
         contrastive = reconstruction.new_zeros(())
         if config.aux:
             contrastive = contrastive_loss(config, self.contrastive_head(latent.mean(dim=1)), vectors, presence)
@@ -166,26 +181,38 @@ class FastModel(Backbone):
         _, latent = norm(self.norm, stream)
         return latent
 
-    def decode(self, latent: Tensor, mask: TokenMask) -> Tensor:
-        """Predict the masked tokens `[B, M, target_dim]` from the visible ones `[B, K, D]`."""
+    def decode(self, latent: Tensor, mask: TokenMask, chosen: Tensor) -> Tensor:
+        """Predict the tokens `chosen [B, M']` of the masked ones from the visible ones `[B, K, D]`.
+
+        Returns:
+            `[B, M', target_dim]`.
+        """
         position = position_table(self.decoder_pos_embed_spatial, self.decoder_pos_embed_spectral)
-        visible = self.decoder_embed(latent)
-        stream = Stream(decoder_tokens(visible, self.mask_token[0, 0], mask.ids_restore, position))
+        visible = linear(latent, self.decoder_embed.weight, self.decoder_embed.bias)
+        if self.config.decode_fraction == 1:
+            rows = chosen
+            tokens = decoder_tokens(visible, self.mask_token[0, 0], mask.ids_restore, position)
+        else:  # visible tokens, then chosen ones: attention knows no order
+            (batch, keep), decoded = mask.ids_keep.shape, chosen.shape[1]
+            rows = torch.arange(keep, keep + decoded, device=chosen.device).expand(batch, -1)
+            tokens = torch.cat([visible, self.mask_token.expand(batch, decoded, -1)], dim=1)
+            tokens = tokens + F.embedding(torch.cat([mask.ids_keep, chosen], dim=1), position)  # [B, K + M', width]
+        stream = Stream(tokens)
         *earlier, last = self.decoder_blocks
         for block in earlier:
             stream = block(stream)
         assert isinstance(last, Block)
-        return self.predict(last.of_tokens(stream, mask.ids_masked))
+        return self.predict(last.of_tokens(stream, rows))
 
     def predict(self, stream: Stream) -> Tensor:
-        """The decoder's norm and head: stream `[B, M, width]` -> `[B, M, target_dim]`."""
+        """The decoder's norm and head: stream `[B, M', width]` -> `[B, M', target_dim]`."""
         x, pending, pending_bias = stream
         last, head = self.decoder_norm, self.decoder_pred
         _, prediction = norm_linear(x, pending, last.weight, last.bias, head.weight, head.bias, last.eps, pending_bias)
         return prediction
 
     def reconstruction_loss(self, prediction: Tensor, volume: Tensor, ids: Tensor, weights: Tensor | None) -> Tensor:
-        """L2 loss of the prediction `[B, M, target_dim]` of the tokens `ids [B, M]` with `weights [B, M]` or None."""
+        """L2 loss of the prediction `[B, M', target_dim]` of the tokens `ids [B, M']`, weighted by `[B, M']` or not."""
         normalize = self.config.normalize_target
         if self.config.target == "pixels":
             with torch.no_grad():

@@ -18,14 +18,14 @@ from .config import MMMAEConfig
 
 
 class Output(NamedTuple):
-    """What a forward pass returns. K visible and M masked tokens."""
+    """What a forward pass returns. K visible tokens, M masked ones, of which M' are predicted, see `decoded_ids`."""
 
     loss: Tensor  # [] reconstruction + contrastive_weight * contrastive
     loss_reconstruction: Tensor  # []
     loss_contrastive: Tensor  # [] mean over the modalities that are present, 0 if none is
-    prediction: Tensor  # [B, M, target_dim] of the masked tokens, in the order of mask.ids_masked
+    prediction: Tensor  # [B, M', target_dim] of the first masked tokens, in the order of mask.ids_masked
     latent: Tensor  # [B, K, D] of the visible tokens, in the order of mask.ids_keep
-    mask: TokenMask
+    mask: TokenMask  # all of it
 
 
 def check_hsi(config: MMMAEConfig, hsi: Tensor) -> None:
@@ -105,11 +105,28 @@ def draw_mask(config: MMMAEConfig, hsi: Tensor, mask: TokenMask | None, seed: in
         raise ValueError(
             f"mask has {keep} visible and {masked} masked tokens, expected is {config.tokens} together, one visible"
         )
+    if masked > 0 and config.decoded_of(masked) == 0:
+        raise ValueError(
+            f"mask has {masked} masked tokens, expected are enough that decode_fraction = {config.decode_fraction} "
+            "leaves one to predict"
+        )
     for name, ids, width in zip(mask._fields, mask, (keep, masked, config.tokens), strict=True):
         check_shape(f"mask.{name}", ids, (batch, width))
         check_device(f"mask.{name}", ids, hsi.device)
         check_ids(f"mask.{name}", ids, config.tokens)
     return mask
+
+
+def decoded_ids(config: MMMAEConfig, mask: TokenMask) -> Tensor:
+    """The masked tokens that are predicted, `[B, M']`: the first of `ids_masked`, all at a `decode_fraction` of 1.
+
+    `random_masking` lists masked tokens in the order of their noise, so that its first are a uniformly random share. In
+    a mask that a user gives the order, and so the choice, is the user's.
+    """
+    if config.decode_fraction == 1:
+        return mask.ids_masked
+    masked = int(mask.ids_masked.shape[1])  # a tensor, which nothing can round, where torch.jit traces
+    return mask.ids_masked[:, : config.decoded_of(masked)]
 
 
 def draw_conditioning(

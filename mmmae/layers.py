@@ -7,13 +7,17 @@ that pass over these numbers anyway. The bias before a GELU travels to it for th
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from mmmae_kernels import add_layer_norm, attention, concat_attention, gelu_linear, norm_linear
+from mmmae_kernels import add_layer_norm, attention, concat_attention, gelu_linear, norm_linear, use_backend
+from mmmae_kernels.linear import linear
+from mmmae_kernels.registry import current_backend
 
 from .config import MMMAEConfig
 
@@ -41,21 +45,21 @@ class Attention(nn.Module):
         """The stream `[B, N, D]`, settled, with self-attention of its norm pending."""
         x, qkv = self._project(norm, stream, 0, 3)
         mixed = attention(qkv, backend=self.backend)
-        return Stream(x, F.linear(mixed.flatten(2), self.proj.weight), self.proj.bias)
+        return Stream(x, linear(mixed.flatten(2), self.proj.weight), self.proj.bias)
 
     def of_tokens(self, norm: nn.LayerNorm, stream: Stream, ids: Tensor) -> Stream:
         """The stream of the tokens `ids [B, M]` alone, settled, with their attention to all pending; `[B, M, D]`."""
         x, kv = self._project(norm, stream, 1, 3)
         x, q = self._project(norm, Stream(x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))), 0, 1)
         mixed = attention(q.squeeze(2), kv, backend=self.backend)
-        return Stream(x, F.linear(mixed.flatten(2), self.proj.weight), self.proj.bias)
+        return Stream(x, linear(mixed.flatten(2), self.proj.weight), self.proj.bias)
 
     def to_vectors(self, norm: nn.LayerNorm, stream: Stream, vectors: Tensor, guides: Tensor) -> tuple[Tensor, Tensor]:
         """The settled stream `[B, K, D]`, and its attention to itself and the vectors that `guides [B, m]` names."""
         x, qkv = self._project(norm, stream, 0, 3)
         _, kv = self._project(norm, Stream(vectors), 1, 3)
         mixed = concat_attention(qkv, kv, guides, backend=self.backend)
-        return x, self.proj(mixed.flatten(2))
+        return x, linear(mixed.flatten(2), self.proj.weight, self.proj.bias)
 
     def _project(self, norm: nn.LayerNorm, stream: Stream, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The settled stream, and a part of q, k and v of its norm, packed `[B, N, parts, h, d]`."""
@@ -85,10 +89,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on a residual stream."""
+    """Pre-norm transformer block on a residual stream; `recompute`: in training, see `recomputed`."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, backend: str) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, backend: str, recompute: bool = False) -> None:
         super().__init__()
+        self.recompute = recompute
         self.norm1 = nn.LayerNorm(dim, eps=EPSILON)
         self.attn = Attention(dim, heads, backend)
         self.norm2 = nn.LayerNorm(dim, eps=EPSILON)
@@ -96,13 +101,20 @@ class Block(nn.Module):
 
     def forward(self, stream: Stream) -> Stream:
         """`[B, N, D]` -> the same."""
-        out: Stream = self.mlp(self.norm2, self.attn(self.norm1, stream))
-        return out
+        return self._run(self.attn, stream)
 
     def of_tokens(self, stream: Stream, ids: Tensor) -> Stream:
         """The stream of the tokens `ids [B, M]` alone after this block: `[B, M, D]`."""
-        out: Stream = self.mlp(self.norm2, self.attn.of_tokens(self.norm1, stream, ids))
-        return out
+        return self._run(self.attn.of_tokens, stream, ids)
+
+    def _run(self, attend: Callable[..., Stream], stream: Stream, *ids: Tensor) -> Stream:
+        def sublayers(stream: Stream) -> Stream:
+            out: Stream = self.mlp(self.norm2, attend(self.norm1, stream, *ids))
+            return out
+
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return recomputed(sublayers, stream)
+        return sublayers(stream)
 
 
 class Conditioning(nn.Module):
@@ -131,6 +143,19 @@ def norm(layer: nn.LayerNorm, stream: Stream) -> tuple[Tensor, Tensor]:
     """The settled stream and its norm."""
     x, pending, pending_bias = stream
     return add_layer_norm(x, pending, layer.weight, layer.bias, layer.eps, pending_bias)
+
+
+def recomputed(layers: Callable[[Stream], Stream], stream: Stream) -> Stream:
+    """`layers(stream)`, of which the input alone is kept: backward computes the rest again. Both are settled."""
+    # Backward comes after the block that chose the kernels; what is compiled made its choice when it was traced.
+    chosen = current_backend()
+
+    def run(x: Tensor) -> Tensor:
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else use_backend(chosen):
+            return settled(layers(Stream(x)))
+
+    # Nothing in a block is random.
+    return Stream(checkpoint(run, settled(stream), use_reentrant=False, preserve_rng_state=False))
 
 
 def settled(stream: Stream) -> Tensor:

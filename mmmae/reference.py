@@ -1,7 +1,8 @@
 """The model's definition: plain PyTorch, one file, nothing fused, everything computed for all tokens.
 
 It is what the fast model is compared with and timed against. They share the config, the checks of inputs and the
-drawing of masks; no computation. Shapes: B samples, N tokens, K visible, M masked, D channels, m auxiliary images.
+drawing of masks; no computation. Shapes: B samples, N tokens, K visible, M masked, M' of these predicted, D channels,
+m auxiliary images.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmmae_kernels import TokenMask
 
 from .config import MMMAEConfig, resolve_config
 from .initialisation import initialise
-from .inputs import Output, check_aux, check_hsi, check_valid, draw_conditioning, draw_mask, draw_seed
+from .inputs import Output, check_aux, check_hsi, check_valid, decoded_ids, draw_conditioning, draw_mask, draw_seed
 
 VALID_SHARE = 0.3  # a token with a smaller share of valid pixels does not count in the reconstruction loss
 
@@ -50,12 +52,14 @@ class ReferenceModel(nn.Module):
         self.config = config
         groups, rows, columns = config.grid
         dim, width = config.dim, config.decoder_dim
-        ratio = config.plain_mlp_ratio
+        ratio, recompute = config.plain_mlp_ratio, config.activation_checkpointing
 
         self.patch_embed = PatchEmbed(config)
         self.pos_embed_spatial = nn.Parameter(torch.empty(1, rows * columns, dim))
         self.pos_embed_spectral = nn.Parameter(torch.empty(1, groups, dim))
-        self.blocks = nn.ModuleList(Block(dim, config.heads, config.mlp_ratio, attention) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads, config.mlp_ratio, attention, recompute) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
         aux_encoder = AUX_ENCODERS[config.aux_encoder]
@@ -71,7 +75,7 @@ class ReferenceModel(nn.Module):
         self.decoder_pos_embed_spatial = nn.Parameter(torch.empty(1, rows * columns, width))
         self.decoder_pos_embed_spectral = nn.Parameter(torch.empty(1, groups, width))
         self.decoder_blocks = nn.ModuleList(
-            Block(width, config.decoder_heads, ratio, attention) for _ in range(config.decoder_depth)
+            Block(width, config.decoder_heads, ratio, attention, recompute) for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.decoder_pred = nn.Linear(width, config.target_dim)
@@ -96,6 +100,7 @@ class ReferenceModel(nn.Module):
         check_valid(hsi, valid)
         seed = draw_seed() if seed is None else seed
         mask = draw_mask(self.config, hsi, mask, seed)
+        chosen = decoded_ids(self.config, mask)  # [B, M']
 
         # 1, 2: registration, embedding and position of all tokens, then the visible ones
         volume = register_volume(hsi, self.config.image_size)
@@ -119,28 +124,39 @@ class ReferenceModel(nn.Module):
             tokens = block(tokens)
         latent = self.norm(tokens)  # [B, K, D]
 
-        # 6, 7: decoder over all tokens, prediction, target and loss
+        # 6, 7: decoder over visible and chosen tokens, prediction, target and loss
         target = self.target(volume, embedded)
-        predicted = self.decode(latent, mask)  # [B, N, target_dim]
+        predicted = self.decode(latent, mask, chosen)  # [B, N, target_dim]
         error = (predicted - target).square().mean(-1)  # [B, N]
-        weights = torch.ones_like(error).scatter(1, mask.ids_keep, 0.0) * token_weights(self.config, hsi, valid)
+        weights = torch.zeros_like(error).scatter(1, chosen, 1.0) * token_weights(self.config, hsi, valid)
         reconstruction = (error * weights).sum() / weights.sum().clamp(min=1)
 
         # 8: contrastive
         contrastive = self.contrast(latent, vectors, presence)
         loss = reconstruction + self.config.contrastive_weight * contrastive
-        return Output(loss, reconstruction, contrastive, _take(predicted, mask.ids_masked), latent, mask)
+        return Output(loss, reconstruction, contrastive, _take(predicted, chosen), latent, mask)
 
-    def decode(self, latent: Tensor, mask: TokenMask) -> Tensor:
-        """Predict every token from the visible ones: `[B, K, D]` -> `[B, N, target_dim]`."""
+    def decode(self, latent: Tensor, mask: TokenMask, chosen: Tensor) -> Tensor:
+        """Predict every token from the visible ones `[B, K, D]`: `[B, N, target_dim]`.
+
+        At a `decode_fraction` below 1 the decoder sees visible tokens and `chosen [B, M']` alone, and the prediction of
+        the others is 0.
+        """
         visible = self.decoder_embed(latent)
         batch, masked = mask.ids_masked.shape
         tokens = torch.cat([visible, self.mask_token.expand(batch, masked, -1)], dim=1)
         tokens = _take(tokens, mask.ids_restore)
         tokens = tokens + _position(self.decoder_pos_embed_spectral, self.decoder_pos_embed_spatial)
+        is_part = self.config.decode_fraction < 1
+        if is_part:
+            seen = torch.cat([mask.ids_keep, chosen], dim=1)  # [B, K + M']
+            tokens = _take(tokens, seen)
         for block in self.decoder_blocks:
             tokens = block(tokens)
         predicted: Tensor = self.decoder_pred(self.decoder_norm(tokens))
+        if is_part:
+            nothing = predicted.new_zeros(batch, self.config.tokens, predicted.shape[2])
+            predicted = nothing.scatter(1, seen[:, :, None].expand_as(predicted), predicted)
         return predicted
 
     def target(self, volume: Tensor, embedded: Tensor) -> Tensor:
@@ -245,16 +261,23 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; `recompute`: in training, backward computes again all but its input."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, attention: str) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, attention: str, recompute: bool = False) -> None:
         super().__init__()
+        self.recompute = recompute
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads, attention)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(self.transform, x, use_reentrant=False)
+            return recomputed
+        return self.transform(x)
+
+    def transform(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         x = x + self.mlp(self.norm2(x))
         return x

@@ -12,15 +12,34 @@ def test_base_has_the_shapes_of_the_design():
     assert config.grid == (4, 14, 14)
     assert (config.tokens, config.keep) == (784, 196)
     assert config.target_dim == 768
+    assert (config.decode_fraction, config.decoded, config.activation_checkpointing) == (1.0, 588, False)
     assert config == MMMAEConfig()
+
+
+@pytest.mark.parametrize(("fraction", "decoded"), [(1, 588), (0.999, 587), (0.5, 294), (0.25, 147), (0.001, 1)])
+def test_the_predicted_tokens_are_the_fraction_of_the_masked_ones_rounded(fraction, decoded):
+    config = MMMAEConfig(decode_fraction=fraction)
+    assert config.decoded == config.decoded_of(588) == decoded
+    assert config.decoded_of(100) == round(100 * fraction)
+
+
+def test_with_nothing_masked_any_fraction_predicts_nothing():
+    assert MMMAEConfig(mask_ratio=0.0, decode_fraction=0.001).decoded == 0
 
 
 @pytest.mark.parametrize("name", ["base", "vit", "tiny"])
 def test_json_round_trip_gives_the_same_config(name):
-    config = MMMAEConfig.preset(name, aux={"vv": 1, "dem": 2}, patch=(4, 14, 14), symmetric=True)
+    fields = {"symmetric": True, "decode_fraction": 0.3, "activation_checkpointing": True}
+    config = MMMAEConfig.preset(name, aux={"vv": 1, "dem": 2}, patch=(4, 14, 14), **fields)
     text = config.to_json()
     assert MMMAEConfig.from_json(text) == config
     assert json.loads(text)["patch"] == [4, 14, 14]
+
+
+def test_a_config_written_before_a_field_existed_has_its_default():
+    values = MMMAEConfig(mask_ratio=0.5).to_dict()
+    del values["decode_fraction"], values["activation_checkpointing"]
+    assert MMMAEConfig.from_json(json.dumps(values)) == MMMAEConfig(mask_ratio=0.5)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +66,15 @@ def test_json_round_trip_gives_the_same_config(name):
         ({"conditioning_dropout": 1.0}, "conditioning_dropout is 1.0, allowed is a number in [0, 1)"),
         ({"mask_ratio": 1.0}, "mask_ratio is 1.0, allowed is a number in [0, 1)"),
         ({"mask_ratio": 0.9999}, "mask_ratio is 0.9999, allowed is small enough to keep one of 784 tokens"),
+        ({"decode_fraction": 0}, "decode_fraction is 0, allowed is a number in (0, 1]"),
+        ({"decode_fraction": 1.01}, "decode_fraction is 1.01, allowed is a number in (0, 1]"),
+        ({"decode_fraction": True}, "decode_fraction is True, allowed is a number in (0, 1]"),
+        ({"decode_fraction": float("nan")}, "decode_fraction is nan, allowed is a number in (0, 1]"),
+        (
+            {"decode_fraction": 0.0005},
+            "decode_fraction is 0.0005, allowed is large enough to predict one of 588 masked tokens",
+        ),
+        ({"activation_checkpointing": 1}, "activation_checkpointing is 1, allowed is true or false"),
         ({"target": "voxels"}, "target is 'voxels', allowed is 'embedding' or 'pixels'"),
         ({"temperature": 0}, "temperature is 0, allowed is a number > 0"),
         ({"contrastive_weight": -0.1}, "contrastive_weight is -0.1, allowed is a number >= 0"),

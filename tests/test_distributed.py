@@ -31,27 +31,27 @@ def valid():
     return mask
 
 
-def build(symmetric):
+def build(fields):
     torch.manual_seed(0)
-    return mmmae.fast_model("tiny", symmetric=symmetric, **FIELDS)
+    return mmmae.fast_model("tiny", **FIELDS, **fields)
 
 
-def run(rank, ranks, symmetric, address, results):
+def run(rank, ranks, fields, address, results):
     faulthandler.dump_traceback_later(100, exit=True)  # a rank that hangs says where
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
-    results.put(step(rank, ranks, symmetric))
+    results.put(step(rank, ranks, fields))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def step(rank, ranks, symmetric):
+def step(rank, ranks, fields):
     """What a rank finds. The wrapper ends with it: one that outlives its process group may wait for it forever."""
     hsi, aux, present = joined_batch()
     rows = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
     # A rank whose samples all lack a modality does not even have the image.
     aux = {name: image[rows] for name, image in aux.items() if present[name][rows].any()}
-    model = build(symmetric)
+    model = build(fields)
     # The wrapper averages gradients, and fails if a parameter gets none.
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     output = wrapped(hsi[rows], aux, {name: flags[rows] for name, flags in present.items()}, valid()[rows], seed=7)
@@ -64,9 +64,11 @@ def step(rank, ranks, symmetric):
     return rank, (loss / ranks).item(), output.mask.ids_keep.numpy(), gradients
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_two_ranks_equal_one_process_with_the_joined_batch(symmetric, tmp_path):
-    model = build(symmetric)
+@pytest.mark.parametrize(
+    "fields", [{}, {"symmetric": True}, {"decode_fraction": 0.5, "activation_checkpointing": True}], ids="-".join
+)
+def test_two_ranks_equal_one_process_with_the_joined_batch(fields, tmp_path):
+    model = build(fields)
     hsi, aux, present = joined_batch()
     expected = model(hsi, aux, present, valid(), seed=7)
     expected.loss.backward()
@@ -74,7 +76,7 @@ def test_two_ranks_equal_one_process_with_the_joined_batch(symmetric, tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     address = f"file://{tmp_path / 'rendezvous'}"
-    processes = [context.Process(target=run, args=(rank, 2, symmetric, address, results)) for rank in range(2)]
+    processes = [context.Process(target=run, args=(rank, 2, fields, address, results)) for rank in range(2)]
     for process in processes:
         process.start()
     answers = sorted((results.get(timeout=120) for _ in processes), key=lambda answer: answer[0])

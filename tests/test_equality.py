@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mmmae
-from mmmae_kernels import native
+from mmmae_kernels import native, random_masking
 
 ALL = ("ir", "af", "thickness")
 PRESENCE = {
@@ -33,6 +33,18 @@ TINY_CASES = [
     ("another patch", "all modalities", True, {"patch": (4, 14, 14), "target": "pixels"}),
     ("three decoder blocks", "all modalities", False, {"decoder_depth": 3}),
     ("nothing masked", "all modalities", False, {"mask_ratio": 0.0}),
+    ("half decoded", "mixed presence", True, {"decode_fraction": 0.5}),
+    ("a quarter decoded", "all modalities", False, {"decode_fraction": 0.25, "decoder_depth": 3}),
+    ("half decoded, pixels", "all modalities", True, {"decode_fraction": 0.5, "target": "pixels"}),
+    (
+        "a quarter decoded, normalised pixels",
+        "mixed presence",
+        True,
+        {"decode_fraction": 0.25, "target": "pixels", "normalize_target": True},
+    ),
+    ("nothing masked, half decoded", "no modality", False, {"mask_ratio": 0.0, "decode_fraction": 0.5}),
+    ("recomputed", "mixed presence", True, {"activation_checkpointing": True}),
+    ("half decoded, recomputed", "no modality", False, {"activation_checkpointing": True, "decode_fraction": 0.5}),
 ]
 PRESENCE["one sample only"] = {"ir": (True, False)}
 
@@ -62,7 +74,7 @@ def relative_error(value, expected):
     return float((value - expected).norm() / (scale if scale > 0 else 1.0))
 
 
-def assert_equal_models(config, presence, invalid, size=224, **backends):
+def assert_equal_models(config, presence, invalid, size=224, mask=None, **backends):
     torch.manual_seed(0)
     reference = mmmae.reference_model(config)
     fast = mmmae.fast_model(mmmae.reference_model(config), **backends)
@@ -70,7 +82,7 @@ def assert_equal_models(config, presence, invalid, size=224, **backends):
     hsi, aux, present, valid = inputs(config, presence, invalid, size)
     outputs = []
     for model in (reference, fast):
-        outputs.append(model(hsi, aux, present, valid, seed=7))
+        outputs.append(model(hsi, aux, present, valid, mask=mask, seed=7))
         outputs[-1].loss.backward()
     expected, given = outputs
     for name in ("loss", "loss_reconstruction", "loss_contrastive", "prediction", "latent"):
@@ -117,6 +129,36 @@ def test_equal_with_each_backend(backends):
     assert_equal_models(mmmae.MMMAEConfig.preset("tiny"), PRESENCE["mixed presence"], True, **backends)
 
 
+@pytest.mark.parametrize("backends", [{"kernels": "eager"}, {"attention": "eager"}, {"attention": "sdpa"}], ids=str)
+def test_a_part_is_decoded_and_blocks_recomputed_with_each_backend(backends):
+    config = mmmae.MMMAEConfig.preset("tiny", decode_fraction=0.5, activation_checkpointing=True)
+    assert_equal_models(config, PRESENCE["mixed presence"], True, **backends)
+
+
+@pytest.mark.parametrize(("keep", "fraction"), [(50, 1.0), (50, 0.5), (50, 0.25), (782, 0.5)])
+def test_equal_with_a_given_mask_of_another_size(keep, fraction):
+    config = mmmae.MMMAEConfig.preset("tiny", decode_fraction=fraction)
+    assert_equal_models(config, PRESENCE["mixed presence"], True, mask=random_masking(2, 784, keep, seed=11))
+
+
+@pytest.mark.parametrize("make", [mmmae.reference_model, mmmae.fast_model])
+def test_decoding_a_part_that_is_all_equals_decoding_all(make):
+    """0.9999 of 588 tokens are 588, on the way that parts take."""
+    outputs, gradients = [], []
+    for fraction in (1.0, 0.9999):
+        torch.manual_seed(0)
+        model = make("tiny", decode_fraction=fraction)
+        outputs.append(model(*inputs(model.config, PRESENCE["mixed presence"], True), seed=7))
+        outputs[-1].loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    whole, part = outputs
+    assert part.prediction.shape == whole.prediction.shape == (2, 588, 64)
+    assert relative_error(part.loss, whole.loss) < 1e-5
+    assert relative_error(part.prediction, whole.prediction) < 1e-5
+    for given, expected in zip(*reversed(gradients), strict=True):
+        assert relative_error(given, expected) < 1e-4
+
+
 def test_reference_with_sdpa_equals_reference():
     torch.manual_seed(0)
     plain = mmmae.reference_model("tiny")
@@ -147,9 +189,15 @@ def test_encoder_equals_the_model_that_masks_nothing():
     assert relative_error(output.latent.gather(1, ids), model.hsi_encoder()(hsi)) < 1e-5
 
 
-def test_the_model_traces_whole_and_equals_the_eager_one():
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"decode_fraction": 0.5}, {"activation_checkpointing": True}],
+    ids=lambda fields: "-".join(fields) or "default",
+)
+def test_the_model_traces_whole_and_equals_the_eager_one(fields):
+    torch.compiler.reset()
     torch.manual_seed(0)
-    plain = mmmae.fast_model("tiny", depth=1)
+    plain = mmmae.fast_model("tiny", depth=1, **fields)
     traced = mmmae.fast_model(plain)
     traced.compile(backend="aot_eager", fullgraph=True)
     assert set(traced.state_dict()) == set(plain.state_dict())

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import mmmae
+from mmmae.inputs import decoded_ids
+from mmmae.reference import ReferenceEncoder
 from mmmae_kernels import TokenMask, random_masking
 
 BUILDERS = [mmmae.reference_model, mmmae.fast_model]
@@ -108,6 +110,105 @@ def test_a_given_mask_is_used(model):
     assert output.prediction.shape == (2, 734, 64)
 
 
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_a_share_of_a_given_masks_tokens_is_predicted(builder):
+    model = build(builder, decode_fraction=0.25)
+    hsi, _ = batch_of(2)
+    mask = random_masking(2, 784, 50, seed=11)
+    output = model(hsi, mask=mask)
+    assert output.mask is mask
+    assert output.prediction.shape == (2, 184, 64)  # round(734 / 4)
+    few = random_masking(2, 784, 782, seed=11)
+    with pytest.raises(ValueError, match=r"mask has 2 masked tokens, expected .* decode_fraction = 0\.25 leaves one"):
+        model(hsi, mask=few)
+
+
+@pytest.mark.parametrize("target", ["embedding", "pixels"])
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_the_first_masked_tokens_are_predicted_and_the_rest_does_not_count(builder, target):
+    model = build(builder, decode_fraction=0.5, target=target)
+    hsi, _ = batch_of(1)
+    before = model(hsi, seed=1)
+    chosen, rest = before.mask.ids_masked[0].split(294)
+    assert before.prediction.shape[1] == len(chosen) == len(rest) == 294
+    without_rest = model(changed_at(rest, hsi), seed=1)
+    assert torch.equal(without_rest.prediction, before.prediction)
+    assert torch.equal(without_rest.loss, before.loss)
+    one = model(changed_at(chosen[-1:], hsi), seed=1)
+    assert torch.equal(one.prediction, before.prediction)
+    assert one.loss_reconstruction > 1.1 * before.loss_reconstruction
+
+
+def changed_at(tokens, hsi):
+    """The volume of one sample with other pixels in some tokens."""
+    changed = hsi.clone()
+    for number in tokens.tolist():
+        t, h, w = number // 196, number // 14 % 14, number % 14
+        changed[0, 0, 3 * t : 3 * t + 3, 16 * h : 16 * h + 16, 16 * w : 16 * w + 16] = 100.0
+    return changed
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_a_prediction_follows_the_order_of_the_mask(builder):
+    model = build(builder, decode_fraction=0.5)
+    hsi, _ = batch_of(1)
+    mask = random_masking(1, 784, 196, seed=2)
+    order = torch.cat([torch.arange(293, -1, -1), torch.arange(294, 588)])
+    shuffled = torch.cat([mask.ids_keep, mask.ids_masked[:, order]], dim=1)
+    other = TokenMask(mask.ids_keep, shuffled[:, 196:], shuffled.argsort(dim=1))
+    given, expected = (model(hsi, mask=each).prediction for each in (other, mask))
+    assert (given - expected.flip(1)).norm() < 1e-5 * expected.norm()
+
+
+def test_each_token_is_as_often_predicted_as_any():
+    config = mmmae.MMMAEConfig.preset("tiny", decode_fraction=0.5)
+    ids = decoded_ids(config, random_masking(4000, 784, 196, seed=5))
+    shares = ids.flatten().bincount(minlength=784) / 4000
+    # Five deviations of sqrt(0.375 * 0.625 / 4000) around three eighths.
+    assert (shares - 0.375).abs().max() < 0.039
+
+
+@pytest.mark.parametrize(
+    ("builder", "kernels"),
+    [(mmmae.reference_model, {}), (mmmae.fast_model, {}), (mmmae.fast_model, {"kernels": "eager"})],
+)
+def test_recomputed_blocks_give_the_same_numbers(builder, kernels):
+    hsi, aux = batch_of(2)
+    outputs, models = [], []
+    for recompute in (False, True):
+        models.append(build(builder, activation_checkpointing=recompute, decoder_depth=2, **kernels))
+        outputs.append(models[-1](hsi, aux, seed=3))
+        outputs[-1].loss.backward()
+    for name in ("loss", "prediction", "latent"):
+        assert torch.equal(getattr(outputs[1], name), getattr(outputs[0], name)), name
+    for (name, parameter), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        if builder is mmmae.reference_model:
+            assert torch.equal(other.grad, parameter.grad), name
+        else:  # the gradient of a block's input is added up in another order: a few roundings of 2^-24
+            assert (other.grad - parameter.grad).norm() <= 2e-6 * parameter.grad.norm(), name
+
+
+def test_blocks_are_recomputed_in_training_alone_and_keep_their_input(model):
+    builder = mmmae.reference_model if isinstance(model, mmmae.ReferenceModel) else mmmae.fast_model
+    recomputing = build(builder, activation_checkpointing=True)
+    hsi, _ = batch_of(1)
+    for make in (lambda model: model, lambda model: model.hsi_encoder()):
+        plain, lean = make(model), make(recomputing)
+        assert saved_bytes(lean, hsi) < 0.8 * saved_bytes(plain, hsi)
+        assert saved_bytes(lean.eval(), hsi) == saved_bytes(plain.eval(), hsi)
+        plain.train(), lean.train()
+
+
+def saved_bytes(model, hsi):
+    """Kept for backward, parameters included."""
+    saved = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
+    ):
+        model(hsi) if isinstance(model, (mmmae.HSIEncoder, ReferenceEncoder)) else model(hsi, seed=1)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
 def test_the_reconstruction_target_gets_no_gradient(model):
     # With the decoder cut off, nothing but a live target could move the patch embedding.
     hsi, _ = batch_of(1)
@@ -147,12 +248,8 @@ def test_tokens_outside_valid_pixels_do_not_count(model):
     valid = torch.zeros(1, 224, 224, dtype=torch.bool)
     valid[:, :112] = True
     before = model(hsi, valid=valid, seed=1)
-    broken = hsi.clone()
     hidden = before.mask.ids_masked[0]
-    lower = hidden[(hidden % 196) // 14 >= 7]
-    for number in lower.tolist():
-        t, h, w = number // 196, number // 14 % 14, number % 14
-        broken[0, 0, 3 * t : 3 * t + 3, 16 * h : 16 * h + 16, 16 * w : 16 * w + 16] = 100.0
+    broken = changed_at(hidden[(hidden % 196) // 14 >= 7], hsi)
     after = model(broken, valid=valid, seed=1)
     assert after.loss_reconstruction.item() == pytest.approx(before.loss_reconstruction.item(), rel=1e-6)
     assert model(broken, seed=1).loss_reconstruction > 2 * before.loss_reconstruction

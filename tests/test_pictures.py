@@ -8,6 +8,7 @@ import torch
 
 import mmmae
 from mmmae.data import Phantom, collate
+from mmmae.inputs import decoded_ids
 from mmmae.recipes.pictures import GREY, draw_embeddings, draw_pixels, unpatchify
 from mmmae_kernels import patch_embed, patchify
 from mmmae_kernels.masked_loss.reference import normalize_target
@@ -15,17 +16,18 @@ from mmmae_kernels.masked_loss.reference import normalize_target
 SUBJECTS = Phantom(2, 32, 12)
 
 
-def drawn(target, change, normalize=False):
+def drawn(target, change, normalize=False, fraction=1.0):
     """The panels of a picture, as arrays, and the output drawn, of a model that predicts its target plus `change`."""
     config = {"image_size": 32, "patch": (3, 8, 8), "target": target, "normalize_target": normalize}
-    model = mmmae.fast_model("tiny", **config).eval()
+    model = mmmae.fast_model("tiny", **config, decode_fraction=fraction).eval()
     batch = collate([SUBJECTS[0]], list(SUBJECTS.modalities))
     with torch.no_grad():
         output = model(batch.hsi, batch.aux, batch.present, batch.valid, seed=0)
-        wanted = patchify(batch.hsi, (3, 8, 8), output.mask.ids_masked)
+        ids = decoded_ids(model.config, output.mask)
+        wanted = patchify(batch.hsi, (3, 8, 8), ids)
         if target == "embedding":
             projection = model.patch_embed.proj
-            wanted = patch_embed(batch.hsi, projection.weight, projection.bias, output.mask.ids_masked)
+            wanted = patch_embed(batch.hsi, projection.weight, projection.bias, ids)
     if normalize:
         wanted = normalize_target(wanted)
     draw = draw_pixels if target == "pixels" else draw_embeddings
@@ -39,8 +41,13 @@ def images(figure):
 
 def masked_bands(output):
     """`[12, 32, 32]`, which pixels the model was not shown."""
+    return bands_of(output.mask.ids_masked[0])
+
+
+def bands_of(ids):
+    """`[12, 32, 32]`, which pixels are those of the tokens."""
     tokens = torch.zeros(64, dtype=torch.bool)
-    tokens[output.mask.ids_masked[0]] = True
+    tokens[ids] = True
     grid = tokens.view(4, 4, 4)
     return grid.repeat_interleave(3, 0).repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
 
@@ -98,3 +105,23 @@ def test_embeddings_are_shown_as_predicted(normalize):
     masked = np.zeros(64, dtype=bool)
     masked[output.mask.ids_masked[0].numpy()] = True
     assert np.allclose(errors, 0.25 * masked, atol=1e-4)
+
+
+def test_what_was_not_predicted_is_grey_and_has_no_error():
+    figure, batch, output = drawn("pixels", 0.5, fraction=0.5)
+    shown, _, restored, error = images(figure)
+    decoded = bands_of(output.mask.ids_masked[0, :24])
+    seen = batch.valid[0].numpy()
+    assert output.prediction.shape[1] == 24
+    assert np.allclose(error, 0.5 * (decoded.any(0) & seen), atol=1e-5)
+    unknown = (masked_bands(output) & ~decoded)[[10, 6, 2]].transpose(1, 2, 0)
+    assert np.all(restored[unknown & seen[:, :, None]] == GREY)
+    visible = ~masked_bands(output)[[10, 6, 2]].transpose(1, 2, 0)
+    assert np.array_equal(restored[visible], shown[visible])
+
+    figure, _, output = drawn("embedding", 0.5, fraction=0.5)
+    rows = [images(figure)[start : start + 5] for start in range(0, 20, 5)]
+    decoded, unknown = torch.zeros(2, 64, dtype=torch.bool)
+    decoded[output.mask.ids_masked[0, :24]], unknown[output.mask.ids_masked[0, 24:]] = True, True
+    assert np.allclose(np.stack([row[4] for row in rows]).flatten(), 0.25 * decoded.numpy(), atol=1e-4)
+    assert np.all(np.stack([row[3] for row in rows]).reshape(64, 3)[unknown.numpy()] == GREY)

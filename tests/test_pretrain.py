@@ -92,6 +92,12 @@ def test_a_picture_is_drawn_for_each_target(tmp_path, target, normalize):
     assert (tmp_path / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_is_drawn_where_a_part_is_decoded(tmp_path):
+    config = CONFIG.replace(target="embedding", decode_fraction=0.5, activation_checkpointing=True)
+    pretrain(config, phantom(), tmp_path, PretrainSettings(steps=1, batch=1, warmup=0))
+    assert (tmp_path / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_finished_run_is_not_overwritten(finished):
     out, _ = finished
     with pytest.raises(ValueError, match="holds a run already"):
@@ -157,6 +163,7 @@ def stopped(tmp_path_factory):
     ("fields", "settings", "message"),
     [
         ({"dim": 32}, {}, "dim is 32, but the run of .* has 64"),
+        ({"decode_fraction": 0.5}, {}, "decode_fraction is 0.5, but the run of .* has 1.0"),
         ({"mask_ratio": 0.5}, {}, "mask_ratio is 0.5, but the run of .* has 0.75"),
         ({}, {"steps": 12}, "steps is 12, but the run of .* has 9"),
         ({}, {"batch": 1}, "batch is 1, but the run of .* has 2"),
@@ -169,6 +176,18 @@ def test_what_would_make_another_run_of_it_is_refused_on_resume(stopped, fields,
     with pytest.raises(ValueError, match=message):
         pretrain(CONFIG.replace(**fields), phantom(), stopped, dataclasses.replace(SETTINGS, **settings), resume="auto")
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_from_before_a_field_goes_on_and_may_recompute(stopped, finished, tmp_path):
+    out, _ = finished
+    checkpoint = read_checkpoint(stopped / "checkpoints" / "last.ckpt", mmap=False)
+    del checkpoint["run"]["model"]["decode_fraction"], checkpoint["run"]["model"]["activation_checkpointing"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    config = CONFIG.replace(activation_checkpointing=True)
+    pretrain(config, phantom(), tmp_path / "run", SETTINGS, resume=tmp_path / "old.ckpt")
+    undisturbed = losses(out)
+    for step, loss in losses(tmp_path / "run").items():
+        assert loss == pytest.approx(undisturbed[step], rel=1e-4)
 
 
 def test_other_statistics_are_refused_on_resume(stopped):

@@ -16,12 +16,12 @@ from mmmae_kernels.masked_loss.reference import NORMALIZE_EPSILON, normalize_tar
 from ..config import MMMAEConfig
 from ..data import Batch, collate
 from ..fast import FastModel
-from ..inputs import Output
+from ..inputs import Output, decoded_ids
 from ..pretrained import write_atomically
 from ..registration import register
 from .sampling import Subjects
 
-GREY = 0.5  # of what the model was not shown
+GREY = 0.5  # of what the model was not shown, or did not predict
 
 
 def draw(model: FastModel, subjects: Subjects, *, seed: int = 0, rgb: tuple[int, int, int] | None = None) -> Figure:
@@ -57,14 +57,17 @@ def draw_pixels(
     config = model.config
     volume = register(batch.hsi, config.image_size)
     rows = patchify(volume, config.patch)  # [1, N, P]
-    predicted = output.prediction
+    predicted, ids = output.prediction, decoded_ids(config, output.mask)
     if config.normalize_target:
-        target = patchify(volume, config.patch, output.mask.ids_masked)
+        target = patchify(volume, config.patch, ids)
         scale = (target.var(-1, keepdim=True) + NORMALIZE_EPSILON).sqrt()
         predicted = predicted * scale + target.mean(-1, keepdim=True)
-    ids = output.mask.ids_masked[:, :, None].expand(-1, -1, rows.shape[2])
-    restored = unpatchify(rows.scatter(1, ids, predicted), config)[0, 0]  # [T, H, W]
-    masked = unpatchify(torch.zeros_like(rows).scatter(1, ids, 1.0), config)[0, 0] > 0
+    restored = unpatchify(rows.scatter(1, ids[:, :, None].expand_as(predicted), predicted), config)[0, 0]  # [T, H, W]
+
+    def pixels_of(ids: Tensor) -> Tensor:  # [T, H, W] bool
+        return unpatchify(torch.zeros_like(rows).index_fill(1, ids[0], 1.0), config)[0, 0] > 0
+
+    masked, decoded = pixels_of(output.mask.ids_masked), pixels_of(ids)
     cube = volume[0, 0]
     valid = register(batch.valid.to(torch.float32), config.image_size)[0] >= 0.5
     bands = rgb or _spread(config.bands)
@@ -76,16 +79,16 @@ def draw_pixels(
             shown = torch.where(hidden[list(bands)], GREY, shown)
         return (shown * valid).permute(1, 2, 0).cpu().numpy()
 
-    error = (restored - cube).abs().mul(masked).sum(0) / masked.sum(0).clamp(min=1) * valid
+    error = (restored - cube).abs().mul(decoded).sum(0) / decoded.sum(0).clamp(min=1) * valid
     figure = Figure(figsize=(15, 8.2), layout="constrained")
     grid = figure.add_gridspec(2, 12, height_ratios=[1.15, 1])
     panels = [figure.add_subplot(grid[0, 3 * column : 3 * column + 3]) for column in range(4)]
     note = ", with the patches' own mean and variance" if config.normalize_target else ""
     _show(panels[0], colours(cube), f"input, bands {', '.join(str(band) for band in bands)}")
     _show(panels[1], colours(cube, masked), f"masked input, {output.mask.ids_keep.shape[1]} of {config.tokens} tokens")
-    _show(panels[2], colours(restored), f"reconstruction{note}")
+    _show(panels[2], colours(restored, masked & ~decoded), f"reconstruction{note}")
     drawn = panels[3].imshow(error.cpu().numpy(), cmap="magma")
-    panels[3].set_title("mean absolute error of masked bands, normalised", fontsize=10)
+    panels[3].set_title("mean absolute error of predicted bands, normalised", fontsize=10)
     panels[3].set_axis_off()
     figure.colorbar(drawn, ax=panels[3], shrink=0.8)
 
@@ -97,7 +100,7 @@ def draw_pixels(
         for panel in panels[:3]:
             panel.plot(column, row, "o", color=f"C{number}", markeredgecolor="white", markersize=7)
         spectrum = figure.add_subplot(grid[1, 4 * number : 4 * number + 4])
-        hidden = masked[:, row, column].cpu().numpy()
+        hidden = decoded[:, row, column].cpu().numpy()
         spectrum.plot(axis, given[:, row, column], color="0.35", marker=".", label="input")
         spectrum.plot(
             axis[hidden], found[hidden, row, column], "o", color=f"C{number}", label="reconstruction (masked)"
@@ -122,17 +125,18 @@ def draw_embeddings(
         target = patch_embed(volume, projection.weight, projection.bias)[0]  # [N, D]
     if config.normalize_target:
         target = normalize_target(target)
-    masked_ids = output.mask.ids_masked[0]
+    masked_ids, ids = output.mask.ids_masked[0], decoded_ids(config, output.mask)[0]
     centre = target.mean(0)
     centred: Tensor = (target - centre).double()
     axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].to(target.dtype)  # the three of most variance
     shown = (target - centre) @ axes  # [N, 3]
     low, high = shown.quantile(0.02, 0), shown.quantile(0.98, 0)
     predicted = shown.clone()
-    predicted[masked_ids] = (output.prediction[0] - centre) @ axes
+    predicted[ids] = (output.prediction[0] - centre) @ axes
     hidden = torch.zeros(config.tokens, dtype=torch.bool, device=shown.device).index_fill(0, masked_ids, True)
     error = torch.zeros_like(shown[:, 0])
-    error[masked_ids] = (output.prediction[0] - target[masked_ids]).square().mean(-1)
+    error[ids] = (output.prediction[0] - target[ids]).square().mean(-1)
+    unknown = hidden.index_fill(0, ids, False)
 
     groups, height, width = config.grid
     figure = Figure(figsize=(13, 2.7 * groups + 0.6), layout="constrained")
@@ -141,17 +145,17 @@ def draw_embeddings(
     def tokens(values: Tensor, group: int) -> np.ndarray:
         return values.reshape(groups, height, width, -1)[group].cpu().numpy()
 
-    def colours(values: Tensor) -> Tensor:
-        scaled: Tensor = (values - low) / (high - low).clamp(min=1e-12)
-        return scaled.clamp(0, 1)
+    def colours(values: Tensor, grey: Tensor | None = None) -> Tensor:
+        scaled = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        return scaled if grey is None else torch.where(grey[:, None], GREY, scaled)
 
     top = float(error.quantile(0.99))  # an optic disc or a cloud is not to hide the rest
     for group in range(groups):
         band = min(group * config.patch[0] + config.patch[0] // 2, config.bands - 1)
         _show(panels[group, 0], volume[0, 0, band].cpu().numpy(), f"input, band {band}")
-        _show(panels[group, 1], tokens(torch.where(hidden[:, None], GREY, colours(shown)), group), "visible tokens")
+        _show(panels[group, 1], tokens(colours(shown, hidden), group), "visible tokens")
         _show(panels[group, 2], tokens(colours(shown), group), "target embeddings")
-        _show(panels[group, 3], tokens(colours(predicted), group), "predicted embeddings")
+        _show(panels[group, 3], tokens(colours(predicted, unknown), group), "predicted embeddings")
         drawn = panels[group, 4].imshow(tokens(error, group)[..., 0], cmap="magma", vmin=0, vmax=top)
         panels[group, 4].set_title("squared error", fontsize=10)
         panels[group, 4].set_axis_off()

@@ -220,9 +220,11 @@ def _describe(config: MMMAEConfig, settings: PretrainSettings) -> dict[str, dict
 
 def _check_resumed(path: Path, config: MMMAEConfig, settings: PretrainSettings) -> None:
     checkpoint = read_checkpoint(path)
+    run = checkpoint["run"]
+    run = {**run, "model": MMMAEConfig.from_dict(run["model"]).to_dict()}  # with fields that came after the run
     for part, wanted in _describe(config, settings).items():
         for field, value in wanted.items():
-            saved = checkpoint["run"][part].get(field)
+            saved = run[part].get(field)
             if saved != value and field not in FREE_SETTINGS:
                 raise ValueError(f"{field} is {value!r}, but the run of {path} has {saved!r}")
     if checkpoint["global_step"] >= settings.steps:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-# What may change when a run goes on: it does not change the run's losses.
-FREE_SETTINGS = ("workers", "checkpoint_every", "device")
+# What may change when a run goes on, of its settings and its config: it does not change the run's losses.
+FREE_SETTINGS = ("workers", "checkpoint_every", "device", "activation_checkpointing")
 
 
 @dataclasses.dataclass(frozen=True)
