@@ -68,8 +68,9 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt Makefile | $(BIN)/py
 	MMMAE_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# By the name of what is installed already: the checkout's own name would install it again, without its native library.
 $(VENV)/.peers: $(VENV)/.installed
-	MMMAE_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m pip install -q -c constraints.txt 'mmmae[peers]'
 	@touch $@
 
 # Where the compiler, Python's headers and OpenMP are there, a native library that does not build is an error; where one of

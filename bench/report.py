@@ -1,1 +1,196 @@
 """The end of a run: tables on the terminal, and with times a JSON file and a page in `bench/results/`."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import bench.results
+from bench.options import Options
+from bench.page import render
+from bench.page_tables import slower
+from bench.predictions import predict
+from bench.results import Measurement, Results
+
+if TYPE_CHECKING:
+    from bench.conftest import Found
+
+WIDTH = 126
+
+
+def finish(reporter: pytest.TerminalReporter, options: Options, found: Found) -> None:
+    """Print what was found; keep it where times were taken."""
+    tables = [*budget_tables(found), *time_tables(found.measurements)]
+    reporter.write("\n".join(map(printed, tables)))
+    for measured in bench.results.by_case(found.measurements).values():
+        for sentence in slower(measured):
+            reporter.write_line(f"slower: {sentence}")
+    if not found.measurements:
+        return
+    results = gather(options, found)
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    limits = ", ".join(f"{name} {amount:,.0f}" for name, amount in results.limits.items())
+    reporter.write_line(f"{results.machine['cpu']}, {results.machine['threads']} threads{load}, {limits}")
+    for path in keep(results):
+        reporter.write_line(f"kept in {os.path.relpath(path)}")
+
+
+def gather(options: Options, found: Found) -> Results:
+    """All that a later reader of the run needs."""
+    speeds = found.speeds
+    return Results(
+        date=bench.results.today(),
+        commit=bench.results.commit(),
+        machine=bench.results.machine(),
+        versions=bench.results.versions(),
+        options=options._asdict(),
+        limits={"copy_gb_s": speeds["copy"] / 1e9, "gemm_gflop_s": speeds["gemm"] / 1e9} if speeds else {},
+        measurements=found.measurements,
+        profiles={preset: report.to_dict() for preset, report in found.reports.items()},
+        predictions=predict() if options.full else [],
+    )
+
+
+def keep(results: Results) -> list[Path]:
+    """Write the JSON file and the page beside it, each to a temporary name first and then renamed."""
+    results.path.parent.mkdir(exist_ok=True)
+    paths = [results.path, results.path.with_suffix(".html")]
+    for path, text in zip(paths, (results.to_json(), render(results)), strict=True):
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(text)
+        part.replace(path)
+    return paths
+
+
+def printed(table: Table) -> str:
+    """A table as text."""
+    page = io.StringIO()
+    Console(file=page, width=WIDTH).print(table)
+    return page.getvalue()
+
+
+def table_of(title: str, words: int, *heads: str) -> Table:
+    """An empty table whose first columns hold words, the others numbers."""
+    table = Table(box=box.SIMPLE, title=title, title_justify="left")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < words else "right")
+    return table
+
+
+def budget_tables(found: Found) -> Iterable[Table]:
+    """Of the presets' profiles, and of what their training steps keep."""
+    if found.reports:
+        title = "one sample, forward, counted like fvcore: one multiply-add is one FLOP"
+        heads = ("M parameters", "encoder GMAC", "encoder GFLOP (2x)", "pretraining GMAC", "MB moved", "launches")
+        table = table_of(title, 1, "preset", *heads, "budget")
+        for preset, report in found.reports.items():
+            total, macs = report.pretraining.total, report.encoder.total.macs
+            amounts = [f"{total.parameters / 1e6:.2f}", f"{macs / 1e9:.2f}", f"{2 * macs / 1e9:.2f}"]
+            amounts += [f"{total.macs / 1e9:.2f}", f"{total.bytes / 1e6:,.1f}", f"{total.launches:,}"]
+            table.add_row(preset, *amounts, report.notes[-1].split(":")[0].split(",")[0])
+        yield table
+    for preset, step in found.steps.items():
+        heads = ("saved MB", "of reference sdpa", "of reference eager", "launches")
+        table = table_of(f"training step of {preset}, all auxiliary images, counted", 1, "model", *heads)
+        for name, cost in step.items():
+            shares = [cost.saved_bytes / step[f"reference {kind}"].saved_bytes for kind in ("sdpa", "eager")]
+            amounts = [f"{cost.saved_bytes / 1e6:,.1f}", *(f"{share:.3f}" for share in shares), f"{cost.launches:,}"]
+            table.add_row(name, *amounts)
+        yield table
+
+
+def time_tables(measurements: Sequence[Measurement]) -> Iterable[Table]:
+    """One of all ops, then one a comparison of models, then one for each thing that was varied."""
+    cases = bench.results.by_case(measurements)
+    ops = [measured for (group, _, _), measured in cases.items() if group == "op"]
+    if ops:
+        yield op_table(ops)
+    for (group, case, allocator), measured in cases.items():
+        if group != "op" and measured[0].x is None:
+            title = f"{group}, {case}" + (", every process keeps freed memory" if allocator == "kept" else "")
+            yield model_table(title, measured)
+    varied = [measurement for measurement in measurements if measurement.x is not None]
+    for group in dict.fromkeys(measurement.group for measurement in varied):
+        yield scaling_table(group, [measurement for measurement in varied if measurement.group == group])
+
+
+def op_table(cases: Iterable[Sequence[Measurement]]) -> Table:
+    """Ratios above 1: faster than the case's first line."""
+    heads = ("median, ms", "times as fast", "GFLOP/s", "GB/s", "of limit")
+    table = table_of("ops, forward and backward where trained", 2, "op", "by", *heads)
+    for measured in cases:
+        for number, one in enumerate(measured):
+            rates = one.rates
+            table.add_row(
+                "" if number else one.case,
+                one.contender,
+                f"{1e3 * one.median:,.2f}",
+                "1" if one.baseline else f"{bench.results.ratio(one, measured[0]):.2f}",
+                f"{rates['GFLOP/s']:,.0f}" if "GFLOP/s" in rates else "",
+                f"{rates['GB/s']:.1f}",
+                f"{rates['share of limit']:.0%}",
+            )
+    return table
+
+
+def model_table(title: str, measured: Sequence[Measurement]) -> Table:
+    """With the fast model's speed-up over each of the others."""
+    heads = ("median, s", "from", "to", "fast is x as fast", "samples/s", "peak MB", "process MB", "saved MB", "GMAC")
+    table = table_of(title, 1, "model", *heads)
+    fast = next((one for one in measured if one.contender == "fast"), None)
+    for one in measured:
+        times = "" if fast in (None, one) else f"{bench.results.ratio(fast, one):.2f}"
+        table.add_row(
+            one.contender,
+            *(f"{seconds:.3f}" for seconds in (one.median, min(one.seconds), max(one.seconds))),
+            times,
+            f"{one.rates['samples/s']:.2f}",
+            *(_scaled(amount, 1e6) for amount in (one.peak_bytes, one.resident_bytes, one.saved_bytes)),
+            _scaled(one.macs, 1e9),
+        )
+    if fast is not None and fast.limit:
+        table.caption = f"fast takes {fast.median / fast.limit:.2f} times as long as its matrix products alone"
+        table.caption_justify = "left"
+    return table
+
+
+def scaling_table(group: str, measured: Sequence[Measurement]) -> Table:
+    """Time and memory against what is varied, with the exponent that fits where it is a size."""
+    heads = ("median, s", "process MB", "peak MB", "saved MB", "fast is x as fast")
+    table = table_of(f"training step, {group} varied", 2, "case", "model", *heads)
+    for one in measured:
+        fast = next((other for other in measured if (other.case, other.contender) == (one.case, "fast")), None)
+        table.add_row(
+            one.case,
+            one.contender,
+            f"{one.median:.3f}",
+            *(_scaled(amount, 1e6) for amount in (one.resident_bytes, one.peak_bytes, one.saved_bytes)),
+            "" if fast in (None, one) else f"{bench.results.ratio(fast, one):.2f}",
+        )
+    fits = [f"{name} {fit:.2f}" for name, fit in exponents(measured).items()]
+    if fits:
+        table.caption = f"time grows with the number to the power of: {', '.join(fits)}"
+        table.caption_justify = "left"
+    return table
+
+
+def exponents(measured: Sequence[Measurement]) -> dict[str, float]:
+    """By contender, the least-squares power of `x` that time grows with; nothing for fewer than three positive x."""
+    fits = {}
+    for contender in dict.fromkeys(one.contender for one in measured):
+        points = [one for one in measured if one.contender == contender and one.x and one.seconds]
+        if len(points) >= 3:
+            fits[contender] = bench.results.exponent([(one.x or 0.0, one.median) for one in points])
+    return fits
+
+
+def _scaled(amount: float | None, size: float) -> str:
+    return "" if amount is None else f"{amount / size:,.0f}"

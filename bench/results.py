@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,14 @@ def ratio(measurement: Measurement, baseline: Measurement) -> float:
     return baseline.median / measurement.median
 
 
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """The power of x that y grows with: the slope of a line through the logs by least squares; NaN of one x."""
+    logs = [(math.log(x), math.log(y)) for x, y in points]
+    centre = [sum(values) / len(logs) for values in zip(*logs, strict=True)]
+    squares = sum((x - centre[0]) ** 2 for x, _ in logs)
+    return sum((x - centre[0]) * (y - centre[1]) for x, y in logs) / squares if squares else math.nan
+
+
 def today() -> str:
     """ISO 8601, UTC, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -212,7 +221,7 @@ def machine() -> dict[str, Any]:
     cpu = _cpu()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    words = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*", "", gpu or cpu)
+    words = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*|\(avx.*", "", gpu or cpu)
     name = "-".join(re.findall(r"[A-Za-z0-9.]+", words)).lower() or "machine"
     return {
         "name": f"{name}-{cores}-cores",

@@ -53,21 +53,20 @@ def plan(options: Options) -> list[ModelCase]:
 
 
 def comparisons(step: Task, full: bool) -> list[ModelCase]:
-    """Training with and without auxiliary images, and encoding, of one preset."""
+    """Of a preset: training, and encoding of 784 and 196 tokens; in full with everybody, and with auxiliary images."""
     encoding = dataclasses.replace(step, kind=ENCODING)
     quarter = dataclasses.replace(encoding, overrides=(("image_size", 112),))
+    rivals = (BASELINE, "reference, plain")
+    encoders = [ModelCase(ENCODING, entries(task, *rivals, "fast"), 5) for task in (encoding, quarter)]
+    if not full:
+        return [ModelCase(TRAINING, entries(step, *rivals, "fast"), 5), *encoders]
     guided = dataclasses.replace(step, aux=True)
-    peers, compiled = (PEERS, (COMPILED, "fast, compiled")) if full else ((), ())
-    cases = [
-        ModelCase(TRAINING, entries(step, BASELINE, "reference, plain", COMPILED, *peers, *OURS), 5),
-        ModelCase(TRAINING, entries(guided, BASELINE, "reference, plain", "fast"), 5),
-        ModelCase(ENCODING, entries(encoding, BASELINE, "reference, plain", "fast", *compiled), 5),
-        ModelCase(ENCODING, entries(quarter, BASELINE, "reference, plain", "fast"), 5),
+    return [
+        ModelCase(TRAINING, entries(step, *rivals, COMPILED, *PEERS, *OURS), 5),
+        ModelCase(TRAINING, entries(step, *rivals, *PEERS, "fast", kept=True), 5, exact=False, allocator="kept"),
+        ModelCase(TRAINING, entries(guided, *rivals, "fast"), 5),
+        *encoders,
     ]
-    if full:
-        kept = entries(step, BASELINE, "reference, plain", *peers, "fast", kept=True)
-        cases.append(ModelCase(TRAINING, kept, 5, exact=False, allocator="kept"))
-    return cases
 
 
 def variations(step: Task) -> list[ModelCase]:
@@ -77,11 +76,11 @@ def variations(step: Task) -> list[ModelCase]:
     masks, fractions = vary(four, "mask_ratio", 0.5, 0.75, 0.9), vary(four, "decode_fraction", 0.25, 0.5, 1.0)
     switch = vary(four, "activation_checkpointing", False, True)
 
-    def case(group: str, tasks: Sequence[Task], varied: Callable[[Task], float], rounds: int = 3, warm_ups: int = 2):
-        return ModelCase(group, pairs(tasks), rounds, warm_ups, exact=False, varied=varied)
+    def case(group: str, tasks: Sequence[Task], varied: Callable[[Task], float], rounds: int = 3):
+        return ModelCase(group, pairs(tasks), rounds, warm_ups=1, exact=False, varied=varied)
 
     return [
-        case("bands", vary(step, "bands", 12, 60, 120, 240), lambda task: task.config.tokens, rounds=2, warm_ups=1),
+        case("bands", vary(step, "bands", 12, 60, 120, 240), lambda task: task.config.tokens, rounds=1),
         case("image size", vary(step, "image_size", 112, 224, 336, 448), lambda task: task.config.tokens),
         case("mask ratio", masks, lambda task: task.config.mask_ratio),
         case("batch", batches, lambda task: task.batch),

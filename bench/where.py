@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 import mmmae
 
-GEMMS = ("aten::addmm", "aten::bmm", "aten::mm")
+GEMMS = ("aten::addmm", "aten::bmm", "aten::mm", "mkldnn::_linear_pointwise")
 SETTLING, PROFILED, TIMED = 3, 2, 5  # steps
 
 

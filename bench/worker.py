@@ -85,23 +85,25 @@ def run_round(work: Work) -> dict[str, Any]:
 
 def count(work: Work) -> dict[str, Any]:
     """What is exact: most bytes of tensors alive at once, bytes kept for backward, multiply-adds."""
-    beyond = peak_bytes(work.run, work.task.device)
-    peak = work.held_bytes + beyond
     if work.contender in COMPILED:  # neither counter sees into compiled code
-        return {"peak_bytes": peak}
-    storages: dict[int, torch.UntypedStorage] = {}
+        return {"peak_bytes": work.held_bytes + peak_bytes(work.run, work.task.device)}
+    storages: dict[int, int] = {}  # address and bytes; what is saved stays until the forward pass has ended
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage
+        storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     counter = flop_counter()
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        work.run()
+        beyond = peak_bytes(work.run, work.task.device)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in work.parameters.values()}
-    saved = sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in parameters)
-    return {"peak_bytes": peak, "saved_bytes": saved or None, "macs": counter.get_total_flops() // 2}
+    saved = sum(size for pointer, size in storages.items() if pointer not in parameters)
+    return {
+        "peak_bytes": work.held_bytes + beyond,
+        "saved_bytes": saved or None,
+        "macs": counter.get_total_flops() // 2,
+    }
 
 
 def limit(work: Work) -> dict[str, Any]:

@@ -1,0 +1,175 @@
+"""The page's tables, and the sentences on where ours is slower."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from bench.contenders import OURS as OUR_MODELS
+from bench.op_cases import BACKENDS
+from bench.predictions import OURS as PREDICTED_OURS
+from bench.predictions import speedup_bound
+from bench.results import Measurement, Prediction, ratio
+
+OURS = (*OUR_MODELS, "triton", "native")
+SLOWER = 1.005  # times as long: what is not 1.00 in two digits
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Of plain text; columns without any are left out, and a cell that says `slower` stands out."""
+    shown = [column for column in range(len(heads)) if any(row[column] for row in rows)]
+    lines = "".join("<tr>" + "".join(_cell("td", row[column]) for column in shown) + "</tr>" for row in rows)
+    head = "".join(_cell("th", heads[column]) for column in shown)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _cell(tag: str, text: str) -> str:
+    mark = ' class="slower"' if text.startswith("slower") else ""
+    return f"<{tag}{mark}>{html.escape(text)}</{tag}>"
+
+
+def timed(one: Measurement | None) -> bool:
+    """Whether there is a time to show."""
+    return one is not None and math.isfinite(one.median) and one.median > 0
+
+
+def contender(measured: Iterable[Measurement], name: str) -> Measurement | None:
+    """The one of this name, if it was timed."""
+    return next((one for one in measured if one.contender == name and timed(one)), None)
+
+
+def slower(measured: Sequence[Measurement]) -> Iterator[str]:
+    """A sentence for each of ours and each other contender of a case that it is slower than."""
+    others = [one for one in measured if one.contender not in (*OURS, *BACKENDS) and timed(one)]
+    for ours in (one for one in measured if one.contender in OURS and timed(one)):
+        for other in others:
+            times = ratio(other, ours)
+            if times > SLOWER:
+                where = title_of(ours)
+                yield f"{where}: {ours.contender} is {times:.2f} times as slow as {other.contender}"
+
+
+def title_of(one: Measurement) -> str:
+    """A case in words."""
+    kept = ", every process keeps freed memory" if one.allocator == "kept" else ""
+    return (one.case if one.group == "op" else f"{one.group}: {one.case}") + kept
+
+
+MODEL_HEADS = (
+    "contender",
+    "median (from, to)",
+    "x as fast as baseline",
+    "fast is x as fast",
+    "samples/s",
+    "over limit",
+    "peak, GB",
+    "process, GB",
+    "saved, GB",
+    "kept: median (from, to)",
+    "kept: fast is x as fast",
+)
+MODEL_LEGEND = (
+    "Over limit: the time over that of the fast model's matrix products alone, and which share of it they could be. "
+    "Peak: of tensors, with parameters and data. Process: memory of the whole process. Saved: kept from forward for "
+    "backward. Kept: the same race in which every process keeps the memory it has freed, which else only ours does."
+)
+
+
+def model_table(own: Sequence[Measurement], kept: Sequence[Measurement] = ()) -> str:
+    """A case as users would run it, and beside it with every process keeping what it has freed."""
+    beside = {one.contender: one for one in kept}
+    mine = {one.contender: one for one in own}
+    rows = []
+    for name in {**mine, **beside}:
+        cells = _model_cells(mine[name], own) if name in mine else [name, *[""] * 8]
+        more = [spread(beside[name]), against(contender(kept, "fast"), beside[name])] if name in beside else ["", ""]
+        rows.append(cells + more)
+    return table(MODEL_HEADS, rows)
+
+
+def _model_cells(one: Measurement, measured: Sequence[Measurement]) -> list[str]:
+    """All but those on kept memory."""
+    rates = one.rates if timed(one) else {}
+    share = rates.get("share of limit")
+    return [
+        _named(one),
+        spread(one),
+        _next_to_baseline(one, measured),
+        against(contender(measured, "fast"), one),
+        f"{rates['samples/s']:,.2f}" if "samples/s" in rates else "",
+        f"{1 / share:.2f} ({share:.0%})" if share else "",
+        *(gigabytes(amount) for amount in (one.peak_bytes, one.resident_bytes, one.saved_bytes)),
+    ]
+
+
+def _named(one: Measurement) -> str:
+    return f"{one.contender} ({one.note})" if one.note else one.contender
+
+
+def _next_to_baseline(one: Measurement, measured: Sequence[Measurement]) -> str:
+    baseline = next((other for other in measured if other.baseline and timed(other)), None)
+    if one.baseline:
+        return "baseline"
+    return f"{ratio(one, baseline):.2f}" if baseline and timed(one) else ""
+
+
+def against(fast: Measurement | None, other: Measurement) -> str:
+    """How many times as fast the fast model is as another contender, in words where it is slower."""
+    if fast is None or fast.contender == other.contender or not timed(other):
+        return ""
+    times = ratio(other, fast)
+    return f"slower: {times:.2f} times as slow" if times > SLOWER else f"{1 / times:.2f}"
+
+
+def spread(one: Measurement) -> str:
+    """Median, least and greatest of the rounds, in one unit."""
+    if not timed(one):
+        return "not timed"
+    size, unit = (1, "s") if one.median >= 1 else (1e-3, "ms") if one.median >= 1e-3 else (1e-6, "µs")
+    median, low, high = (f"{value / size:,.2f}" for value in (one.median, min(one.seconds), max(one.seconds)))
+    return f"{median} {unit} ({low}, {high})"
+
+
+def gigabytes(amount: int | None) -> str:
+    """Empty where it is not known."""
+    return "" if amount is None else f"{amount / 1e9:.2f}" if amount >= 1e7 else f"{amount / 1e9:.5f}"
+
+
+def op_table(cases: Iterable[Sequence[Measurement]]) -> str:
+    """Every op by every variant, next to its baseline."""
+    heads = ("op", "by", "median (from, to)", "x as fast as baseline", "GFLOP/s", "GB/s", "of limit")
+    formats = (("GFLOP/s", ",.0f"), ("GB/s", ".1f"), ("share of limit", ".0%"))
+    rows = []
+    for measured in cases:
+        for number, one in enumerate(measured):
+            rates = one.rates if timed(one) else {}
+            amounts = [format(rates[name], form) if name in rates else "" for name, form in formats]
+            case = "" if number else one.case
+            rows.append([case, _named(one), spread(one), _next_to_baseline(one, measured), *amounts])
+    return table(heads, rows)
+
+
+def scaling_table(measured: Iterable[Measurement]) -> str:
+    """Of a group in which something is varied."""
+    heads = ("case", "contender", "median (from, to)", "peak, GB", "process, GB", "saved, GB")
+    rows = [
+        [one.case, one.contender, spread(one), *map(gigabytes, (one.peak_bytes, one.resident_bytes, one.saved_bytes))]
+        for one in measured
+    ]
+    return table(heads, rows)
+
+
+def prediction_table(predictions: Sequence[Prediction]) -> str:
+    """Of one GPU: each contender's floor next to ours."""
+    heads = ("work", "next to", "its floor", "floor of ours", "bound on the speed-up", "memory share of ours")
+    ours = {(one.group, one.case): one for one in predictions if one.contender in PREDICTED_OURS}
+    rows = []
+    for one in predictions:
+        fast = ours.get((one.group, one.case))
+        if fast is None or one is fast:
+            continue
+        case = one.case if one.group == "op" else f"{one.group}: {one.case}"
+        floors = [f"{1e3 * seconds:,.3f} ms" for seconds in (one.seconds, fast.seconds)]
+        rows.append([case, one.contender, *floors, f"{speedup_bound(one, fast):.2f}", f"{fast.memory_share:.0%}"])
+    return table(heads, rows)
