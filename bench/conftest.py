@@ -47,6 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
     options = Options.of(config)
     if options.only is not None and options.only not in CASES:
         raise pytest.UsageError(f"--only is {options.only!r}, allowed is one of {', '.join(CASES)}")
+    if options.results.exists() and not options.results.is_dir():
+        raise pytest.UsageError(f"--results is {options.results}, which is no folder")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device is cuda, and torch finds no GPU")
 
@@ -100,11 +102,13 @@ def steps(found: Found) -> Callable[[str], dict[str, StepCost]]:
 @pytest.fixture(scope="session")
 def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Prints a line on the progress, captured output or not."""
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    plugins = request.config.pluginmanager
+    reporter, capture = plugins.getplugin("terminalreporter"), plugins.getplugin("capturemanager")
 
     def line(text: str) -> None:
-        reporter.ensure_newline()
-        reporter.write_line(f"  {text}", light=True)
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(f"  {text}", light=True)
 
     return line
 
@@ -137,8 +141,9 @@ def op_race(request: pytest.FixtureRequest, found: Found, tell: Callable[[str], 
             found.speeds = measure_speeds(options.device, options.dtype)
         if op not in kept:
             kept.clear()
+            tell(f"{op}: every variant in turn")
             kept[op] = OpRace(op, options)
-            kept[op].run(rounds=5 if options.quick else 15)
+            kept[op].run(rounds=5 if options.quick else 9)
         return kept[op]
 
     return of
@@ -201,7 +206,7 @@ def raced(model_race: Callable[..., dict[Entry, Result]], benchmarked: Callable[
         results = model_race(case)
         result, task = results[entry], entry.task
         assert not result.error, f"{entry.contender}: {result.error}"
-        limits = [other.limit for rival, other in results.items() if rival.task == task and other.limit is not None]
+        fast = next((results[rival] for rival in results if rival.task == task and results[rival].limit), None)
         measurement = Measurement(
             group=case.group,
             case=task.title,
@@ -213,7 +218,8 @@ def raced(model_race: Callable[..., dict[Entry, Result]], benchmarked: Callable[
             allocator=case.allocator,
             x=None if case.varied is None else case.varied(task),
             samples=task.batch,
-            limit=limits[0] if limits else None,
+            gemms=fast.gemms if fast else None,
+            limit=fast.limit if fast else None,
             resident_bytes=result.resident_bytes,
             **result.counts,
         )

@@ -60,6 +60,11 @@ def gemms_of(run: Callable[[], object]) -> Counter[Shape]:
     return shapes
 
 
+def macs_of(shapes: Mapping[Shape, int]) -> int:
+    """Multiply-adds of these matrix products."""
+    return sum(times * math.prod(shape) for shape, times in shapes.items())
+
+
 def seconds_alone(shapes: Mapping[Shape, int], device: str, dtype: str) -> float:
     """Seconds that matrix products of these shapes take, one after another, by the faster of the libraries in torch."""
     return sum(times * _seconds_of_product(shape, device, dtype) for shape, times in shapes.items())

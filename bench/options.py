@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from bench.results import FOLDER
 from mmmae.config import PRESETS
 
 
@@ -20,6 +22,7 @@ class Options(NamedTuple):
     device: str
     dtype: str
     only: str | None
+    results: Path
 
     @classmethod
     def of(cls, config: pytest.Config) -> Options:
@@ -42,6 +45,7 @@ def add(parser: pytest.Parser) -> None:
         default="float32",
         help="of ops, and what models are autocast to; default: float32",
     )
+    group.addoption("--results", type=Path, default=FOLDER, metavar="DIR", help="for files; default: bench/results")
     group.addoption("--only", metavar="OP", help="time one op, such as patch_embed, and no model")
 
 

@@ -70,7 +70,8 @@ MODEL_HEADS = (
     "kept: fast is x as fast",
 )
 MODEL_LEGEND = (
-    "Over limit: the time over that of the fast model's matrix products alone, and which share of it they could be. "
+    "Over limit: the time over that of the fast model's matrix products alone, attention's at the speed of a square "
+    "one, and which share of it they could be. "
     "Peak: of tensors, with parameters and data. Process: memory of the whole process. Saved: kept from forward for "
     "backward. Kept: the same race in which every process keeps the memory it has freed, which else only ours does."
 )

@@ -42,13 +42,15 @@ class Result:
         seconds: of each round.
         resident_bytes: of its process, at most.
         counts: `peak_bytes`, `saved_bytes` and `macs`, where they were counted.
-        limit: seconds that its matrix products take alone; of the fast model, where it was counted.
+        gemms, limit: seconds that the matrix products of its linear layers take alone, and with attention's products at
+            the speed of a square one; of the fast model, where it was counted.
     """
 
     error: str = ""
     seconds: list[float] = dataclasses.field(default_factory=list)
     resident_bytes: int = 0
     counts: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    gemms: float | None = None
     limit: float | None = None
 
 
@@ -74,9 +76,14 @@ class Runner:
             env=environment,
         )
 
-    def make(self) -> None:
-        """Build model and data, see `ask`."""
-        self._exchange(self.first)
+    def begin(self) -> None:
+        """Have the process build model and data, and do not wait for it."""
+        with contextlib.suppress(BrokenPipeError):  # `ready` will find out
+            self._send(self.first)
+
+    def ready(self) -> None:
+        """Wait for what `begin` asked for, see `ask`."""
+        self._answer()
 
     def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
         """Have the process do something, see `bench.worker.ANSWERS`.
@@ -84,20 +91,22 @@ class Runner:
         Raises:
             RunnerError: it failed, died, or took longer than `PATIENCE`.
         """
-        return self._exchange({"ask": question, "with": arguments})
+        try:
+            self._send({"ask": question, "with": arguments})
+        except BrokenPipeError:
+            raise RunnerError(self._why_silent()) from None
+        return self._answer()
 
-    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _send(self, request: Mapping[str, Any]) -> None:
         assert self.process.stdin is not None
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+
+    def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         limit = threading.Timer(PATIENCE, self.process.kill)
         limit.start()
-        try:
-            print(json.dumps(request), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            limit.cancel()
+        line = self.process.stdout.readline()
+        limit.cancel()
         if not line:
             raise RunnerError(self._why_silent())
         reply: dict[str, Any] = json.loads(line)
@@ -154,7 +163,7 @@ def race(
 
         def prepare(entry: Entry, runner: Runner) -> None:
             tell(f"{entry.contender} starts on {entry.task.title}")
-            runner.make()
+            runner.ready()
             check(entry, runner)
             for _ in range(warm_ups - 1):  # the check was the first
                 runner.ask("round")
@@ -184,8 +193,11 @@ def race(
 
         def measure_limit(entry: Entry, runner: Runner) -> None:
             if entry.contender == "fast":
-                results[entry].limit = runner.ask("limit")["seconds"]
+                found = runner.ask("limit")
+                results[entry].gemms, results[entry].limit = found["gemms"], found["products"]
 
+        for runner in runners.values():
+            runner.begin()
         each(prepare)
         for number in range(rounds):
             tell(f"round {number + 1} of {rounds}")

@@ -39,7 +39,7 @@ def finish(reporter: pytest.TerminalReporter, options: Options, found: Found) ->
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     limits = ", ".join(f"{name} {amount:,.0f}" for name, amount in results.limits.items())
     reporter.write_line(f"{results.machine['cpu']}, {results.machine['threads']} threads{load}, {limits}")
-    for path in keep(results):
+    for path in keep(results, options.results):
         reporter.write_line(f"kept in {os.path.relpath(path)}")
 
 
@@ -51,7 +51,7 @@ def gather(options: Options, found: Found) -> Results:
         commit=bench.results.commit(),
         machine=bench.results.machine(),
         versions=bench.results.versions(),
-        options=options._asdict(),
+        options={name: value for name, value in options._asdict().items() if name != "results"},
         limits={"copy_gb_s": speeds["copy"] / 1e9, "gemm_gflop_s": speeds["gemm"] / 1e9} if speeds else {},
         measurements=found.measurements,
         profiles={preset: report.to_dict() for preset, report in found.reports.items()},
@@ -59,10 +59,10 @@ def gather(options: Options, found: Found) -> Results:
     )
 
 
-def keep(results: Results) -> list[Path]:
+def keep(results: Results, folder: Path) -> list[Path]:
     """Write the JSON file and the page beside it, each to a temporary name first and then renamed."""
-    results.path.parent.mkdir(exist_ok=True)
-    paths = [results.path, results.path.with_suffix(".html")]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{results.name}.json", folder / f"{results.name}.html"]
     for path, text in zip(paths, (results.to_json(), render(results)), strict=True):
         part = path.with_name(f".{path.name}.part")
         part.write_text(text)
@@ -156,8 +156,11 @@ def model_table(title: str, measured: Sequence[Measurement]) -> Table:
             *(_scaled(amount, 1e6) for amount in (one.peak_bytes, one.resident_bytes, one.saved_bytes)),
             _scaled(one.macs, 1e9),
         )
-    if fast is not None and fast.limit:
-        table.caption = f"fast takes {fast.median / fast.limit:.2f} times as long as its matrix products alone"
+    if fast is not None and fast.gemms and fast.limit:
+        table.caption = (
+            f"fast takes {fast.median / fast.gemms:.2f} times as long as the GEMMs of its linear layers alone, "
+            f"{fast.median / fast.limit:.2f} times as long as all its matrix products"
+        )
         table.caption_justify = "left"
     return table
 

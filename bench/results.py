@@ -40,7 +40,9 @@ class Measurement:
         samples: in a batch.
         macs: multiply-adds of matrix products, counted; None where nobody counted.
         bytes: that have to move at least: inputs and outputs once.
-        limit: seconds that no implementation can beat on this machine, from speeds measured in the same run.
+        gemms: seconds that the matrix products of the fast model's linear layers take alone.
+        limit: seconds that no implementation can beat on this machine, from speeds measured in the same run: of a model
+            `gemms` and attention's products at the speed of a square one.
         peak_bytes: most bytes of tensors alive at once, with parameters and data.
         resident_bytes: the process's memory at its largest in a round.
         saved_bytes: kept from forward for backward.
@@ -60,6 +62,7 @@ class Measurement:
     samples: int | None = None
     macs: int | None = None
     bytes: int | None = None
+    gemms: float | None = None
     limit: float | None = None
     peak_bytes: int | None = None
     resident_bytes: int | None = None
@@ -160,10 +163,10 @@ class Results:
             raise ValueError(f"no results of the bench suite: {error!r}") from error
 
     @property
-    def path(self) -> Path:
-        """Of the file: the date and the machine."""
+    def name(self) -> str:
+        """Of its files: the date and the machine."""
         stamp = re.sub(r"[-:]", "", self.date)[:15].replace("T", "-")
-        return FOLDER / f"{stamp}-{self.machine['name']}.json"
+        return f"{stamp}-{self.machine['name']}"
 
 
 def by_case(measurements: Iterable[Measurement]) -> dict[tuple[str, str, str], list[Measurement]]:

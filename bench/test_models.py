@@ -56,36 +56,39 @@ def comparisons(step: Task, full: bool) -> list[ModelCase]:
     """Of a preset: training, and encoding of 784 and 196 tokens; in full with everybody, and with auxiliary images."""
     encoding = dataclasses.replace(step, kind=ENCODING)
     quarter = dataclasses.replace(encoding, overrides=(("image_size", 112),))
-    rivals = (BASELINE, "reference, plain")
-    encoders = [ModelCase(ENCODING, entries(task, *rivals, "fast"), 5) for task in (encoding, quarter)]
-    if not full:
-        return [ModelCase(TRAINING, entries(step, *rivals, "fast"), 5), *encoders]
     guided = dataclasses.replace(step, aux=True)
+    rivals = (BASELINE, "reference, plain")
+    if not full:
+        return [ModelCase(task.kind, entries(task, *rivals, "fast"), 5) for task in (step, encoding, quarter)]
+    both = (COMPILED, "fast, compiled") if step.preset == "base" else (COMPILED,)  # a compilation takes a minute
+    compiled = both if step.preset == "base" else ()
     return [
-        ModelCase(TRAINING, entries(step, *rivals, COMPILED, *PEERS, *OURS), 5),
-        ModelCase(TRAINING, entries(step, *rivals, *PEERS, "fast", kept=True), 5, exact=False, allocator="kept"),
+        ModelCase(TRAINING, entries(step, *rivals, *PEERS, "fast", *both), 5),
+        ModelCase(TRAINING, entries(step, *rivals, *PEERS, "fast", kept=True), 3, exact=False, allocator="kept"),
         ModelCase(TRAINING, entries(guided, *rivals, "fast"), 5),
-        *encoders,
+        *(ModelCase(ENCODING, entries(task, *rivals, "fast", *compiled), 5) for task in (encoding, quarter)),
     ]
 
 
 def variations(step: Task) -> list[ModelCase]:
     """One thing of a training step varied at a time."""
     four = dataclasses.replace(step, batch=4)
-    batches = tuple(dataclasses.replace(step, batch=batch) for batch in (1, 2, 4, 8))
+    batches = tuple(dataclasses.replace(step, batch=batch) for batch in (1, 2, 4))
     masks, fractions = vary(four, "mask_ratio", 0.5, 0.75, 0.9), vary(four, "decode_fraction", 0.25, 0.5, 1.0)
     switch = vary(four, "activation_checkpointing", False, True)
 
-    def case(group: str, tasks: Sequence[Task], varied: Callable[[Task], float], rounds: int = 3):
-        return ModelCase(group, pairs(tasks), rounds, warm_ups=1, exact=False, varied=varied)
+    sizes, bands = vary(step, "image_size", 112, 224, 336), vary(step, "bands", 12, 60, 120, 240)
+
+    def case(group: str, runs: Sequence[Entry], varied: Callable[[Task], float], rounds: int = 2) -> ModelCase:
+        return ModelCase(group, tuple(runs), rounds, warm_ups=1, exact=False, varied=varied)
 
     return [
-        case("bands", vary(step, "bands", 12, 60, 120, 240), lambda task: task.config.tokens, rounds=1),
-        case("image size", vary(step, "image_size", 112, 224, 336, 448), lambda task: task.config.tokens),
-        case("mask ratio", masks, lambda task: task.config.mask_ratio),
-        case("batch", batches, lambda task: task.batch),
-        case("decode fraction", fractions, lambda task: task.config.decode_fraction),
-        ModelCase("activation checkpointing", pairs(switch), 3),
+        case("bands", [*pairs(bands[:-1]), *entries(bands[-1], "fast")], lambda task: task.config.tokens, rounds=1),
+        case("image size", pairs(sizes), lambda task: task.config.tokens),
+        case("batch", pairs(batches), lambda task: task.batch),
+        case("mask ratio", pairs(masks), lambda task: task.config.mask_ratio),
+        case("decode fraction", pairs(fractions), lambda task: task.config.decode_fraction),
+        ModelCase("activation checkpointing", tuple(pairs(switch)), rounds=2),
     ]
 
 
@@ -99,9 +102,9 @@ def entries(task: Task, *contenders: str, kept: bool = False) -> tuple[Entry, ..
     return tuple(Entry(contender, task, kept or contender in OURS) for contender in contenders)
 
 
-def pairs(tasks: Sequence[Task]) -> tuple[Entry, ...]:
+def pairs(tasks: Sequence[Task]) -> list[Entry]:
     """The baseline and ours, on each task."""
-    return tuple(entry for task in tasks for entry in entries(task, BASELINE, "fast"))
+    return [entry for task in tasks for entry in entries(task, BASELINE, "fast")]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import mmmae
 from bench.contenders import COMPILED, Task, Work
-from bench.limits import gemms_of, peak_bytes, seconds_alone, synchronize
+from bench.limits import gemm_speed, gemms_of, macs_of, peak_bytes, seconds_alone, synchronize
 from mmmae.profiling.counting import flop_counter
 from mmmae_kernels import use_backend
 
@@ -107,10 +107,15 @@ def count(work: Work) -> dict[str, Any]:
 
 
 def limit(work: Work) -> dict[str, Any]:
-    """Seconds that the matrix products of the work take alone, by torch."""
+    """Seconds that the GEMMs of the work take alone, those of its linear layers, and what attention's products add."""
+    device, dtype = work.task.device, work.task.dtype
     with use_backend("eager"):
         shapes = gemms_of(work.run)
-    return {"seconds": seconds_alone(shapes, work.task.device, work.task.dtype)}
+    with flop_counter() as counter:
+        work.run()
+    seconds = seconds_alone(shapes, device, dtype)
+    rest = counter.get_total_flops() - 2 * macs_of(shapes)
+    return {"gemms": seconds, "products": seconds + rest / gemm_speed(device, dtype)}
 
 
 def _forget_peak(device: str) -> None:

@@ -42,6 +42,10 @@ def stuck() -> None:
     mmmae.FastModel.forward = lambda self, *args, **kwargs: time.sleep(3600)
 
 
+def nothing() -> None:
+    """All is well."""
+
+
 if __name__ == "__main__":
     globals()[os.environ["BROKEN"]]()
     bench.worker.main()

@@ -64,7 +64,9 @@ class _Linear(torch.autograd.Function):
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    return ONEDNN_IS_FASTER and x.is_cpu and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
+    """Not in what is compiled: Inductor takes weights of oneDNN for constants, and chooses libraries itself."""
+    is_served = x.is_cpu and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
+    return ONEDNN_IS_FASTER and is_served and not torch.compiler.is_compiling()
 
 
 def onednn_is_faster() -> bool:
@@ -101,5 +103,10 @@ def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
 def linear_gradients(grad: Tensor, x: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
     """Gradients by weight and bias of a linear layer of `x [..., H]`, given that of its output `[..., D]`."""
     rows = grad.flatten(0, -2) if grad.dim() > 1 else grad[None]
-    by_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if needs[0] else None
+    by_weight = _weight_gradient(rows, x.reshape(-1, x.shape[-1])) if needs[0] else None
     return by_weight, rows.sum(0) if needs[1] else None
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """`[D, H]` of rows `[R, D]` and `[R, H]`. oneDNN copies the transpose of the first, which pays for few columns."""
+    return product(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else grad.t() @ x
