@@ -17,6 +17,7 @@ from bench.contenders import PEERS
 from bench.op_cases import CASES
 from bench.op_race import OpRace, measure_speeds
 from bench.options import Options
+from bench.page_tables import title_of
 from bench.race import BASELINE, Entry, Result, race
 from bench.results import Measurement
 from mmmae.profiling import Report
@@ -119,7 +120,7 @@ def benchmarked(request: pytest.FixtureRequest, found: Found) -> Callable[[Measu
 
     def keep(measurement: Measurement) -> None:
         found.measurements.append(measurement)
-        group = f"{measurement.group}: {measurement.case}"
+        group = title_of(measurement)
         request.node.add_marker(pytest.mark.benchmark(group=group, timer=replay(measurement.seconds)))
         benchmark = request.getfixturevalue("benchmark")
         benchmark.pedantic(lambda: None, rounds=len(measurement.seconds))

@@ -16,7 +16,7 @@ from rich.table import Table
 import bench.results
 from bench.options import Options
 from bench.page import render
-from bench.page_tables import slower
+from bench.page_tables import slower, title_of
 from bench.predictions import predict
 from bench.results import Measurement, Results
 
@@ -113,10 +113,9 @@ def time_tables(measurements: Sequence[Measurement]) -> Iterable[Table]:
     ops = [measured for (group, _, _), measured in cases.items() if group == "op"]
     if ops:
         yield op_table(ops)
-    for (group, case, allocator), measured in cases.items():
+    for (group, _, _), measured in cases.items():
         if group != "op" and measured[0].x is None:
-            title = f"{group}, {case}" + (", every process keeps freed memory" if allocator == "kept" else "")
-            yield model_table(title, measured)
+            yield model_table(title_of(measured[0]), measured)
     varied = [measurement for measurement in measurements if measurement.x is not None]
     for group in dict.fromkeys(measurement.group for measurement in varied):
         yield scaling_table(group, [measurement for measurement in varied if measurement.group == group])
