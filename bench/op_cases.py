@@ -75,22 +75,30 @@ class Place:
         return random_masking(batch, CONFIG.tokens, CONFIG.keep, seed=0, device=self.device)
 
 
-def forward_backward(function: Callable[[], Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Run:
-    """The outputs of a function and the gradients of its inputs, from fixed gradients of the outputs."""
+class ForwardBackward:
+    """A run: the outputs of a function and the gradients of its inputs, from fixed gradients of the outputs."""
 
-    def outputs() -> tuple[Tensor, ...]:
-        out = function()
+    def __init__(self, function: Callable[[], Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> None:
+        self.function, self.inputs = function, inputs
+        torch.manual_seed(1)
+        # By shape: the same for outputs of any strides.
+        self.upstream = [torch.randn(out.shape).to(out.device, out.dtype) for out in self.outputs()]
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """As a tuple, of one too."""
+        out = self.function()
         return out if isinstance(out, tuple) else (out,)
 
-    torch.manual_seed(1)
-    # By shape: the same for outputs of any strides.
-    upstream = [torch.randn(out.shape).to(out.device, out.dtype) for out in outputs()]
+    def __call__(self) -> Sequence[Tensor]:
+        out = self.outputs()
+        return [*(tensor.detach() for tensor in out), *torch.autograd.grad(out, self.inputs, self.upstream)]
 
-    def run() -> Sequence[Tensor]:
-        out = outputs()
-        return [*(tensor.detach() for tensor in out), *torch.autograd.grad(out, inputs, upstream)]
 
-    return run
+def compiled(run: Run) -> Run:
+    """The run by `torch.compile`: of what is trained the function, as a user would compile it, without backward."""
+    if isinstance(run, ForwardBackward):
+        return ForwardBackward(torch.compile(run.function), run.inputs)
+    return torch.compile(run)
 
 
 def trained(variants: Mapping[str, Run], inputs: Sequence[Tensor], data: int = 0) -> OpWork:
@@ -140,9 +148,9 @@ def patch_embed_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
     inputs = (weight, bias, position)
     variants = {
-        "gather, F.linear": forward_backward(gather_then_linear, inputs),
-        "Conv3d, gather": forward_backward(conv_then_gather, inputs),
-        **each_backend("patch_embed", forward_backward(ours, inputs)),
+        "gather, F.linear": ForwardBackward(gather_then_linear, inputs),
+        "Conv3d, gather": ForwardBackward(conv_then_gather, inputs),
+        **each_backend("patch_embed", ForwardBackward(ours, inputs)),
     }
     return trained(variants, inputs, patch_bytes(volume, ids))
 
@@ -206,8 +214,8 @@ def decoder_tokens_of_all_tokens(batch: int, place: Place) -> OpWork:
 
     inputs = (visible, mask_token, position)
     variants = {
-        "cat, gather, add": forward_backward(cat_then_gather, inputs),
-        **each_backend("decoder_tokens", forward_backward(ours, inputs)),
+        "cat, gather, add": ForwardBackward(cat_then_gather, inputs),
+        **each_backend("decoder_tokens", ForwardBackward(ours, inputs)),
     }
     return trained(variants, inputs, mask.ids_restore.nbytes)
 
@@ -223,8 +231,8 @@ def masked_l2_loss_of_masked_tokens(batch: int, place: Place) -> OpWork:
         return masked_l2_loss(prediction, target, ids)
 
     variants = {
-        "gather, F.mse_loss": forward_backward(gather_then_mse, (prediction,)),
-        **each_backend("masked_l2_loss", forward_backward(ours, (prediction,))),
+        "gather, F.mse_loss": ForwardBackward(gather_then_mse, (prediction,)),
+        **each_backend("masked_l2_loss", ForwardBackward(ours, (prediction,))),
     }
     return trained(variants, (prediction,), prediction.nbytes)  # as much of the target is read
 
@@ -255,9 +263,9 @@ def patch_l2_loss_of_masked_tokens(batch: int, place: Place) -> OpWork:
         return patch_l2_loss(prediction, volume, weight, bias, ids)
 
     variants = {
-        "embed, F.mse_loss": forward_backward(embed_then_loss(F.mse_loss), (prediction,)),
-        "embed, plain loss": forward_backward(embed_then_loss(plain), (prediction,)),
-        **each_backend("patch_l2_loss", forward_backward(ours, (prediction,))),
+        "embed, F.mse_loss": ForwardBackward(embed_then_loss(F.mse_loss), (prediction,)),
+        "embed, plain loss": ForwardBackward(embed_then_loss(plain), (prediction,)),
+        **each_backend("patch_l2_loss", ForwardBackward(ours, (prediction,))),
     }
     return trained(variants, (prediction,), patch_bytes(volume, ids) + weight.nbytes)
 
@@ -276,8 +284,8 @@ def norm_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
     inputs = (x, residual, norm_weight, norm_bias, weight, bias)
     variants = {
-        "add, F.layer_norm, F.linear": forward_backward(one_by_one, inputs),
-        **each_backend("norm_linear", forward_backward(ours, inputs)),
+        "add, F.layer_norm, F.linear": ForwardBackward(one_by_one, inputs),
+        **each_backend("norm_linear", ForwardBackward(ours, inputs)),
     }
     return trained(variants, inputs)
 
@@ -297,8 +305,8 @@ def gelu_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
     inputs = (hidden, weight, bias)
     variants = {
-        "F.gelu, F.linear": forward_backward(one_by_one, inputs),
-        **each_backend("gelu_linear", forward_backward(ours, inputs)),
+        "F.gelu, F.linear": ForwardBackward(one_by_one, inputs),
+        **each_backend("gelu_linear", ForwardBackward(ours, inputs)),
     }
     return trained(variants, inputs)
 
@@ -316,8 +324,8 @@ def add_layer_norm_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
     inputs = (x, residual, weight, bias)
     variants = {
-        "add, F.layer_norm": forward_backward(add_then_norm, inputs),
-        **each_backend("add_layer_norm", forward_backward(ours, inputs)),
+        "add, F.layer_norm": ForwardBackward(add_then_norm, inputs),
+        **each_backend("add_layer_norm", ForwardBackward(ours, inputs)),
     }
     return trained(variants, inputs)
 
@@ -369,10 +377,10 @@ def attention_variants(plain: Callable[[], Tensor], by: Callable[[str], Tensor],
     """PyTorch's function as one would call it, and every backend that serves the call here."""
     device, dtype = inputs[0].device.type, inputs[0].dtype
     reasons = explain_call(Call(target_of(device, None), dtype, CONFIG.dim // CONFIG.heads), here=True)
-    runs = {SDPA: forward_backward(plain, inputs)}
+    runs = {SDPA: ForwardBackward(plain, inputs)}
     for backend, reason in reasons.items():
         if reason is None:
-            runs[backend] = forward_backward(functools.partial(by, backend), inputs)
+            runs[backend] = ForwardBackward(functools.partial(by, backend), inputs)
     return trained(runs, inputs)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.limits import copy_speed, gemm_speed, gemms_of, seconds_alone, synchronize
-from bench.op_cases import CASES, OpWork, Place, Run
+from bench.op_cases import CASES, OpWork, Place, Run, compiled
 from bench.options import Options
 from mmmae.profiling.counting import flop_counter
 
@@ -30,8 +30,9 @@ class OpRace:
         self.work: OpWork = self._set_up(setup, Place(options.device, dtype))
         self.variants: dict[str, Run] = dict(self.work.variants)
         first = next(iter(self.variants))
+        self.failures: dict[str, str] = {}
         if options.full:
-            self.variants[f"{first}, compiled"] = compiled(self.variants[first])
+            self._compile(first)
         self.expected, self.allowed = self.variants[first](), TOLERANCE
         if dtype != torch.float32:
             truth = self._set_up(setup, Place(options.device, torch.float32, dtype)).variants[first]()
@@ -44,6 +45,15 @@ class OpRace:
         torch.manual_seed(0)
         return setup(self.batch, place)
 
+    def _compile(self, variant: str) -> None:
+        """Add the variant compiled; its first run, which compiles, counts to nobody's time."""
+        name = f"{variant}, compiled"
+        self.variants[name] = compiled(self.variants[variant])
+        try:
+            self.variants[name]()
+        except Exception as error:  # shown with the variant's name
+            self.failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
     def _count_macs(self, variant: str) -> int:
         with flop_counter() as counter:
             self.variants[variant]()
@@ -51,6 +61,8 @@ class OpRace:
 
     def complaint(self, variant: str) -> str:
         """What is wrong with what a variant gives, or nothing."""
+        if variant in self.failures:
+            return self.failures[variant]
         for index, (ours, theirs) in enumerate(zip(self.variants[variant](), self.expected, strict=True)):
             error = relative_error(ours, theirs)
             if not error <= self.allowed:
@@ -82,13 +94,6 @@ class OpRace:
 def measure_speeds(device: str, dtype: str) -> dict[str, float]:
     """Bytes a second of a copy, and operations a second of a matrix product, on this machine now."""
     return {"copy": copy_speed(device), "gemm": gemm_speed(device, dtype)}
-
-
-def compiled(run: Run) -> Run:
-    """By `torch.compile`; the first call compiles, and counts to nobody's time."""
-    function = torch.compile(run)
-    function()
-    return function
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
