@@ -26,7 +26,7 @@ verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulat
 bench: $(VENV)/.native ## run the benches: every op, and the model against the reference (6 minutes; ARGS=--quick: one)
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)
 
-bench-full: $(VENV)/.native $(VENV)/.peers ## the same with every preset, peers, scaling and switches (40 minutes)
+bench-full: $(VENV)/.native $(VENV)/.peers ## the same with every preset, peers, scaling and switches (45 minutes)
 	$(BIN)/python -m pytest bench/ --benchmark --full $(ARGS)
 
 lint: $(VENV)/.installed ## check style and format

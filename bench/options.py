@@ -35,7 +35,7 @@ def add(parser: pytest.Parser) -> None:
     group = parser.getgroup("mmmae")
     group.addoption("--benchmark", action="store_true", help="take times too; without it only exact counts are checked")
     group.addoption("--quick", action="store_true", help="smaller cases and fewer rounds: below 90 seconds in all")
-    group.addoption("--full", action="store_true", help="every preset, peers, scaling and switches: below 40 minutes")
+    group.addoption("--full", action="store_true", help="every preset, peers, scaling and switches: 45 minutes")
     group.addoption("--preset", choices=sorted(PRESETS), help="of the models that are timed; default: base")
     group.addoption("--batch", type=_batch, help="samples; default: 8 for ops, 4 for models")
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where times are taken; default: cpu")
