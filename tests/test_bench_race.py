@@ -58,7 +58,7 @@ def test_what_is_wrong_is_not_timed(broken, kind, complaint):
 
 def test_a_process_that_hangs_is_ended(broken, monkeypatch):
     broken("stuck")
-    monkeypatch.setattr(module, "PATIENCE", 30.0)
+    monkeypatch.setattr(module, "PATIENCE", 15.0)
     results = run(exact=False)
     assert "status -9" in results[FAST].error
     assert len(results[REFERENCE].seconds) == 2
