@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import op_race
 from bench.compare import main as compare
 from bench.contenders import Task
+from bench.options import Options
 from bench.race import BASELINE, Entry, Runner, race
 from bench.results import Measurement, Results
 from mmmae_kernels import explain
@@ -61,6 +63,23 @@ def test_a_formula_that_is_off_by_two_fails():
     assert status == 1
     assert "test_the_formula_of_an_op_gives_what_its_pytorch_code_is_counted_to_have[attention]" in output
     assert "test_the_two_counters_and_the_closed_form_agree[base]" in output
+
+
+def test_a_variant_that_does_not_compile_fails_alone(monkeypatch, tmp_path):
+    def broken(run):
+        def fail():
+            raise RuntimeError("it does not compile")
+
+        return fail
+
+    monkeypatch.setattr(op_race, "compiled", broken)
+    options = Options(True, True, True, None, batch=1, device="cpu", dtype="float32", only=None, results=tmp_path)
+    race = op_race.OpRace("patchify", options)
+    race.run(rounds=1)
+    assert race.complaint("index the view, compiled") == "RuntimeError: it does not compile"
+    assert race.complaint("index the view") == ""
+    assert {"index the view", "eager"} <= race.seconds.keys()
+    assert "index the view, compiled" not in race.seconds
 
 
 def test_times_are_taken_only_when_asked_for():
