@@ -1,0 +1,43 @@
+"""The command line: one module a command, each with `add`, which declares it, and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..tuning import tune_cpu
+from . import info, pretrain, profile
+
+COMMANDS = (info, profile, pretrain)
+
+# A command imports what it needs when it runs: `mmmae --help` answers at once.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input gets one line on standard error and status 2."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    tune_cpu()
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        if options.traceback:
+            raise
+        print(f"mmmae {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mmmae {options.command}: interrupted; pretraining goes on with --resume auto", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmmae", description="Multi-modal guided masked autoencoders for hyperspectral images, made fast."
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
