@@ -194,6 +194,7 @@ def test_attention_is_counted_the_same_with_and_without_scores_in_memory(tiny):
     [
         {"aux_encoder": "cnn"},
         {"aux": {}},
+        {"aux": {"ir": 1}},
         {"aux": {"radar": 2, "elevation": 1}, "conditioning_depth": 2, "symmetric": True},
         {"target": "pixels", "normalize_target": True},
         {"conditioning_depth": 0, "in_channels": 2, "bands": 6, "image_size": 64},

@@ -41,7 +41,7 @@ def merge(q: Tensor, out: Tensor, lse: Tensor, vectors: Tensor, present: Tensor)
         merged = torch.logaddexp(lse, scores.logsumexp(-1))
         share = (scores - merged[..., None]).exp()
         kept = (lse - merged).exp().transpose(1, 2)[..., None]
-        mixed = out * kept + torch.einsum("bhnm,bmhd->bnhd", share, values)
+        mixed = out * kept + (share @ values.transpose(1, 2)).transpose(1, 2)
     return mixed.to(out.dtype), merged
 
 
