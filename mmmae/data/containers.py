@@ -2,15 +2,18 @@
 
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import EllipsisType
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .wavelengths import to_nanometres
+from .windows import Window
 
 CONTAINER_SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".he5")
 
@@ -18,18 +21,20 @@ Arrays = tuple[
     npt.NDArray[Any], npt.NDArray[np.float32] | None, npt.NDArray[np.bool_] | None
 ]  # values, wavelengths, nodata
 
+Part: TypeAlias = EllipsisType | tuple[slice, ...]
+
 
 class _Entry(NamedTuple):
-    """One array of a container, not read yet."""
+    """One array of a container, not read yet; `read` takes a part of it, or `...` for all."""
 
     shape: tuple[int, ...]
     numeric: bool
-    read: Callable[[], npt.NDArray[Any]]
+    read: Callable[[Part], npt.NDArray[Any]]
     nodata: float | None = None
     unit: str | None = None
 
 
-def read_container(path: Path, dataset: str | None, axes: str | None) -> Arrays:
+def read_container(path: Path, dataset: str | None, axes: str | None, window: Window | None = None) -> Arrays:
     """Read one array as values `[T, H, W]`, wavelengths in nm `[T]` or None, and nodata `[T, H, W]` or None.
 
     Args:
@@ -37,42 +42,73 @@ def read_container(path: Path, dataset: str | None, axes: str | None) -> Arrays:
         dataset: the array's name; None takes the only 3-D numeric array, or, if there is none, the only 2-D one.
         axes: the order of the three axes in the file, "THW" or any permutation; None means "HWT" for .mat (MATLAB's
             own order, also for the v7.3 files that store it reversed) and "THW" otherwise. A 2-D array is one band.
+        window: the rows and columns to read; None for all. Of .npy and HDF5 files nothing else is read.
     """
+    with _entries(path) as entries:
+        entry, axes = _choose(entries, path, dataset, axes)
+        shape = _shape(entry, axes)
+        part: Part = ...
+        if window is not None:
+            window.check_within(*shape[1:])
+            slices = dict(zip("HW", window.slices, strict=True))
+            part = tuple(slices.get(axis, slice(None)) for axis in axes)
+        values = entry.read(part)
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"the array has type {values.dtype}; expected real numbers")
+        values = values[None] if values.ndim == 2 else values.transpose([axes.index(axis) for axis in "THW"])
+        nodata, value = None, entry.nodata
+        if value is not None:
+            nodata = np.isnan(values) if np.isnan(value) else values == value
+        return values, _wavelengths(entries, len(values), entry.shape, axes), nodata
+
+
+def container_layout(
+    path: Path, dataset: str | None, axes: str | None
+) -> tuple[tuple[int, int, int], npt.NDArray[np.float32] | None]:
+    """The sizes (T, H, W) and the wavelengths of what `read_container` would read, without reading it."""
+    with _entries(path) as entries:
+        entry, axes = _choose(entries, path, dataset, axes)
+        shape = _shape(entry, axes)
+        return shape, _wavelengths(entries, shape[0], entry.shape, axes)
+
+
+@contextmanager
+def _entries(path: Path) -> Iterator[dict[str, _Entry]]:
+    """The arrays of a file, which is open as long as they are read."""
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        yield {"array": _npy_entry(path)}
+    elif suffix == ".npz":
+        with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
+            yield _npz_entries(archive, arrays)
+    else:
+        import h5py
+
+        if suffix == ".mat" and not h5py.is_hdf5(path):
+            yield _matlab_entries(path)
+        else:
+            with h5py.File(path, "r") as file:
+                yield _hdf5_entries(file, matlab=suffix == ".mat")
+
+
+def _choose(entries: dict[str, _Entry], path: Path, dataset: str | None, axes: str | None) -> tuple[_Entry, str]:
+    """The array to read, and the order of its axes: two letters if it has two."""
     axes = axes or ("HWT" if path.suffix.lower() == ".mat" else "THW")
     if sorted(axes) != ["H", "T", "W"]:
         raise ValueError(f'axes is {axes!r}; expected the letters T, H and W in the order of the file, as in "HWT"')
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        with path.open("rb") as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-        return _read(axes, {"array": _Entry(array.shape, array.dtype.kind in "biuf", lambda: array)}, dataset)
-    if suffix == ".npz":
-        return _read_npz(path, axes, dataset)
-    import h5py
-
-    if suffix == ".mat" and not h5py.is_hdf5(path):
-        return _read(axes, _matlab_entries(path), dataset)
-    with h5py.File(path, "r") as file:
-        return _read(axes, _hdf5_entries(file, matlab=suffix == ".mat"), dataset)
+    name = _chosen_name(entries, dataset)
+    shape = entries[name].shape
+    if len(shape) not in (2, 3):
+        raise ValueError(f"array {name!r} has shape {list(shape)}; expected 2 or 3 dimensions")
+    return entries[name], axes if len(shape) == 3 else "HW"
 
 
-def _read(axes: str, entries: dict[str, _Entry], dataset: str | None) -> Arrays:
-    name = _choose(entries, dataset)
-    entry = entries[name]
-    values = entry.read()
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"array {name!r} has type {values.dtype}; expected real numbers")
-    if values.ndim not in (2, 3):
-        raise ValueError(f"array {name!r} has shape {list(values.shape)}; expected 2 or 3 dimensions")
-    sizes = values.shape
-    values = values[None] if values.ndim == 2 else values.transpose([axes.index(axis) for axis in "THW"])
-    nodata = None
-    if entry.nodata is not None:
-        nodata = np.isnan(values) if np.isnan(entry.nodata) else values == entry.nodata
-    return values, _wavelengths(entries, len(values), sizes, axes), nodata
+def _shape(entry: _Entry, axes: str) -> tuple[int, int, int]:
+    sizes = dict(zip(axes, entry.shape, strict=True))
+    return sizes.get("T", 1), sizes["H"], sizes["W"]
 
 
-def _choose(entries: dict[str, _Entry], dataset: str | None) -> str:
+def _chosen_name(entries: dict[str, _Entry], dataset: str | None) -> str:
     listing = ", ".join(f"{name} {list(entry.shape)}" for name, entry in entries.items()) or "no array"
     if dataset is not None:
         wanted = dataset.strip("/")
@@ -107,7 +143,7 @@ def _wavelengths(
     }
     for entry in vectors.values():
         if math.prod(entry.shape) == bands:
-            return to_nanometres(entry.read(), entry.unit)
+            return to_nanometres(entry.read(...), entry.unit)
     for name, entry in vectors.items():
         length = math.prod(entry.shape)
         if len(sizes) == 3 and length in sizes:
@@ -115,24 +151,50 @@ def _wavelengths(
                 f"{name!r} has {length} entries but the array {list(sizes)} read as {axes} has {bands} bands; "
                 f"say which axis is which with axes="
             )
+    if len(vectors) == 1 and bands > 1:
+        name, entry = vectors.popitem()
+        raise ValueError(f"{name!r} has {math.prod(entry.shape)} entries, but the array has {bands} bands")
     return None
 
 
-def _read_npz(path: Path, axes: str, dataset: str | None) -> Arrays:
+def _npy_entry(path: Path) -> _Entry:
+    with path.open("rb") as stream:
+        shape, dtype = _npy_header(stream)
+
+    def read(part: Part) -> npt.NDArray[Any]:
+        if part is not ...:
+            return np.lib.format.open_memmap(path, mode="r")[part]
+        with path.open("rb") as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
+
+    return _Entry(shape, dtype.kind in "biuf", read)
+
+
+def _npz_entries(archive: zipfile.ZipFile, arrays: Any) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
-    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
-        for member in archive.namelist():
-            if not member.endswith(".npy"):
-                continue
-            with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                read_header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = read_header(stream)
-            name = member.removesuffix(".npy")
-            entries[name] = _Entry(shape, dtype.kind in "biuf", partial(arrays.__getitem__, name))
-        return _read(axes, entries, dataset)
+    for member in archive.namelist():
+        if not member.endswith(".npy"):
+            continue
+        with archive.open(member) as stream:
+            shape, dtype = _npy_header(stream)
+        name = member.removesuffix(".npy")
+        entries[name] = _Entry(shape, dtype.kind in "biuf", partial(_read_member, arrays, name))
+    declared = entries.get("nodata")
+    if len(entries) > 1 and declared is not None and declared.shape == () and declared.numeric:
+        value = float(entries.pop("nodata").read(...))
+        return {name: entry._replace(nodata=value) for name, entry in entries.items()}
+    return entries
+
+
+def _read_member(arrays: Any, name: str, part: Part) -> npt.NDArray[Any]:
+    return np.asarray(arrays[name][part])
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    return shape, dtype
 
 
 def _matlab_entries(path: Path) -> dict[str, _Entry]:
@@ -140,8 +202,8 @@ def _matlab_entries(path: Path) -> dict[str, _Entry]:
 
     numeric = {"double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
-    def load(name: str) -> npt.NDArray[Any]:
-        return np.asarray(scipy.io.loadmat(path, variable_names=[name], appendmat=False)[name])
+    def load(name: str, part: Part) -> npt.NDArray[Any]:
+        return np.asarray(scipy.io.loadmat(path, variable_names=[name], appendmat=False)[name])[part]
 
     return {
         name: _Entry(tuple(shape), kind in numeric, partial(load, name))
@@ -163,7 +225,13 @@ def _hdf5_entries(file: Any, *, matlab: bool) -> dict[str, _Entry]:
         nodata = float(fill[0]) if fill.size and fill.dtype.kind in "iuf" else None
         unit = _text(item.attrs.get("units", "")) or None
         shape = tuple(reversed(item.shape)) if matlab else item.shape
-        entries[name] = _Entry(shape, numeric, lambda: item[()].T if matlab else item[()], nodata, unit)
+
+        def read(part: Part) -> npt.NDArray[Any]:
+            if not matlab:
+                return np.asarray(item[part])
+            return np.asarray(item[part if part is ... else tuple(reversed(part))]).T
+
+        entries[name] = _Entry(shape, numeric, read, nodata, unit)
 
     file.visititems(visit)
     return entries

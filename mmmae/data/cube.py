@@ -1,7 +1,8 @@
-"""Spectral cubes: read one from any supported file, and choose bands of it."""
+"""Spectral cubes: read one, a part of one, or its layout alone from any supported file."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .containers import CONTAINER_SUFFIXES, read_container
-from .rasters import ENVI_DATA_SUFFIXES, TIFF_SUFFIXES, read_raster
+from .containers import CONTAINER_SUFFIXES, container_layout, read_container
+from .rasters import ENVI_DATA_SUFFIXES, TIFF_SUFFIXES, raster_layout, read_raster
+from .windows import Window
 
 SUFFIXES = (*TIFF_SUFFIXES, ".hdr", *ENVI_DATA_SUFFIXES, *CONTAINER_SUFFIXES)
 
@@ -30,8 +32,25 @@ class Cube(NamedTuple):
     nodata: Tensor
 
 
+class Layout(NamedTuple):
+    """What a file says of its image without its values.
+
+    Attributes:
+        shape: (T, H, W).
+        wavelengths: `[T]` float32 in nm, or None if the file does not say.
+    """
+
+    shape: tuple[int, int, int]
+    wavelengths: Tensor | None
+
+
 def read_cube(
-    path: str | os.PathLike[str], *, dataset: str | None = None, axes: str | None = None, check_finite: bool = True
+    path: str | os.PathLike[str],
+    *,
+    dataset: str | None = None,
+    axes: str | None = None,
+    check_finite: bool = True,
+    window: Window | None = None,
 ) -> Cube:
     """Read a GeoTIFF, ENVI, .npy, .npz, .mat (v4 to v7.3) or HDF5 file as a `Cube`; the suffix decides the format.
 
@@ -41,13 +60,36 @@ def read_cube(
         axes: the order of a 3-D array's axes, "THW", "HWT" or another permutation. None: "HWT" for .mat, "THW" for
             .npy, .npz and HDF5. Rasters have no choice. 2-D arrays are one band.
         check_finite: False counts undeclared NaN and infinite values as nodata instead of refusing them.
+        window: the pixels to read; None for all. Files of compressed arrays (.npz, .mat before v7.3) are read whole and
+            cut, of others nothing else is read.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is of an unknown kind, unreadable, truncated, empty, not real-valued, ambiguous, or has
-            NaN, infinite or too large values that it does not declare as nodata. Names the path.
+            NaN, infinite or too large values that it does not declare as nodata, or the window is not within it. Names
+            the path.
     """
     path = Path(path)
+    with _errors_with_path(path, dataset, axes) as raster:
+        values, wavelengths, nodata = (
+            read_raster(path, window) if raster else read_container(path, dataset, axes, window)
+        )
+        if 0 in values.shape:
+            raise ValueError(f"the array has shape {list(values.shape)}; expected at least one value")
+        return _to_cube(values, wavelengths, nodata, check_finite)
+
+
+def read_layout(path: str | os.PathLike[str], *, dataset: str | None = None, axes: str | None = None) -> Layout:
+    """Read the sizes and wavelengths of what `read_cube` reads, and not its values; arguments and errors are alike."""
+    path = Path(path)
+    with _errors_with_path(path, dataset, axes) as raster:
+        shape, wavelengths = raster_layout(path) if raster else container_layout(path, dataset, axes)
+        return Layout(shape, None if wavelengths is None else torch.from_numpy(wavelengths))
+
+
+@contextmanager
+def _errors_with_path(path: Path, dataset: str | None, axes: str | None) -> Iterator[bool]:
+    """Refuse a path that can't be an image, and name it in errors of reading; gives whether it is a raster."""
     suffix = path.suffix.lower()
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; expected a file")
@@ -59,72 +101,13 @@ def read_cube(
     if raster and (dataset is not None or axes not in (None, "THW")):
         raise ValueError(f"{path}: dataset= and axes= are for .npy, .npz, .mat and HDF5 files, not for rasters")
     try:
-        values, wavelengths, nodata = read_raster(path) if raster else read_container(path, dataset, axes)
-        if 0 in values.shape:
-            raise ValueError(f"the array has shape {list(values.shape)}; expected at least one value")
-        return _to_cube(values, wavelengths, nodata, check_finite)
+        yield raster
     except ImportError:
         raise
     except Exception as error:  # a damaged file makes the format libraries raise nearly anything
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         detail = str(error.__cause__ or error) or "no reason given"
         raise ValueError(f"{path}: cannot be read as a {_kind(suffix)} file: {kind}{detail}") from error
-
-
-def select_bands(
-    cube: Cube,
-    *,
-    bands: Sequence[int] | None = None,
-    wavelengths: Sequence[float] | None = None,
-    tolerance: float = 10.0,
-) -> Cube:
-    """Keep the named bands, in the order asked for.
-
-    Args:
-        cube: T bands.
-        bands: 0-based band numbers.
-        wavelengths: nm, instead of `bands`: of each the nearest band, at most `tolerance` nm away.
-        tolerance: nm.
-
-    Raises:
-        ValueError: both or none of the two are given, a band is not there, the cube has no wavelengths, no band is near
-            enough, or two wavelengths share their nearest band.
-    """
-    if (bands is None) == (wavelengths is None):
-        raise ValueError("expected either bands= or wavelengths=")
-    count = len(cube.values)
-    if bands is not None:
-        chosen = [int(band) for band in bands]
-        missing = [band for band in chosen if not 0 <= band < count]
-        if missing:
-            raise ValueError(f"no band {_listing(missing)}: the file has bands 0 to {count - 1}")
-    else:
-        chosen = _nearest_bands(cube.wavelengths, [float(value) for value in wavelengths or ()], tolerance)
-    if not chosen:
-        raise ValueError("no bands asked for; expected at least one")
-    index = torch.tensor(chosen)
-    kept = None if cube.wavelengths is None else cube.wavelengths[index]
-    return Cube(cube.values[index], kept, cube.nodata[index])
-
-
-def _nearest_bands(available: Tensor | None, wanted: list[float], tolerance: float) -> list[int]:
-    if available is None:
-        raise ValueError(f"wavelengths {_listing(wanted)} nm asked for, but the file has none; choose by bands=")
-    chosen: list[int] = []
-    for value in wanted:
-        distance = (available.double() - value).abs()
-        band = int(distance.argmin())
-        if not float(distance[band]) <= tolerance:
-            low, high = float(available.min()), float(available.max())
-            raise ValueError(
-                f"no band within {tolerance:g} nm of {value:g} nm: the file has {len(available)} bands from {low:g} to "
-                f"{high:g} nm, the nearest is {float(available[band]):g} nm"
-            )
-        if band in chosen:
-            other = wanted[chosen.index(band)]
-            raise ValueError(f"{other:g} and {value:g} nm share the nearest band, {float(available[band]):g} nm")
-        chosen.append(band)
-    return chosen
 
 
 def _to_cube(
@@ -164,7 +147,3 @@ def _kind(suffix: str) -> str:
     if suffix in CONTAINER_SUFFIXES:
         return "HDF5" if suffix in (".h5", ".hdf5", ".he5") else suffix
     return "ENVI"
-
-
-def _listing(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)

@@ -1,8 +1,9 @@
 """A data set of files: one hyperspectral cube a subject, auxiliary images of the same stem in folders beside."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .cube import Cube, read_cube, select_bands
-from .normalization import Normalization, robust_percentiles
-from .pairing import pair_files
+from .image_files import BandChoice, ImageFiles
+from .normalization import Normalization, load_or_save, robust_percentiles
+from .pairing import Modality, pair_files
 from .sample import Sample
+from .tiles import Position, grid_factor, scaled
+from .windows import Window, tile_grid
 
 
 class PairedFolder(Dataset[Sample]):
@@ -27,21 +30,29 @@ class PairedFolder(Dataset[Sample]):
             corners not aligned. None: every file of a modality must have the size of the first.
         bands: 0-based bands of the cubes to take; None for all.
         wavelengths: instead of `bands`, the nm to take, each by the nearest band within `tolerance`.
+        resample: instead of both, the nm at which spectra are interpolated linearly.
         normalization: statistics, or the path of their JSON file, which is written if it does not exist yet. None:
             computed and kept in memory.
         check_finite: False counts undeclared NaN and infinite values as nodata instead of refusing them.
         tolerance: nm; also how far the wavelengths of two cubes may differ.
         dataset, axes: for `read_cube`: a string is for the cubes, a mapping names modalities ("hsi" for the cubes).
+        tile: side of the squares that cubes are cut into; each is a subject named like `scene1@0,48`, and no more than
+            it is read for it. Auxiliary images need an integer multiple or fraction of their cube's size. None: whole
+            cubes.
+        overlap: pixels that neighbouring tiles share; the last of a row or column shares more.
 
     Attributes:
-        names: the subjects, sorted.
+        names: the subjects, sorted; tiles row by row.
+        positions: of tiles: the `Position` of each; empty without `tile`.
         modalities: auxiliary modality -> channels.
         bands: T, the bands of a sample.
         wavelengths: `[T]` nm, or None.
+        left_out: bands that were asked for but are nodata throughout the first cube; no sample has them.
 
     Raises:
         ValueError: at construction, a folder, a pairing or statistics that do not fit; on access, a file that cannot be
-            read or differs from the first one in bands or size. Names modality, subject and path.
+            read or differs from the first one in bands or size, or has nothing but nodata in a band and not in all.
+            Names modality, subject and path.
     """
 
     def __init__(
@@ -52,40 +63,59 @@ class PairedFolder(Dataset[Sample]):
         image_size: int | tuple[int, int] | None = None,
         bands: Sequence[int] | None = None,
         wavelengths: Sequence[float] | None = None,
+        resample: Sequence[float] | None = None,
         normalization: str | os.PathLike[str] | Normalization | None = None,
         check_finite: bool = True,
         tolerance: float = 10.0,
         dataset: str | Mapping[str, str] | None = None,
         axes: str | Mapping[str, str] | None = None,
+        tile: int | None = None,
+        overlap: int = 0,
     ) -> None:
         aux = dict(aux or {})
         if "hsi" in aux:
             raise ValueError('"hsi" is the name of the cubes; give the auxiliary modality another')
-        if bands is not None and wavelengths is not None:
-            raise ValueError("expected bands= or wavelengths=, not both")
-        self.image_size = _check_size(image_size)
-        self._options = {
-            "dataset": {"hsi": dataset} if isinstance(dataset, str) else dict(dataset or {}),
-            "axes": {"hsi": axes} if isinstance(axes, str) else dict(axes or {}),
-        }
-        for option, by_name in self._options.items():
-            if unknown := set(by_name) - {"hsi", *aux}:
+        choice = BandChoice(bands, wavelengths, resample, tolerance)
+        self.image_size, self.tile, self.overlap = _check_size(image_size), tile, overlap
+        if not (tile is None and overlap == 0) and not 0 <= overlap < (tile or 0):
+            raise ValueError(f"tile is {tile}, overlap {overlap}; expected an overlap of at least 0 below the tile")
+        by_name = {"dataset": _by_modality(dataset), "axes": _by_modality(axes)}
+        for option, given in by_name.items():
+            if unknown := set(given) - {"hsi", *aux}:
                 raise ValueError(f"{option}= names {sorted(unknown)}; the modalities are {['hsi', *aux]}")
-        self._wanted_bands = None if bands is None else tuple(bands)
-        self._wanted_wavelengths = None if wavelengths is None else tuple(float(value) for value in wavelengths)
-        self._tolerance, self._check_finite = tolerance, check_finite
 
-        self._hsi, self._aux = pair_files(hsi_dir, aux)
-        self.names = sorted(self._hsi.files)
-        self._first: dict[str, tuple[Path, torch.Size, Tensor | None]] = {}
-        for modality in ("hsi", *aux):
-            files = self._files(modality)
-            name = min(files)
-            cube = self._read(modality, name)
-            self._first[modality] = (files[name], cube.values.shape, cube.wavelengths)
-        self.bands = self._first["hsi"][1][0]
-        self.wavelengths = self._first["hsi"][2]
-        self.modalities = {modality: self._first[modality][1][0] for modality in aux}
+        hsi, paired = pair_files(hsi_dir, aux)
+        self.folder = hsi.folder
+
+        def files_of(modality: str, found: Modality, chosen: BandChoice) -> ImageFiles:
+            return ImageFiles(
+                modality,
+                found.files,
+                chosen,
+                one_size=self.image_size is None and tile is None,
+                check_finite=check_finite,
+                dataset=by_name["dataset"].get(modality),
+                axes=by_name["axes"].get(modality),
+            )
+
+        self._hsi = files_of("hsi", hsi, choice)
+        self._aux = {
+            name: files_of(name, found, BandChoice(found.bands, tolerance=tolerance)) for name, found in paired.items()
+        }
+        scenes = sorted(hsi.files)
+        self.positions = [] if tile is None else [place for scene in scenes for place in self._tiles_of(scene, overlap)]
+        self.names = scenes if tile is None else [position.name for position in self.positions]
+        self._factors = {} if tile is None else {name: self._grid_factors(files) for name, files in self._aux.items()}
+        first = [None] if tile is None else [place.window for place in self._tiles_of(self._hsi.first, 0)]
+        self._hsi.leave_out_nodata(first)
+        self.left_out = self._hsi.left_out
+        if self.left_out:
+            listing = choice.describe(self.left_out)
+            warnings.warn(
+                f"{hsi.files[self._hsi.first]} is nodata throughout in {listing}: left out of all cubes", stacklevel=2
+            )
+        self.bands, self.wavelengths = self._hsi.bands, self._hsi.wavelengths
+        self.modalities = {name: files.bands for name, files in self._aux.items()}
 
         self._normalization, self._path = None, None
         if isinstance(normalization, Normalization):
@@ -107,10 +137,7 @@ class PairedFolder(Dataset[Sample]):
         if self._normalization is None and self._path is None:
             self._normalization = self._compute()
         elif self._normalization is None and self._path is not None:
-            with _one_process_at_a_time(self._path.parent):
-                if not self._path.exists():
-                    self._compute().save(self._path)
-            self._normalization = self._fitting(Normalization.load(self._path), str(self._path))
+            self._normalization = self._fitting(load_or_save(self._path, self._compute), str(self._path))
         assert self._normalization is not None
         return self._normalization
 
@@ -119,61 +146,66 @@ class PairedFolder(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
-        hsi, nodata = self._image("hsi", name)
+        scene, window = self.positions[index] if self.positions else (name, None)
+        hsi, nodata = self._image(self._hsi, scene, window)
         valid = self._resize((~nodata.any(0)).float()[None])[0] >= 0.5
         aux: dict[str, Tensor] = {}
-        for modality, paired in self._aux.items():
-            if name in paired.files:
-                image, missing = self._image(modality, name)
+        for modality, files in self._aux.items():
+            if scene in files:
+                image, missing = self._image(files, scene, self._on_grid(modality, scene, window))
                 if not missing.all():
                     aux[modality] = self._resize(image)
         return Sample(name, self._resize(hsi).masked_fill(~valid, 0.0)[None], aux, valid)
 
     def __repr__(self) -> str:
         size = f", image_size={self.image_size}" if self.image_size else ""
-        return f"PairedFolder({self._hsi.folder}: {len(self)} subjects, {self.bands} bands, {self.modalities}{size})"
+        tiles = f", tile={self.tile}, overlap={self.overlap}" if self.tile else ""
+        left_out = f", left_out={self.left_out}" if self.left_out else ""
+        subjects = f"{len(self)} {'tiles' if self.tile else 'subjects'}"
+        return f"PairedFolder({self.folder}: {subjects}, {self.bands} bands, {self.modalities}{size}{tiles}{left_out})"
 
-    def _files(self, modality: str) -> dict[str, Path]:
-        return self._hsi.files if modality == "hsi" else self._aux[modality].files
+    def files(self, index: int) -> dict[str, Path]:
+        """The files that item `index` is read from: modality -> path, "hsi" for the cube."""
+        scene = self.positions[index].scene if self.positions else self.names[index]
+        of = {"hsi": self._hsi, **self._aux}
+        return {modality: files.files[scene] for modality, files in of.items() if scene in files}
 
-    def _read(self, modality: str, name: str) -> Cube:
-        """The chosen bands of one file, in its own units and size; checked against the modality's first file."""
-        path = self._files(modality)[name]
+    def _tiles_of(self, scene: str, overlap: int) -> list[Position]:
+        assert self.tile is not None
+        height, width = self._hsi.layout(scene).shape[1:]
         try:
-            dataset, axes = (self._options[option].get(modality) for option in ("dataset", "axes"))
-            cube = read_cube(path, dataset=dataset, axes=axes, check_finite=self._check_finite)
-            bands = self._wanted_bands if modality == "hsi" else self._aux[modality].bands
-            wavelengths = self._wanted_wavelengths if modality == "hsi" else None
-            if bands is not None or wavelengths is not None:
-                cube = select_bands(cube, bands=bands, wavelengths=wavelengths, tolerance=self._tolerance)
+            return [Position(scene, window) for window in tile_grid(height, width, self.tile, overlap)]
         except ValueError as error:
-            place = "" if str(path) in str(error) else f"{path}: "
-            raise ValueError(f"modality {modality!r}, subject {name!r}: {place}{error}") from error
-        if modality in self._first:
-            self._check_like_first(modality, name, cube)
-        return cube
+            raise ValueError(f"modality 'hsi', subject {scene!r}: {self._hsi.files[scene]}: {error}") from error
 
-    def _check_like_first(self, modality: str, name: str, cube: Cube) -> None:
-        path, (first_path, shape, wavelengths) = self._files(modality)[name], self._first[modality]
-        problem = None
-        if cube.values.shape[0] != shape[0]:
-            problem = f"{path} has {cube.values.shape[0]} bands, {first_path} has {shape[0]}"
-        elif self.image_size is None and cube.values.shape[1:] != shape[1:]:
-            problem = f"{path} is {_by(cube.values.shape)}, {first_path} is {_by(shape)}; give an image_size"
-        elif self._wanted_wavelengths is None and cube.wavelengths is not None and wavelengths is not None:
-            difference = float((cube.wavelengths - wavelengths).abs().max())
-            if difference > self._tolerance:
-                problem = f"the wavelengths of {path} and {first_path} differ by up to {difference:g} nm"
-        if problem is not None:
-            raise ValueError(f"modality {modality!r}, subject {name!r}: {problem}")
+    def _grid_factors(self, files: ImageFiles) -> dict[str, Fraction]:
+        """Scene -> pixels of its auxiliary image along a pixel of its cube."""
+        assert self.tile is not None
+        factors: dict[str, Fraction] = {}
+        for scene, path in files.files.items():
+            place = f"modality {files.modality!r}, subject {scene!r}: {path}"
+            cube, image = self._hsi.layout(scene).shape, files.layout(scene).shape
+            try:
+                factors[scene] = grid_factor(cube[1:], image[1:], self.tile, self.overlap)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from error
+            known = next(iter(factors.values()))
+            if self.image_size is None and factors[scene] != known:
+                raise ValueError(
+                    f"{place} has {factors[scene]} pixels for one of its cube, others have {known}; give an image_size"
+                )
+        return factors
 
-    def _image(self, modality: str, name: str) -> tuple[Tensor, Tensor]:
+    def _on_grid(self, modality: str, scene: str, window: Window | None) -> Window | None:
+        return None if window is None else scaled(window, self._factors[modality][scene])
+
+    def _image(self, files: ImageFiles, scene: str, window: Window | None) -> tuple[Tensor, Tensor]:
         """Normalised values `[C, H, W]`, 0 where nodata, and nodata `[C, H, W]`."""
-        cube = self._read(modality, name)
-        values = self.normalization.apply(modality, cube.values).masked_fill_(cube.nodata, 0.0)
+        cube = files.read(scene, window)
+        values = self.normalization.apply(files.modality, cube.values).masked_fill_(cube.nodata, 0.0)
         if not torch.isfinite(values).all():
-            path = self._files(modality)[name]
-            raise ValueError(f"modality {modality!r}, subject {name!r}: {path}: not finite after normalisation")
+            place = f"modality {files.modality!r}, subject {scene!r}: {files.files[scene]}"
+            raise ValueError(f"{place}: not finite after normalisation")
         return values, cube.nodata
 
     def _resize(self, image: Tensor) -> Tensor:
@@ -183,52 +215,38 @@ class PairedFolder(Dataset[Sample]):
         return F.interpolate(image[None], self.image_size, mode="bilinear", align_corners=False, antialias=False)[0]
 
     def _compute(self) -> Normalization:
-        percentiles = {}
-        for modality in ("hsi", *self.modalities):
-            names = sorted(self._files(modality))
+        percentiles, selection = {}, {}
+        for modality, files in {"hsi": self._hsi, **self._aux}.items():
+            parts: list[tuple[str, Window | None]] = [(scene, None) for scene in sorted(files.files)]
+            if self.tile is not None:
+                parts = [
+                    (scene, window if files is self._hsi else self._on_grid(modality, scene, window))
+                    for scene in sorted(files.files)
+                    for _, window in self._tiles_of(scene, 0)
+                ]
             try:
-                percentiles[modality] = robust_percentiles((self._read(modality, name) for name in names), len(names))
+                percentiles[modality] = robust_percentiles((files.read(*part) for part in parts), len(parts))
             except ValueError as error:
                 place = "" if "modality" in str(error) else f"modality {modality!r}: "
                 raise ValueError(f"{place}{error}") from error
-        return Normalization(percentiles, {modality: self._selection(modality) for modality in percentiles})
-
-    def _selection(self, modality: str) -> str:
-        if modality == "hsi" and self._wanted_wavelengths is not None:
-            return f"wavelengths {','.join(f'{value:g}' for value in self._wanted_wavelengths)} nm"
-        bands = self._wanted_bands if modality == "hsi" else self._aux[modality].bands
-        return f"bands {','.join(map(str, bands or range(self._first[modality][1][0])))}"
+            selection[modality] = files.selection
+        return Normalization(percentiles, selection)
 
     def _fitting(self, normalization: Normalization, source: str) -> Normalization:
-        for modality, channels in {"hsi": self.bands, **self.modalities}.items():
+        for modality, files in {"hsi": self._hsi, **self._aux}.items():
             known = normalization.percentiles.get(modality)
             if known is None:
                 raise ValueError(f"{source} has no statistics of modality {modality!r}")
-            if len(known) != channels:
-                raise ValueError(f"{source} has {len(known)} bands of modality {modality!r}, the files give {channels}")
-            selection = normalization.selection.get(modality, "")
-            if selection and selection != self._selection(modality):
+            if len(known) != files.bands:
                 raise ValueError(
-                    f"{source} is of other bands of modality {modality!r}: {selection}, not {self._selection(modality)}"
+                    f"{source} has {len(known)} bands of modality {modality!r}, the files give {files.bands}"
+                )
+            selection = normalization.selection.get(modality, "")
+            if selection and selection != files.selection:
+                raise ValueError(
+                    f"{source} is of other bands of modality {modality!r}: {selection}, not {files.selection}"
                 )
         return normalization
-
-
-@contextmanager
-def _one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold an advisory lock on a folder where the system has such locks; it ends with the process at the latest."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems lock no folders: then each process computes for itself
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -240,5 +258,5 @@ def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | N
     return height, width
 
 
-def _by(shape: torch.Size) -> str:
-    return f"{shape[1]} x {shape[2]}"
+def _by_modality(option: str | Mapping[str, str] | None) -> dict[str, str]:
+    return {"hsi": option} if isinstance(option, str) else dict(option or {})

@@ -3,9 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,8 +65,8 @@ class Normalization:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file; a reader sees the old file or the new one, never a part."""
-        content = {"format": FORMAT, "percentiles": self.percentiles, "selection": self.selection}
-        write_atomically(Path(path), lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+        text = json.dumps(self.to_json(), indent=1) + "\n"
+        write_atomically(Path(path), lambda temporary: temporary.write_text(text))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Normalization":
@@ -75,18 +77,30 @@ class Normalization:
             ValueError: the file is something else or damaged. Names the path.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
-                raise ValueError(f'expected a JSON object with "format": "{FORMAT}"')
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: no such file") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: is not a file of normalisation statistics: {error!s}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """What `save` writes, as an object of JSON."""
+        percentiles = {name: [list(values) for values in bands] for name, bands in self.percentiles.items()}
+        return {"format": FORMAT, "percentiles": percentiles, "selection": dict(self.selection)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Normalization":
+        """Take what `to_json` made; anything else is a ValueError."""
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f'expected a JSON object with "format": "{FORMAT}"')
+        try:
             percentiles = {
                 name: tuple((float(low), float(middle), float(high)) for low, middle, high in bands)
                 for name, bands in content["percentiles"].items()
             }
             return cls(percentiles, {name: str(text) for name, text in content.get("selection", {}).items()})
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such file") from None
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path}: is not a file of normalisation statistics: {error!s}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{type(error).__name__} {error}") from error
 
     def _centre_and_scale(self, name: str, values: Tensor) -> tuple[Tensor, Tensor]:
         if name not in self.percentiles:
@@ -132,3 +146,28 @@ def robust_percentiles(cubes: Iterable[Cube], count: int) -> Percentiles:
         (float(low), float(middle), float(high))
         for low, middle, high in (np.percentile(band.double().numpy(), PERCENTILES) for band in values)
     )
+
+
+def load_or_save(path: Path, compute: Callable[[], Normalization]) -> Normalization:
+    """What the file holds; if it is not there, it is computed and written by one of the processes that wait for it."""
+    with _one_process_at_a_time(path.parent):
+        if not path.exists():
+            compute().save(path)
+    return Normalization.load(path)
+
+
+@contextmanager
+def _one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold an advisory lock on a folder where the system has such locks; it ends with the process at the latest."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folders: then each process computes for itself
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -46,7 +46,7 @@ def pair_files(
     paired: dict[str, Modality] = {}
     orphans: list[str] = []
     for name, location in aux.items():
-        folder, bands = _split(location)
+        folder, bands = split_location(location)
         files = _files_by_stem(name, folder)
         paired[name] = Modality(folder, bands, {stem: path for stem, path in files.items() if stem in hsi.files})
         if not paired[name].files:
@@ -65,27 +65,36 @@ def pair_files(
     return hsi, paired
 
 
-def _split(location: str | os.PathLike[str]) -> tuple[Path, tuple[int, ...] | None]:
+def split_location(location: str | os.PathLike[str]) -> tuple[Path, tuple[int, ...] | None]:
+    """The folder and the bands of "DIR", "DIR:0" or "DIR:0,2"; None for all bands."""
     match = _FOLDER_AND_BANDS.fullmatch(str(location))
     if match is None or Path(location).is_dir():
         return Path(location), None
     return Path(match["folder"]), tuple(int(band) for band in match["bands"].split(","))
 
 
-def _files_by_stem(modality: str, folder: Path) -> dict[str, Path]:
+def images_in(modality: str, folder: Path) -> list[tuple[str, Path]]:
+    """The image files of a folder with their stems, sorted by name; an ENVI pair is one.
+
+    Raises:
+        ValueError: there is no such folder, or no image in it.
+    """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"modality {modality!r}: the folder {folder} {what}")
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
+    images = [(stem, path) for path in files if (stem := _stem(path)) is not None]
+    if not images:
+        raise ValueError(f"modality {modality!r}: no image in {folder}; expected files ending in {' '.join(SUFFIXES)}")
+    return images
+
+
+def _files_by_stem(modality: str, folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        stem = None if path.name.startswith(".") or not path.is_file() else _stem(path)
-        if stem is None:
-            continue
+    for stem, path in images_in(modality, folder):
         if stem in files:
             raise ValueError(f"modality {modality!r}, subject {stem!r}: two files, {files[stem]} and {path}")
         files[stem] = path
-    if not files:
-        raise ValueError(f"modality {modality!r}: no image in {folder}; expected files ending in {' '.join(SUFFIXES)}")
     return files
 
 

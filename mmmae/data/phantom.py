@@ -77,9 +77,7 @@ class Phantom(Dataset[Sample]):
         if not -self.length <= index < self.length:
             raise IndexError(f"index {index}: the data set has {self.length} subjects")
         index %= self.length
-        chance = np.random.default_rng([self.seed, index, MISSING_STREAM]).random(len(MODALITIES))
-        here = {name for name, value in zip(MODALITIES, chance, strict=True) if value >= self.missing}
-        aux = [name for name in self.modalities if name in here]
+        aux = [name for name in self.modalities if name in images_of(self.seed, index, self.missing)]
         images = render(self.seed, index, self.image_size, self.wavelengths.tolist(), aux)
         normalized = {
             name: self.normalization.apply(name, torch.from_numpy(image)).masked_fill_(torch.from_numpy(~field), 0.0)
@@ -96,6 +94,12 @@ class Phantom(Dataset[Sample]):
 
     def _name(self, index: int) -> str:
         return f"phantom-{self.seed}-{index:05d}"
+
+
+def images_of(seed: int, index: int, missing: float) -> set[str]:
+    """The modalities that a subject has where each is missing with the probability `missing`."""
+    chance = np.random.default_rng([seed, index, MISSING_STREAM]).random(len(MODALITIES))
+    return {name for name, value in zip(MODALITIES, chance, strict=True) if value >= missing}
 
 
 @lru_cache(maxsize=8)

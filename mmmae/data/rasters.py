@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +11,50 @@ import numpy as np
 import numpy.typing as npt
 
 from .wavelengths import parse_wavelength, to_nanometres
+from .windows import Window
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 ENVI_DATA_SUFFIXES = (".img", ".dat", ".bsq", ".bil", ".bip", ".raw")
 
 
-def read_raster(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None, npt.NDArray[np.bool_]]:
-    """Read every band of a raster, with the scale and offset that it declares applied.
+def read_raster(
+    path: Path, window: Window | None = None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None, npt.NDArray[np.bool_]]:
+    """Read every band of a raster, or a window of it, with the scale and offset that it declares applied.
 
     Returns:
         values `[T, H, W]` in a real type, wavelengths in nm `[T]` or None, nodata `[T, H, W]`: pixels that equal the
         declared nodata value or that the file's mask hides. An alpha band is a band, not a mask: writers tag the fourth
         band of any 8-bit file so.
     """
-    import rasterio
     from rasterio.enums import MaskFlags
+    from rasterio.windows import Window as RasterWindow
+
+    with _open(path) as source:
+        place = None
+        if window is not None:
+            window.check_within(source.height, source.width)
+            place = RasterWindow(window.column, window.row, window.width, window.height)
+        values = source.read(window=place)
+        nodata = np.zeros(values.shape, dtype=bool)
+        for band, flags in enumerate(source.mask_flag_enums):
+            if MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags:
+                nodata[band] = source.read_masks(band + 1, window=place) == 0
+        scales, offsets = np.array(source.scales), np.array(source.offsets)
+        if (scales != 1).any() or (offsets != 0).any():
+            values = values * scales[:, None, None] + offsets[:, None, None]
+        return values, _wavelengths(source), nodata
+
+
+def raster_layout(path: Path) -> tuple[tuple[int, int, int], npt.NDArray[np.float32] | None]:
+    """The sizes (T, H, W) and the wavelengths of a raster, without reading its values."""
+    with _open(path) as source:
+        return (source.count, source.height, source.width), _wavelengths(source)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
     tiff = path.suffix.lower() in TIFF_SUFFIXES
@@ -36,15 +67,7 @@ def read_raster(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] |
                 raise ValueError(f"the values are {source.dtypes[0]}; expected real numbers")
             if not tiff:
                 _check_envi_complete(source.tags(ns="ENVI"), np.dtype(source.dtypes[0]).itemsize, data)
-            values = source.read()
-            nodata = np.zeros(values.shape, dtype=bool)
-            for band, flags in enumerate(source.mask_flag_enums):
-                if MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags:
-                    nodata[band] = source.read_masks(band + 1) == 0
-            scales, offsets = np.array(source.scales), np.array(source.offsets)
-            if (scales != 1).any() or (offsets != 0).any():
-                values = values * scales[:, None, None] + offsets[:, None, None]
-            return values, _wavelengths(source), nodata
+            yield source
 
 
 def envi_header(path: Path) -> Path | None:
@@ -83,6 +106,9 @@ def _check_envi_complete(header: dict[str, str], itemsize: int, data: Path) -> N
         raise ValueError(f"the ENVI header lacks {', '.join(key.replace('_', ' ') for key in missing)}")
     if header.get("file_compression", "0") not in ("", "0"):
         raise ValueError("compressed ENVI files are not supported")
+    listed = [part for part in header.get("wavelength", "").strip("{} ").split(",") if part.strip()]
+    if listed and len(listed) != int(header["bands"]):
+        raise ValueError(f"the ENVI header lists {len(listed)} wavelengths for {header['bands']} bands")
     pixels = int(header["samples"]) * int(header["lines"]) * int(header["bands"])
     expected = int(header.get("header_offset") or 0) + pixels * itemsize
     if data.stat().st_size < expected:

@@ -59,6 +59,21 @@ def render(
     return images
 
 
+def labels(seed: int, index: int, size: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], str]:
+    """What is where in the eye that `render` draws.
+
+    Returns:
+        `[H, W]`: 0 background, 1 vessel, 2 optic disc (vessels on it count as disc), 255 outside the field of view;
+        and "left" or "right": the eye, which is the side of the fovea that the disc lies on.
+    """
+    eye = _Eye(np.random.default_rng([seed, index, 0]), size)
+    classes = np.zeros(size, dtype=np.uint8)
+    classes[np.maximum(eye.artery, eye.vein) >= 0.25] = 1
+    classes[eye.disc >= 0.5] = 2
+    classes[~eye.field(0.0, 0.0)] = 255
+    return classes, "right" if eye.side > 0 else "left"
+
+
 def _take(rng: np.random.Generator, eye: "_Eye", image: Array, blur: float, strength: float) -> tuple[Array, Mask]:
     """What another device sees of `image` `[H, W]`: blurred, moved by up to 1.5 % of the side, noisy."""
     dx, dy = rng.uniform(-0.03, 0.03, 2)
@@ -77,7 +92,7 @@ class _Eye:
         self.x = ((np.arange(width, dtype=np.float32) - (width - 1) / 2) / self.scale)[None, :]
         self.y = ((np.arange(height, dtype=np.float32) - (height - 1) / 2) / self.scale)[:, None]
 
-        side = rng.choice([-1.0, 1.0])
+        self.side = side = rng.choice([-1.0, 1.0])
         self.centre, self.radius = rng.normal(0, 0.015, 2), rng.uniform(0.92, 0.97)
         self.cropped = rng.uniform(0.8, 0.9) if rng.random() < 0.3 else 1.0
         fovea = np.array([-0.14 * side, 0.02]) + rng.normal(0, 0.03, 2)

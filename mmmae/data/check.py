@@ -1,0 +1,275 @@
+"""Damage in the files of subjects: what reading each of them once shows, without stopping at the first."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import torch
+
+from .bands import select_bands
+from .cube import Cube, read_cube, read_layout
+from .pairing import images_in, split_location
+from .stored import StoredSubjects, Track
+from .windows import Window
+
+VALUES_AT_ONCE = 2**24
+
+
+class Kind(str, Enum):
+    """What can be found; the last two are information, the others damage."""
+
+    UNREADABLE = "unreadable"  # or truncated, or not what its suffix says
+    EMPTY = "empty"  # no byte or no value
+    NOT_FINITE = "not-finite"  # NaN or infinite values that it does not declare as nodata
+    NODATA = "nodata"  # nothing but nodata
+    NODATA_BAND = "nodata-band"  # nothing but nodata in a band that other files have
+    CONSTANT = "constant"  # one value throughout the file, or throughout a band
+    BANDS = "bands"  # another number of bands than the others, or a band that was asked for is missing
+    WAVELENGTHS = "wavelengths"  # other wavelengths than the others
+    MISALIGNED = "misaligned"  # an auxiliary image of another aspect ratio than its cube
+    DUPLICATE = "duplicate"  # the values of another subject
+    SAME_STEM = "same-stem"  # a second file of a subject
+    ORPHAN = "orphan"  # an auxiliary image without a cube
+    UNUSED_BAND = "unused-band"  # a band that is nodata in every file
+    NO_AUXILIARY = "no-auxiliary"  # a cube without any auxiliary image
+
+    @property
+    def is_damage(self) -> bool:
+        return self not in (Kind.UNUSED_BAND, Kind.NO_AUXILIARY)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found; `subject` is empty where it is about a folder."""
+
+    kind: Kind
+    modality: str
+    subject: str
+    path: Path
+    reason: str
+
+
+@dataclass
+class _Examined:
+    """A file, and what of it is compared with others."""
+
+    modality: str
+    subject: str
+    path: Path
+    bands: Sequence[int] | None
+    findings: list[Finding] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    band_count: int | None = None
+    wavelengths: tuple[float, ...] | None = None
+    nodata_bands: frozenset[int] | None = None  # None where it does not count
+    digest: bytes | None = None
+
+    def find(self, kind: Kind, reason: str) -> None:
+        self.findings.append(Finding(kind, self.modality, self.subject, self.path, reason))
+
+    def without_path(self, error: Exception) -> str:
+        return str(error).removeprefix(f"{self.path}: ")
+
+
+def check_files(
+    hsi_dir: str | os.PathLike[str],
+    aux: Mapping[str, str | os.PathLike[str]] | None = None,
+    *,
+    tolerance: float = 10.0,
+    track: Track = iter,
+) -> tuple[int, list[Finding]]:
+    """Read every cube and auxiliary image once.
+
+    Args:
+        hsi_dir, aux: as in `PairedFolder`. Modalities of one folder are examined together, as "VV, VH".
+        tolerance: nm by which wavelengths may differ.
+        track: wraps the numbers of the files, to show progress.
+
+    Returns:
+        How many files there are, and what was found, in the order of modalities and files.
+
+    Raises:
+        ValueError: a folder does not exist or has no image.
+    """
+    files = [_Examined("hsi", stem, path, None) for stem, path in images_in("hsi", Path(hsi_dir))]
+    for modality, folder, bands in _folders(aux or {}):
+        files += [_Examined(modality, stem, path, bands) for stem, path in images_in(modality, folder)]
+    for number in track(range(len(files))):
+        _examine(files[number])
+    by_modality: dict[str, list[_Examined]] = defaultdict(list)
+    for file in files:
+        by_modality[file.modality].append(file)
+    general = [finding for group in by_modality.values() for finding in _compare(group, tolerance)]
+    cubes = {file.subject: file for file in reversed(by_modality["hsi"])}
+    for file in files:
+        if file.modality != "hsi":
+            _pair(file, cubes.get(file.subject))
+    if len(by_modality) > 1:
+        paired = {file.subject for file in files if file.modality != "hsi"}
+        for subject, cube in cubes.items():
+            if subject not in paired:
+                cube.find(Kind.NO_AUXILIARY, "no auxiliary image has this stem")
+    return len(files), [*(finding for file in files for finding in file.findings), *general]
+
+
+def check_stored(subjects: StoredSubjects, *, track: Track = iter) -> list[Finding]:
+    """Read every subject of a cache or of shards once, and find those that are not what was written."""
+    findings = []
+    for number in track(range(len(subjects))):
+        try:
+            subjects[number]
+        except (ValueError, OSError) as error:
+            findings.append(Finding(Kind.UNREADABLE, "", subjects.names[number], subjects.folder, str(error)))
+    return findings
+
+
+def _folders(aux: Mapping[str, str | os.PathLike[str]]) -> Iterator[tuple[str, Path, Sequence[int] | None]]:
+    """Each auxiliary folder once, with its modalities' names and all bands that they take; None for every band."""
+    places = {modality: split_location(location) for modality, location in aux.items()}
+    for folder in dict.fromkeys(folder for folder, _ in places.values()):
+        names = [name for name, place in places.items() if place[0] == folder]
+        chosen = [places[name][1] for name in names]
+        bands = None if None in chosen else sorted({band for some in chosen for band in some or ()})
+        yield ", ".join(names), folder, bands
+
+
+def _examine(file: _Examined) -> None:
+    """Read a file in strips, and find what shows without others."""
+    try:
+        layout = None if file.path.stat().st_size == 0 else read_layout(file.path)
+    except (ValueError, OSError) as error:
+        file.find(Kind.UNREADABLE, file.without_path(error))
+        return
+    if layout is None or 0 in layout.shape:
+        file.find(Kind.EMPTY, "has no values")
+        return
+    values = _Values()
+    for window in _strips(layout.shape):
+        cube = _read(file, window)
+        if cube is None:
+            return
+        file.size = layout.shape[1:]
+        try:
+            cube = cube if file.bands is None else select_bands(cube, bands=file.bands)
+        except ValueError as error:
+            file.find(Kind.BANDS, str(error))
+            return
+        file.band_count = len(cube.values)
+        file.wavelengths = None if cube.wavelengths is None else tuple(cube.wavelengths.tolist())
+        values.add(cube)
+    if not any(finding.kind is Kind.NOT_FINITE for finding in file.findings):  # NaN would look like nodata
+        _judge(file, values)
+
+
+def _strips(shape: tuple[int, int, int]) -> Iterator[Window | None]:
+    """Windows of whole rows, so that no more than `VALUES_AT_ONCE` values are in memory; None for a whole image."""
+    bands, height, width = shape
+    rows = max(VALUES_AT_ONCE // (bands * width), 1)
+    if rows >= height:
+        yield None
+        return
+    for row in range(0, height, rows):
+        yield Window(row, 0, min(rows, height - row), width)
+
+
+def _read(file: _Examined, window: Window | None) -> Cube | None:
+    try:
+        return read_cube(file.path, window=window)
+    except (ValueError, OSError) as error:
+        try:
+            cube = read_cube(file.path, window=window, check_finite=False)
+        except (ValueError, OSError):
+            file.find(Kind.UNREADABLE, file.without_path(error))
+            return None
+        if not file.findings:
+            file.find(Kind.NOT_FINITE, file.without_path(error))
+        return cube
+
+
+class _Values:
+    """What the strips of a file have in common; `[T]` each."""
+
+    def __init__(self) -> None:
+        self.low, self.high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
+        self.empty = torch.tensor(True)
+        self.digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, cube: Cube) -> None:
+        self.low = self.low.minimum(cube.values.masked_fill(cube.nodata, torch.inf).flatten(1).amin(1))
+        self.high = self.high.maximum(cube.values.masked_fill(cube.nodata, -torch.inf).flatten(1).amax(1))
+        self.empty = self.empty & cube.nodata.flatten(1).all(1)
+        self.digest.update(repr(tuple(cube.values.shape)).encode())
+        for tensor in (cube.values, cube.nodata):
+            self.digest.update(tensor.contiguous().numpy().data)
+
+
+def _judge(file: _Examined, values: _Values) -> None:
+    if values.empty.all():
+        file.find(Kind.NODATA, "has nothing but nodata")
+        return
+    file.nodata_bands = frozenset(values.empty.nonzero()[:, 0].tolist())
+    constant = values.low == values.high
+    if (constant | values.empty).all():
+        listing = ", ".join(f"{value:g}" for value in values.low[constant].tolist()[:8])
+        file.find(Kind.CONSTANT, f"one value throughout each band: {listing}")
+        return
+    if constant.any():
+        file.find(Kind.CONSTANT, f"one value throughout {_bands(constant.nonzero()[:, 0].tolist())}")
+    file.digest = values.digest.digest()
+
+
+def _compare(files: Sequence[_Examined], tolerance: float) -> Iterator[Finding]:
+    """Find what shows among the files of one modality; gives what is about none of them."""
+    stems: dict[str, Path] = {}
+    digests: dict[bytes, _Examined] = {}
+    for file in files:
+        if file.path != stems.setdefault(file.subject, file.path):
+            file.find(Kind.SAME_STEM, f"the subject has {stems[file.subject]} already")
+        if file.digest is not None:
+            first = digests.setdefault(file.digest, file)
+            if first.subject != file.subject:
+                file.find(Kind.DUPLICATE, f"has the values of {first.path}")
+    counts = Counter(file.band_count for file in files if file.band_count is not None)
+    usual = counts.most_common(1)[0][0] if counts else 0
+    alike = [file for file in files if file.band_count == usual]
+    for file in files:
+        if file.band_count not in (None, usual):
+            file.find(
+                Kind.BANDS, f"has {file.band_count} bands, {counts[usual]} of {sum(counts.values())} have {usual}"
+            )
+    known = Counter(file.wavelengths for file in alike if file.wavelengths is not None)
+    reference = torch.tensor(known.most_common(1)[0][0] if known else ())
+    for file in alike:
+        if file.wavelengths is not None:
+            difference = float((torch.tensor(file.wavelengths) - reference).abs().max())
+            if difference > tolerance:
+                file.find(Kind.WAVELENGTHS, f"differs from the usual wavelengths by up to {difference:g} nm")
+    counted = [(file, file.nodata_bands) for file in alike if file.nodata_bands is not None]
+    unused = frozenset.intersection(*(bands for _, bands in counted)) if counted else frozenset()
+    for file, bands in counted:
+        if bands - unused:
+            file.find(Kind.NODATA_BAND, f"nothing but nodata in {_bands(bands - unused)}")
+    if unused:
+        first = files[0]
+        reason = f"nothing but nodata in {_bands(unused)} of every file: left out when cubes are read"
+        yield Finding(Kind.UNUSED_BAND, first.modality, "", first.path.parent, reason)
+
+
+def _pair(file: _Examined, cube: _Examined | None) -> None:
+    """Find what shows between an auxiliary image and its cube."""
+    if cube is None:
+        file.find(Kind.ORPHAN, "no cube has this stem")
+    elif file.size is not None and cube.size is not None:
+        (height, width), (rows, columns) = cube.size, file.size
+        if abs(rows - columns * height / width) > 1 and abs(columns - rows * width / height) > 1:
+            reason = f"is {rows} x {columns}, its cube {height} x {width}: the aspect ratios differ"
+            file.find(Kind.MISALIGNED, reason)
+
+
+def _bands(numbers: Iterable[int]) -> str:
+    listing = sorted(numbers)
+    return f"band{'s' if len(listing) > 1 else ''} {', '.join(map(str, listing))}"

@@ -1,0 +1,206 @@
+"""`mmmae data check` finds every kind of damage in a folder, and no other."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmmae.cli import main
+from mmmae.data import PairedFolder, check, write_cache, write_phantom
+from mmmae.data.check import Kind, check_files
+
+NM = np.arange(450, 750, 100.0)
+
+
+@pytest.fixture
+def tree(tmp_path, write_raster):
+    """Six whole subjects s0 to s5 of 3 bands 16 x 20, with images of half the size."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "hsi").mkdir()
+    (tmp_path / "ir").mkdir()
+    for index in range(6):
+        write(write_raster, tmp_path / "hsi" / f"s{index}.tif", rng.normal(100, 10, (3, 16, 20)))
+        np.save(tmp_path / "ir" / f"s{index}.npy", rng.normal(5, 2, (8, 10)).astype(np.float32))
+    return tmp_path
+
+
+def write(write_raster, path, values, nm=NM):
+    return write_raster(path, values.astype(np.float32), nodata=-1, descriptions=[f"{value} nm" for value in nm])
+
+
+def found(tree, **aux):
+    _, findings = check_files(tree / "hsi", aux or {"ir": tree / "ir"})
+    return sorted((finding.kind.value, finding.path.name) for finding in findings)
+
+
+def test_whole_files_give_no_finding(tree):
+    assert check_files(tree / "hsi", {"ir": tree / "ir"}) == (12, [])
+
+
+def damage_everything(tree, write_raster):
+    """Twelve kinds, one file each."""
+    hsi, rng = tree / "hsi", np.random.default_rng(1)
+
+    def cube(name, bands=3, nm=NM):
+        return write(write_raster, hsi / name, rng.normal(100, 10, (bands, 16, 20)), nm)
+
+    for name in ("truncated", "nan", "nodata", "band", "constant", "bands", "wavelengths"):
+        np.save(tree / "ir" / f"{name}.npy", rng.normal(size=(8, 10)))
+    path = cube("truncated.tif")
+    path.write_bytes(path.read_bytes()[:-500])
+    (tree / "ir" / "s0.npy").write_bytes(b"")
+    broken = rng.normal(100, 10, (3, 16, 20))
+    broken[1, 2, 3] = np.nan
+    write(write_raster, hsi / "nan.tif", broken)
+    write(write_raster, hsi / "nodata.tif", np.full((3, 16, 20), -1))
+    broken = rng.normal(100, 10, (3, 16, 20))
+    broken[1] = -1
+    write(write_raster, hsi / "band.tif", broken)
+    broken = rng.normal(100, 10, (3, 16, 20))
+    broken[2] = 7
+    write(write_raster, hsi / "constant.tif", broken)
+    cube("bands.tif", 4, [*NM, 800])
+    cube("wavelengths.tif", nm=NM + 40)
+    np.save(tree / "ir" / "s1.npy", rng.normal(size=(10, 8)))  # rows and columns exchanged
+    (tree / "ir" / "s3.npy").write_bytes((tree / "ir" / "s2.npy").read_bytes())
+    np.save(tree / "ir" / "orphan.npy", rng.normal(size=(8, 10)))
+    np.savez(tree / "ir" / "s4.npz", rng.normal(size=(8, 10)))
+    return [
+        ("band.tif", "nodata-band"),
+        ("bands.tif", "bands"),
+        ("constant.tif", "constant"),
+        ("nan.tif", "not-finite"),
+        ("nodata.tif", "nodata"),
+        ("orphan.npy", "orphan"),
+        ("s0.npy", "empty"),
+        ("s1.npy", "misaligned"),
+        ("s3.npy", "duplicate"),
+        ("s4.npz", "same-stem"),
+        ("truncated.tif", "unreadable"),
+        ("wavelengths.tif", "wavelengths"),
+    ]
+
+
+def test_twelve_kinds_of_damage_are_found_and_no_other(tree, write_raster):
+    expected = damage_everything(tree, write_raster)
+    assert found(tree) == sorted((kind, name) for name, kind in expected)
+    assert {kind for _, kind in expected} == {kind.value for kind in Kind if kind.is_damage}
+
+
+def test_the_command_lists_them_and_fails(tree, write_raster, capsys):
+    expected = damage_everything(tree, write_raster)
+    assert main(["data", "check", str(tree), "--json"]) == 1
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert sorted((row["path"].rsplit("/", 1)[1], row["kind"]) for row in report["findings"]) == expected
+    assert all(row["damage"] and row["subject"] and row["reason"] for row in report["findings"])
+    assert "read 28/28" in printed.err
+    assert main(["data", "check", str(tree / "ir")]) == 1  # as a folder of cubes
+    capsys.readouterr()
+    assert main(["data", "check", "--hsi", str(tree / "hsi"), "--aux", f"ir={tree / 'ir'}"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "read 28: 12 findings of 12 kinds of damage"
+    assert len(lines) == 13
+    assert sum("nan.tif: " in line and "1 in band 1" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("kind", ["hsi", "ir"])
+def test_each_file_is_damaged_in_either_folder(tree, kind):
+    """An empty file, a constant one, and one that is none."""
+    np.save(tree / kind / "s0.npy", np.full((3, 16, 20), 4.0))
+    (tree / kind / "s2.npy").write_bytes(b"")
+    (tree / kind / "s3.npy").write_bytes(b"no array")
+    if kind == "hsi":
+        for index in (0, 2, 3):
+            (tree / kind / f"s{index}.tif").unlink()
+    else:
+        np.save(tree / kind / "s0.npy", np.full((8, 10), 4.0))
+    assert found(tree) == [("constant", "s0.npy"), ("empty", "s2.npy"), ("unreadable", "s3.npy")]
+
+
+def test_a_band_that_no_file_has_and_a_cube_alone_are_information(tree, write_raster, capsys):
+    rng = np.random.default_rng(1)
+    for index in range(6):
+        values = rng.normal(100, 10, (3, 16, 20))
+        values[1] = -1
+        write(write_raster, tree / "hsi" / f"s{index}.tif", values)
+    (tree / "ir" / "s5.npy").unlink()
+    assert found(tree) == [("no-auxiliary", "s5.tif"), ("unused-band", "hsi")]
+    assert main(["data", "check", str(tree)]) == 0
+    assert "read 11: no damage" in capsys.readouterr().out
+
+
+def test_a_damaged_first_file_is_found_and_not_all_the_others(tree, write_raster):
+    write(write_raster, tree / "hsi" / "s0.tif", np.random.default_rng(1).normal(size=(2, 16, 20)), NM[:2])
+    assert found(tree) == [("bands", "s0.tif")]
+    write(write_raster, tree / "hsi" / "s0.tif", np.random.default_rng(1).normal(size=(3, 16, 20)), NM + 99)
+    assert found(tree) == [("wavelengths", "s0.tif")]
+
+
+def test_modalities_of_one_folder_are_read_once(tree, write_raster):
+    (tree / "radar").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        values = rng.normal(size=(3, 8, 10))
+        values[2] = 0  # which no modality takes
+        np.save(tree / "radar" / f"s{index}.npy", values if index else values[:1])
+    count, findings = check_files(tree / "hsi", {"vv": f"{tree}/radar:0", "vh": f"{tree}/radar:1"})
+    assert count == 12
+    (finding,) = findings
+    assert (finding.kind, finding.modality, finding.path.name) == (Kind.BANDS, "vv, vh", "s0.npy")
+    assert "no band 1" in finding.reason
+
+
+@pytest.mark.parametrize(("size", "kinds"), [((9, 10), []), ((8, 11), []), ((10, 10), ["misaligned"])])
+def test_an_aspect_ratio_may_differ_by_rounding(tree, size, kinds):
+    np.save(tree / "ir" / "s1.npy", np.random.default_rng(1).normal(size=size))
+    assert [kind for kind, _ in found(tree)] == kinds
+
+
+def test_large_files_are_read_in_strips(tree, write_raster, monkeypatch):
+    expected = damage_everything(tree, write_raster)
+    monkeypatch.setattr(check, "VALUES_AT_ONCE", 3 * 20 * 3)  # three rows of the cubes
+    sizes = []
+    read = check.read_cube
+    monkeypatch.setattr(
+        check, "read_cube", lambda path, **options: (cube := read(path, **options), sizes.append(cube))[0]
+    )
+    assert found(tree) == sorted((kind, name) for name, kind in expected)
+    assert max(cube.values.numel() for cube in sizes) <= 3 * 20 * 3
+
+
+def test_a_folder_that_is_not_there_is_bad_usage(tree, capsys):
+    for arguments, message in (
+        ([str(tree / "none")], "none does not exist"),
+        ([], "expected one of DIR, --hsi, --cache and --shards"),
+        ([str(tree), "--hsi", str(tree / "hsi")], "expected one of DIR, --hsi, --cache and --shards"),
+        ([str(tree), "--aux", f"ir={tree / 'ir'}"], "--aux needs --hsi"),
+        (["--hsi", str(tree / "hsi"), "--aux", f"ir={tree / 'none'}"], "does not exist"),
+    ):
+        assert main(["data", "check", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_damaged_cache_is_listed(tmp_path, capsys):
+    write_phantom(tmp_path / "files", subjects=3, image_size=16)
+    folder = write_cache(PairedFolder(tmp_path / "files" / "hsi"), tmp_path / "cache")
+    assert main(["data", "check", "--cache", str(folder)]) == 0
+    path = folder / "0000" / "0000001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert main(["data", "check", "--cache", str(folder), "--json"]) == 1
+    (row,) = json.loads(capsys.readouterr().out)["findings"]
+    assert row["kind"] == "unreadable"
+    assert "0000001.safetensors: is damaged" in row["reason"]
+
+
+def test_the_phantom_gives_no_finding(tmp_path):
+    write_phantom(tmp_path, subjects=4, image_size=32, missing=0.0)
+    assert check_files(tmp_path / "hsi", {name: tmp_path / name for name in ("ir", "af", "thickness")}) == (16, [])
+
+
+def test_the_real_scenes_give_no_finding(scenes):
+    aux = {"VV": f"{scenes}/S1RTC:0", "VH": f"{scenes}/S1RTC:1", "DEM": scenes / "DEM"}
+    assert check_files(scenes / "S2L2A", aux) == (15, [])

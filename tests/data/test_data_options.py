@@ -1,0 +1,114 @@
+"""The options that name data: each combination gives the data set it says, or one line that names the options."""
+
+import argparse
+
+import pytest
+
+from mmmae import MMMAEConfig
+from mmmae.cli import main
+from mmmae.cli.options import add_data_options, open_subjects, subjects_for, subjects_of
+from mmmae.data import CachedSubjects, PairedFolder, Phantom, ShardedSubjects, write_phantom
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files, a cache and shards of three subjects of 32 x 32."""
+    folder = tmp_path_factory.mktemp("options")
+    write_phantom(folder, subjects=3, image_size=32, missing=0.0)
+    for part in ("cache", "shard"):
+        files = ["--hsi", str(folder / "hsi"), "--aux", f"ir={folder / 'ir'}", "--aux", f"af={folder / 'af'}"]
+        assert main(["data", part, *files, "--out", str(folder / part)]) == 0
+    return folder
+
+
+def parse(folder, *arguments):
+    parser = argparse.ArgumentParser()
+    add_data_options(parser)
+    return parser.parse_args([argument.format(folder=folder) for argument in arguments])
+
+
+CONFIG = MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), aux={"ir": 1})
+
+
+def test_files_a_cache_and_shards_are_the_same_subjects(folder):
+    files = subjects_for(
+        parse(folder, "--hsi", "{folder}/hsi", "--aux", "ir={folder}/ir", "--aux", "af={folder}/af"), CONFIG
+    )
+    cached = subjects_for(parse(folder, "--cache", "{folder}/cache"), CONFIG)
+    sharded = subjects_for(parse(folder, "--shards", "{folder}/shard"), CONFIG)
+    assert [type(data) for data in (files, cached, sharded)] == [PairedFolder, CachedSubjects, ShardedSubjects]
+    for other in (cached, sharded):
+        assert other.names == files.names
+        assert other.modalities == files.modalities
+        assert other[1].hsi.equal(files[1].hsi)
+
+
+def test_without_files_subjects_are_generated(folder):
+    data = subjects_for(parse(folder, "--subjects", "5", "--missing", "0"), CONFIG)
+    assert isinstance(data, Phantom)
+    assert (len(data), data.modalities, data.image_size, data.missing) == (5, {"ir": 1}, (32, 32), 0.0)
+    pretraining = subjects_of(parse(folder, "--subjects", "5"), "tiny", {"image_size": 32}, seed=7)
+    assert (len(pretraining), pretraining.seed, len(pretraining.modalities)) == (5, 7, 3)
+
+
+def test_tiles_and_spectra_are_taken_as_asked_for(folder):
+    options = parse(folder, "--hsi", "{folder}/hsi", "--tile", "16", "--overlap", "8", "--resample", "500,600,700")
+    data = subjects_for(options, CONFIG)
+    assert len(data) == 27
+    assert data[0].hsi.shape == (1, 3, 32, 32)  # a tile at the encoder's size
+    assert data.wavelengths.tolist() == [500, 600, 700]
+
+
+def test_the_encoders_statistics_are_taken_unless_others_are_named(folder, tmp_path):
+    known = PairedFolder(folder / "hsi", bands=[0, 1, 2]).normalization
+    known.save(tmp_path / "known.json")
+    options = parse(folder, "--hsi", "{folder}/hsi", "--bands", "0,1,2")
+    assert subjects_for(options, CONFIG, normalization=tmp_path / "known.json").normalization == known
+    assert subjects_for(options, CONFIG, normalization=tmp_path / "none.json")._path is None
+    options.normalization = tmp_path / "own.json"
+    assert subjects_for(options, CONFIG, normalization=tmp_path / "known.json")._path == tmp_path / "own.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hsi", "{folder}/hsi", "--cache", "{folder}/cache"], "--hsi and --cache exclude each other"),
+        (["--cache", "{folder}/cache", "--shards", "{folder}/shard"], "--cache and --shards exclude each other"),
+        (
+            ["--cache", "{folder}/cache", "--aux", "ir={folder}/ir"],
+            "--aux needs --hsi, the folder of cubes, not --cache",
+        ),
+        (["--tile", "16"], "--tile needs --hsi"),
+        (["--shards", "{folder}/shard", "--resample", "500"], "--resample needs --hsi"),
+        (
+            ["--hsi", "{folder}/hsi", "--subjects", "3"],
+            "--subjects is for generated subjects, it can't stand with --hsi",
+        ),
+        (["--cache", "{folder}/cache", "--missing", "0"], "--missing is for generated subjects"),
+        (["--hsi", "{folder}/hsi", "--bands", "0", "--resample", "500"], "--bands and --resample exclude each other"),
+        (["--hsi", "{folder}/hsi", "--overlap", "4"], "--overlap needs --tile"),
+        (["--hsi", "{folder}/hsi", "--tile", "0"], "tile is 0"),
+        (["--cache", "{folder}/hsi"], "index.json: no such file"),
+        (["--cache", "{folder}/shard"], "has the format 'mmmae-shards-1'; expected 'mmmae-cache-1'"),
+        (["--missing", "2"], "missing 2"),
+    ],
+)
+def test_a_wrong_combination_names_the_options(folder, arguments, message):
+    with pytest.raises((ValueError, OSError), match=message.replace("(", r"\(")):
+        open_subjects(parse(folder, *arguments), 32)
+
+
+def test_a_cache_of_another_size_says_how_to_write_it(folder):
+    with pytest.raises(ValueError, match=r"cache holds cubes of 32 x 32, expected is 64 x 64: .*--image-size 64"):
+        open_subjects(parse(folder, "--cache", "{folder}/cache"), 64)
+
+
+def test_storing_says_what_it_holds(folder, tmp_path, capsys):
+    arguments = ["--hsi", str(folder / "hsi"), "--out", str(tmp_path / "shards"), "--image-size", "16"]
+    assert main(["data", "shard", *arguments, "--per-shard", "2"]) == 0
+    printed = capsys.readouterr()
+    assert "holds PairedFolder" in printed.out
+    assert "packed 3/3" in printed.err
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 2
+    assert main(["data", "shard", *arguments]) == 2
+    assert "is not empty" in capsys.readouterr().err
