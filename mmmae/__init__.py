@@ -2,10 +2,14 @@
 
 from .config import MMMAEConfig
 from .encoder import HSIEncoder, LinearClassifier
+from .export import export_encoder
 from .fast import FastModel, fast_model
+from .finetuned import load_finetuned
+from .heads import SegmentationModel
 from .inputs import Output
 from .profiling import profile
 from .reference import ReferenceModel, reference_model
+from .spectralgpt import import_spectralgpt
 from .tuning import tune_cpu
 
 __version__ = "0.1.0"
@@ -17,7 +21,11 @@ __all__ = [
     "MMMAEConfig",
     "Output",
     "ReferenceModel",
+    "SegmentationModel",
+    "export_encoder",
     "fast_model",
+    "import_spectralgpt",
+    "load_finetuned",
     "profile",
     "reference_model",
     "tune_cpu",

@@ -36,6 +36,8 @@ class MMMAEConfig:
         image_size: height and width in pixels that every image is registered to; a multiple of the patch.
         bands: spectral bands T of the HSI volume; a multiple of the spectral patch.
         in_channels: channels C of the HSI volume, 1 for reflectance cubes.
+        wavelengths: of the bands in nm, if known: positions along the spectrum then start from them, see
+            `mmmae.position.wavelength_embedding`, and can be carried over to bands of other wavelengths.
         patch: bands x rows x columns of one token.
         dim, depth, heads, mlp_ratio: width, blocks, attention heads and hidden ratio of the HSI encoder.
         aux: name -> channels of each auxiliary modality, in the order of their vectors.
@@ -62,6 +64,7 @@ class MMMAEConfig:
     image_size: int = 224
     bands: int = 12
     in_channels: int = 1
+    wavelengths: tuple[float, ...] | None = None
     patch: tuple[int, int, int] = (3, 16, 16)
     dim: int = 768
     depth: int = 16
@@ -104,6 +107,7 @@ class MMMAEConfig:
         object.__setattr__(self, "patch", tuple(patch))
         pt, ph, pw = self.patch
         self._expect("bands", self.bands % pt == 0, f"a multiple of the spectral patch {pt}")
+        self._check_wavelengths()
         self._expect(
             "image_size",
             self.image_size % math.lcm(ph, pw) == 0,
@@ -134,6 +138,20 @@ class MMMAEConfig:
         )
         for field in ("normalize_target", "symmetric", "activation_checkpointing"):
             self._expect(field, isinstance(getattr(self, field), bool), "true or false")
+
+    def _check_wavelengths(self) -> None:
+        if self.wavelengths is None:
+            return
+        try:
+            wavelengths = tuple(float(wavelength) for wavelength in self.wavelengths)
+        except (TypeError, ValueError):
+            wavelengths = ()
+        are_positive = bool(wavelengths) and all(0 < wavelength < math.inf for wavelength in wavelengths)
+        self._expect("wavelengths", are_positive, "finite numbers > 0 in nm, one a band")
+        if len(wavelengths) != self.bands:
+            given = f"{len(wavelengths)} numbers, {wavelengths[0]:g} to {wavelengths[-1]:g}"
+            raise ValueError(f"config: wavelengths is {given}, allowed is one in nm for each of bands = {self.bands}")
+        object.__setattr__(self, "wavelengths", wavelengths)
 
     def _check_aux(self) -> None:
         self._expect("aux", isinstance(self.aux, Mapping), "a mapping of name to channels")
@@ -211,7 +229,8 @@ class MMMAEConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types."""
-        return {**dataclasses.asdict(self), "patch": list(self.patch)}
+        wavelengths = None if self.wavelengths is None else list(self.wavelengths)
+        return {**dataclasses.asdict(self), "patch": list(self.patch), "wavelengths": wavelengths}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MMMAEConfig:

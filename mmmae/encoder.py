@@ -18,12 +18,12 @@ from .config import MMMAEConfig
 from .initialisation import initialise
 from .inputs import check_hsi
 from .layers import EPSILON, Block, PatchEmbed, Stream, norm, settled
-from .position import position_table, resize_positions
-from .pretrained import load_weights, save_weights
+from .position import position_table
+from .pretrained import Pretrained
 from .registration import register
 
 
-class Backbone(nn.Module):
+class Backbone(Pretrained):
     """Parameters and steps that the encoder and the masked autoencoder have in common."""
 
     def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
@@ -62,7 +62,7 @@ class HSIEncoder(Backbone):
 
     def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
         super().__init__(config, kernels, attention)
-        initialise(self)
+        initialise(self, config)
 
     def forward(self, hsi: Tensor) -> Tensor:
         """Encode `[B, C, T, H, W]`, of any H and W, to tokens `[B, N, D]`, row-major over (t, h, w).
@@ -111,37 +111,16 @@ class HSIEncoder(Backbone):
             _, encoded = norm(self.norm, stream)
         return encoded, [maps[index % depth] for index in indices]
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, each to a temporary name first and then renamed."""
-        save_weights(directory, self.config, self.state_dict())
-
     @classmethod
-    def from_pretrained(
-        cls, directory: str | Path, *, kernels: str = "auto", attention: str = "auto", **overrides: Any
-    ) -> HSIEncoder:
-        """Read an encoder that `save_pretrained` wrote.
-
-        Args:
-            directory: holds `config.json` and `model.safetensors`.
-            kernels, attention: see `mmmae.fast_model`.
-            overrides: config fields to change: `image_size` and `bands` resize the position embeddings.
-
-        Raises:
-            FileNotFoundError: a file is not there.
-            ValueError: a file is broken, or the weights do not fit the config.
-        """
-        saved, weights = load_weights(directory)
-        config = saved.replace(**overrides)
+    def _own_part(
+        cls, directory: Path, config: MMMAEConfig, weights: dict[str, Tensor]
+    ) -> tuple[MMMAEConfig, dict[str, Tensor]]:
+        if "mask_token" not in weights:
+            return config, weights
+        config = config.replace(aux={})  # a whole model's: as `FastModel.hsi_encoder` does
         with torch.device("meta"):
-            encoder = cls(config, kernels, attention)
-        try:
-            weights.update(resize_positions(weights, saved, config))
-            encoder.load_state_dict(weights, strict=True, assign=True)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{directory}: the weights do not fit the config: {error}") from error
-        for parameter in encoder.parameters():
-            parameter.requires_grad_()
-        return encoder
+            names = cls(config).state_dict().keys()
+        return config, {name: weight for name, weight in weights.items() if name in names}
 
 
 class LinearClassifier(nn.Module):

@@ -6,7 +6,8 @@ holds attention scores, concatenated inputs or targets of all tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class FastModel(Backbone):
         self.decoder_pred = nn.Linear(width, config.target_dim)
         if config.aux:
             self.contrastive_head = nn.Linear(dim, config.aux_dim)
-        initialise(self)
+        initialise(self, config)
 
     def forward(
         self,
@@ -161,6 +162,14 @@ class FastModel(Backbone):
         if is_distributed():
             loss = loss + 0.0 * self._sum_of_idle(vectors)
         return Output(loss, reconstruction, contrastive, prediction, latent, mask)
+
+    @classmethod
+    def _own_part(
+        cls, directory: Path, config: MMMAEConfig, weights: dict[str, Tensor]
+    ) -> tuple[MMMAEConfig, dict[str, Tensor]]:
+        if "mask_token" not in weights:
+            raise ValueError(f"{directory}: holds an encoder alone, which mmmae.HSIEncoder reads; expected is a model")
+        return config, weights
 
     def encode(self, volume: Tensor, ids: Tensor, vectors: Mapping[str, Tensor], guides: Tensor | None) -> Tensor:
         """Visible tokens `[B, K, D]` of the registered volume, guided by the vectors `[B, aux_dim]`.
@@ -230,14 +239,23 @@ class FastModel(Backbone):
         parameters = [parameter for module in idle for parameter in module.parameters()]
         return torch.stack([parameter.sum() for parameter in parameters]).sum() if parameters else self.mask_token.sum()
 
-    def hsi_encoder(self, *, image_size: int | None = None, bands: int | None = None) -> HSIEncoder:
+    def hsi_encoder(
+        self,
+        *,
+        image_size: int | None = None,
+        bands: int | None = None,
+        wavelengths: Sequence[float] | None = None,
+    ) -> HSIEncoder:
         """The HSI encoder alone, over all tokens.
 
-        It shares this model's parameters, apart from position embeddings resized for another `image_size` or `bands`.
-        Its config names no auxiliary images.
+        It shares this model's parameters, apart from position embeddings resized for another `image_size`, other
+        `bands`, or, if the model has them, other `wavelengths`. Its config names no auxiliary images.
+
+        Raises:
+            ValueError: the wavelengths are not one a band, or the model was made without.
         """
-        size, bands = image_size or self.config.image_size, bands or self.config.bands
-        config = self.config.replace(image_size=size, bands=bands, aux={})
+        changes = {"image_size": image_size, "bands": bands, "wavelengths": wavelengths}
+        config = self.config.replace(aux={}, **{name: value for name, value in changes.items() if value is not None})
         with torch.device("meta"):
             encoder = HSIEncoder(config, self.kernels, self.attention)
         adopt_parameters(encoder, self)

@@ -82,7 +82,7 @@ class ReferenceModel(nn.Module):
 
         if config.aux:
             self.contrastive_head = nn.Linear(dim, config.aux_dim)
-        initialise(self)
+        initialise(self, config)
 
     def forward(
         self,

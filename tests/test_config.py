@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from mmmae import MMMAEConfig
@@ -29,16 +30,19 @@ def test_with_nothing_masked_any_fraction_predicts_nothing():
 
 @pytest.mark.parametrize("name", ["base", "vit", "tiny"])
 def test_json_round_trip_gives_the_same_config(name):
-    fields = {"symmetric": True, "decode_fraction": 0.3, "activation_checkpointing": True}
+    wavelengths = tuple(450.0 + 50 * band for band in range(12))
+    fields = {"wavelengths": wavelengths, "symmetric": True, "decode_fraction": 0.3, "activation_checkpointing": True}
     config = MMMAEConfig.preset(name, aux={"vv": 1, "dem": 2}, patch=(4, 14, 14), **fields)
     text = config.to_json()
     assert MMMAEConfig.from_json(text) == config
     assert json.loads(text)["patch"] == [4, 14, 14]
+    assert json.loads(text)["wavelengths"] == list(wavelengths)
+    assert MMMAEConfig.from_json(text).wavelengths == wavelengths
 
 
 def test_a_config_written_before_a_field_existed_has_its_default():
     values = MMMAEConfig(mask_ratio=0.5).to_dict()
-    del values["decode_fraction"], values["activation_checkpointing"]
+    del values["decode_fraction"], values["activation_checkpointing"], values["wavelengths"]
     assert MMMAEConfig.from_json(json.dumps(values)) == MMMAEConfig(mask_ratio=0.5)
 
 
@@ -74,6 +78,15 @@ def test_a_config_written_before_a_field_existed_has_its_default():
             {"decode_fraction": 0.0005},
             "decode_fraction is 0.0005, allowed is large enough to predict one of 588 masked tokens",
         ),
+        ({"wavelengths": 500.0}, "wavelengths is 500.0, allowed is finite numbers > 0 in nm, one a band"),
+        ({"wavelengths": "blue"}, "wavelengths is 'blue', allowed is finite numbers > 0"),
+        ({"bands": 3, "wavelengths": [450, -1, 650]}, "wavelengths is [450, -1, 650], allowed is finite numbers > 0"),
+        ({"bands": 3, "wavelengths": [450, 550, float("inf")]}, "wavelengths is [450, 550, inf], allowed is finite"),
+        ({"bands": 3, "wavelengths": [450, 550, float("nan")]}, "wavelengths is [450, 550, nan], allowed is finite"),
+        (
+            {"wavelengths": [450, 550, 650]},
+            "wavelengths is 3 numbers, 450 to 650, allowed is one in nm for each of bands = 12",
+        ),
         ({"activation_checkpointing": 1}, "activation_checkpointing is 1, allowed is true or false"),
         ({"target": "voxels"}, "target is 'voxels', allowed is 'embedding' or 'pixels'"),
         ({"temperature": 0}, "temperature is 0, allowed is a number > 0"),
@@ -97,6 +110,20 @@ def test_an_unknown_preset_lists_the_known():
 def test_broken_json_is_a_value_error(text):
     with pytest.raises(ValueError, match="config: "):
         MMMAEConfig.from_json(text)
+
+
+def test_wavelengths_are_kept_as_plain_numbers():
+    config = MMMAEConfig(bands=3, wavelengths=np.array([450, 550, 650], dtype=np.float32))
+    assert config.wavelengths == (450.0, 550.0, 650.0)
+    assert MMMAEConfig.from_json(config.to_json()) == config
+
+
+def test_other_bands_ask_for_their_wavelengths():
+    config = MMMAEConfig(bands=3, wavelengths=(450, 550, 650))
+    with pytest.raises(ValueError, match=r"wavelengths is 3 numbers, .* bands = 6"):
+        config.replace(bands=6)
+    assert config.replace(bands=6, wavelengths=None).bands == 6
+    assert config.replace(mask_ratio=0.5).wavelengths == config.wavelengths
 
 
 def test_a_config_does_not_change_with_the_mapping_it_was_made_from():
