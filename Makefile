@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*.$(ending) kernels/mmmae_kernels/*/*.$(ending)))
 
 .DELETE_ON_ERROR:
-.PHONY: test aot verify-gpu bench bench-full lint types sanitize clean help
+.PHONY: test aot verify-gpu soak bench bench-full lint types sanitize clean help
 
 # Triton decides at import whether it interprets or compiles, so that the kernels are tested in two processes.
 test: $(VENV)/.native aot ## run the tests (ARGS="-k patch" and the like are passed to pytest)
@@ -22,6 +22,9 @@ aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and 
 
 verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulator, for each architecture and type (5 minutes)
 	$(BIN)/python -m pytest tests/kernels/test_emulated.py --all-targets -n auto $(ARGS)
+
+soak: $(VENV)/.native ## run the tests that take long: four processes, and a run killed twenty times (5 minutes)
+	$(BIN)/python -m pytest tests/soak --soak $(ARGS)
 
 bench: $(VENV)/.native ## run the benches: every op, and the model against the reference (6 minutes; ARGS=--quick: one)
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)

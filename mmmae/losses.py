@@ -32,6 +32,8 @@ def token_weights(config: MMMAEConfig, valid: Tensor, ids: Tensor) -> Tensor:
     return enough.gather(1, ids % (rows * columns))
 
 
+# Collectives stay out of compiled graphs: Inductor's code for these does not build.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def share_of_rank(weights: Tensor) -> Tensor:
     """The factor that makes the mean over ranks of their means over tokens the mean over all tokens.
 
@@ -111,7 +113,13 @@ def _cross_entropy(logits: Tensor, has: Tensor, all_has: Tensor) -> Tensor:
 
 def _of_all_ranks(local: Tensor) -> Tensor:
     """`[B, ...]` of each rank put together in rank order, with gradients back to each rank; equal B on all ranks."""
-    return _AllGather.apply(local) if is_distributed() else local  # type: ignore[no-untyped-call]
+    return _gather(local) if is_distributed() else local
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _gather(local: Tensor) -> Tensor:
+    gathered: Tensor = _AllGather.apply(local)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 class _AllGather(torch.autograd.Function):

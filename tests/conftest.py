@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 
@@ -9,3 +11,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-targets", action="store_true", help="execute compiled kernels for every architecture and in every type"
     )
+    parser.addoption("--soak", action="store_true", help="run the tests that take minutes too, tests/soak")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name == "soak" and not config.getoption("--soak") else None

@@ -5,10 +5,37 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import PRESETS, MMMAEConfig
-from .options import Commands, add_data_options, band_numbers, config_fields, subjects_of
+from .options import Commands, add_data_options, band_numbers, config_fields, names_data, subjects_of
+
+if TYPE_CHECKING:
+    from ..recipes.sampling import Subjects
+
+SETTINGS = {
+    "steps": "optimiser steps",
+    "batch": "samples a forward pass of one process takes",
+    "accumulate": "forward passes that make one step",
+    "learning_rate": "peak of the learning rate",
+    "warmup": "steps of linear warm-up; default: a tenth of the steps",
+    "weight_decay": "of AdamW",
+    "clip": "largest norm of the gradient",
+    "ema": "decay of the moving average of the weights that is saved in the end; 0: none",
+    "precision": "32, bf16, or 16 with a loss scaler",
+    "crop": "smallest share of an image that a random crop keeps; 1: no crops",
+    "flip": "mirror and transpose subjects at random",
+    "validation": "subjects held out to measure the loss on",
+    "patience": "validations without a lower loss that end the run; 0: never",
+    "seed": "of weights, orders, masks, crops and flips",
+    "workers": "processes that read data",
+    "checkpoint_every": "steps between checkpoints",
+    "report_every": "steps between measurements of features and contrast",
+    "pictures_every": "steps between pictures; 0: one at the end",
+    "device": "auto, cpu, cuda",
+    "strategy": "of several processes: ddp, or fsdp to share the weights among them",
+    "compile": "hand the model to torch.compile",
+}
 
 
 def add(commands: Commands) -> None:
@@ -23,42 +50,36 @@ def add(commands: Commands) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--preset", choices=list(PRESETS), help="default: tiny without --hsi, base with it")
     model.add_argument("--target", choices=("embedding", "pixels"), help="what the decoder predicts")
+    model.add_argument(
+        "--wavelength-positions",
+        action="store_true",
+        help="spectral positions by the wavelengths of the files: other sensors can take the encoder over",
+    )
     model.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a config field")
     course = parser.add_argument_group("run")
     course.add_argument("--out", type=Path, default=Path("runs/pretrain"), metavar="DIR", help="default: runs/pretrain")
-    course.add_argument("--resume", metavar="FILE", help="checkpoint to go on from; auto: the last one in --out, if any")
+    course.add_argument(
+        "--resume", metavar="FILE", help="checkpoint to go on from; auto: the last one in --out, if any"
+    )
     course.add_argument("--rgb", type=band_numbers, metavar="R,G,B", help="bands that the picture shows as colours")
-    from_settings = {
-        "steps": "optimiser steps",
-        "batch": "samples a step and device",
-        "learning_rate": "peak of the learning rate",
-        "warmup": "steps of linear warm-up; default: a tenth of the steps",
-        "weight_decay": "of AdamW",
-        "clip": "largest norm of the gradient",
-        "seed": "of weights, orders and masks",
-        "workers": "processes that read data",
-        "checkpoint_every": "steps between checkpoints",
-    }
-    defaults = _setting_defaults()
-    for field, meaning in from_settings.items():
-        default = "" if field == "warmup" else f"; default: {defaults[field]}"
-        kind = type(defaults[field])
-        course.add_argument(
-            f"--{field.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(), help=meaning + default
-        )
-    course.add_argument("--device", help="auto (the default), cpu, cuda")
+    from ..recipes.settings import PretrainSettings
+
+    for field in dataclasses.fields(PretrainSettings):
+        _add_setting(course, field.name, field.default, SETTINGS[field.name])
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Train."""
-    from ..recipes.pretrain import find_checkpoint, pretrain, resumed_settings
+    from ..recipes.checkpoints import find_checkpoint, resumed_settings
+    from ..recipes.distributed import find_world
+    from ..recipes.pretrain import pretrain
     from ..recipes.settings import PretrainSettings
 
     fields = config_fields(options.set)
     if options.target is not None:
         fields["target"] = options.target
-    preset = options.preset or ("base" if options.hsi else "tiny")
+    preset = options.preset or ("base" if names_data(options) else "tiny")
     if options.rgb is not None and len(options.rgb) != 3:
         raise ValueError(f"--rgb has {len(options.rgb)} bands, expected are three")
     changes = {field: getattr(options, field) for field in _setting_defaults() if getattr(options, field) is not None}
@@ -69,10 +90,37 @@ def run(options: argparse.Namespace) -> None:
         changes = {**resumed_settings(checkpoint), **changes}
     settings = PretrainSettings(**changes)
     subjects = subjects_of(options, preset, fields, settings.seed)
+    if options.wavelength_positions:
+        fields["wavelengths"] = _wavelengths_of(subjects)
     config = MMMAEConfig.preset(preset, **{**fields, "bands": subjects.bands, "aux": dict(subjects.modalities)})
-    print(f"{subjects!r}\npreset {preset}, {settings.steps} steps of {settings.batch} subjects, into {options.out}")
+    world = find_world()
+    if world.rank == 0:
+        of_ranks = f" on each of {world.ranks} processes" if world.ranks > 1 else ""
+        course = f"{settings.steps} steps of {settings.batch * settings.accumulate} subjects{of_ranks}"
+        print(f"{subjects!r}\npreset {preset}, {course}, into {options.out}")
     pretrain(config, subjects, options.out, settings, resume=options.resume, rgb=options.rgb)
-    print(f"wrote {options.out / 'encoder'} and {options.out / 'reconstruction.png'}")
+    if world.rank == 0:
+        written = ("model", "encoder", "reconstruction.png")
+        print("wrote " + ", ".join(str(options.out / name) for name in written))
+
+
+def _wavelengths_of(subjects: Subjects) -> list[float]:
+    wavelengths = getattr(subjects, "wavelengths", None)
+    if wavelengths is None:
+        raise ValueError(
+            "--wavelength-positions needs the wavelengths of the bands, which the files do not tell; give them by "
+            "--set wavelengths=[NM,..]"
+        )
+    return [float(wavelength) for wavelength in wavelengths]
+
+
+def _add_setting(group: Any, field: str, default: Any, meaning: str) -> None:
+    flag = f"--{field.replace('_', '-')}"
+    if isinstance(default, bool):
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=meaning)
+        return
+    told = "" if "default" in meaning else f"; default: {default}"
+    group.add_argument(flag, type=type(default), metavar=type(default).__name__.upper(), help=meaning + told)
 
 
 def _setting_defaults() -> dict[str, Any]:

@@ -2,82 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import logging
-import math
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from torch import distributed
 
 from ..config import MMMAEConfig
-from ..data import Batch, Normalization
+from ..data import Normalization
 from ..fast import FastModel, fast_model
 from ..pretrained import check_can_write, write_atomically
 from ..tuning import tune_cpu
+from .checkpoints import LAST, WholeCheckpoints, check_resumed, describe, find_checkpoint, remove_partial
+from .distributed import World, choose_strategy, find_world, whole_model
+from .module import Pretraining
 from .pictures import draw, save_figure
 from .progress import StepProgress
-from .sampling import StepSampler, SubjectData, Subjects
-from .settings import FREE_SETTINGS, PretrainSettings
+from .reports import Pictures, Throughput
+from .sampling import SubjectData, Subjects
+from .settings import PretrainSettings
 
-
-class Pretraining(lightning.LightningModule):
-    """A masked autoencoder, its optimiser and its schedule."""
-
-    def __init__(self, model: FastModel, settings: PretrainSettings) -> None:
-        super().__init__()
-        self.model, self.settings = model, settings
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one step, under a mask that (seed, step, sample) alone decide."""
-        seed = self.settings.seed * 2**32 + self.global_step
-        output = self.model(batch.hsi, batch.aux, batch.present, batch.valid, seed=seed)
-        if not torch.isfinite(output.loss):
-            raise ValueError(
-                f"the loss is {output.loss.item()} in step {self.global_step + 1}, of {', '.join(batch.names)}; "
-                "a lower learning rate may help, and the last checkpoint is from before"
-            )
-        self.log("loss", output.loss.detach())
-        self.log("loss_reconstruction", output.loss_reconstruction.detach())
-        self.log("loss_contrastive", output.loss_contrastive.detach())
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        return output.loss  # type: ignore[no-any-return]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the run was made with."""
-        checkpoint["run"] = _describe(self.model.config, self.settings)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with betas (0.9, 0.95) as in MAE, linear warm-up and cosine."""
-        settings = self.settings
-        groups = [
-            {"params": parameters, "weight_decay": decay}
-            for decay, parameters in (
-                (settings.weight_decay, [p for n, p in self.model.named_parameters() if _decays(n, p)]),
-                (0.0, [p for n, p in self.model.named_parameters() if not _decays(n, p)]),
-            )
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def learning_rate_factor(step: int, settings: PretrainSettings) -> float:
-    """Share of the peak learning rate at a step: linear up to the end of the warm-up, then half a cosine down to 0."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    share = (step - settings.warmup) / (settings.steps - settings.warmup)
-    return 0.5 * (1 + math.cos(math.pi * share))
+# Warnings that do not hold here.
+UNFOUNDED = (
+    "does not have many workers",  # whoever wants them says --workers
+    "your dataloader is not resumable",  # the data module holds the position in the data
+    "exists and is not empty", "dirpath", "ckpt_path",  # of a run that goes on
+    "WeightAveraging callback with a model that overrides",  # ours shares no weights then
+    "returned a view tensor",  # nothing changes what FSDP2's modules give in place
+    "LeafSpec",
+    "Detected call of `lr_scheduler.step",  # the loss scaler skips a step now and then
+)  # fmt: skip
 
 
 def pretrain(
@@ -92,8 +55,9 @@ def pretrain(
     """Pretrain a model and leave the run's folder.
 
     The folder then holds `config.json`, `normalization.json`, `checkpoints/last.ckpt`, `logs/` (CSV, and TensorBoard
-    where it is installed), `encoder/` for `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`. The process
-    keeps the memory that it frees from here on, see `mmmae.tune_cpu`.
+    where it is installed), `model/` for `mmmae.FastModel.from_pretrained`, `encoder/` for
+    `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`. The process keeps the memory that it frees from here
+    on, see `mmmae.tune_cpu`. Started by torchrun, the processes train one model together, and the first of them writes.
 
     Args:
         config: of the model; its bands and modalities are those of the subjects.
@@ -104,131 +68,99 @@ def pretrain(
             of one that was never stopped, which is why config, settings and statistics must be those of its beginning.
         rgb: bands that the picture shows as red, green and blue; None spreads three over the spectrum.
 
+    Returns:
+        The model, whole on every process.
+
     Raises:
         ValueError: subjects and config do not fit, the folder holds another run, a checkpoint is broken or of another
-            run, or a loss is not finite.
+            run, or a loss or gradient is not finite.
         OSError: a file can't be read or written.
+        ConnectionError: another process of the run is gone.
         KeyboardInterrupt: the run was interrupted; it can be resumed.
     """
     tune_cpu()
     settings = settings or PretrainSettings()
-    out = Path(out)
+    out, world = Path(out), find_world()
     _check_subjects(config, subjects, rgb)
-    StepSampler(len(subjects), settings.batch, settings.steps, settings.seed)  # raises if a batch can't be filled
+    data = SubjectData(subjects, settings, world.ranks)
     check_can_write(out)
     checkpoint = find_checkpoint(out, resume)
     if checkpoint is not None:
-        _check_resumed(checkpoint, config, settings)
+        check_resumed(checkpoint, config, settings, world.ranks)
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     _check_normalization(out, normalization, resumed=checkpoint is not None)
-    trainer = _trainer(out, settings)
+    described = {**describe(config, settings, world.ranks), "subjects": repr(subjects)}
+    callbacks: list[Callback] = [RunFolder(out, described, normalization), Throughput(config, settings.precision)]
+    if settings.pictures_every:
+        callbacks.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
+    trainer = _trainer(out, settings, world, callbacks)
     torch.manual_seed(settings.seed)
-    model = fast_model(config)
-    out.mkdir(parents=True, exist_ok=True)
-    described = {**_describe(config, settings), "subjects": repr(subjects)}
-    write_atomically(out / "config.json", lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
-    normalization.save(out / "normalization.json")
-
-    data = SubjectData(
-        subjects, batch=settings.batch, steps=settings.steps, seed=settings.seed, workers=settings.workers
-    )
-    with warnings.catch_warnings():
-        # Lightning advises more workers, whatever the machine; whoever wants them says --workers.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        # The data module, not the loader, holds the position in the data; the other three tell of a resume.
-        for message in ("your dataloader is not resumable", "exists and is not empty", "dirpath", "ckpt_path"):
-            warnings.filterwarnings("ignore", message=f".*{message}.*")
-        try:
-            trainer.fit(Pretraining(model, settings), datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from None
-    trainer.save_checkpoint(out / "checkpoints" / "last.ckpt")
-    if trainer.is_global_zero:
-        model.hsi_encoder().save_pretrained(out / "encoder")
-    # All ranks: a forward pass of several waits for each of them.
-    figure = draw(model.eval(), subjects, seed=settings.seed, rgb=rgb)
-    if trainer.is_global_zero:
-        save_figure(figure, out / "reconstruction.png")
+    module = Pretraining(fast_model(config), settings)
+    try:
+        _fit(trainer, module, data, checkpoint)
+        trainer.save_checkpoint(out / LAST)
+        model = whole_model(module.model, config) if settings.strategy == "fsdp" and world.ranks > 1 else module.model
+        trainer.strategy.barrier()
+    finally:
+        if world.ranks > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
+    model.eval()
+    if world.rank == 0:
+        for name, part in (("model", model), ("encoder", model.hsi_encoder())):
+            part.save_pretrained(out / name)
+            normalization.save(out / name / "normalization.json")
+        save_figure(draw(model, subjects, seed=settings.seed, rgb=rgb), out / "reconstruction.png")
     return model
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are whole or not there, and that are never unpickled into objects."""
+class RunFolder(Callback):
+    """Makes the run's folder, when every process has found its input right."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write beside, then rename."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+    def __init__(self, out: Path, described: dict[str, Any], normalization: Normalization) -> None:
+        self.out, self.described, self.normalization = out, described, normalization
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read tensors and plain values, and nothing else, onto the CPU."""
-        return read_checkpoint(Path(path), mmap=False)
-
-
-def find_checkpoint(out: Path, resume: str | Path | None) -> Path | None:
-    """The checkpoint to go on from, or None for a new run.
-
-    Raises:
-        ValueError: `out` holds a run that is not the one to go on with.
-        FileNotFoundError: there is no such checkpoint.
-    """
-    last = out / "checkpoints" / "last.ckpt"
-    if resume == "auto":
-        return last if last.exists() else None
-    if resume is not None and not Path(resume).is_file():
-        raise FileNotFoundError(f"{resume}: no such checkpoint")
-    if (out / "config.json").exists() and (resume is None or Path(resume).resolve() != last.resolve()):
-        raise ValueError(f"{out} holds a run already: resume it (--resume auto), or name another folder (--out)")
-    return None if resume is None else Path(resume)
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Write what the run is made with."""
+        trainer.strategy.barrier()  # none looks for another run in the folder any more
+        if trainer.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            remove_partial(self.out)
+            text = json.dumps(self.described, indent=2) + "\n"
+            write_atomically(self.out / "config.json", lambda path: path.write_text(text))
+            self.normalization.save(self.out / "normalization.json")
 
 
-def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
-    """The tensors and plain values of a checkpoint, on the CPU.
-
-    Args:
-        path: of the file.
-        mmap: leave tensors in the file until they are looked at; the file must then stay as it is.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, holds anything else, or is not of a pretraining run.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: no whole checkpoint: it is no zip archive, or its end is missing")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # torch.load raises what its unpickler or zip reader happens to raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: no whole checkpoint: {reason}") from error
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "run")
-    if not isinstance(checkpoint, dict) or any(part not in checkpoint for part in parts):
-        raise ValueError(f"{path}: no checkpoint of a pretraining run, which has {', '.join(parts)}")
-    return checkpoint
-
-
-def resumed_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run that a checkpoint is of."""
-    return dict(read_checkpoint(path)["run"]["settings"])
+def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, checkpoint: Path | None) -> None:
+    with warnings.catch_warnings():
+        # Lightning advises more workers, whatever the machine; whoever wants them says --workers. The data module, not
+        # the loader, holds the position in the data. The rest tells of a resume, and of FSDP2's outputs, which nothing
+        # here changes in place.
+        for message in (
+            "does not have many workers",
+            "LeafSpec",
+            "Detected call of `lr_scheduler.step",  # the loss scaler skips a step now and then
+            "your dataloader is not resumable",
+            "returned a view",
+        ):
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        for message in ("exists and is not empty", "dirpath", "ckpt_path", "WeightAveraging callback with a model"):
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
+        except RuntimeError as error:
+            if distributed.is_initialized() and _tells_of_a_lost_process(error):
+                raise ConnectionError(
+                    f"another process of the run is gone or hangs ({str(error).splitlines()[0]}); "
+                    "start the run again with --resume auto"
+                ) from error
+            raise
 
 
-def _describe(config: MMMAEConfig, settings: PretrainSettings) -> dict[str, dict[str, Any]]:
-    return {"model": config.to_dict(), "settings": dataclasses.asdict(settings)}
-
-
-def _check_resumed(path: Path, config: MMMAEConfig, settings: PretrainSettings) -> None:
-    checkpoint = read_checkpoint(path)
-    run = checkpoint["run"]
-    run = {**run, "model": MMMAEConfig.from_dict(run["model"]).to_dict()}  # with fields that came after the run
-    for part, wanted in _describe(config, settings).items():
-        for field, value in wanted.items():
-            saved = run[part].get(field)
-            if saved != value and field not in FREE_SETTINGS:
-                raise ValueError(f"{field} is {value!r}, but the run of {path} has {saved!r}")
-    if checkpoint["global_step"] >= settings.steps:
-        raise ValueError(f"{path}: its run has made all of its {settings.steps} steps")
+def _tells_of_a_lost_process(error: RuntimeError) -> bool:
+    words = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timeout", "NCCL")
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
 
 
 def _check_normalization(out: Path, normalization: Normalization, *, resumed: bool) -> None:
@@ -246,40 +178,66 @@ def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int
         raise ValueError(f"rgb is {rgb}, allowed are bands 0..{config.bands - 1}")
 
 
-def _trainer(out: Path, settings: PretrainSettings) -> lightning.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+def _trainer(out: Path, settings: PretrainSettings, world: World, callbacks: list[Callback]) -> lightning.Trainer:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=10)]
     if importlib.util.find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(out, name="logs", version=loggers[0].version))
+    callbacks = [*callbacks, _checkpoints(out, settings), StepProgress()]
+    if settings.ema:
+        callbacks.append(EMAWeightAveraging(decay=settings.ema))
+    if settings.patience:
+        callbacks.append(EarlyStopping("validation_loss", patience=settings.patience, check_finite=False))
     try:
-        return _lightning_trainer(out, settings, loggers)
+        return _lightning_trainer(settings, world, loggers, callbacks)
     except (MisconfigurationException, ValueError) as error:
         raise ValueError(f"device is {settings.device!r}, which does not serve: {error}") from error
 
 
-def _lightning_trainer(out: Path, settings: PretrainSettings, loggers: list[Logger]) -> lightning.Trainer:
+def _precision(settings: PretrainSettings) -> Precision:
+    if settings.precision == "32":
+        return Precision()
+    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    # By hand, because Lightning would take bf16 for fp16 on a CPU.
+    device, half = "cuda" if on_gpu else "cpu", settings.precision == "16"
+    scaler = torch.amp.GradScaler(device) if half else None
+    return MixedPrecision("16-mixed" if half else "bf16-mixed", device, scaler)
+
+
+def _checkpoints(out: Path, settings: PretrainSettings) -> ModelCheckpoint:
+    # Behind a validation where there is one, so that a run that goes on does not miss or repeat it.
+    steps = None if settings.validation else settings.checkpoint_every
+    return ModelCheckpoint(
+        (out / LAST).parent,
+        filename=LAST.stem,
+        every_n_train_steps=steps,
+        every_n_epochs=1 if settings.validation else None,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+
+
+def _lightning_trainer(
+    settings: PretrainSettings, world: World, loggers: list[Logger], callbacks: list[Callback]
+) -> lightning.Trainer:
+    validates = settings.validation > 0
     return lightning.Trainer(
         accelerator=settings.device,
+        devices=world.ranks_of_node,
+        num_nodes=world.nodes,
+        strategy=choose_strategy(settings.strategy, world),
         max_steps=settings.steps,
         max_epochs=1,  # one pass of the loader is the whole run
-        gradient_clip_val=settings.clip,
+        accumulate_grad_batches=settings.accumulate,
+        limit_val_batches=None if validates else 0,
+        val_check_interval=settings.checkpoint_every * settings.accumulate if validates else None,
+        num_sanity_val_steps=0,
         logger=loggers,
-        callbacks=[
-            ModelCheckpoint(
-                out / "checkpoints",
-                filename="last",
-                every_n_train_steps=settings.checkpoint_every,
-                enable_version_counter=False,
-            ),
-            StepProgress(),
-        ],
-        plugins=[WholeCheckpoints()],
+        callbacks=callbacks,
+        plugins=[WholeCheckpoints(), _precision(settings)],
         use_distributed_sampler=False,
         log_every_n_steps=1,
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-
-
-def _decays(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() > 1 and "pos_embed" not in name and name != "mask_token"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import lightning
@@ -19,11 +18,11 @@ class StepProgress(Callback):
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
         self.progress: Progress | None = None
-        self.last = 0.0
+        self.shown = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin at the step that the run begins at."""
-        self.last = time.perf_counter()
+        self.shown = trainer.global_step
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
@@ -39,11 +38,11 @@ class StepProgress(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Move on by a step, and log this device's throughput since the last, reading of data included."""
-        now = time.perf_counter()
-        pl_module.log("samples_per_second", len(batch) / (now - self.last))
-        self.last = now
+        """Move on by a step, where one is complete."""
         metrics, step = trainer.callback_metrics, trainer.global_step
+        if step == self.shown:
+            return
+        self.shown = step
         text = f"loss {metrics['loss']:.4f}, {metrics['samples_per_second']:.1f} samples/s"
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=step, description=text)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import lightning
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data import Batch, Normalization, Sample, collate
+from ..data.augment import augment
+from .settings import PretrainSettings
+
+HOLD_OUT_STREAM = 1  # of the draws from a run's seed
 
 
 class Subjects(Protocol):
@@ -33,10 +38,11 @@ class Subjects(Protocol):
 
 
 class StepSampler(Sampler[list[int]]):
-    """Batches of subject numbers for the steps `start..steps-1` of a run.
+    """Batches of visits for the steps `start..steps-1` of a run.
 
     Each pass over the subjects has an order of its own, drawn from (seed, pass); the rest that does not fill a batch on
-    every rank is left out of that pass, so that no batch holds a subject twice.
+    every rank is left out of that pass, so that no batch holds a subject twice. A visit is the number
+    `pass * subjects + subject`.
 
     Args:
         subjects: how many there are.
@@ -70,35 +76,89 @@ class StepSampler(Sampler[list[int]]):
                 generator = torch.Generator().manual_seed(self.seed * 2**31 + number)
                 order = torch.randperm(self.subjects, generator=generator).tolist()
             first = (place * self.ranks + self.rank) * self.batch
-            yield order[first : first + self.batch]
+            yield [number * self.subjects + subject for subject in order[first : first + self.batch]]
+
+
+class Visits(Dataset[Sample]):
+    """Subjects by visit, cropped and flipped by (seed, visit) alone; item v is subject `chosen[v % len(chosen)]`."""
+
+    def __init__(
+        self, subjects: Subjects, chosen: Sequence[int], settings: PretrainSettings, *, augmented: bool
+    ) -> None:
+        self.subjects, self.chosen, self.seed = subjects, chosen, settings.seed
+        self.crop, self.flip = (settings.crop, settings.flip) if augmented else (1.0, False)
+
+    def __getitem__(self, visit: int) -> Sample:
+        sample = self.subjects[self.chosen[visit % len(self.chosen)]]
+        if self.crop == 1 and not self.flip:
+            return sample
+        generator = np.random.default_rng([self.seed, visit])
+        return augment(sample, generator, crop=(self.crop, 1.0) if self.crop < 1 else None, flip=self.flip)
+
+
+def hold_out(subjects: int, validation: int, seed: int) -> tuple[list[int], list[int]]:
+    """Subjects to train on and `validation` others, drawn from the seed, each in ascending order.
+
+    Raises:
+        ValueError: none is left to train on.
+    """
+    if validation >= subjects:
+        raise ValueError(f"validation is {validation}, allowed is less than the number of subjects, {subjects}")
+    order = np.random.default_rng([seed, HOLD_OUT_STREAM]).permutation(subjects).tolist()
+    return sorted(order[validation:]), sorted(order[:validation])
 
 
 class SubjectData(lightning.LightningDataModule):
-    """Feeds a run; its state in a checkpoint is the number of steps made."""
+    """Feeds a run; its state in a checkpoint is the number of steps made.
 
-    def __init__(self, subjects: Subjects, *, batch: int, steps: int, seed: int, workers: int) -> None:
+    Raises:
+        ValueError: there are fewer subjects than a batch on each of `ranks` processes takes, or the held-out ones do
+            not fill whole batches.
+    """
+
+    def __init__(self, subjects: Subjects, settings: PretrainSettings, ranks: int) -> None:
         super().__init__()
-        self.subjects, self.batch, self.steps, self.seed, self.workers = subjects, batch, steps, seed, workers
-        self.start = 0
+        self.subjects, self.settings, self.start = subjects, settings, 0
+        self.training, self.held_out = hold_out(len(subjects), settings.validation, settings.seed)
+        StepSampler(len(self.training), settings.batch, settings.steps, settings.seed, ranks=ranks)  # raises
+        if settings.validation % (settings.batch * ranks):
+            raise ValueError(
+                f"validation is {settings.validation}, allowed is a multiple of the samples a forward pass takes on "
+                f"all processes, {settings.batch * ranks}"
+            )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The batches from the next step on."""
+        settings = self.settings
+        passes = settings.steps * settings.accumulate
+        return self._loader(self.training, passes, start=self.start * settings.accumulate, augmented=True)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """One pass over the held-out subjects."""
         assert self.trainer is not None
+        if not self.held_out:
+            return []
+        steps = len(self.held_out) // (self.settings.batch * self.trainer.world_size)
+        return self._loader(self.held_out, steps, start=0, augmented=False)
+
+    def _loader(self, chosen: Sequence[int], steps: int, *, start: int, augmented: bool) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        settings = self.settings
         sampler = StepSampler(
-            len(self.subjects),
-            self.batch,
-            self.steps,
-            self.seed,
-            start=self.start,
+            len(chosen),
+            settings.batch,
+            steps,
+            settings.seed,
+            start=start,
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
         )
         return DataLoader(
-            self.subjects,  # type: ignore[arg-type]
+            Visits(self.subjects, chosen, settings, augmented=augmented),  # type: ignore[arg-type]
             batch_sampler=sampler,
             collate_fn=functools.partial(collate, modalities=list(self.subjects.modalities)),
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            num_workers=settings.workers,
+            persistent_workers=settings.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
