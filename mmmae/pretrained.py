@@ -50,7 +50,6 @@ class Pretrained(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="mmmae",
-    license="apache-2.0",
     tags=["hyperspectral", "masked-autoencoder"],
     model_card_template=CARD,
 ):

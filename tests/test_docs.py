@@ -91,7 +91,14 @@ TYPED_ON = [
 ]
 RESULT = ROOT / "bench" / "results" / "20261124-172329-amd-epyc-2-cores.json"
 # What stands for a file or folder of the reader's.
-STANDS_FOR = {"DIR": "eyes/hsi", "OLD.json": "result.json", "NEW.json": "result.json", "FILE.json": "result.json"}
+STANDS_FOR = {
+    "DIR": "eyes/hsi",
+    "LABELS": "eyes/labels",
+    "OLD.json": "result.json",
+    "NEW.json": "result.json",
+    "FILE.json": "result.json",
+}
+SHORT = ["--steps", "2", "--batch", "1", "--warmup", "0"]
 
 
 @pytest.mark.parametrize(("page", "line"), TYPED_ON, ids=str)
@@ -101,7 +108,9 @@ def test_a_line_that_a_page_says_to_type_can_be_typed(page, line, tmp_path, monk
         line = re.sub(rf"\b{re.escape(name)}\b", stand_in, line)
     program, *arguments = shlex.split(line.removeprefix(".venv/bin/"))
     if arguments[:1] == ["pretrain"]:
-        arguments += ["--steps", "2", "--batch", "1", "--warmup", "0"]
+        arguments += SHORT
+    elif arguments[:1] == ["finetune"]:
+        arguments += ["--epochs", "1"]
     elif arguments[:2] == ["-m", "pytest"]:
         arguments += ["--collect-only", "-q"]
     if program == "git":
@@ -113,7 +122,9 @@ def test_a_line_that_a_page_says_to_type_can_be_typed(page, line, tmp_path, monk
         assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
     elif program == "mmmae":
         if "eyes/hsi" in line:
-            assert main(["data", "phantom", "eyes", "--subjects", "2", "--size", "64"]) == 0
+            assert main(["data", "phantom", "eyes", "--subjects", "3", "--size", "64"]) == 0
+        if "--encoder" in arguments:
+            assert main(["pretrain", "--preset", "tiny", "--hsi", "eyes/hsi", *SHORT]) == 0
         assert main(arguments) == 0
     else:
         shutil.copy(RESULT, tmp_path / "result.json")

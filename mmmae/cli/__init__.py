@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from ..tuning import tune_cpu
-from . import info, pretrain, profile
+from . import data, encode, export, finetune, import_spectralgpt, info, pretrain, profile, reconstruct
 
-COMMANDS = (info, profile, pretrain)
+COMMANDS = (info, profile, data, pretrain, finetune, encode, reconstruct, export, import_spectralgpt)
 
 # A command imports what it needs when it runs: `mmmae --help` answers at once.
 
@@ -20,16 +21,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     tune_cpu()
     try:
-        options.run(options)
+        status = options.run(options)
     except (ValueError, OSError) as error:
         if options.traceback:
             raise
-        print(f"mmmae {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"mmmae {options.command}: {rank}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"mmmae {options.command}: interrupted; pretraining goes on with --resume auto", file=sys.stderr)
+        again = "; the run goes on with --resume auto" if options.command == "pretrain" else ""
+        print(f"mmmae {options.command}: interrupted{again}", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -61,7 +61,7 @@ class Pretraining(lightning.LightningModule):
         """The losses of held-out subjects, under the masks of every validation."""
         output = self.model(batch.hsi, batch.aux, batch.present, batch.valid, seed=VALIDATION_SEED - batch_idx)
         for name, value in self._means(output).items():
-            self.log(f"validation_{name}", value, on_epoch=True, batch_size=len(batch))
+            self.log(f"validation_{name}", value, on_epoch=True, batch_size=len(batch), sync_dist=True)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

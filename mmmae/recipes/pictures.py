@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -56,22 +57,13 @@ def draw_pixels(
     """Input, masked input, reconstruction and error of one subject, and spectra of three of its pixels."""
     config = model.config
     volume = register(batch.hsi, config.image_size)
-    rows = patchify(volume, config.patch)  # [1, N, P]
-    predicted, ids = output.prediction, decoded_ids(config, output.mask)
-    if config.normalize_target:
-        target = patchify(volume, config.patch, ids)
-        scale = (target.var(-1, keepdim=True) + NORMALIZE_EPSILON).sqrt()
-        predicted = predicted * scale + target.mean(-1, keepdim=True)
-    restored = unpatchify(rows.scatter(1, ids[:, :, None].expand_as(predicted), predicted), config)[0, 0]  # [T, H, W]
-
-    def pixels_of(ids: Tensor) -> Tensor:  # [T, H, W] bool
-        return unpatchify(torch.zeros_like(rows).index_fill(1, ids[0], 1.0), config)[0, 0] > 0
-
-    masked, decoded = pixels_of(output.mask.ids_masked), pixels_of(ids)
+    restored = restore(config, volume, output)[0, 0]  # [T, H, W]
+    masked = pixels_of(config, output.mask.ids_masked)[0, 0]
+    decoded = pixels_of(config, decoded_ids(config, output.mask))[0, 0]
     cube = volume[0, 0]
     valid = register(batch.valid.to(torch.float32), config.image_size)[0] >= 0.5
-    bands = rgb or _spread(config.bands)
-    low, high = _contrast(cube[list(bands)], valid)
+    bands = rgb or spread(config.bands)
+    low, high = contrast(cube[list(bands)], valid)
 
     def colours(image: Tensor, hidden: Tensor | None = None) -> np.ndarray:
         shown = ((image[list(bands)] - low) / (high - low)).clamp(0, 1)
@@ -84,9 +76,9 @@ def draw_pixels(
     grid = figure.add_gridspec(2, 12, height_ratios=[1.15, 1])
     panels = [figure.add_subplot(grid[0, 3 * column : 3 * column + 3]) for column in range(4)]
     note = ", with the patches' own mean and variance" if config.normalize_target else ""
-    _show(panels[0], colours(cube), f"input, bands {', '.join(str(band) for band in bands)}")
-    _show(panels[1], colours(cube, masked), f"masked input, {output.mask.ids_keep.shape[1]} of {config.tokens} tokens")
-    _show(panels[2], colours(restored, masked & ~decoded), f"reconstruction{note}")
+    show(panels[0], colours(cube), f"input, bands {', '.join(str(band) for band in bands)}")
+    show(panels[1], colours(cube, masked), f"masked input, {output.mask.ids_keep.shape[1]} of {config.tokens} tokens")
+    show(panels[2], colours(restored, masked & ~decoded), f"reconstruction{note}")
     drawn = panels[3].imshow(error.cpu().numpy(), cmap="magma")
     panels[3].set_title("mean absolute error of predicted bands, normalised", fontsize=10)
     panels[3].set_axis_off()
@@ -152,10 +144,10 @@ def draw_embeddings(
     top = float(error.quantile(0.99))  # an optic disc or a cloud is not to hide the rest
     for group in range(groups):
         band = min(group * config.patch[0] + config.patch[0] // 2, config.bands - 1)
-        _show(panels[group, 0], volume[0, 0, band].cpu().numpy(), f"input, band {band}")
-        _show(panels[group, 1], tokens(colours(shown, hidden), group), "visible tokens")
-        _show(panels[group, 2], tokens(colours(shown), group), "target embeddings")
-        _show(panels[group, 3], tokens(colours(predicted, unknown), group), "predicted embeddings")
+        show(panels[group, 0], volume[0, 0, band].cpu().numpy(), f"input, band {band}")
+        show(panels[group, 1], tokens(colours(shown, hidden), group), "visible tokens")
+        show(panels[group, 2], tokens(colours(shown), group), "target embeddings")
+        show(panels[group, 3], tokens(colours(predicted, unknown), group), "predicted embeddings")
         drawn = panels[group, 4].imshow(tokens(error, group)[..., 0], cmap="magma", vmin=0, vmax=top)
         panels[group, 4].set_title("squared error", fontsize=10)
         panels[group, 4].set_axis_off()
@@ -163,6 +155,27 @@ def draw_embeddings(
     loss = f"reconstruction loss {output.loss_reconstruction.item():.4f}"
     figure.suptitle(f"{batch.names[0]}   ({loss}; colours: three principal components of the targets)")
     return figure
+
+
+def restore(config: MMMAEConfig, volume: Tensor, output: Output) -> Tensor:
+    """The registered volume `[B, C, T, H, W]` with what was predicted of it in place, for `target="pixels"`.
+
+    Targets that were normalised get back the mean and variance of their patches.
+    """
+    predicted, ids = output.prediction, decoded_ids(config, output.mask)
+    if config.normalize_target:
+        target = patchify(volume, config.patch, ids)
+        scale = (target.var(-1, keepdim=True) + NORMALIZE_EPSILON).sqrt()
+        predicted = predicted * scale + target.mean(-1, keepdim=True)
+    rows = patchify(volume, config.patch)  # [B, N, P]
+    return unpatchify(rows.scatter(1, ids[:, :, None].expand_as(predicted), predicted), config)
+
+
+def pixels_of(config: MMMAEConfig, ids: Tensor) -> Tensor:
+    """Bool `[B, C, T, H, W]`: which pixels belong to the tokens `ids [B, M]`."""
+    chosen = torch.zeros(len(ids), config.tokens, dtype=torch.bool, device=ids.device).scatter(1, ids, True)
+    pixels = config.in_channels * math.prod(config.patch)
+    return unpatchify(chosen[:, :, None].expand(-1, -1, pixels), config)
 
 
 def unpatchify(rows: Tensor, config: MMMAEConfig) -> Tensor:
@@ -174,12 +187,12 @@ def unpatchify(rows: Tensor, config: MMMAEConfig) -> Tensor:
     return volume.reshape(len(rows), config.in_channels, config.bands, config.image_size, config.image_size)
 
 
-def _spread(bands: int) -> tuple[int, int, int]:
+def spread(bands: int) -> tuple[int, int, int]:
     """Three bands over the spectrum, the longest wavelength red."""
     return bands * 5 // 6, bands // 2, bands // 6
 
 
-def _contrast(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def contrast(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """The 2nd and 98th percentile of each band, `[C, 1, 1]` each."""
     pixels = image[:, valid] if bool(valid.any()) else image.flatten(1)
     low, high = pixels.quantile(0.02, dim=1), pixels.quantile(0.98, dim=1)
@@ -199,7 +212,7 @@ def _three_pixels(valid: Tensor, size: int) -> list[tuple[int, int]]:
     return places
 
 
-def _show(panel: Axes, image: np.ndarray, title: str) -> None:
+def show(panel: Axes, image: np.ndarray, title: str) -> None:
     panel.imshow(image, cmap="gray")
     panel.set_title(title, fontsize=10)
     panel.set_axis_off()

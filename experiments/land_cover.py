@@ -1,0 +1,290 @@
+"""Does pretraining pay? Land cover of scenes that were held out, against random weights and a random forest.
+
+Five TerraMesh scenes are cut into crops of 64 x 64 pixels. A model is pretrained on all crops without labels (optical,
+guided by radar and elevation), and its encoder is fine-tuned on labelled crops of some scenes, of optical bands alone.
+Each scene but the one of snow is held out once. Results are appended to `results.jsonl` as they come, so
+that a run that was stopped goes on:
+
+    python experiments/land_cover.py --data DIR --out runs/land-cover
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+import mmmae
+from mmmae.data import PairedFolder, Sample, read_cube
+from mmmae.recipes.finetune import finetune
+from mmmae.recipes.finetune_settings import FinetuneSettings
+from mmmae.recipes.labels import UNLABELLED, Labels, read_mask_labels
+from mmmae.recipes.pretrain import pretrain
+from mmmae.recipes.settings import PretrainSettings
+
+TILE = 64
+AUX = {"vv": "S1RTC:0", "vh": "S1RTC:1", "dem": "DEM"}
+CLASSES = {"1": "water", "2": "trees", "4": "crops", "5": "built", "9": "rangeland"}  # of two scenes or more
+SNOW = "609U_541L_3_0"  # nothing but snow, which no other scene has: never held out, and not in the statistics
+HELD_OUT = ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1", "637U_59R_1_3")
+FEW = 2  # labelled crops a scene, where labels are few
+LIGHT = {"decoder_dim": 128, "decoder_depth": 1, "decoder_heads": 2, "aux_dim": 64, "aux_depth": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {"preset": "tiny", "patch": (3, 8, 8)},
+    "base-4": {"preset": "base", "patch": (3, 16, 16), "depth": 4, **LIGHT},
+}
+METHODS = ("random forest", *(f"{model} {start}" for model in MODELS for start in ("scratch", "pretrained")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """How long each part goes."""
+
+    pretraining: dict[str, Any]
+    finetuning: dict[str, Any]
+    steps: dict[str, int]  # of pretraining, by model
+    epochs: dict[str, dict[str, int]]  # of fine-tuning, by model and share of the labels
+    trees: int
+
+
+FULL = Course(
+    pretraining={"batch": 16, "warmup": 20, "learning_rate": 1e-3, "flip": True},
+    finetuning={"batch": 4, "learning_rate": 3e-3, "augment": True},
+    steps={"tiny": 1000, "base-4": 200},
+    epochs={"tiny": {"few": 120, "all": 16}, "base-4": {"few": 40, "all": 5}},
+    trees=100,
+)
+QUICK = Course(
+    pretraining={"batch": 2, "warmup": 0},
+    finetuning={"batch": 16},
+    steps={"tiny": 2, "base-4": 2},
+    epochs={model: {"few": 1, "all": 1} for model in MODELS},
+    trees=2,
+)
+
+
+def main() -> None:
+    """Run what is not in the results yet, and print the table."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    folder = options.data / "terramesh"
+    aux = {name: folder / place for name, place in AUX.items()}
+    scenes, others = write_scenes(folder / "S2L2A", options.out / "scenes")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*auxiliary files have no hyperspectral file.*")  # those of the snow
+        statistics = PairedFolder(others, aux).normalization
+    crops = {"image_size": TILE, "tile": TILE, "normalization": statistics}
+    unlabelled = Remembered(PairedFolder(scenes, aux, overlap=TILE // 2, **crops))
+    labelled = Remembered(PairedFolder(scenes, **crops))
+    labels = read_mask_labels(folder / "LULC", labelled)
+    experiment = Experiment(
+        unlabelled, labelled, labels, options.out, QUICK if options.quick else FULL, options.threads
+    )
+    done = {key(result) for result in read_results(options.out)}
+    for task in tasks(options.seeds, options.methods, HELD_OUT[:1] if options.quick else HELD_OUT):
+        if key(task) not in done:
+            start = time.perf_counter()
+            confusion = experiment.run(task)
+            seconds = round(time.perf_counter() - start, 1)
+            with (options.out / "results.jsonl").open("a") as file:
+                file.write(json.dumps({**task, "confusion": confusion, "seconds": seconds}) + "\n")
+    text = table(read_results(options.out), labels)
+    (options.out / "table.md").write_text(text + "\n")
+    print(text)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("MMMAE_DATA", ".")), help="default: MMMAE_DATA"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/land-cover"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a few steps and one scene, to see that it runs")
+    options = parser.parse_args()
+    if not (options.data / "terramesh" / "LULC").is_dir():
+        parser.error(f"--data is {options.data}, expected is a folder with terramesh/S2L2A, S1RTC, DEM and LULC")
+    return options
+
+
+def tasks(seeds: Sequence[int], methods: Sequence[str], scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Each thing to measure: a method, how many labels it has, which scene is held out, and a seed."""
+    for seed in seeds:
+        for method in methods:
+            for share in ("few", "all"):
+                for held in scenes:
+                    yield {"method": method, "share": share, "held": held, "seed": seed}
+
+
+def key(result: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one result from another."""
+    return tuple(result[part] for part in ("method", "share", "held", "seed"))
+
+
+def write_scenes(source: Path, out: Path) -> tuple[Path, Path]:
+    """Write the scenes in one scale of reflectance; the second folder lacks the one of snow.
+
+    Products since Sentinel-2's processing baseline 04.00 have an offset of 1000 in each band. A scene in which not one
+    value in a hundred is below 1000 carries it.
+    """
+    folders = out, out.with_name("scenes-for-statistics")
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        values = read_cube(path).values
+        if (values < 1000).float().mean() < 0.01:
+            values = values - 1000
+        for folder in folders:
+            if folder == out or path.stem != SNOW:
+                np.save(folder / f"{path.stem}.npy", values.numpy())
+    return folders
+
+
+class Remembered:
+    """Crops that are read once and kept in memory."""
+
+    def __init__(self, subjects: PairedFolder) -> None:
+        self.modalities, self.bands, self.names = subjects.modalities, subjects.bands, subjects.names
+        self.positions, self.normalization, self.description = (
+            subjects.positions,
+            subjects.normalization,
+            repr(subjects),
+        )
+        self.samples = [subjects[index] for index in range(len(subjects))]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def __repr__(self) -> str:
+        return self.description
+
+
+@dataclasses.dataclass
+class Experiment:
+    """What all tasks share."""
+
+    unlabelled: Remembered
+    labelled: Remembered
+    labels: Labels
+    out: Path
+    course: Course
+    threads: int
+
+    def run(self, task: dict[str, Any]) -> list[list[int]]:
+        """The confusion matrix of the crops of the held-out scenes."""
+        evaluated = [index for index, place in enumerate(self.labelled.positions) if place.scene == task["held"]]
+        training = self.training_crops(task["held"], task["share"], task["seed"])
+        if task["method"] == "random forest":
+            return self.forest(training, evaluated, task["seed"])
+        return self.network(task, training, evaluated)
+
+    def training_crops(self, held: str, share: str, seed: int) -> list[int]:
+        """The labelled crops of the scenes that are not held out: all of them, or a few of each scene."""
+        scenes: dict[str, list[int]] = {}
+        for index, place in enumerate(self.labelled.positions):
+            if place.scene != held:
+                scenes.setdefault(place.scene, []).append(index)
+        draw = np.random.default_rng(seed)
+        chosen = (draw.choice(crops, FEW if share == "few" else len(crops), replace=False) for crops in scenes.values())
+        return sorted(int(index) for crops in chosen for index in crops)
+
+    def network(self, task: dict[str, Any], training: list[int], evaluated: list[int]) -> list[list[int]]:
+        """Fine-tune an encoder; the model of the last epoch counts, for the held-out scenes may choose none."""
+        name, start = task["method"].split()
+        preset, fields = MODELS[name]["preset"], {k: v for k, v in MODELS[name].items() if k != "preset"}
+        fields |= {"image_size": TILE, "aux_patch": 16, "target": "pixels"}
+        config = mmmae.MMMAEConfig.preset(preset, **fields, aux=self.unlabelled.modalities)
+        seed, share = task["seed"], task["share"]
+        if start == "pretrained":
+            run = self.out / "pretraining" / f"{name}-{seed}"
+            if not (run / "encoder" / "config.json").exists():
+                settings = PretrainSettings(**self.course.pretraining, steps=self.course.steps[name], seed=seed)
+                pretrain(config, self.unlabelled, run, settings, resume="auto")
+            encoder = mmmae.HSIEncoder.from_pretrained(run / "encoder")
+        else:
+            torch.manual_seed(seed)
+            encoder = mmmae.HSIEncoder(config.replace(aux={}))
+        course = FinetuneSettings(
+            **self.course.finetuning, epochs=self.course.epochs[name][share], seed=seed, keep="last"
+        )
+        run = self.out / "finetuning" / f"{name}-{start}-{share}-{task['held']}-{seed}-{time.time_ns()}"
+        chosen = self.labels.only(training + evaluated)
+        _, report = finetune(encoder, self.labelled, chosen, run, course, validation=[task["held"]], maps=0)
+        confusion: list[list[int]] = report["confusion"]
+        return confusion
+
+    def forest(self, training: list[int], evaluated: list[int], seed: int) -> list[list[int]]:
+        """Fit a random forest on the spectra of the same pixels."""
+        spectra, targets = self.pixels(training)
+        known = targets != UNLABELLED
+        options = {"min_samples_leaf": 5, "random_state": seed, "n_jobs": self.threads}
+        trees = RandomForestClassifier(self.course.trees, max_samples=min(50_000, int(known.sum())), **options)
+        trees.fit(spectra[known].numpy(), targets[known].numpy())
+        spectra, targets = self.pixels(evaluated)
+        predicted = torch.from_numpy(trees.predict(spectra.numpy()))
+        count = len(self.labels.classes)
+        confusion: list[list[int]] = multiclass_confusion_matrix(
+            predicted, targets, count, ignore_index=UNLABELLED
+        ).tolist()
+        return confusion
+
+    def pixels(self, crops: list[int]) -> tuple[Tensor, Tensor]:
+        """Spectra `[n, T]` and targets `[n]` of all pixels of some crops."""
+        spectra = [self.labelled[index].hsi[0].flatten(1).T for index in crops]
+        targets = [self.labels.target(index, (TILE, TILE)).flatten() for index in crops]
+        return torch.cat(spectra), torch.cat(targets)
+
+
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """The results so far."""
+    path = out / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(results: list[dict[str, Any]], labels: Labels) -> str:
+    """A Markdown table of the mIoU over all held-out scenes together: mean and standard deviation over the seeds."""
+    confusions: dict[tuple[str, str, int], Tensor] = {}
+    for result in results:
+        place = (result["method"], result["share"], result["seed"])
+        confusions[place] = confusions.get(place, torch.zeros(())) + torch.tensor(result["confusion"]).double()
+    places = [labels.classes.index(number) for number in CLASSES]
+    lines = [f"| labels | method | mIoU | {' | '.join(CLASSES.values())} |"]
+    lines.append("| --- | --- | ---: |" + " ---: |" * len(CLASSES))
+    for share in ("few", "all"):
+        for method in METHODS:
+            found = [iou(matrix)[places] for (by, of, _), matrix in confusions.items() if (by, of) == (method, share)]
+            if found:
+                ious = torch.stack(found)
+                spread = f" ± {ious.mean(1).std():.3f}" if len(ious) > 1 else ""
+                by_class = " | ".join(f"{value:.3f}" for value in ious.mean(0).tolist())
+                lines.append(f"| {share} | {method} | {ious.mean():.3f}{spread} | {by_class} |")
+    return "\n".join(lines)
+
+
+def iou(confusion: Tensor) -> Tensor:
+    """Intersection over union of each class `[classes]`, from a confusion matrix."""
+    hits = confusion.diagonal()
+    return hits / (confusion.sum(0) + confusion.sum(1) - hits).clamp(min=1)
+
+
+if __name__ == "__main__":
+    main()
