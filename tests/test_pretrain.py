@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -202,10 +203,20 @@ def test_other_statistics_are_refused_on_resume(stopped):
         pretrain(CONFIG, subjects, stopped, SETTINGS, resume="auto")
 
 
-def test_a_finished_run_has_no_step_left_to_resume(finished):
-    out, _ = finished
-    with pytest.raises(ValueError, match="its run has made all of its 9 steps"):
-        pretrain(CONFIG, phantom(), out, SETTINGS, resume="auto")
+@pytest.mark.parametrize("settings", [SETTINGS, dataclasses.replace(SETTINGS, ema=0.5)], ids=["plain", "averaged"])
+def test_a_run_that_ended_before_it_wrote_its_model_writes_it_when_it_is_resumed(tmp_path, settings):
+    model = pretrain(CONFIG, phantom(), tmp_path, settings)
+    shutil.rmtree(tmp_path / "model"), shutil.rmtree(tmp_path / "encoder")
+    again = pretrain(CONFIG, phantom(), tmp_path, settings, resume="auto")
+    assert not (tmp_path / "logs" / "version_1").exists()
+    for read in (again, mmmae.FastModel.from_pretrained(tmp_path / "model")):
+        for name, parameter in read.named_parameters():
+            assert torch.equal(parameter, model.get_parameter(name)), name
+
+
+def test_other_subjects_are_refused_on_resume(stopped):
+    with pytest.raises(ValueError, match="the subjects are not those of the run of"):
+        pretrain(CONFIG, StopsAfter(6, 32, 12), stopped, SETTINGS, resume="auto")
 
 
 def test_the_last_checkpoint_is_of_the_last_step_whatever_the_interval(tmp_path):
@@ -262,7 +273,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_pa
 
 
 def test_biases_norms_and_positions_do_not_decay():
-    module = Pretraining(mmmae.fast_model(CONFIG), SETTINGS)
+    module = Pretraining(mmmae.fast_model(CONFIG), SETTINGS, {})
     decaying, others = module.configure_optimizers()["optimizer"].param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     names = {id(parameter): name for name, parameter in module.model.named_parameters()}
@@ -274,7 +285,7 @@ def test_biases_norms_and_positions_do_not_decay():
 
 
 def test_the_optimizer_is_that_of_mae():
-    optimizer = Pretraining(mmmae.fast_model(CONFIG), SETTINGS).configure_optimizers()["optimizer"]
+    optimizer = Pretraining(mmmae.fast_model(CONFIG), SETTINGS, {}).configure_optimizers()["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert all(group["betas"] == (0.9, 0.95) and group["fused"] for group in optimizer.param_groups)
 

@@ -83,11 +83,11 @@ def run(options: argparse.Namespace) -> None:
     if options.rgb is not None and len(options.rgb) != 3:
         raise ValueError(f"--rgb has {len(options.rgb)} bands, expected are three")
     changes = {field: getattr(options, field) for field in _setting_defaults() if getattr(options, field) is not None}
-    if options.warmup is None and options.steps is not None:
-        changes["warmup"] = options.steps // 10
     checkpoint = find_checkpoint(options.out, options.resume)
     if checkpoint is not None:
         changes = {**resumed_settings(checkpoint), **changes}
+    elif options.warmup is None and options.steps is not None:
+        changes["warmup"] = options.steps // 10
     settings = PretrainSettings(**changes)
     subjects = subjects_of(options, preset, fields, settings.seed)
     if options.wavelength_positions:

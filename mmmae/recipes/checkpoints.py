@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from ..config import MMMAEConfig
 from ..pretrained import write_atomically
@@ -29,6 +34,16 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read tensors and plain values, and nothing else, onto the CPU."""
         return read_checkpoint(Path(path), mmap=False)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Lightning's, which after a resume would write in the midst of the first step again, where a step is of several
+    forward passes, and the next resume would begin there."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take the step that the run goes on from for saved."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
 
 
 def find_checkpoint(out: Path, resume: str | Path | None) -> Path | None:
@@ -78,34 +93,54 @@ def resumed_settings(path: Path) -> dict[str, Any]:
     return dict(read_checkpoint(path)["run"]["settings"])
 
 
-def describe(config: MMMAEConfig, settings: PretrainSettings, ranks: int) -> dict[str, Any]:
-    """What a run is made with, as plain JSON types."""
-    return {"model": config.to_dict(), "settings": dataclasses.asdict(settings), "ranks": ranks}
-
-
-def check_resumed(path: Path, config: MMMAEConfig, settings: PretrainSettings, ranks: int) -> None:
-    """Raise ValueError unless config and settings continue the run of this checkpoint with the losses it would have."""
-    checkpoint = read_checkpoint(path)
-    run = checkpoint["run"]
-    # With fields that came after the run.
-    saved = {
-        "model": MMMAEConfig.from_dict(run["model"]).to_dict(),
-        "settings": dataclasses.asdict(PretrainSettings(**run["settings"])),
+def describe(config: MMMAEConfig, settings: PretrainSettings, ranks: int, subjects: Sequence[str]) -> dict[str, Any]:
+    """What a run is made with, as plain JSON types; of the names of its subjects a checksum."""
+    checksum = hashlib.sha256("\n".join(subjects).encode()).hexdigest()
+    return {
+        "model": config.to_dict(),
+        "settings": dataclasses.asdict(settings),
+        "ranks": ranks,
+        "names": checksum,
+        "finished": False,
     }
-    wanted = describe(config, settings, ranks)
-    for part, fields in saved.items():
-        for field, value in fields.items():
-            if wanted[part][field] != value and field not in FREE_SETTINGS:
+
+
+def check_resumed(path: Path, wanted: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the run that `wanted` describes goes on as the run of this checkpoint would have."""
+    saved = read_checkpoint(path)["run"]
+    # With fields that came after the run.
+    fields = {
+        "model": MMMAEConfig.from_dict(saved["model"]).to_dict(),
+        "settings": dataclasses.asdict(PretrainSettings(**saved["settings"])),
+    }
+    # A validation comes with each checkpoint, and may end the run.
+    free = set(FREE_SETTINGS) - ({"checkpoint_every"} if wanted["settings"]["validation"] else set())
+    for part, values in fields.items():
+        for field, value in values.items():
+            if wanted[part][field] != value and field not in free:
                 raise ValueError(f"{field} is {wanted[part][field]!r}, but the run of {path} has {value!r}")
-    samples = saved["settings"]["batch"] * run.get("ranks", 1)
-    if settings.batch * ranks != samples:
-        given = f"{settings.batch} on each of {ranks} processes" if ranks > 1 else str(settings.batch)
+    batch, ranks = wanted["settings"]["batch"], wanted["ranks"]
+    samples = fields["settings"]["batch"] * saved.get("ranks", 1)
+    if batch * ranks != samples:
+        given = f"{batch} on each of {ranks} processes" if ranks > 1 else str(batch)
         raise ValueError(f"batch is {given}, but the run of {path} has {samples} in all")
-    if checkpoint["global_step"] >= settings.steps:
-        raise ValueError(f"{path}: its run has made all of its {settings.steps} steps")
+    if saved.get("names", wanted["names"]) != wanted["names"]:
+        raise ValueError(f"the subjects are not those of the run of {path}: files came, went, or have other names")
+
+
+def is_finished(path: Path, settings: PretrainSettings) -> bool:
+    """Whether the run of this checkpoint has made all of its steps, or ended before because it got no better."""
+    checkpoint = read_checkpoint(path)
+    return bool(checkpoint["run"].get("finished")) or checkpoint["global_step"] >= settings.steps
+
+
+def model_weights(path: Path) -> dict[str, Tensor]:
+    """The weights that a run has at this checkpoint; their average where it keeps one."""
+    weights: dict[str, Tensor] = read_checkpoint(path, mmap=False)["state_dict"]
+    return {name.removeprefix("model."): weight for name, weight in weights.items()}
 
 
 def remove_partial(out: Path) -> None:
     """Remove what processes that were killed while they wrote left behind."""
-    for path in (out / LAST).parent.glob(f".{LAST.name}.*.partial"):
+    for path in out.rglob(".*.partial"):
         path.unlink(missing_ok=True)

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ..config import MMMAEConfig
 from ..fast import FastModel, fast_model
+from ..inputs import is_distributed
 from ..layers import Block, Stream
 
 TIMEOUT = timedelta(minutes=10)  # that a process waits for the others: longer than any step, and no whole night
@@ -37,9 +38,14 @@ def find_world() -> World:
     """What torchrun says in the environment.
 
     Raises:
-        ValueError: the machines have different numbers of processes.
+        ValueError: the machines have different numbers of processes, or something else started several.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
+        for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+            if int(os.environ.get(name, 1)) > 1:
+                raise ValueError(
+                    f"{name} is {os.environ[name]}: each process would train alone; start them by torchrun"
+                )
         return World(0, 1, 1)
     world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
     if world.ranks % world.ranks_of_node:
@@ -89,6 +95,15 @@ def _keep_bias(block: Block, arguments: object, stream: Stream) -> Stream:
     """A stream leaves a block with a bias of it pending, which is read when the block's weights are dropped already."""
     bias = stream.pending_bias
     return Stream(stream.x, stream.pending, None if bias is None else bias.clone())
+
+
+def of_all_processes(value: Any) -> list[Any]:
+    """A plain value of each process, by rank."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, value)
+    return gathered
 
 
 def whole_model(model: FastModel, config: MMMAEConfig) -> FastModel:

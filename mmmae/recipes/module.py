@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -14,9 +13,8 @@ from torch.distributed.tensor import DTensor
 from ..data import Batch
 from ..fast import FastModel
 from ..inputs import Output, is_distributed
-from .checkpoints import describe
 from .diagnosis import largest_activation
-from .distributed import compile_blocks, shard
+from .distributed import compile_blocks, of_all_processes, shard
 from .reports import measure_contrast, measure_features
 from .settings import PretrainSettings
 
@@ -24,13 +22,20 @@ VALIDATION_SEED = 2**63 - 1  # no step of a run has it: held-out subjects have t
 
 
 class Pretraining(lightning.LightningModule):
-    """A masked autoencoder, its optimiser and its schedule."""
+    """A masked autoencoder, its optimiser and its schedule.
 
-    def __init__(self, model: FastModel, settings: PretrainSettings) -> None:
+    Args:
+        model: to train.
+        settings: of the run.
+        run: what goes into checkpoints, of `describe`.
+    """
+
+    def __init__(self, model: FastModel, settings: PretrainSettings, run: dict[str, Any]) -> None:
         super().__init__()
+        self.run = run
         self.model, self.settings = model, settings
         self.configured = False
-        self.last_batch: list[str] = []
+        self.names: list[str] = []  # of the subjects of this step so far
 
     def configure_model(self) -> None:
         """Compile the model, and share it among processes, where the settings say so; Lightning may call it twice."""
@@ -46,6 +51,7 @@ class Pretraining(lightning.LightningModule):
         """The loss of one forward pass, under a mask that (seed, pass, sample) alone decide."""
         accumulate = self.settings.accumulate
         seed = self.settings.seed * 2**32 + self.global_step * accumulate + batch_idx % accumulate
+        self.names = batch.names if batch_idx % accumulate == 0 else self.names + batch.names
         output = self.model(batch.hsi, batch.aux, batch.present, batch.valid, seed=seed)
         figures = self._means(output)
         if not math.isfinite(figures["loss"]):
@@ -54,7 +60,6 @@ class Pretraining(lightning.LightningModule):
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         if self.global_step % self.settings.report_every == 0 and batch_idx % accumulate == 0:
             self._report(measure_features(output.latent) | measure_contrast(self.model, batch, output.latent))
-        self.last_batch = batch.names
         return output.loss  # type: ignore[no-any-return]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -73,13 +78,13 @@ class Pretraining(lightning.LightningModule):
         if self.settings.precision != "16" and not torch.isfinite(norm):  # the loss scaler skips such a step
             raise ValueError(
                 f"the norm of the gradient is {norm.item()} in step {self.global_step + 1}, of "
-                f"{self._with_files(self.last_batch)}, though the loss is finite; the weights and the last checkpoint "
+                f"{self._subjects()}, though the loss is finite; the weights and the last checkpoint "
                 "are from before"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the run was made with."""
-        checkpoint["run"] = describe(self.model.config, self.settings, self.trainer.world_size)
+        checkpoint["run"] = self.run
 
     def configure_optimizers(self) -> Any:
         """AdamW with betas (0.9, 0.95) as in MAE, linear warm-up and cosine."""
@@ -111,15 +116,16 @@ class Pretraining(lightning.LightningModule):
 
     def _stop(self, what: str, batch: Batch, seed: int) -> None:
         """Raise ValueError with all that helps to find the reason; every process comes here in the same step."""
-        subjects = self._with_files(_names_of_all(batch.names))
+        subjects = self._subjects()
         where = largest_activation(self.model, batch, seed)
         raise ValueError(
             f"{what} in step {self.global_step + 1}, of {subjects}; {where}; "
             "a lower learning rate may help, and the last checkpoint is from before"
         )
 
-    def _with_files(self, names: Sequence[str]) -> str:
-        """The names of subjects, with the files that they are read from where the data set tells."""
+    def _subjects(self) -> str:
+        """The subjects of this step on all processes, with the files they are read from where the data set tells."""
+        names = [name for of_rank in of_all_processes(self.names) for name in of_rank]
         subjects = self.trainer.datamodule.subjects  # type: ignore[attr-defined]
         if not hasattr(subjects, "files"):
             return ", ".join(names)
@@ -137,11 +143,3 @@ def learning_rate_factor(step: int, settings: PretrainSettings) -> float:
 
 def _decays(name: str, parameter: Tensor) -> bool:
     return parameter.dim() > 1 and "pos_embed" not in name and name != "mask_token"
-
-
-def _names_of_all(names: Sequence[str]) -> list[str]:
-    if not is_distributed():
-        return list(names)
-    gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, list(names))
-    return [name for of_rank in gathered for name in of_rank]

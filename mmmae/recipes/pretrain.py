@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import distributed
@@ -22,8 +22,19 @@ from ..data import Normalization
 from ..fast import FastModel, fast_model
 from ..pretrained import check_can_write, write_atomically
 from ..tuning import tune_cpu
-from .checkpoints import LAST, WholeCheckpoints, check_resumed, describe, find_checkpoint, remove_partial
-from .distributed import World, choose_strategy, find_world, whole_model
+from .checkpoints import (
+    LAST,
+    LastCheckpoint,
+    WholeCheckpoints,
+    check_resumed,
+    describe,
+    find_checkpoint,
+    is_finished,
+    model_weights,
+    read_checkpoint,
+    remove_partial,
+)
+from .distributed import World, choose_strategy, find_world, of_all_processes, whole_model
 from .module import Pretraining
 from .pictures import draw, save_figure
 from .progress import StepProgress
@@ -65,7 +76,8 @@ def pretrain(
         out: the run's folder.
         settings: None means the defaults.
         resume: a checkpoint to go on from, or `auto` for the one in `out` if there is one. The run then has the losses
-            of one that was never stopped, which is why config, settings and statistics must be those of its beginning.
+            of one that was never stopped, which is why config, settings, subjects and statistics must be those of its
+            beginning. Of a run that has ended, what it leaves is written again.
         rgb: bands that the picture shows as red, green and blue; None spreads three over the spectrum.
 
     Returns:
@@ -86,23 +98,28 @@ def pretrain(
     check_can_write(out)
     checkpoint = find_checkpoint(out, resume)
     if checkpoint is not None:
-        check_resumed(checkpoint, config, settings, world.ranks)
+        check_resumed(checkpoint, describe(config, settings, world.ranks, subjects.names))
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     _check_normalization(out, normalization, resumed=checkpoint is not None)
-    described = {**describe(config, settings, world.ranks), "subjects": repr(subjects)}
-    callbacks: list[Callback] = [RunFolder(out, described, normalization), Throughput(config, settings.precision)]
-    if settings.pictures_every:
-        callbacks.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
-    trainer = _trainer(out, settings, world, callbacks)
+    run = describe(config, settings, world.ranks, subjects.names)
     torch.manual_seed(settings.seed)
-    module = Pretraining(fast_model(config), settings)
-    try:
+    model = fast_model(config)
+    if checkpoint is not None and is_finished(checkpoint, settings):
+        model.load_state_dict(model_weights(checkpoint))  # a run that ended before it had written what it leaves
+    else:
+        folder = RunFolder(out, {**run, "subjects": repr(subjects)}, normalization, checkpoint)
+        callbacks: list[Callback] = [folder, Throughput(config, settings.precision)]
+        if settings.pictures_every:
+            callbacks.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
+        trainer = _trainer(out, settings, world, callbacks)
+        module = Pretraining(model, settings, run)
         _fit(trainer, module, data, checkpoint)
+        module.run["finished"] = True
         trainer.save_checkpoint(out / LAST)
-        model = whole_model(module.model, config) if settings.strategy == "fsdp" and world.ranks > 1 else module.model
-        trainer.strategy.barrier()
-    finally:
-        if world.ranks > 1 and distributed.is_initialized():
+        if settings.strategy == "fsdp" and world.ranks > 1:
+            model = whole_model(model, config)
+        if world.ranks > 1:
+            trainer.strategy.barrier()
             distributed.destroy_process_group()
     model.eval()
     if world.rank == 0:
@@ -114,14 +131,19 @@ def pretrain(
 
 
 class RunFolder(Callback):
-    """Makes the run's folder, when every process has found its input right."""
+    """Makes the run's folder, when every process has found its input right, and all begin with the same step."""
 
-    def __init__(self, out: Path, described: dict[str, Any], normalization: Normalization) -> None:
+    def __init__(
+        self, out: Path, described: dict[str, Any], normalization: Normalization, checkpoint: Path | None
+    ) -> None:
         self.out, self.described, self.normalization = out, described, normalization
+        self.first = 0 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Write what the run is made with."""
-        trainer.strategy.barrier()  # none looks for another run in the folder any more
+        first = of_all_processes(self.first)  # and none looks for another run in the folder any more
+        if len(set(first)) > 1:
+            raise ValueError(f"the processes begin behind the steps {first}: {self.out} must be one folder for all")
         if trainer.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
             remove_partial(self.out)
@@ -132,18 +154,7 @@ class RunFolder(Callback):
 
 def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, checkpoint: Path | None) -> None:
     with warnings.catch_warnings():
-        # Lightning advises more workers, whatever the machine; whoever wants them says --workers. The data module, not
-        # the loader, holds the position in the data. The rest tells of a resume, and of FSDP2's outputs, which nothing
-        # here changes in place.
-        for message in (
-            "does not have many workers",
-            "LeafSpec",
-            "Detected call of `lr_scheduler.step",  # the loss scaler skips a step now and then
-            "your dataloader is not resumable",
-            "returned a view",
-        ):
-            warnings.filterwarnings("ignore", message=f".*{message}.*")
-        for message in ("exists and is not empty", "dirpath", "ckpt_path", "WeightAveraging callback with a model"):
+        for message in UNFOUNDED:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -159,7 +170,7 @@ def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, che
 
 
 def _tells_of_a_lost_process(error: RuntimeError) -> bool:
-    words = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timeout", "NCCL")
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")  # gloo's
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
 
 
@@ -186,7 +197,7 @@ def _trainer(out: Path, settings: PretrainSettings, world: World, callbacks: lis
         loggers.append(TensorBoardLogger(out, name="logs", version=loggers[0].version))
     callbacks = [*callbacks, _checkpoints(out, settings), StepProgress()]
     if settings.ema:
-        callbacks.append(EMAWeightAveraging(decay=settings.ema))
+        callbacks.append(EMAWeightAveraging(_device(settings, world), decay=settings.ema))
     if settings.patience:
         callbacks.append(EarlyStopping("validation_loss", patience=settings.patience, check_finite=False))
     try:
@@ -195,20 +206,26 @@ def _trainer(out: Path, settings: PretrainSettings, world: World, callbacks: lis
         raise ValueError(f"device is {settings.device!r}, which does not serve: {error}") from error
 
 
-def _precision(settings: PretrainSettings) -> Precision:
+def _precision(settings: PretrainSettings, world: World) -> Precision:
     if settings.precision == "32":
         return Precision()
-    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
     # By hand, because Lightning would take bf16 for fp16 on a CPU.
-    device, half = "cuda" if on_gpu else "cpu", settings.precision == "16"
+    device, half = _device(settings, world).type, settings.precision == "16"
     scaler = torch.amp.GradScaler(device) if half else None
     return MixedPrecision("16-mixed" if half else "bf16-mixed", device, scaler)
 
 
-def _checkpoints(out: Path, settings: PretrainSettings) -> ModelCheckpoint:
+def _device(settings: PretrainSettings, world: World) -> torch.device:
+    """Of this process."""
+    if settings.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", world.rank % world.ranks_of_node)
+
+
+def _checkpoints(out: Path, settings: PretrainSettings) -> LastCheckpoint:
     # Behind a validation where there is one, so that a run that goes on does not miss or repeat it.
     steps = None if settings.validation else settings.checkpoint_every
-    return ModelCheckpoint(
+    return LastCheckpoint(
         (out / LAST).parent,
         filename=LAST.stem,
         every_n_train_steps=steps,
@@ -231,11 +248,11 @@ def _lightning_trainer(
         max_epochs=1,  # one pass of the loader is the whole run
         accumulate_grad_batches=settings.accumulate,
         limit_val_batches=None if validates else 0,
-        val_check_interval=settings.checkpoint_every * settings.accumulate if validates else None,
+        val_check_interval=min(settings.checkpoint_every, settings.steps) * settings.accumulate if validates else None,
         num_sanity_val_steps=0,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[WholeCheckpoints(), _precision(settings)],
+        plugins=[WholeCheckpoints(), _precision(settings, world)],
         use_distributed_sampler=False,
         log_every_n_steps=1,
         enable_model_summary=False,

@@ -62,7 +62,8 @@ def measure_contrast(model: FastModel, batch: Batch, latent: Tensor) -> dict[str
             continue
         with model.backend():
             keys = F.normalize(model.aux_encoders[name](image, has).float(), dim=-1)
-        logits = queries[has] @ keys[has].T / model.config.temperature
+        with torch.autocast(latent.device.type, enabled=False):
+            logits = queries[has] @ keys[has].T / model.config.temperature
         own = torch.arange(len(logits), device=logits.device)
         figures[f"contrastive_{name}"] = F.cross_entropy(logits, own).item()
         figures[f"contrastive_accuracy_{name}"] = (logits.argmax(1) == own).float().mean().item()
@@ -101,6 +102,7 @@ class Throughput(Callback):
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
     """Multiply-adds a second of a square matrix product at best, measured for about a quarter of a second."""
+    torch.ones(8, 8, device=device, dtype=dtype) @ torch.ones(8, 8, device=device, dtype=dtype)  # loads libraries
     best, start = 0.0, time.perf_counter()
     for size in PRODUCT_SIZES:
         factor = torch.randn(size, size, device=device).to(dtype)

@@ -6,7 +6,8 @@ import dataclasses
 import math
 
 # What may change when a run goes on, of its settings and its config: it does not change the run's losses, apart from
-# rounding. So may the number of processes and the batch of each, as long as their product stays.
+# rounding. So may the number of processes and the batch of each, as long as their product stays; and the steps between
+# checkpoints, as long as no validation comes with them.
 FREE_SETTINGS = (
     "batch",
     "workers",
