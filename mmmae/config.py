@@ -146,8 +146,12 @@ class MMMAEConfig:
             wavelengths = tuple(float(wavelength) for wavelength in self.wavelengths)
         except (TypeError, ValueError):
             wavelengths = ()
-        are_positive = bool(wavelengths) and all(0 < wavelength < math.inf for wavelength in wavelengths)
-        self._expect("wavelengths", are_positive, "finite numbers > 0 in nm, one a band")
+        self._expect("wavelengths", bool(wavelengths), "finite numbers > 0 in nm, one a band")
+        for band, wavelength in enumerate(wavelengths):
+            if not 0 < wavelength < math.inf:
+                raise ValueError(
+                    f"config: wavelengths has {wavelength:g} for band {band}, allowed is a finite number > 0 in nm"
+                )
         if len(wavelengths) != self.bands:
             given = f"{len(wavelengths)} numbers, {wavelengths[0]:g} to {wavelengths[-1]:g}"
             raise ValueError(f"config: wavelengths is {given}, allowed is one in nm for each of bands = {self.bands}")

@@ -32,8 +32,8 @@ def export_encoder(encoder: HSIEncoder, path: str | Path) -> float:
     """Write an encoder for `torch.export.load` or for ONNX, as the suffix of `path` says, after a check.
 
     Its input is `hsi [batch, C, T, image_size, image_size]`, its output `tokens [batch, N, D]`, both float32. The batch
-    may be of any size; images are resized before. It consists of PyTorch's (or ONNX's) own operators: it runs where
-    this package is not.
+    is of 1 or more; images are resized before. It consists of PyTorch's (or ONNX's) own operators: it runs where this
+    package is not.
 
     Args:
         encoder: float32, on the CPU; it stays as it is.

@@ -181,6 +181,7 @@ class Pretrained(
 def save_weights(directory: str | Path, config: MMMAEConfig, weights: Mapping[str, Tensor]) -> None:
     """Write `config.json` and `model.safetensors` into `directory`, which is made if it is not there."""
     directory = Path(directory)
+    check_can_write(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
     write_atomically(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
@@ -201,7 +202,9 @@ def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]
                 f"{directory / name}: no such file; expected is a folder with a model or an encoder in it"
             )
     try:
-        config = MMMAEConfig.from_json((directory / CONFIG_NAME).read_text())
+        config = MMMAEConfig.from_json((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{directory / CONFIG_NAME}: no config: it is no text in UTF-8") from error
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG_NAME}: {error}") from error
     try:

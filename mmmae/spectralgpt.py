@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +94,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             contents = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's recipes save their options so
+            # MAE's recipes save their options as a Namespace; a warning would tell of what is refused below
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 contents = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"{path}: no whole safetensors file: {error}") from error
@@ -100,6 +104,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             reason = f"refused: it holds an object, {refused[1]}, and reading it could run any code"
+        elif "Unsupported operand" in str(error) and _begins_as_pickle(path):
+            reason = "refused: it is a plain pickle, and reading it could run any code"
         else:
             reason = "no checkpoint of PyTorch, or a broken one"
         raise ValueError(f"{path}: {reason}; expected are tensors and plain values") from error
@@ -109,11 +115,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(contents, Mapping):
         raise ValueError(f"{path}: holds a {type(contents).__name__}, expected are weights by name")
     named = {str(name).removeprefix("module."): value for name, value in contents.items()}
-    tensors = {name: value.to(torch.float32) for name, value in named.items() if isinstance(value, Tensor)}
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+    tensors: dict[str, Tensor] = {}
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            continue
+        is_dense = value.layout == torch.strided and not value.is_nested and not value.is_quantized
+        if value.is_meta or value.is_complex() or not is_dense:
+            raise ValueError(f"{path}: {name} is no dense tensor of real numbers with values")
+        tensors[name] = value.to(torch.float32)
+        if not tensors[name].isfinite().all():
             raise ValueError(f"{path}: {name} has NaN or infinity")
     return tensors
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == pickle.PROTO
 
 
 def _config(tensors: Mapping[str, Tensor], heads: int | None) -> MMMAEConfig:
@@ -131,6 +148,8 @@ def _config(tensors: Mapping[str, Tensor], heads: int | None) -> MMMAEConfig:
     size = math.isqrt(pixels)
     if size**2 != pixels:
         raise ValueError(f"pos_embed_spatial has {spatial.shape[1]} rows, which are no square of {ph} x {pw} patches")
+    if hidden.dim() != 2:
+        raise ValueError(f"{NEEDED[3]} has shape {list(hidden.shape)}, expected is [hidden, {dim}]")
     if heads is None and dim % HEAD_WIDTH != 0:
         raise ValueError(f"the width {dim} is no multiple of {HEAD_WIDTH}: say how many heads it has")
     blocks = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
@@ -141,7 +160,7 @@ def _config(tensors: Mapping[str, Tensor], heads: int | None) -> MMMAEConfig:
         patch=(pt, ph, pw),
         dim=dim,
         depth=len(blocks),  # one that is not there is missed by its name
-        heads=heads or dim // HEAD_WIDTH,
+        heads=dim // HEAD_WIDTH if heads is None else heads,
         mlp_ratio=hidden.shape[0] / dim,
         aux={},
     )
@@ -161,8 +180,13 @@ def _sources(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _weight(name: str, tensors: Mapping[str, Tensor], sources: list[str], config: MMMAEConfig) -> Tensor:
+    if len(sources) > 1:  # q, k and v
+        shape = [config.dim, config.dim] if name.endswith(".weight") else [config.dim]
+        for source in sources:
+            if list(tensors[source].shape) != shape:
+                raise ValueError(f"{source} has shape {list(tensors[source].shape)}, expected is {shape}")
     if sources:
-        return torch.cat([tensors[source] for source in sources])
+        return torch.cat([tensors[source] for source in sources]) if len(sources) > 1 else tensors[sources[0]]
     width = {"qkv": 3 * config.dim, "fc1": round(config.dim * config.mlp_ratio)}.get(name.split(".")[-2], config.dim)
     return torch.ones(width) if name.endswith(".weight") else torch.zeros(width)
 

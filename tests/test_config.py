@@ -80,9 +80,9 @@ def test_a_config_written_before_a_field_existed_has_its_default():
         ),
         ({"wavelengths": 500.0}, "wavelengths is 500.0, allowed is finite numbers > 0 in nm, one a band"),
         ({"wavelengths": "blue"}, "wavelengths is 'blue', allowed is finite numbers > 0"),
-        ({"bands": 3, "wavelengths": [450, -1, 650]}, "wavelengths is [450, -1, 650], allowed is finite numbers > 0"),
-        ({"bands": 3, "wavelengths": [450, 550, float("inf")]}, "wavelengths is [450, 550, inf], allowed is finite"),
-        ({"bands": 3, "wavelengths": [450, 550, float("nan")]}, "wavelengths is [450, 550, nan], allowed is finite"),
+        ({"bands": 3, "wavelengths": [450, -1, 650]}, "wavelengths has -1 for band 1, allowed is a finite number"),
+        ({"bands": 3, "wavelengths": [450, 550, float("inf")]}, "wavelengths has inf for band 2, allowed is a finite"),
+        ({"bands": 3, "wavelengths": [450, 550, float("nan")]}, "wavelengths has nan for band 2, allowed is a finite"),
         (
             {"wavelengths": [450, 550, 650]},
             "wavelengths is 3 numbers, 450 to 650, allowed is one in nm for each of bands = 12",

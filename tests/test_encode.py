@@ -93,6 +93,7 @@ def test_a_broken_subject_leaves_the_old_file(encoder, tmp_path):
         ({"out": "folder.npz"}, "is a folder"),
         ({"pool": "max"}, "pool is 'max', allowed is one of mean, spatial, tokens"),
         ({"batch": 0}, "batch is 0"),
+        ({"workers": -1, "out": "new/features.npz"}, "workers is -1, allowed is a whole number >= 0"),
         ({"device": "quantum"}, "device is 'quantum', which does not serve"),
         ({"device": "cuda:99"}, "device is 'cuda:99', which does not serve"),
         ({"subjects": Phantom(0, 32)}, "no subject"),
@@ -178,6 +179,8 @@ def test_an_encoder_that_knows_wavelengths_follows_those_of_the_data(tmp_path, c
         np.savez(tmp_path / "hsi" / "cube.npz", cube=rng.normal(size=(12, 32, 32)), wavelengths=nm)
         assert main(command) == 0
         assert ("at other wavelengths" in capsys.readouterr().out) is expected
-    np.savez(tmp_path / "hsi" / "cube.npz", cube=rng.normal(size=(6, 32, 32)))
-    assert main(command) == 2
-    assert "the encoder knows its 12 bands by wavelength; the 6 of the data have none" in capsys.readouterr().err
+    for bands in (6, 12):
+        np.savez(tmp_path / "hsi" / "cube.npz", cube=rng.normal(size=(bands, 32, 32)))
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert f"the encoder knows its 12 bands by wavelength; the {bands} of the data have none" in error

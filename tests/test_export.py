@@ -56,6 +56,12 @@ def test_a_torch_program_equals_the_encoder(encoder, files, batch):
         assert (tokens - encoder(volume(batch))).abs().max() <= 1e-4
 
 
+def test_the_help_names_the_batches_that_are_checked(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "batch is of 1 or more" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_torch_program_is_made_of_torchs_own_operators(files):
     nodes = torch.export.load(files / "encoder.pt2").graph.nodes
     operators = {str(node.target) for node in nodes if node.op == "call_function"}

@@ -96,6 +96,16 @@ def test_weights_that_a_folder_lacks_or_has_too_many_are_named(model, tmp_path):
         mmmae.FastModel.from_pretrained(tmp_path, widht=3)
 
 
+def test_a_folder_that_is_a_file_and_a_config_that_is_no_text_are_named(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"file: is no folder"):
+        model.save_pretrained(tmp_path / "file")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"config\.json: no config: it is no text in UTF-8"):
+        mmmae.FastModel.from_pretrained(tmp_path)
+
+
 def test_kernels_and_attention_are_chosen_when_it_is_read(model, hsi, tmp_path):
     model.save_pretrained(tmp_path)
     eager = mmmae.FastModel.from_pretrained(tmp_path, kernels="eager", attention="eager")

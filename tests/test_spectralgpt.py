@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -184,6 +186,18 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(network, tmp_
         (lambda w: w.update({"pos_embed_spatial": torch.ones(1, 17, DIM)}), "17 rows, which are no square"),
         (lambda w: w.update({"pos_embed_temporal": torch.ones(2, DIM)}), "pos_embed_temporal has shape"),
         (lambda w: w.update({"blocks.0.mlp.fc2.weight": torch.ones(DIM, 5)}), "size mismatch for blocks.0.mlp.fc2"),
+        (lambda w: w.update({"blocks.0.mlp.fc1.weight": torch.tensor(1.0)}), "fc1.weight has shape .., expected is"),
+        (
+            lambda w: w.update({"blocks.1.attn.q.weight": torch.ones(DIM, 5)}),
+            r"blocks.1.attn.q.weight has shape .64, 5., expected is .64, 64.",
+        ),
+        (
+            lambda w: w.update({"blocks.1.attn.q.bias": torch.tensor(1.0)}),
+            "blocks.1.attn.q.bias has shape .., expected",
+        ),
+        (lambda w: w.update({"norm.weight": torch.ones(DIM, device="meta")}), "norm.weight is no dense tensor"),
+        (lambda w: w.update({"norm.weight": torch.ones(DIM).to_sparse()}), "norm.weight is no dense tensor"),
+        (lambda w: w.update({"norm.weight": torch.ones(DIM, dtype=torch.complex64)}), "norm.weight is no dense tensor"),
         (lambda w: w["norm.weight"].fill_(float("nan")), "norm.weight has NaN or infinity"),
     ],
 )
@@ -196,7 +210,12 @@ def test_a_network_of_other_parts_is_an_error_that_names_the_part(network, tmp_p
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"heads": 5}, "heads is 5"), ({"image_size": 33}, "image_size is 33"), ({"bands": 7}, "bands is 7")],
+    [
+        ({"heads": 5}, "heads is 5"),
+        ({"heads": 0}, "heads is 0"),
+        ({"image_size": 33}, "image_size is 33"),
+        ({"bands": 7}, "bands is 7"),
+    ],
 )
 def test_a_wrong_option_says_what_is_allowed(network, tmp_path, fields, message):
     with pytest.raises(ValueError, match=f"{message}, allowed is"):
@@ -210,5 +229,11 @@ def test_a_broken_file_is_named(network, tmp_path):
         import_spectralgpt(path)
     with pytest.raises(ValueError, match=r"d\.pth: holds a list"):
         import_spectralgpt(saved(tmp_path / "d.pth", [1, 2]))
+    (tmp_path / "e.pth").write_bytes(pickle.dumps([1, 2], protocol=4))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError, match=r"e\.pth: refused: it is a plain pickle"):
+            import_spectralgpt(tmp_path / "e.pth")
+    assert warned == []
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         import_spectralgpt(tmp_path / "absent.pth")

@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input gets one line on standard error and status 2."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    command = f"{options.command} {options.part}" if "part" in options else options.command
     tune_cpu()
     try:
         status = options.run(options)
@@ -26,11 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.traceback:
             raise
         rank = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
-        print(f"mmmae {options.command}: {rank}{' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mmmae {command}: {rank}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "; the run goes on with --resume auto" if options.command == "pretrain" else ""
-        print(f"mmmae {options.command}: interrupted{again}", file=sys.stderr)
+        print(f"mmmae {command}: interrupted{again}", file=sys.stderr)
         return 130
     return status or 0
 

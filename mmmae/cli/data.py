@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Commands, add_aux_option, add_data_options, aux_folders, open_subjects
+from .options import Commands, add_aux_option, add_data_options, aux_folders, open_subjects, process_count
 
 if TYPE_CHECKING:
     from ..data.check import Finding
@@ -23,15 +23,17 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("data", help="generate, check, cache and pack files of subjects")
     parts = parser.add_subparsers(dest="part", required=True, metavar="part")
     _add_check(parts)
-    for name, run, store, meaning in (
-        ("cache", _run_cache, "a cache", "write subjects as they are trained on, one memory-mapped file each"),
-        ("shard", _run_shard, "shards", "write subjects as they are trained on, as tar files for webdataset"),
+    for name, run, goes, meaning in (
+        ("cache", _run_cache, "a cache goes", "write subjects as they are trained on, one memory-mapped file each"),
+        ("shard", _run_shard, "shards go", "write subjects as they are trained on, as tar files for webdataset"),
     ):
         parser = parts.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
-        add_data_options(parser)
-        parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"where {store} goes")
+        add_data_options(parser, generated=False)
+        parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"where {goes}")
         parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resize to; default: as the files are")
-        parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read; default: 0")
+        parser.add_argument(
+            "--workers", type=process_count, default=0, metavar="N", help="processes that read; default: 0"
+        )
         parser.set_defaults(run=run)
         if name == "shard":
             parser.add_argument("--per-shard", type=int, default=100, metavar="N", help="subjects; default: 100")
@@ -82,7 +84,8 @@ def _run_check(options: argparse.Namespace) -> int:
     if options.aux and options.hsi is None:
         raise ValueError("--aux needs --hsi, the folder of cubes")
     if options.cache is not None or options.shards is not None:
-        stored = CachedSubjects(options.cache) if options.cache is not None else ShardedSubjects(options.shards)
+        kind = CachedSubjects if options.cache is not None else ShardedSubjects
+        stored = kind(options.cache or options.shards, check_files=False)
         return _report(len(stored), check_stored(stored, track=track), options.json)
     hsi, aux = options.hsi, aux_folders(options)
     if options.folder is not None:
@@ -91,8 +94,18 @@ def _run_check(options: argparse.Namespace) -> int:
             beside = [path for path in sorted(options.folder.iterdir()) if path.is_dir()]
             aux = {path.name: str(path) for path in beside if path.name not in ("hsi", "labels")}
         else:
-            hsi = options.folder
+            hsi = _folder_of_cubes(options.folder)
     return _report(*check_files(hsi, aux, track=track), options.json)
+
+
+def _folder_of_cubes(folder: Path) -> Path:
+    from ..data.pairing import images_in
+
+    try:
+        images_in("hsi", folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; {folder / 'hsi'} is not there: name the folder of cubes with --hsi") from error
+    return folder
 
 
 def _report(count: int, findings: list[Finding], as_json: bool) -> int:
@@ -147,6 +160,11 @@ def _run_shard(options: argparse.Namespace) -> None:
 def _run_phantom(options: argparse.Namespace) -> None:
     from ..data import write_phantom
 
+    for option, least in (("subjects", 1), ("size", 1), ("bands", 1), ("seed", 0)):
+        if (value := getattr(options, option)) < least:
+            raise ValueError(f"--{option} is {value}; expected at least {least}")
+    if not 0 <= options.missing <= 1:
+        raise ValueError(f"--missing is {options.missing:g}; expected a probability, 0 to 1")
     files = write_phantom(options.folder, options.subjects, options.size, options.bands, options.seed, options.missing)
     print(f"wrote {options.subjects} generated subjects, no measurements, as {len(files)} files into {options.folder}")
 

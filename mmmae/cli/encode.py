@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import Commands, add_data_options
+from .options import Commands, add_data_options, process_count
 from .trained import add_statistics_option, load_encoder
 
 
@@ -23,9 +23,11 @@ def add(commands: Commands) -> None:
         help="mean: one vector a cube (default); spatial: a map of vectors; tokens: all, over bands too",
     )
     parser.add_argument("--batch", type=int, default=8, metavar="B", help="cubes at once; default: 8")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read data; default: 0")
+    parser.add_argument(
+        "--workers", type=process_count, default=0, metavar="N", help="processes that read data; default: 0"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda")
-    add_data_options(parser)
+    add_data_options(parser, generated=False)
     add_statistics_option(parser)
     parser.set_defaults(run=run)
 

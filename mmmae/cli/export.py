@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
         "export",
         help="write an encoder for torch.export or ONNX",
         description="Write an encoder as a program of torch.export (.pt2) or an ONNX model (.onnx) that runs without "
-        "mmmae. The batch may be of any size; images must have the encoder's image_size. The file is compared with the "
+        "mmmae. The batch is of 1 or more; images must have the encoder's image_size. The file is compared with the "
         "encoder before it is written.",
     )
     parser.add_argument("encoder", type=Path, metavar="DIR", help="folder of an encoder or of a whole model")

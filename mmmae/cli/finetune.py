@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import PRESETS, MMMAEConfig
 from ..recipes.finetune_settings import FinetuneSettings
-from .options import Commands, add_data_options, band_numbers, config_fields, names_data
+from .options import Commands, add_data_options, band_numbers, config_fields
 from .trained import add_statistics_option, load_encoder, trained_subjects
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
     model.add_argument("--preset", choices=list(PRESETS), help="of --scratch; default: base")
     model.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a config field of --scratch")
     model.add_argument("--mode", choices=("full", "probe"), default="full", help="train all, or the head alone")
-    add_data_options(parser)
+    add_data_options(parser, generated=False)
     add_statistics_option(parser)
     labels = parser.add_argument_group("labels")
     labels.add_argument("--task", choices=("segmentation", "classification"), required=True)
@@ -83,8 +83,6 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train, and say what came out."""
     settings = _settings(options)
-    if not names_data(options):
-        raise ValueError("expected is --hsi, --cache or --shards: generated subjects have no labels")
     if options.encoder is not None and (options.preset or options.set):
         raise ValueError("--preset and --set are for --scratch: the encoder's folder says what the encoder is")
     if options.rgb is not None and len(options.rgb) != 3:

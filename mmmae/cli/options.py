@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 SOURCES = ("hsi", "cache", "shards")
-GENERATED = ("ir", "af", "thickness")
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that name a data set: files, a cache, shards, or generated subjects where none is named."""
+def add_data_options(parser: argparse.ArgumentParser, *, generated: bool = True) -> None:
+    """Declare the options that name a data set: files, a cache, shards, or generated subjects where none is named.
+
+    With `generated=False` nothing is generated: `open_subjects` raises where none is named.
+    """
+    parser.set_defaults(generated=generated, subjects=None, missing=None)
     data = parser.add_argument_group("data")
     data.add_argument("--hsi", type=Path, metavar="DIR", help="folder of hyperspectral cubes, one file a subject")
     add_aux_option(data)
@@ -32,6 +35,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--normalization", type=Path, metavar="FILE", help="statistics to read, or to write if not there")
     data.add_argument("--cache", type=Path, metavar="DIR", help="instead of --hsi: what `mmmae data cache` wrote")
     data.add_argument("--shards", type=Path, metavar="DIR", help="instead of --hsi: what `mmmae data shard` wrote")
+    if not generated:
+        return
     data.add_argument("--subjects", type=int, metavar="N", help="how many to generate; default: 64")
     data.add_argument(
         "--missing", type=float, metavar="P", help="probability that an image of a generated subject is missing"
@@ -69,16 +74,15 @@ def subjects_of(options: argparse.Namespace, preset: str, fields: dict[str, Any]
 
 
 def subjects_for(options: argparse.Namespace, config: MMMAEConfig, *, normalization: Path | None = None) -> Subjects:
-    """The data set that the data options name, or generated subjects, as a trained encoder takes them.
+    """The data set that the data options name, as a trained encoder takes it.
 
     Args:
-        options: parsed from what `add_data_options` declares.
+        options: parsed from what `add_data_options` declares, with `generated=False`.
         config: the encoder's; cubes are read at its `image_size`. Their number of bands is for the caller to compare.
         normalization: the statistics that the encoder was trained with; taken if the file is there and
             --normalization names no other.
     """
-    aux = [name for name in config.aux if name in GENERATED]
-    return open_subjects(options, config.image_size, config.bands, aux=aux, normalization=normalization)
+    return open_subjects(options, config.image_size, normalization=normalization)
 
 
 def names_data(options: argparse.Namespace) -> bool:
@@ -91,7 +95,6 @@ def open_subjects(
     image_size: int | None,
     bands: int = 12,
     *,
-    aux: Sequence[str] = GENERATED,
     seed: int = 0,
     normalization: Path | None = None,
 ) -> Subjects:
@@ -100,7 +103,7 @@ def open_subjects(
     Args:
         options: parsed from what `add_data_options` declares.
         image_size: of the samples; None leaves those of files as they are.
-        bands, aux, seed: of generated subjects.
+        bands, seed: of generated subjects.
         normalization: statistics for files where the options name none; not used if the file is not there.
 
     Raises:
@@ -125,7 +128,7 @@ def open_subjects(
     if options.cache is None and options.shards is None:
         chosen = {"length": options.subjects, "missing": options.missing}
         given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-        return Phantom(image_size=image_size or 224, bands=bands, aux=aux, seed=seed, **given)
+        return Phantom(image_size=image_size or 224, bands=bands, seed=seed, **given)
     subjects = CachedSubjects(options.cache) if options.cache is not None else ShardedSubjects(options.shards)
     if image_size is not None and subjects.image_size != (image_size, image_size):
         height, width = subjects.image_size
@@ -151,10 +154,12 @@ def _check_combination(options: argparse.Namespace) -> None:
         raise ValueError(f"{' and '.join(spectral)} exclude each other")
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile, the size of the tiles")
+    if not named and not options.generated:
+        raise ValueError("no data are named, expected is --hsi, --cache or --shards")
 
 
 def aux_folders(options: argparse.Namespace) -> dict[str, str]:
-    """Modality -> folder and bands, from --aux."""
+    """Modality -> folder and bands, from --aux; a ValueError if a model could not have a modality of that name."""
     folders: dict[str, str] = {}
     for item in options.aux:
         name, _, folder = item.partition("=")
@@ -163,6 +168,10 @@ def aux_folders(options: argparse.Namespace) -> dict[str, str]:
         if name in folders:
             raise ValueError(f"--aux names {name!r} twice")
         folders[name] = folder
+    try:
+        MMMAEConfig(aux=dict.fromkeys(folders, 1))
+    except ValueError as error:
+        raise ValueError(f"--aux: {error}") from error
     return folders
 
 
@@ -181,8 +190,20 @@ def config_fields(items: Sequence[str]) -> dict[str, Any]:
 
 
 def band_numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers of bands like 3,7, not {text!r}") from None
 
 
 def wavelengths(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected wavelengths in nm like 550,612.5, not {text!r}") from None
+
+
+def process_count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, not {text!r}")
+    return int(text)

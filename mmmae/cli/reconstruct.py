@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--mask-ratio", type=float, metavar="R", help="share of tokens to mask; default: the model's")
     parser.add_argument("--rgb", type=band_numbers, metavar="R,G,B", help="bands that pictures show as colours")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda")
-    add_data_options(parser)
+    add_data_options(parser, generated=False)
     add_statistics_option(parser)
     parser.set_defaults(run=run)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import MMMAEConfig
-from .options import names_data, subjects_for
+from .options import subjects_for
 
 if TYPE_CHECKING:
     from ..encoder import HSIEncoder
@@ -57,7 +57,7 @@ def trained_subjects(options: argparse.Namespace, config: MMMAEConfig, folder: P
         print(f"statistics of the input: {stored}")
     elif options.hsi is not None:
         print("statistics of the input: measured on these data, because there are none beside the model")
-    elif stored is not None and names_data(options):
+    elif stored is not None:
         _compare(subjects, stored)
     return subjects
 
@@ -90,7 +90,7 @@ def _other_bands(config: MMMAEConfig, subjects: Subjects) -> dict[str, Any]:
     """The config fields in which the subjects' bands are others than the encoder's."""
     found = getattr(subjects, "wavelengths", None)
     changes: dict[str, Any] = {} if subjects.bands == config.bands else {"bands": subjects.bands}
-    if config.wavelengths is None or (found is None and not changes):
+    if config.wavelengths is None:
         return changes
     if found is None:
         raise ValueError(

@@ -1,5 +1,6 @@
 """A cache of registered, normalised subjects: one memory-mapped safetensors file each, and an index."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..pretrained import check_can_write, write_atomically
+from .rasters import envi_data_file
 from .stored import (
     INDEX_NAME,
     StoredSubjects,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = "mmmae-cache-1"
 PLAN_NAME = "unfinished.json"
+METADATA = "subject"  # under this a file says whose it is, with the checksums of what was written
 FILES_A_FOLDER = 1000
 
 
@@ -56,12 +59,13 @@ class CachedSubjects(StoredSubjects):
 def write_cache(subjects: "Subjects", folder: str | os.PathLike[str], *, workers: int = 0, track: Track = iter) -> Path:
     """Write every subject as its data set gives it, with statistics and names; `CachedSubjects` reads the folder.
 
-    A file a subject: a run that is interrupted goes on behind the last whole file, and a damaged one costs one subject.
-    The index is written last: a folder without one is not taken for a cache.
+    A file a subject, with its checksums: a run that was interrupted, or a cache of which files are missing or damaged,
+    is completed by the same call, and no whole file is written again. The index is written last: a folder without one
+    is not taken for a cache.
 
     Args:
         subjects: at least one.
-        folder: is made; may hold the beginning of the same cache.
+        folder: is made; may hold the same cache or its beginning.
         workers: processes that read.
         track: wraps the numbers of the subjects that are left to write, to show progress.
 
@@ -69,7 +73,8 @@ def write_cache(subjects: "Subjects", folder: str | os.PathLike[str], *, workers
         The folder.
 
     Raises:
-        ValueError: there is no subject, or the folder holds something else.
+        ValueError: there is no subject, or the folder holds something else: a cache of other data, or of source files
+            that have changed since.
         OSError: the folder can't be written.
     """
     folder = Path(folder)
@@ -77,51 +82,68 @@ def write_cache(subjects: "Subjects", folder: str | os.PathLike[str], *, workers
         raise ValueError("no subjects; expected at least one")
     check_can_write(folder)
     names = subjects.names
-    plan = {**describe(subjects, FORMAT), "names": names}
-    if _is_complete(folder, plan):
+    plan = {**describe(subjects, FORMAT), "names": names, "source_files": _source_files(subjects)}
+    listed = _listed(folder, plan)
+    files = [f"{index // FILES_A_FOLDER:04d}/{index:07d}.safetensors" for index in range(len(names))]
+
+    def entry(index: int) -> dict[str, Any] | None:
+        """What the index says of a file that is whole; None if it is missing or damaged."""
+        path = folder / files[index]
+        try:
+            with safe_open(path, framework="pt") as file:
+                written = (file.metadata() or {}).get(METADATA)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
+        except (FileNotFoundError, SafetensorError):
+            return None
+        subject = entry_of(subjects, index, names[index], tensors)
+        return {**subject, "file": files[index], "bytes": path.stat().st_size} if _text(subject) == written else None
+
+    entries = [entry(index) for index in range(len(names))]
+    if listed == entries:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_index(folder / PLAN_NAME, plan)
-    files = [f"{index // FILES_A_FOLDER:04d}/{index:07d}.safetensors" for index in range(len(names))]
-
-    def entry(index: int, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        place = {"file": files[index], "bytes": (folder / files[index]).stat().st_size}
-        return {**entry_of(subjects, index, names[index], tensors), **place}
-
-    entries = {
-        index: entry(index, tensors)
-        for index, file in enumerate(files)
-        if (tensors := _load_if_whole(folder / file)) is not None
-    }
-    missing = [index for index in range(len(names)) if index not in entries]
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    missing = [index for index, found in enumerate(entries) if found is None]
     for index, sample in zip(track(missing), samples_of(subjects, missing, workers), strict=True):
         path, tensors = folder / files[index], to_tensors(sample)
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, partial(save_file, tensors))
-        entries[index] = entry(index, tensors)
-    write_index(folder / INDEX_NAME, {**plan, "subjects": [entries[index] for index in range(len(names))]})
+        subject = entry_of(subjects, index, names[index], tensors)
+        write_atomically(path, partial(save_file, tensors, metadata={METADATA: _text(subject)}))
+        entries[index] = {**subject, "file": files[index], "bytes": path.stat().st_size}
+    write_index(folder / INDEX_NAME, {**plan, "subjects": entries})
     (folder / PLAN_NAME).unlink()
     for rest in folder.rglob(".*.partial"):  # of runs that were killed while they wrote
         rest.unlink()
     return folder
 
 
-def _is_complete(folder: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether the folder is the planned cache; raises a ValueError if it is anything but that or its beginning."""
+def _source_files(subjects: "Subjects") -> dict[str, list[int]]:
+    """Size and time of change of each file that a data set of files reads."""
+    files_of = getattr(subjects, "files", None)
+    if files_of is None:
+        return {}
+    paths = {path for index in range(len(subjects)) for path in files_of(index).values()}
+    paths |= {envi_data_file(path) for path in paths if path.suffix.lower() == ".hdr"}
+    return {str(path): [(found := path.stat()).st_size, found.st_mtime_ns] for path in sorted(paths)}
+
+
+def _listed(folder: Path, plan: Mapping[str, Any]) -> Any:
+    """The subjects that the index of the planned cache lists, None if it is not finished.
+
+    Raises:
+        ValueError: the folder holds anything but the planned cache or its beginning.
+    """
     for name in (INDEX_NAME, PLAN_NAME):
         if (folder / name).exists():
             found = read_index(folder / name, FORMAT)
             if other := [key for key, value in plan.items() if found.get(key) != value]:
                 raise ValueError(f"{folder}: holds a cache of other data; different are {', '.join(other)}")
-            return name == INDEX_NAME
+            return found.get("subjects")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{folder}: is not empty and holds no cache; expected a new folder")
-    return False
+    return None
 
 
-def _load_if_whole(path: Path) -> dict[str, Tensor] | None:
-    """What an interrupted run has written, or None."""
-    try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        return None
+def _text(subject: Mapping[str, Any]) -> str:
+    return json.dumps(subject, sort_keys=True)

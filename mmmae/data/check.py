@@ -20,7 +20,7 @@ VALUES_AT_ONCE = 2**24
 
 
 class Kind(str, Enum):
-    """What can be found; the last two are information, the others damage."""
+    """What can be found; the last three are information, the others damage."""
 
     UNREADABLE = "unreadable"  # or truncated, or not what its suffix says
     EMPTY = "empty"  # no byte or no value
@@ -29,17 +29,18 @@ class Kind(str, Enum):
     NODATA_BAND = "nodata-band"  # nothing but nodata in a band that other files have
     CONSTANT = "constant"  # one value throughout the file, or throughout a band
     BANDS = "bands"  # another number of bands than the others, or a band that was asked for is missing
-    WAVELENGTHS = "wavelengths"  # other wavelengths than the others
+    WAVELENGTHS = "wavelengths"  # other wavelengths than the others, or none where others have some
     MISALIGNED = "misaligned"  # an auxiliary image of another aspect ratio than its cube
     DUPLICATE = "duplicate"  # the values of another subject
     SAME_STEM = "same-stem"  # a second file of a subject
     ORPHAN = "orphan"  # an auxiliary image without a cube
+    SIZES = "sizes"  # cubes of several sizes, which need an image_size
     UNUSED_BAND = "unused-band"  # a band that is nodata in every file
     NO_AUXILIARY = "no-auxiliary"  # a cube without any auxiliary image
 
     @property
     def is_damage(self) -> bool:
-        return self not in (Kind.UNUSED_BAND, Kind.NO_AUXILIARY)
+        return self not in (Kind.SIZES, Kind.UNUSED_BAND, Kind.NO_AUXILIARY)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ def check_files(
         How many files there are, and what was found, in the order of modalities and files.
 
     Raises:
-        ValueError: a folder does not exist or has no image.
+        ValueError: a folder does not exist or has no image, or an auxiliary modality is called "hsi".
     """
+    if "hsi" in (aux or {}):
+        raise ValueError('"hsi" is the name of the cubes; give the auxiliary modality another')
     files = [_Examined("hsi", stem, path, None) for stem, path in images_in("hsi", Path(hsi_dir))]
     for modality, folder, bands in _folders(aux or {}):
         files += [_Examined(modality, stem, path, bands) for stem, path in images_in(modality, folder)]
@@ -117,13 +120,20 @@ def check_files(
 
 
 def check_stored(subjects: StoredSubjects, *, track: Track = iter) -> list[Finding]:
-    """Read every subject of a cache or of shards once, and find those that are not what was written."""
+    """Read every subject of a cache or of shards once, and find those that are not what was written.
+
+    Args:
+        subjects: opened with `check_files=False`, else a file that is missing or truncated is an error there.
+        track: wraps the numbers of the subjects, to show progress.
+    """
     findings = []
     for number in track(range(len(subjects))):
         try:
             subjects[number]
         except (ValueError, OSError) as error:
-            findings.append(Finding(Kind.UNREADABLE, "", subjects.names[number], subjects.folder, str(error)))
+            path = subjects.file(number)
+            reason = str(error).removeprefix(f"{path}: ") if path.is_file() else "is missing"
+            findings.append(Finding(Kind.UNREADABLE, "", subjects.names[number], path, reason))
     return findings
 
 
@@ -244,7 +254,9 @@ def _compare(files: Sequence[_Examined], tolerance: float) -> Iterator[Finding]:
     known = Counter(file.wavelengths for file in alike if file.wavelengths is not None)
     reference = torch.tensor(known.most_common(1)[0][0] if known else ())
     for file in alike:
-        if file.wavelengths is not None:
+        if known and file.wavelengths is None:
+            file.find(Kind.WAVELENGTHS, "has none, others have")
+        elif file.wavelengths is not None:
             difference = float((torch.tensor(file.wavelengths) - reference).abs().max())
             if difference > tolerance:
                 file.find(Kind.WAVELENGTHS, f"differs from the usual wavelengths by up to {difference:g} nm")
@@ -253,8 +265,13 @@ def _compare(files: Sequence[_Examined], tolerance: float) -> Iterator[Finding]:
     for file, bands in counted:
         if bands - unused:
             file.find(Kind.NODATA_BAND, f"nothing but nodata in {_bands(bands - unused)}")
+    first = files[0]
+    sizes = Counter(file.size for file in files if file.size is not None)
+    if first.modality == "hsi" and len(sizes) > 1:
+        listing = ", ".join(f"{count} of {height} x {width}" for (height, width), count in sizes.most_common(5))
+        reason = f"cubes of {len(sizes)} sizes, {listing}: they need an image size when they are read"
+        yield Finding(Kind.SIZES, first.modality, "", first.path.parent, reason)
     if unused:
-        first = files[0]
         reason = f"nothing but nodata in {_bands(unused)} of every file: left out when cubes are read"
         yield Finding(Kind.UNUSED_BAND, first.modality, "", first.path.parent, reason)
 

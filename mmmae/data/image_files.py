@@ -25,6 +25,10 @@ class BandChoice:
     def __post_init__(self) -> None:
         if sum(choice is not None for choice in (self.bands, self.wavelengths, self.resample)) > 1:
             raise ValueError("expected bands=, wavelengths= or resample=, not two of them")
+        for name in ("bands", "wavelengths", "resample"):
+            chosen = list(getattr(self, name) or ())
+            if twice := [value for value in chosen if chosen.count(value) > 1]:
+                raise ValueError(f"{name} names {twice[0]:g} twice")
 
     @property
     def all_bands(self) -> bool:
@@ -131,10 +135,8 @@ class ImageFiles:
             if self.one_size and window is None and tuple(size) != self._size:
                 sizes = f"{path} is {size[0]} x {size[1]}, {first} is {self._size[0]} x {self._size[1]}"
                 raise ValueError(f"{sizes}; give an image_size")
-            if not self.choice.by_wavelength and cube.wavelengths is not None and self.wavelengths is not None:
-                difference = float((cube.wavelengths - self.wavelengths).abs().max())
-                if difference > self.choice.tolerance:
-                    raise ValueError(f"the wavelengths of {path} and {first} differ by up to {difference:g} nm")
+            if not self.choice.by_wavelength:
+                self._check_wavelengths(path, cube.wavelengths)
             if self._all_needed and window is None:
                 self._check_no_band_is_empty(cube)
         return cube
@@ -162,6 +164,16 @@ class ImageFiles:
             self._kept = seen.nonzero()[:, 0]
         self.bands = int(seen.sum())
         self.wavelengths = None if self.wavelengths is None else self.wavelengths[seen]
+
+    def _check_wavelengths(self, path: Path, found: Tensor | None) -> None:
+        first = self.files[self.first]
+        if (found is None) != (self.wavelengths is None):
+            has, none = (first, path) if found is None else (path, first)
+            raise ValueError(f"{none} has no wavelengths, {has} has")
+        if found is not None and self.wavelengths is not None:
+            difference = float((found - self.wavelengths).abs().max())
+            if difference > self.choice.tolerance:
+                raise ValueError(f"the wavelengths of {path} and {first} differ by up to {difference:g} nm")
 
     def _check_no_band_is_empty(self, cube: Cube) -> None:
         empty = cube.nodata.flatten(1).all(1)

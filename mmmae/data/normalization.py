@@ -74,8 +74,11 @@ class Normalization:
 
         Raises:
             FileNotFoundError: there is no such file.
+            IsADirectoryError: it is a folder.
             ValueError: the file is something else or damaged. Names the path.
         """
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{path}: is a folder, expected is a file of normalisation statistics")
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:

@@ -58,7 +58,7 @@ def _open(path: Path) -> Iterator[Any]:
     from rasterio.errors import NotGeoreferencedWarning
 
     tiff = path.suffix.lower() in TIFF_SUFFIXES
-    data = path if tiff else _envi_data_file(path)
+    data = path if tiff else envi_data_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         # An absolute path, because rasterio takes "s3:x.tif" for a URL; a driver, so that a file cannot choose its own.
@@ -76,7 +76,8 @@ def envi_header(path: Path) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _envi_data_file(path: Path) -> Path:
+def envi_data_file(path: Path) -> Path:
+    """The data file of an ENVI pair, of which `path` is either; a ValueError if there is no such pair."""
     if path.suffix.lower() != ".hdr":
         header = envi_header(path)
         if header is None:

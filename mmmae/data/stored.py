@@ -33,6 +33,7 @@ class StoredSubjects(Dataset[Sample]):
     Args:
         folder: what was written.
         modalities: the auxiliary images to read; None for all.
+        check_files: False leaves files that are missing or truncated to be found on access.
 
     Attributes:
         names, positions, modalities, bands, wavelengths, normalization, image_size: of the data set that was stored;
@@ -46,7 +47,9 @@ class StoredSubjects(Dataset[Sample]):
 
     FORMAT = ""
 
-    def __init__(self, folder: str | os.PathLike[str], modalities: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], modalities: Sequence[str] | None = None, *, check_files: bool = True
+    ) -> None:
         self.folder = Path(folder)
         index = read_index(self.folder / INDEX_NAME, self.FORMAT)
         try:
@@ -59,9 +62,14 @@ class StoredSubjects(Dataset[Sample]):
             self.names = [str(entry["name"]) for entry in self._entries]
             places = [entry["position"] for entry in self._entries if "position" in entry]  # of all or none
             self.positions = [Position(str(scene), Window(*map(int, window))) for scene, *window in places]
-            self._check_files(self._entries)
+            for entry in self._entries:
+                _check_entry(entry)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.folder / INDEX_NAME}: is damaged: {type(error).__name__} {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.folder / INDEX_NAME}: is damaged: {error}") from error
+        if check_files:
+            self._check_files(self._entries)
         if modalities is not None:
             if unknown := [name for name in modalities if name not in self.modalities]:
                 raise ValueError(f"{self.folder} has no modality {unknown}; it has {list(self.modalities)}")
@@ -84,6 +92,10 @@ class StoredSubjects(Dataset[Sample]):
         kind = f"{type(self).__name__}({self.folder}: {len(self)} subjects"
         return f"{kind}, {self.bands} bands, {self.modalities}, image_size={(height, width)})"
 
+    def file(self, index: int) -> Path:
+        """The file that item `index` is read from."""
+        return self.folder / str(self._entries[index]["file"])
+
     @abstractmethod
     def _check_files(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Raise a ValueError that names a file which is not there or has not the size that the index says."""
@@ -91,6 +103,17 @@ class StoredSubjects(Dataset[Sample]):
     @abstractmethod
     def _read(self, entry: Mapping[str, Any], wanted: Sequence[str]) -> tuple[Path, dict[str, Tensor]]:
         """The file of a subject, and those of its tensors that are named."""
+
+
+def _check_entry(entry: Mapping[str, Any]) -> None:
+    """Raise a ValueError, KeyError or TypeError if something of a subject's entry is missing or of another kind."""
+    place = Path(entry["file"])
+    if place.is_absolute() or ".." in place.parts:
+        raise ValueError(f"file is {str(place)!r}; expected a path within the folder")
+    crc32 = entry["crc32"]
+    numbers = [entry["bytes"], entry.get("offset", 0), crc32["hsi"], crc32["valid"], *crc32.values()]
+    if wrong := [number for number in numbers if type(number) is not int or number < 0]:
+        raise ValueError(f"subject {entry['name']!r} has {wrong[0]!r} for a number")
 
 
 def describe(subjects: "Subjects", form: str) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def encode(
         raise ValueError(f"pool is {pool!r}, allowed is one of {', '.join(POOLS)}")
     if batch < 1:
         raise ValueError(f"batch is {batch}, allowed is a whole number >= 1")
+    if workers < 0:
+        raise ValueError(f"workers is {workers}, allowed is a whole number >= 0")
     if len(subjects) == 0:
         raise ValueError("there is no subject to encode")
     if subjects.bands != config.bands:

@@ -171,6 +171,32 @@ def test_a_wrong_number_of_wavelengths_is_refused(tmp_path, values, write_raster
         read_cube(path)
 
 
+def test_a_cube_without_wavelengths_among_others_is_refused(tmp_path, values):
+    write(tmp_path, "a", values)
+    np.save(tmp_path / "b.npy", values)
+    data = PairedFolder(tmp_path, normalization=Normalization({"hsi": ((-1.0, 0.0, 1.0),) * 5}))
+    with pytest.raises(ValueError, match=r"subject 'b': .*b\.npy has no wavelengths, .*a\.npz has"):
+        data[1]
+    (tmp_path / "b.npy").rename(tmp_path / "0.npy")
+    data = PairedFolder(tmp_path, normalization=Normalization({"hsi": ((-1.0, 0.0, 1.0),) * 5}))
+    with pytest.raises(ValueError, match=r"subject 'a': .*0\.npy has no wavelengths, .*a\.npz has"):
+        data[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"bands": [1, 1]}, "bands names 1 twice"),
+        ({"wavelengths": [500.0, 550.0, 500.0]}, "wavelengths names 500 twice"),
+        ({"resample": [500, 500]}, "resample names 500 twice"),
+    ],
+)
+def test_a_band_that_is_asked_for_twice_is_refused(tmp_path, values, asked, message):
+    write(tmp_path, "a", values)
+    with pytest.raises(ValueError, match=message):
+        PairedFolder(tmp_path, **asked)
+
+
 def test_a_nodata_value_in_an_npz_file_declares_nodata(tmp_path, values):
     values[2, 3, 4] = np.nan
     np.savez(tmp_path / "a.npz", cube=values, nodata=np.nan)

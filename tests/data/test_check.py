@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmmae.cli import main
-from mmmae.data import PairedFolder, check, write_cache, write_phantom
+from mmmae.data import PairedFolder, check, write_cache, write_phantom, write_shards
 from mmmae.data.check import Kind, check_files
 
 NM = np.arange(450, 750, 100.0)
@@ -115,7 +115,9 @@ def test_each_file_is_damaged_in_either_folder(tree, kind):
             (tree / kind / f"s{index}.tif").unlink()
     else:
         np.save(tree / kind / "s0.npy", np.full((8, 10), 4.0))
-    assert found(tree) == [("constant", "s0.npy"), ("empty", "s2.npy"), ("unreadable", "s3.npy")]
+    without_wavelengths = [("wavelengths", "s0.npy")] if kind == "hsi" else []
+    expected = [("constant", "s0.npy"), ("empty", "s2.npy"), ("unreadable", "s3.npy"), *without_wavelengths]
+    assert found(tree) == expected
 
 
 def test_a_band_that_no_file_has_and_a_cube_alone_are_information(tree, write_raster, capsys):
@@ -170,12 +172,15 @@ def test_large_files_are_read_in_strips(tree, write_raster, monkeypatch):
 
 
 def test_a_folder_that_is_not_there_is_bad_usage(tree, capsys):
+    (tree / "empty").mkdir()
     for arguments, message in (
         ([str(tree / "none")], "none does not exist"),
         ([], "expected one of DIR, --hsi, --cache and --shards"),
         ([str(tree), "--hsi", str(tree / "hsi")], "expected one of DIR, --hsi, --cache and --shards"),
         ([str(tree), "--aux", f"ir={tree / 'ir'}"], "--aux needs --hsi"),
         (["--hsi", str(tree / "hsi"), "--aux", f"ir={tree / 'none'}"], "does not exist"),
+        (["--hsi", str(tree / "hsi"), "--aux", f"hsi={tree / 'hsi'}"], '"hsi" is the name of the cubes'),
+        ([str(tree / "empty")], f"{tree / 'empty' / 'hsi'} is not there: name the folder of cubes with --hsi"),
     ):
         assert main(["data", "check", *arguments]) == 2
         assert message in capsys.readouterr().err
@@ -193,7 +198,36 @@ def test_a_damaged_cache_is_listed(tmp_path, capsys):
     assert main(["data", "check", "--cache", str(folder), "--json"]) == 1
     (row,) = json.loads(capsys.readouterr().out)["findings"]
     assert row["kind"] == "unreadable"
-    assert "0000001.safetensors: is damaged" in row["reason"]
+    assert row["path"] == str(path)
+    assert "is damaged" in row["reason"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+@pytest.mark.parametrize(("option", "write"), [("--cache", write_cache), ("--shards", write_shards)])
+def test_a_stored_file_that_is_truncated_or_missing_is_a_finding(tmp_path, capsys, option, write, damage):
+    write_phantom(tmp_path / "files", subjects=3, image_size=16)
+    folder = write(PairedFolder(tmp_path / "files" / "hsi"), tmp_path / "stored")
+    path = max(folder.rglob("*.[st]a[fr]*"))
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100])
+    assert main(["data", "check", option, str(folder), "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["findings"]
+    assert {row["path"] for row in rows} == {str(path)}
+    assert len(rows) == (1 if option == "--cache" else 3)
+    assert all("missing" in row["reason"] or damage == "truncated" for row in rows)
+
+
+def test_cubes_of_several_sizes_are_information_and_one_without_wavelengths_is_damage(tree, capsys):
+    rng = np.random.default_rng(1)
+    (tree / "hsi" / "s1.tif").unlink()
+    np.savez(tree / "hsi" / "s1.npz", cube=rng.normal(100, 10, (3, 32, 40)), wavelengths=NM)
+    assert found(tree) == [("sizes", "hsi")]
+    assert main(["data", "check", str(tree)]) == 0
+    assert "cubes of 2 sizes, 5 of 16 x 20, 1 of 32 x 40" in capsys.readouterr().out
+    np.savez(tree / "hsi" / "s1.npz", cube=rng.normal(100, 10, (3, 16, 20)))
+    assert found(tree) == [("wavelengths", "s1.npz")]
 
 
 def test_the_phantom_gives_no_finding(tmp_path):

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from mmmae import MMMAEConfig
+from mmmae import MMMAEConfig, fast_model
 from mmmae.cli import main
 from mmmae.cli.options import add_data_options, open_subjects, subjects_for, subjects_of
 from mmmae.data import CachedSubjects, PairedFolder, Phantom, ShardedSubjects, write_phantom
@@ -44,11 +44,47 @@ def test_files_a_cache_and_shards_are_the_same_subjects(folder):
 
 
 def test_without_files_subjects_are_generated(folder):
-    data = subjects_for(parse(folder, "--subjects", "5", "--missing", "0"), CONFIG)
+    data = subjects_of(parse(folder, "--subjects", "5", "--missing", "0"), "tiny", {"image_size": 32}, seed=7)
     assert isinstance(data, Phantom)
-    assert (len(data), data.modalities, data.image_size, data.missing) == (5, {"ir": 1}, (32, 32), 0.0)
-    pretraining = subjects_of(parse(folder, "--subjects", "5"), "tiny", {"image_size": 32}, seed=7)
-    assert (len(pretraining), pretraining.seed, len(pretraining.modalities)) == (5, 7, 3)
+    assert (len(data), len(data.modalities), data.image_size) == (5, 3, (32, 32))
+    assert (data.missing, data.seed) == (0.0, 7)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["data", "cache"],
+        ["data", "shard"],
+        ["encode", "--encoder", "{model}"],
+        ["reconstruct", "--model", "{model}"],
+        ["finetune", "--encoder", "{model}", "--task", "segmentation", "--labels", "{model}"],
+    ],
+    ids=lambda command: command[0] + command[1] if command[0] == "data" else command[0],
+)
+def test_only_pretraining_generates_subjects(tmp_path, capsys, command):
+    model, out = tmp_path / "model", tmp_path / "features.npz"
+    fast_model(CONFIG).save_pretrained(model)
+    assert main([*(part.format(model=model) for part in command), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    name = " ".join(command[:2]) if command[0] == "data" else command[0]
+    assert error == f"mmmae {name}: no data are named, expected is --hsi, --cache or --shards\n"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bands", "a"], "argument --bands: expected numbers of bands like 3,7, not 'a'"),
+        (["--resample", "5nm"], "argument --resample: expected wavelengths in nm like 550,612.5, not '5nm'"),
+        (["--workers", "-1"], "argument --workers: expected a whole number >= 0, not '-1'"),
+    ],
+)
+def test_an_option_of_another_kind_says_what_is_expected(folder, tmp_path, capsys, options, message):
+    for command in (["data", "cache"], ["encode", "--encoder", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            main([*command, "--hsi", str(folder / "hsi"), "--out", str(tmp_path / "new" / "features.npz"), *options])
+        assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tiles_and_spectra_are_taken_as_asked_for(folder):
@@ -96,6 +132,14 @@ def test_the_encoders_statistics_are_taken_unless_others_are_named(folder, tmp_p
 def test_a_wrong_combination_names_the_options(folder, arguments, message):
     with pytest.raises((ValueError, OSError), match=message.replace("(", r"\(")):
         open_subjects(parse(folder, *arguments), 32)
+
+
+@pytest.mark.parametrize("name", ["a.b", "a/b", "forward"])
+def test_a_modality_that_no_model_can_have_is_refused(folder, tmp_path, capsys, name):
+    arguments = ["--hsi", str(folder / "hsi"), "--aux", f"{name}={folder / 'ir'}", "--out", str(tmp_path / "cache")]
+    assert main(["data", "cache", *arguments]) == 2
+    assert f"--aux: config: aux is {{'{name}': 1}}, allowed is names of letters" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cache_of_another_size_says_how_to_write_it(folder):

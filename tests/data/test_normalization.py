@@ -141,6 +141,11 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, text):
         Normalization.load(path)
 
 
+def test_a_folder_is_no_file_of_statistics(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder, expected is a file of normalisation statistics"):
+        Normalization.load(tmp_path)
+
+
 def test_a_missing_file_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         Normalization.load(tmp_path / "none.json")

@@ -56,9 +56,15 @@ def test_a_folder_with_something_in_it_and_bad_numbers_are_refused(folder, tmp_p
     assert main(["data", "phantom", str(folder)]) == 2
     assert "is not empty; expected a new folder" in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before
-    for option, message in (("--subjects", "subjects is 0"), ("--size", "image_size 0"), ("--bands", "bands 0")):
-        assert main(["data", "phantom", str(tmp_path / "new"), option, "0"]) == 2
-        assert message in capsys.readouterr().err
+    for option, value, expected in (
+        ("--subjects", "0", "at least 1"),
+        ("--size", "0", "at least 1"),
+        ("--bands", "0", "at least 1"),
+        ("--seed", "-1", "at least 0"),
+        ("--missing", "2", "a probability, 0 to 1"),
+    ):
+        assert main(["data", "phantom", str(tmp_path / "new"), option, value]) == 2
+        assert f"{option} is {value}; expected {expected}\n" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -161,11 +161,11 @@ def interrupt(monkeypatch):
     """Let the third file of a cache fail."""
     written = []
 
-    def save(tensors, path):
+    def save(tensors, path, metadata):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path)
-        original(tensors, path)
+        original(tensors, path, metadata)
 
     original = cache.save_file
     monkeypatch.setattr(cache, "save_file", save)
@@ -203,6 +203,74 @@ def test_a_whole_cache_is_not_written_again(data, tmp_path):
     before = (folder / "index.json").stat().st_mtime_ns
     assert write_cache(data, folder, track=lambda _: pytest.fail("writes again")) == folder
     assert (folder / "index.json").stat().st_mtime_ns == before
+
+
+def test_the_command_given_again_mends_a_cache(data, tmp_path):
+    folder = write_cache(data, tmp_path / "cache")
+    index = json.loads((folder / "index.json").read_text())
+    paths = sorted(folder.rglob("*.safetensors"))
+    before = [path.read_bytes() for path in paths]
+    paths[0].unlink()
+    paths[1].write_bytes(before[1][:-9])
+    paths[2].write_bytes(before[2][:-1] + bytes([before[2][-1] ^ 1]))
+    paths[3].write_bytes(before[4])  # whole, but of another subject
+    left = []
+    write_cache(data, folder, track=lambda numbers: left.extend(numbers) or numbers)
+    assert left == [0, 1, 2, 3]
+    assert [path.read_bytes() for path in paths] == before
+    assert json.loads((folder / "index.json").read_text()) == index
+    assert not (folder / "unfinished.json").exists()
+
+
+def test_a_file_that_was_damaged_after_an_interruption_is_written_again(data, tmp_path, interrupt, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(data, tmp_path / "cache")
+    monkeypatch.undo()
+    path = tmp_path / "cache" / "0000" / "0000001.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    made = CachedSubjects(write_cache(data, tmp_path / "cache"))
+    assert path.read_bytes() == content
+    assert equal(made[1], data[1])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_cache_of_files_that_have_changed_is_refused(tmp_path, interrupt, monkeypatch, write_raster, finished):
+    (tmp_path / "hsi").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        write_raster(tmp_path / "hsi" / f"{name}.img", rng.normal(size=(3, 16, 16)).astype(np.float32))
+    statistics = PairedFolder(tmp_path / "hsi").normalization
+    data = PairedFolder(tmp_path / "hsi", normalization=statistics)
+    if finished:
+        monkeypatch.undo()
+        write_cache(data, tmp_path / "cache")
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            write_cache(data, tmp_path / "cache")
+    (tmp_path / "hsi" / "b.img").write_bytes(rng.normal(size=(3, 16, 16)).astype(np.float32).tobytes())
+    with pytest.raises(ValueError, match="holds a cache of other data; different are source_files"):
+        write_cache(data, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry["crc32"].pop("hsi"), "KeyError 'hsi'"),
+        (lambda entry: entry.pop("crc32"), "KeyError 'crc32'"),
+        (lambda entry: entry.pop("bytes"), "KeyError 'bytes'"),
+        (lambda entry: entry["crc32"].update(valid="x"), "has 'x' for a number"),
+        (lambda entry: entry.update(file="../../secret"), "expected a path within the folder"),
+        (lambda entry: entry.update(file="/etc/passwd"), "expected a path within the folder"),
+        (lambda entry: entry.update(file=3), "TypeError"),
+    ],
+)
+def test_a_damaged_entry_of_the_index_is_refused(stored, change, message):
+    index = json.loads((stored.folder / "index.json").read_text())
+    change(index["subjects"][1])
+    (stored.folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"index\.json: is damaged: .*{message}"):
+        type(stored)(stored.folder)
 
 
 def test_shards_that_fail_leave_nothing(data, tmp_path, monkeypatch):
