@@ -10,10 +10,10 @@ NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae
 .DELETE_ON_ERROR:
 .PHONY: test aot verify-gpu soak bench bench-full lint types sanitize clean help
 
-# Two at a time, of one thread each: tests of threads ask for more. Triton decides at import whether it interprets or compiles,
+# Three at a time, of one thread each: some wait for processes that they start, and tests of threads ask for more. Triton decides at import whether it interprets or compiles,
 # so that the kernels are tested in two processes.
 test: $(VENV)/.native aot ## run the tests (ARGS="-k patch" and the like are passed to pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 3 $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_equality_of_ops.py $(ARGS)
 
 aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and fail on what must not be in one
