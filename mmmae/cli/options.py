@@ -68,7 +68,6 @@ def subjects_of(options: argparse.Namespace, preset: str, fields: dict[str, Any]
     bands = patch[0] if isinstance(patch, list) and patch else MMMAEConfig.preset(preset).patch[0]
     known = {field: value for field, value in fields.items() if field != "wavelengths"}  # as many as the files' bands
     config = MMMAEConfig.preset(preset, **known, bands=bands)  # all but what the files tell
-    config.replace(aux=dict.fromkeys(aux_folders(options), 1))  # raises if a name can't be registered
     stored = options.out / "normalization.json"
     return open_subjects(options, config.image_size, normalization=stored if options.resume else None)
 
