@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*.$(ending) kernels/mmmae_kernels/*/*.$(ending)))
+NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*/*.$(ending) kernels/mmmae_kernels/*/*/*.$(ending)))
 
 .DELETE_ON_ERROR:
 .PHONY: test aot verify-gpu soak bench bench-full lint types sanitize clean help
@@ -50,7 +50,7 @@ sanitize: $(VENV)/.installed ## run the native tests under AddressSanitizer and 
 	MMMAE_NATIVE=1 CMAKE_ARGS=-DMMMAE_SANITIZE=ON \
 	  $(BIN)/python setup.py -q build --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	export LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZED) && \
-	  $(BIN)/python -c 'import mmmae_kernels.native as n; assert "$(SANITIZED)" in n.library().__file__, n.library()' && \
+	  $(BIN)/python -c 'import mmmae_kernels.cpu.library as n; assert "$(SANITIZED)" in n.library().__file__, n.library()' && \
 	  $(BIN)/python -m pytest --capture=sys tests/kernels/test_native*.py $(ARGS)
 
 clean: ## remove .venv and everything built

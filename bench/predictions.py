@@ -26,7 +26,7 @@ from bench.op_cases import CASES, Place
 from bench.results import Prediction
 from mmmae.profiling.components import Encoder, Model, Traced
 from mmmae.profiling.counting import Cost, Uncomputed, count_operators, count_step
-from mmmae_kernels import native
+from mmmae_kernels.cpu import library
 
 BATCH = 64
 PRESETS = ("base", "vit")
@@ -80,7 +80,7 @@ def predict() -> list[Prediction]:
     Ours is counted by the operators that the compiled CPU library serves, which are those that Triton and flash-attn
     serve on a GPU. Without that library the list is empty.
     """
-    if native.unavailable_reason() is not None:
+    if library.unavailable_reason() is not None:
         return []
     return [floor(name, gpu, work) for work in (*op_works(), *model_works()) for name, gpu in GPUS.items()]
 
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     predictions = predict()
     if not predictions:
-        parser.exit(1, f"nothing to count: {native.unavailable_reason()}\n")
+        parser.exit(1, f"nothing to count: {library.unavailable_reason()}\n")
     if options.markdown:
         print(markdown(predictions))
     else:

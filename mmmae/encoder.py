@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmmae_kernels import patch_embed, use_backend
 from mmmae_kernels.attention.op import attention_backend
-from mmmae_kernels.registry import check_backend, current_backend
+from mmmae_kernels.dispatch import check_backend, current_backend
 
 from .config import MMMAEConfig
 from .initialisation import initialise

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, native, norm_linear, patch_l2_loss, patchify
+from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, norm_linear, patch_l2_loss, patchify
+from mmmae_kernels.cpu import library
 from mmmae_kernels.linear import linear
 
 from .auxiliary import AUX_ENCODERS
@@ -62,7 +63,7 @@ def fast_model(
         ValueError: a field or a backend is not allowed; the message says what is.
     """
     if kernels in ("auto", "native") and not torch.cuda.is_available():
-        native.library()  # warns once if it is missing
+        library.module()  # warns once if it is missing
     if isinstance(config, nn.Module):
         if not isinstance(config, (ReferenceModel, FastModel)):
             raise ValueError(f"a model of this package is expected, not {type(config).__name__}")

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 import mmmae_kernels
+from mmmae_kernels.attention.backends.sdpa import kernel_for
 from mmmae_kernels.attention.call import Call, target_of
 from mmmae_kernels.attention.op import BACKENDS, explain_call
-from mmmae_kernels.attention.sdpa import kernel_for
 
 PACKAGES = (
     *("mmmae", "torch", "triton", "lightning"),

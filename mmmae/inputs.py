@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mmmae_kernels import TokenMask, random_masking
 from mmmae_kernels.checks import check_device, check_floating, check_ids, check_rank, check_shape
+from mmmae_kernels.dispatch import in_debug_mode
 from mmmae_kernels.random_masking.op import seed_tensor
 from mmmae_kernels.random_masking.reference import DROPOUT_STREAM, philox_noise
-from mmmae_kernels.registry import in_debug_mode
 
 from .config import MMMAEConfig
 

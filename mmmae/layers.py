@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmmae_kernels import add_layer_norm, attention, concat_attention, gelu_linear, norm_linear, use_backend
+from mmmae_kernels.dispatch import current_backend
 from mmmae_kernels.linear import linear
-from mmmae_kernels.registry import current_backend
 
 from .config import MMMAEConfig
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmmae_kernels.registry import in_debug_mode
+from mmmae_kernels.dispatch import in_debug_mode
 
 from .config import MMMAEConfig
 from .inputs import first_sample, is_distributed

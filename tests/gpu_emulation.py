@@ -10,8 +10,8 @@ import torch
 from ptx_emulator import execute
 
 from mmmae_kernels import use_backend
-from mmmae_kernels.executors import execute_by
-from mmmae_kernels.launch import Config, Launch
+from mmmae_kernels.gpu.executors import execute_by
+from mmmae_kernels.gpu.launch import Config, Launch
 
 Mutation = Callable[[str], str]
 

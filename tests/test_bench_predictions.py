@@ -9,7 +9,7 @@ from bench.op_cases import CASES
 from bench.predictions import BATCH, GPU, GPUS, Work, floor, markdown, predict, speedup_bound
 from bench.results import Prediction
 from mmmae.profiling.counting import Cost
-from mmmae_kernels import native
+from mmmae_kernels.cpu import library as native
 
 PAGE = Path(__file__).parents[1] / "docs" / "gpus.md"
 NEEDS_LIBRARY = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))

@@ -35,9 +35,9 @@ from mmmae_kernels.aot import cases
 from mmmae_kernels.aot.costs import cost
 from mmmae_kernels.aot.rows import Recorder
 from mmmae_kernels.decoder_tokens.reference import decoder_tokens_reference
-from mmmae_kernels.executors import execute_by
 from mmmae_kernels.gelu_linear.reference import gelu_linear_reference
-from mmmae_kernels.launch import SHARED_MEMORY, Config, Launch
+from mmmae_kernels.gpu.executors import execute_by
+from mmmae_kernels.gpu.launch import SHARED_MEMORY, Config, Launch
 from mmmae_kernels.masked_loss.reference import masked_l2_loss_reference, patch_l2_loss_reference
 from mmmae_kernels.norm_linear.reference import norm_linear_reference
 from mmmae_kernels.patch_embed.reference import patch_embed_reference, patchify_reference

@@ -13,8 +13,9 @@ from torch.utils import flop_counter
 import mmmae
 from mmmae.layers import Stream, settled
 from mmmae.profiling import Report, components, counting, mac_formulas
-from mmmae_kernels import attention, native, use_backend
+from mmmae_kernels import attention, use_backend
 from mmmae_kernels import counting as kernel_counting
+from mmmae_kernels.cpu import library as native
 
 needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 COMPONENTS = [

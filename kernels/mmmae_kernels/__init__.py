@@ -4,12 +4,12 @@ from . import counting  # noqa: F401  # tells torch's counter what the operators
 from .add_layer_norm import add_layer_norm
 from .attention import attention, concat_attention
 from .decoder_tokens import decoder_tokens
+from .dispatch import explain, use_backend
 from .gelu_linear import gelu_linear
 from .masked_loss import masked_l2_loss, patch_l2_loss
 from .norm_linear import norm_linear
 from .patch_embed import patch_embed, patchify
 from .random_masking import TokenMask, random_masking
-from .registry import explain, use_backend
 
 __all__ = [
     "TokenMask",

@@ -1,7 +1,7 @@
 """Functions of the compiled CPU library.
 
 Tensors lie on the CPU and hold float32 unless said otherwise; DLPack capsules of them do too, which is what
-`mmmae_kernels.native.call` passes. Inputs may have any strides but for the last axis, which lies in one piece; outputs
+`cpu.library.call` passes. Inputs may have any strides but for the last axis, which lies in one piece; outputs
 are contiguous and wholly written. A result is the same for any number of `threads`. Each function raises ValueError
 for a device, dtype, shape or stride that does not fit and for an id out of range, before anything is written.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .registry import in_debug_mode
+from .dispatch import in_debug_mode
 
 
 def check_rank(name: str, tensor: Tensor, layout: str) -> None:

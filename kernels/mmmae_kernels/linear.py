@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .autocast import is_autocast
 from .checks import check_device, check_floating, check_rank, check_vector
-from .registry import current_backend
+from .dispatch import current_backend
 
 CPUINFO = Path("/proc/cpuinfo")
 

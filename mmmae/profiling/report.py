@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from mmmae_kernels import native
-from mmmae_kernels.registry import current_backend
+from mmmae_kernels.cpu import library
+from mmmae_kernels.dispatch import current_backend
 
 from ..config import PRESETS, MMMAEConfig, resolve_config
 from ..fast import FastModel
@@ -258,7 +258,7 @@ def _kernels(model: Model) -> str:
     if isinstance(model, ReferenceModel):
         return "none"
     backend = current_backend() if model.kernels == "auto" else model.kernels
-    return f"{backend} with{'out' if native.unavailable_reason() else ''} the native library"
+    return f"{backend} with{'out' if library.unavailable_reason() else ''} the native library"
 
 
 def _read_bill(values: Mapping[str, Any] | None) -> Bill | None:

@@ -11,9 +11,10 @@ import torch
 from attention_stand_ins import STAND_INS, plain
 from torch import Tensor
 
-from mmmae_kernels import native
-from mmmae_kernels.attention import call, packages
-from mmmae_kernels.attention.flash import flash
+from mmmae_kernels.attention import call
+from mmmae_kernels.attention.backends import packages
+from mmmae_kernels.attention.backends.flash import flash
+from mmmae_kernels.cpu import library as native
 
 GUARD = -12345
 
@@ -28,7 +29,7 @@ def seed():
 def library():
     if native.unavailable_reason() is not None:
         pytest.skip(native.unavailable_reason())
-    return native.library()
+    return native.module()
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from mmmae_kernels.aot.__main__ import main
 from mmmae_kernels.aot.assembly import load_bytes, matrix_instructions
 from mmmae_kernels.aot.cases import CASES
 from mmmae_kernels.aot.rows import HEADS, Recorder, faults_of
-from mmmae_kernels.compilation import gpu_target
-from mmmae_kernels.executors import execute_by
+from mmmae_kernels.gpu.compilation import gpu_target
+from mmmae_kernels.gpu.executors import execute_by
 
 RIGHT = {
     "op": "patch_embed",

@@ -11,8 +11,9 @@ import torch
 from attention_cases import CASES, MASKED, presence
 from op_case import check, draw
 
-from mmmae_kernels import attention, concat_attention, explain, native
+from mmmae_kernels import attention, concat_attention, explain
 from mmmae_kernels.attention.op import BACKENDS, FLASH
+from mmmae_kernels.cpu import library as native
 
 GPU = torch.cuda.is_available()
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from op_case import draw
 
-from mmmae_kernels import attention, concat_attention, native
+from mmmae_kernels import attention, concat_attention
 from mmmae_kernels.attention.op import FLASH
+from mmmae_kernels.cpu import library as native
 
 needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 HERE = [pytest.param("native", marks=needs_library), "sdpa", "eager"]

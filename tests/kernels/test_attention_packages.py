@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmmae_kernels import explain
-from mmmae_kernels.attention import packages
+from mmmae_kernels.attention.backends import packages
 
 LOUD = """
 import logging, sys, warnings

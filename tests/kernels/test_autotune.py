@@ -7,8 +7,8 @@ import torch
 
 triton = pytest.importorskip("triton", reason="needs triton")
 
-from mmmae_kernels import autotune  # noqa: E402
-from mmmae_kernels.launch import Config, Launch  # noqa: E402
+from mmmae_kernels.gpu import autotune  # noqa: E402
+from mmmae_kernels.gpu.launch import Config, Launch  # noqa: E402
 
 
 class Kernel:

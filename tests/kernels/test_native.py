@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmmae_kernels import native
+from mmmae_kernels.cpu import library as native
 
 
 def run_python(code: str) -> list[str]:
     """What a fresh interpreter prints."""
-    lines = ["import os, torch", "from mmmae_kernels import native", "library = native.library()", *code.splitlines()]
+    lines = [
+        "import os, torch",
+        "from mmmae_kernels.cpu import library as native",
+        "library = native.module()",
+        *code.splitlines(),
+    ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -89,7 +94,7 @@ def test_switched_off_it_is_missing_without_a_warning(monkeypatch):
     load_again(monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert native.library() is None
+        assert native.module() is None
     assert "MMMAE_NATIVE=0" in native.unavailable_reason()
 
 
@@ -110,7 +115,7 @@ def test_missing_it_gives_one_line_of_reason_and_warns_once(monkeypatch, error, 
     assert reason in native.unavailable_reason()
     assert "\n" not in native.unavailable_reason()
     with pytest.warns(RuntimeWarning, match=reason) as caught:
-        libraries = [native.library(), native.library()]
+        libraries = [native.module(), native.module()]
     assert libraries == [None, None]
     assert len(caught) == 1
     assert caught[0].filename == __file__

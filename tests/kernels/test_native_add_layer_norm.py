@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmmae_kernels.add_layer_norm.native import add_layer_norm_backward, add_layer_norm_forward
+from mmmae_kernels.add_layer_norm.cpu import add_layer_norm_backward, add_layer_norm_forward
 
 EPSILON = 1e-6
 # Relative to what is added up: a number goes through a dozen roundings, sums are of 32 running sums or more.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmmae_kernels.attention.native import HEAD_WIDTH_LIMIT, attention_backward, attention_forward
+from mmmae_kernels.attention.backends.native import HEAD_WIDTH_LIMIT, attention_backward, attention_forward
 
 # A score is off by about sqrt(d) roundings, at most 16 * 2^-24 of numbers near one, its exponential by 2 more.
 # Two sums follow, three for the gradients of queries and keys: 1e-5 holds for scores of a few units.

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmmae_kernels.attention.native import attention_backward, attention_forward
+from mmmae_kernels.attention.backends.native import attention_backward, attention_forward
 
 pytestmark = pytest.mark.usefixtures("library", "poisoned")
 SHAPES = {"grad": (2, 3, 2, 8), "q": (2, 3, 2, 8), "k": (2, 4, 2, 8), "v": (2, 4, 2, 8), "out": (2, 3, 2, 8)}

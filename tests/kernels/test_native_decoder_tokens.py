@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmmae_kernels.decoder_tokens.native import decoder_tokens_backward, decoder_tokens_forward
+from mmmae_kernels.decoder_tokens.cpu import decoder_tokens_backward, decoder_tokens_forward
 
 # Of the sum of magnitudes: a number is a sum of sums of at most 32, whose errors hardly ever add up.
 TOLERANCE = 8 * 2**-24

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmmae_kernels.patch_embed.native import patch_embed_backward, patch_embed_forward
+from mmmae_kernels.patch_embed.cpu import patch_embed_backward, patch_embed_forward
 
 # A GEMM of up to 200 products, and sums of at most 32 running sums: their roundings hardly ever add up.
 TOLERANCE = 16 * 2**-24

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmmae_kernels.gelu_linear.native import gelu_backward, gelu_forward
+from mmmae_kernels.gelu_linear.cpu import gelu_backward, gelu_forward
 
 # The exponential is off by 2 units of 2^-24, its argument by 1 times its size (at most 8 where it matters), the rest by
 # about six roundings.

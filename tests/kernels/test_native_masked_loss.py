@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmmae_kernels.masked_loss.native import (
+from mmmae_kernels.masked_loss.cpu import (
     CHUNK_ROWS,
     masked_l2_loss_forward,
     patch_l2_loss_forward,

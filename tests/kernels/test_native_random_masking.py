@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmmae_kernels.random_masking.native import random_masking_forward
+from mmmae_kernels.random_masking.cpu import random_masking_forward
 from mmmae_kernels.random_masking.reference import random_masking_reference
 
 CPU = torch.device("cpu")

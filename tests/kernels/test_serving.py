@@ -5,10 +5,11 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton")
 
-from mmmae_kernels import autotune, explain, use_backend
+from mmmae_kernels import explain, use_backend
 from mmmae_kernels.add_layer_norm import add_layer_norm
-from mmmae_kernels.executors import execute_by
-from mmmae_kernels.launch import Config, family_of, launch, target_of
+from mmmae_kernels.gpu import autotune
+from mmmae_kernels.gpu.executors import execute_by
+from mmmae_kernels.gpu.launch import Config, family_of, launch, target_of
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,10 @@ from op_cases import CASES
 
 import mmmae
 import mmmae_kernels
-from mmmae_kernels import native, use_backend
+from mmmae_kernels import use_backend
 from mmmae_kernels.add_layer_norm import op as add_layer_norm
 from mmmae_kernels.attention import operators as attention
+from mmmae_kernels.cpu import library as native
 from mmmae_kernels.decoder_tokens import op as decoder_tokens
 from mmmae_kernels.gelu_linear import op as gelu_linear
 from mmmae_kernels.masked_loss import op as masked_loss

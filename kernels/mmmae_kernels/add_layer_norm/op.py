@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
+from .. import dispatch
 from ..autocast import is_autocast
 from ..checks import check_device, check_floating, check_shape, check_vector
-from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from ..dispatch import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import add_layer_norm_reference
 
 LONGEST_ROW = 4096  # channels that a program holds on a GPU: 8 a thread of each of eight rows; more would spill
@@ -46,7 +46,7 @@ def add_layer_norm(
     """
     check_norm(x, residual, weight, bias, residual_bias)
     arguments = (x, residual, weight, bias, epsilon, residual_bias)
-    total, norm = registry.choose("add_layer_norm", *arguments)(*arguments)
+    total, norm = dispatch.choose("add_layer_norm", *arguments)(*arguments)
     return total, norm
 
 
@@ -209,7 +209,7 @@ def native_runs(
     bias: Tensor,
     epsilon: float = 1e-6,
     residual_bias: Tensor | None = None,
-) -> registry.Reason:
+) -> dispatch.Reason:
     """None if the native kernels take these arguments, else the reason."""
     return native_refuses(_named(x, residual, weight, bias, residual_bias))
 
@@ -221,7 +221,7 @@ def triton_runs(
     bias: Tensor,
     epsilon: float = 1e-6,
     residual_bias: Tensor | None = None,
-) -> registry.Reason:
+) -> dispatch.Reason:
     """None if the Triton kernels take these arguments, else the reason."""
     if x.shape[-1] > LONGEST_ROW:
         return f"x has {x.shape[-1]} channels, a program holds at most {LONGEST_ROW}"
@@ -232,9 +232,9 @@ def _named(*tensors: Tensor | None) -> Iterable[tuple[str, Tensor | None]]:
     return zip(("x", "residual", "weight", "bias", "residual_bias"), tensors, strict=True)
 
 
-registry.register(
+dispatch.register(
     "add_layer_norm",
-    triton=registry.Implementation(functools.partial(_fused, backend="triton"), triton_runs, triton_unavailable),
-    native=registry.Implementation(functools.partial(_fused, backend="native"), native_runs, native_unavailable),
-    eager=registry.Implementation(add_layer_norm_reference),
+    triton=dispatch.Implementation(functools.partial(_fused, backend="triton"), triton_runs, triton_unavailable),
+    native=dispatch.Implementation(functools.partial(_fused, backend="native"), native_runs, native_unavailable),
+    eager=dispatch.Implementation(add_layer_norm_reference),
 )

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..add_layer_norm import gpu as add_layer_norm
 from ..add_layer_norm import op as add_layer_norm_op
-from ..add_layer_norm import triton_kernel as add_layer_norm
-from ..decoder_tokens import triton_kernel as decoder_tokens
-from ..gelu_linear import triton_kernel as gelu_linear
+from ..decoder_tokens import gpu as decoder_tokens
+from ..gelu_linear import gpu as gelu_linear
+from ..masked_loss import gpu as masked_loss
 from ..masked_loss import op as masked_loss_op
-from ..masked_loss import triton_kernel as masked_loss
-from ..patch_embed import triton_kernel as patch_embed
-from ..random_masking import triton_kernel as random_masking
+from ..patch_embed import gpu as patch_embed
+from ..random_masking import gpu as random_masking
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

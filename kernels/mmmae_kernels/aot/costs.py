@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..launch import Launch
+from ..gpu.launch import Launch
 
 
 def cost(launch: Launch) -> tuple[int, int]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..compilation import compile_kernel
-from ..executors import execute_by
-from ..launch import SHARED_MEMORY, Config, Launch
+from ..gpu.compilation import compile_kernel
+from ..gpu.executors import execute_by
+from ..gpu.launch import SHARED_MEMORY, Config, Launch
 from .assembly import load_bytes, matrix_instructions, registers_and_spills
 from .cases import CASES, DTYPES
 from .costs import cost

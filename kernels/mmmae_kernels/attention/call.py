@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..registry import Reason
+from ..dispatch import Reason
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -54,7 +54,7 @@ def target_of(device: str, index: int | None) -> str:
     """A device as `Call.target` names it."""
     if device != "cuda":
         return device
-    from ..launch import target_of  # it imports triton
+    from ..gpu.launch import target_of  # it imports triton
 
     name: str = target_of(torch.device(device) if index is None else torch.device(device, index))
     return name

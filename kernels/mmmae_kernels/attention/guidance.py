@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flash import scale_of
+from .backends.flash import scale_of
 from .operators import attention_backward, attention_forward
 
 

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .. import registry
+from .. import dispatch
 from ..autocast import is_autocast
 from ..checks import check_device, check_floating, check_rank, check_shape
-from . import flash_attn_2, flash_attn_3, flash_attn_4, native, sdpa, xformers
+from .backends import flash_attn_2, flash_attn_3, flash_attn_4, native, sdpa, xformers
+from .backends.flash import Flash
 from .call import Call, call_of
-from .eager import attention_eager
-from .flash import Flash
 from .guidance import MergedAttention
 from .operators import attention_forward, unpacked
+from .reference import attention_eager
 
 # In order of preference; those of the flash kind first.
 FLASH: dict[str, Flash] = {
@@ -64,7 +64,7 @@ def attention(
     q, k, v = unpacked(projected)
     if key_present is not None:
         _check_present("key_present", key_present, k)
-    function = registry.choose("attention", q, k, v, key_present, forced=attention_backend(backend))
+    function = dispatch.choose("attention", q, k, v, key_present, forced=attention_backend(backend))
     mixed: Tensor = function(projected, key_present)
     return mixed
 
@@ -95,7 +95,7 @@ def concat_attention(qkv: Tensor, vectors: Tensor, present: Tensor, *, backend: 
     _check_present("present", present, vectors)
     qkv, vectors = _cast([qkv, vectors])
     q, k, v = unpacked([qkv])
-    name = registry.choose_backend("attention", q, k, v, forced=attention_backend(backend))
+    name = dispatch.choose_backend("attention", q, k, v, forced=attention_backend(backend))
     if name in FLASH:
         out, _ = MergedAttention.apply(qkv, vectors, present, name)  # type: ignore[no-untyped-call]
         merged: Tensor = out
@@ -119,14 +119,14 @@ def attention_backend(name: str) -> str:
     return name
 
 
-def explain_call(call: Call, *, here: bool = False) -> dict[str, registry.Reason]:
+def explain_call(call: Call, *, here: bool = False) -> dict[str, dispatch.Reason]:
     """Per backend, the preferred first: None if it serves the call, else the reason why not.
 
     Args:
         call: what is asked of it.
         here: whether this machine must have what the backend needs; else whatever it needs is taken to be there.
     """
-    reasons: dict[str, registry.Reason] = {}
+    reasons: dict[str, dispatch.Reason] = {}
     for name in BACKENDS:
         missing = FLASH[name].unavailable() if here and name in FLASH else None
         reasons[name] = missing or _REFUSES[name](call)
@@ -177,14 +177,14 @@ def _cast(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
-_REFUSES: dict[str, Callable[[Call], registry.Reason]] = {
+_REFUSES: dict[str, Callable[[Call], dispatch.Reason]] = {
     **{name: module.refuses for name, module in FLASH.items()},
     "sdpa": sdpa.refuses,
     "eager": lambda call: None,
 }
 
 
-def _can_run(backend: str, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> registry.Reason:
+def _can_run(backend: str, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> dispatch.Reason:
     return _REFUSES[backend](call_of(q, key_present))
 
 
@@ -197,17 +197,17 @@ def _attend_plainly(projected: Sequence[Tensor], key_present: Tensor | None, *, 
     return PLAIN[backend](*unpacked(projected), key_present)
 
 
-registry.register(
+dispatch.register(
     "attention",
     backends=BACKENDS,
     **{
-        name: registry.Implementation(
+        name: dispatch.Implementation(
             functools.partial(_attend_by_flash, backend=name), functools.partial(_can_run, name), module.unavailable
         )
         for name, module in FLASH.items()
     },
     **{
-        name: registry.Implementation(
+        name: dispatch.Implementation(
             functools.partial(_attend_plainly, backend=name), functools.partial(_can_run, name)
         )
         for name in PLAIN

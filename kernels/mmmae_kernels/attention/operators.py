@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flash import Triple, flash
+from .backends.flash import Triple, flash
 
 
 def unpacked(projected: Sequence[Tensor]) -> Triple:

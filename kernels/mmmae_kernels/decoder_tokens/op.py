@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
+from .. import dispatch
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
-from ..registry import in_debug_mode
-from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from ..dispatch import in_debug_mode, kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import decoder_tokens_reference
 
 
@@ -48,7 +47,7 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
         ordered = torch.arange(tokens, device=ids_restore.device).expand_as(ids_restore)
         if not torch.equal(ids_restore.sort(dim=1).values, ordered):
             raise ValueError("ids_restore names a token twice, expected is a permutation in each row")
-    function = registry.choose("decoder_tokens", visible, mask_token, ids_restore, position)
+    function = dispatch.choose("decoder_tokens", visible, mask_token, ids_restore, position)
     sequence: Tensor = function(visible, mask_token, ids_restore, position)
     return sequence
 
@@ -97,17 +96,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Non
 _fused.register_autograd(_backward, setup_context=_keep)
 
 
-def _native_runs(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> registry.Reason:
+def _native_runs(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> dispatch.Reason:
     return native_refuses((("visible", visible), ("mask_token", mask_token), ("position", position)))
 
 
-def _triton_runs(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> registry.Reason:
+def _triton_runs(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> dispatch.Reason:
     return triton_refuses((("visible", visible), ("mask_token", mask_token), ("position", position)))
 
 
-registry.register(
+dispatch.register(
     "decoder_tokens",
-    triton=registry.Implementation(functools.partial(_fused, backend="triton"), _triton_runs, triton_unavailable),
-    native=registry.Implementation(functools.partial(_fused, backend="native"), _native_runs, native_unavailable),
-    eager=registry.Implementation(decoder_tokens_reference),
+    triton=dispatch.Implementation(functools.partial(_fused, backend="triton"), _triton_runs, triton_unavailable),
+    native=dispatch.Implementation(functools.partial(_fused, backend="native"), _native_runs, native_unavailable),
+    eager=dispatch.Implementation(decoder_tokens_reference),
 )

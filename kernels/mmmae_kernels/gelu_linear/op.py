@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
+from .. import dispatch
 from ..autocast import matmul_dtype
 from ..checks import check_vector
+from ..dispatch import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from ..linear import check_linear, linear_gradients, product
-from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import gelu_linear_reference
 
 
@@ -34,7 +34,7 @@ def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias
     if hidden_bias is not None:
         check_vector("hidden_bias", hidden_bias, hidden.shape[-1], hidden.device)
     arguments = (hidden, weight, bias, hidden_bias)
-    out: Tensor = registry.choose("gelu_linear", *arguments)(*arguments)
+    out: Tensor = dispatch.choose("gelu_linear", *arguments)(*arguments)
     return out
 
 
@@ -101,7 +101,7 @@ def _lean(
 
 def _native_runs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None = None
-) -> registry.Reason:
+) -> dispatch.Reason:
     if matmul_dtype(weight) != torch.float32:
         return f"the product is in {matmul_dtype(weight)}, native kernels take torch.float32"
     return native_refuses((("hidden", hidden), ("weight", weight), ("bias", bias), ("hidden_bias", hidden_bias)))
@@ -109,13 +109,13 @@ def _native_runs(
 
 def _triton_runs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None = None
-) -> registry.Reason:
+) -> dispatch.Reason:
     return triton_refuses((("hidden", hidden), ("weight", weight), ("bias", bias), ("hidden_bias", hidden_bias)))
 
 
-registry.register(
+dispatch.register(
     "gelu_linear",
-    triton=registry.Implementation(functools.partial(_lean, backend="triton"), _triton_runs, triton_unavailable),
-    native=registry.Implementation(functools.partial(_lean, backend="native"), _native_runs, native_unavailable),
-    eager=registry.Implementation(gelu_linear_reference),
+    triton=dispatch.Implementation(functools.partial(_lean, backend="triton"), _triton_runs, triton_unavailable),
+    native=dispatch.Implementation(functools.partial(_lean, backend="native"), _native_runs, native_unavailable),
+    eager=dispatch.Implementation(gelu_linear_reference),
 )

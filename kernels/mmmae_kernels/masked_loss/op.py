@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .. import registry
+from .. import dispatch
 from ..autocast import matmul_dtype
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
+from ..dispatch import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from ..patch_embed import op as patch_embed_op
 from ..patch_embed.op import as_float, check_embedding
-from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import gradient_dtype, masked_l2_loss_reference, patch_l2_loss_reference
 
 LONGEST_ROW = 8192  # channels that a program holds on a GPU: 16 a thread of each operand
@@ -52,7 +52,7 @@ def masked_l2_loss(
         check_shape("ids", ids, tuple(prediction.shape[:2]))
         check_device("ids", ids, prediction.device)
         check_ids("ids", ids, target.shape[1])
-    function = registry.choose("masked_l2_loss", prediction, target, ids, weights, normalize)
+    function = dispatch.choose("masked_l2_loss", prediction, target, ids, weights, normalize)
     loss: Tensor = function(prediction, target, ids, weights, normalize)
     return loss
 
@@ -86,7 +86,7 @@ def patch_l2_loss(
     check_embedding(volume, weight, bias, ids)
     check_shape("prediction", prediction, (*ids.shape, weight.shape[0]))
     check_device("prediction", prediction, volume.device)
-    function = registry.choose("patch_l2_loss", prediction, volume, weight, bias, ids, weights, normalize)
+    function = dispatch.choose("patch_l2_loss", prediction, volume, weight, bias, ids, weights, normalize)
     loss: Tensor = function(prediction, volume, weight, bias, ids, weights, normalize)
     return loss
 
@@ -224,7 +224,7 @@ masked_l2_loss_forward.register_autograd(_backward, setup_context=_keep)
 patch_l2_loss_forward.register_autograd(_backward, setup_context=_keep)
 
 
-def _constant(name: str, tensor: Tensor | None) -> registry.Reason:
+def _constant(name: str, tensor: Tensor | None) -> dispatch.Reason:
     if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
         return f"{name} requires a gradient, which only eager gives"
     return None
@@ -236,7 +236,7 @@ def _masked_native_runs(
     ids: Tensor | None = None,
     weights: Tensor | None = None,
     normalize: bool = False,
-) -> registry.Reason:
+) -> dispatch.Reason:
     constant = _constant("target", target) or _constant("weights", weights)
     return constant or native_refuses((("prediction", prediction), as_float(target, "target")))
 
@@ -247,7 +247,7 @@ def _masked_triton_runs(
     ids: Tensor | None = None,
     weights: Tensor | None = None,
     normalize: bool = False,
-) -> registry.Reason:
+) -> dispatch.Reason:
     if prediction.shape[2] > LONGEST_ROW:
         return f"prediction has {prediction.shape[2]} channels, a program holds at most {LONGEST_ROW}"
     constant = _constant("target", target) or _constant("weights", weights)
@@ -262,7 +262,7 @@ def _patch_native_runs(
     ids: Tensor,
     weights: Tensor | None,
     *_: object,
-) -> registry.Reason:
+) -> dispatch.Reason:
     embedding = patch_embed_op.native_runs(volume, weight, bias, ids, None)
     return embedding or _constant("weights", weights) or native_refuses((("prediction", prediction),))
 
@@ -275,30 +275,30 @@ def _patch_triton_runs(
     ids: Tensor,
     weights: Tensor | None,
     *_: object,
-) -> registry.Reason:
+) -> dispatch.Reason:
     if prediction.shape[2] > LONGEST_ROW:
         return f"prediction has {prediction.shape[2]} channels, a program holds at most {LONGEST_ROW}"
     embedding = patch_embed_op.triton_runs(volume, weight, bias, ids, None)
     return embedding or _constant("weights", weights) or triton_refuses((("prediction", prediction),))
 
 
-registry.register(
+dispatch.register(
     "masked_l2_loss",
-    triton=registry.Implementation(
+    triton=dispatch.Implementation(
         functools.partial(_masked_l2, backend="triton"), _masked_triton_runs, triton_unavailable
     ),
-    native=registry.Implementation(
+    native=dispatch.Implementation(
         functools.partial(_masked_l2, backend="native"), _masked_native_runs, native_unavailable
     ),
-    eager=registry.Implementation(masked_l2_loss_reference),
+    eager=dispatch.Implementation(masked_l2_loss_reference),
 )
-registry.register(
+dispatch.register(
     "patch_l2_loss",
-    triton=registry.Implementation(
+    triton=dispatch.Implementation(
         functools.partial(_patch_l2, backend="triton"), _patch_triton_runs, triton_unavailable
     ),
-    native=registry.Implementation(
+    native=dispatch.Implementation(
         functools.partial(_patch_l2, backend="native"), _patch_native_runs, native_unavailable
     ),
-    eager=registry.Implementation(patch_l2_loss_reference),
+    eager=dispatch.Implementation(patch_l2_loss_reference),
 )

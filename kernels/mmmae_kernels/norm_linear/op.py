@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
+from .. import dispatch
 from ..add_layer_norm import op as add_layer_norm
 from ..autocast import matmul_dtype
+from ..dispatch import native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from ..linear import check_linear, linear_gradients, product
-from ..serving import native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import norm_linear_reference
 
 
@@ -46,7 +46,7 @@ def norm_linear(
     add_layer_norm.check_norm(x, residual, norm_weight, norm_bias, residual_bias)
     check_linear("x", x, weight, bias)
     arguments = (x, residual, norm_weight, norm_bias, weight, bias, epsilon, residual_bias)
-    total, out = registry.choose("norm_linear", *arguments)(*arguments)
+    total, out = dispatch.choose("norm_linear", *arguments)(*arguments)
     return total, out
 
 
@@ -126,7 +126,7 @@ def _native_runs(
     bias: Tensor | None,
     epsilon: float = 1e-6,
     residual_bias: Tensor | None = None,
-) -> registry.Reason:
+) -> dispatch.Reason:
     if matmul_dtype(weight) != torch.float32:
         return f"the product is in {matmul_dtype(weight)}, native kernels take torch.float32"
     norm = add_layer_norm.native_runs(x, residual, norm_weight, norm_bias, epsilon, residual_bias)
@@ -142,14 +142,14 @@ def _triton_runs(
     bias: Tensor | None,
     epsilon: float = 1e-6,
     residual_bias: Tensor | None = None,
-) -> registry.Reason:
+) -> dispatch.Reason:
     norm = add_layer_norm.triton_runs(x, residual, norm_weight, norm_bias, epsilon, residual_bias)
     return norm or triton_refuses((("weight", weight), ("bias", bias)))
 
 
-registry.register(
+dispatch.register(
     "norm_linear",
-    triton=registry.Implementation(functools.partial(_lean, backend="triton"), _triton_runs, triton_unavailable),
-    native=registry.Implementation(functools.partial(_lean, backend="native"), _native_runs, native_unavailable),
-    eager=registry.Implementation(norm_linear_reference),
+    triton=dispatch.Implementation(functools.partial(_lean, backend="triton"), _triton_runs, triton_unavailable),
+    native=dispatch.Implementation(functools.partial(_lean, backend="native"), _native_runs, native_unavailable),
+    eager=dispatch.Implementation(norm_linear_reference),
 )

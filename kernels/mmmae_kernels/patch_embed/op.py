@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
+from .. import dispatch
 from ..autocast import matmul_dtype
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
-from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from ..dispatch import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .reference import patch_embed_reference, token_count
 
 INTEGERS = (torch.uint8, torch.int16)  # that kernels convert on their way from the volume
@@ -45,7 +45,7 @@ def patch_embed(
     if position is not None:
         check_shape("position", position, (tokens, weight.shape[0]))
         check_device("position", position, volume.device)
-    function = registry.choose("patch_embed", volume, weight, bias, ids, position)
+    function = dispatch.choose("patch_embed", volume, weight, bias, ids, position)
     embedded: Tensor = function(volume, weight, bias, ids, position)
     return embedded
 
@@ -159,7 +159,7 @@ def native_runs(
     bias: Tensor | None = None,
     ids: Tensor | None = None,
     position: Tensor | None = None,
-) -> registry.Reason:
+) -> dispatch.Reason:
     """None if the native kernels take these arguments, else the reason."""
     floats = (("weight", weight), ("bias", bias), ("position", position))
     if matmul_dtype(weight) != torch.float32:
@@ -173,7 +173,7 @@ def triton_runs(
     bias: Tensor | None = None,
     ids: Tensor | None = None,
     position: Tensor | None = None,
-) -> registry.Reason:
+) -> dispatch.Reason:
     """None if the Triton kernels take these arguments, else the reason."""
     return triton_refuses((as_float(volume), ("weight", weight), ("bias", bias), ("position", position)))
 
@@ -183,9 +183,9 @@ def as_float(tensor: Tensor, name: str = "volume") -> tuple[str, Tensor]:
     return name, tensor.new_empty(0, dtype=torch.float32) if tensor.dtype in INTEGERS else tensor
 
 
-registry.register(
+dispatch.register(
     "patch_embed",
-    triton=registry.Implementation(functools.partial(_fused, backend="triton"), triton_runs, triton_unavailable),
-    native=registry.Implementation(functools.partial(_fused, backend="native"), native_runs, native_unavailable),
-    eager=registry.Implementation(patch_embed_reference),
+    triton=dispatch.Implementation(functools.partial(_fused, backend="triton"), triton_runs, triton_unavailable),
+    native=dispatch.Implementation(functools.partial(_fused, backend="native"), native_runs, native_unavailable),
+    eager=dispatch.Implementation(patch_embed_reference),
 )

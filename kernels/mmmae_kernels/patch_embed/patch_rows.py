@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import strides
+from ..gpu.launch import strides
 
 
 def patch_arguments(volume: Tensor, patch: tuple[int, ...]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
+from .. import dispatch
 from ..checks import check_rank
-from ..serving import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from ..dispatch import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 from .op import as_float, check_grid, check_token_ids
 from .reference import patchify_reference, token_count
 
@@ -25,7 +25,7 @@ def patchify(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = N
     tokens = check_grid(volume, patch)
     if ids is not None:
         check_token_ids(ids, volume, tokens)
-    rows: Tensor = registry.choose("patchify", volume, patch, ids)(volume, patch, ids)
+    rows: Tensor = dispatch.choose("patchify", volume, patch, ids)(volume, patch, ids)
     return rows
 
 
@@ -86,21 +86,21 @@ gather_patches.register_autograd(_gather_backward, setup_context=_keep_for_gathe
 scatter_patches.register_autograd(_scatter_backward, setup_context=_keep_for_scatter)
 
 
-def _native_runs(volume: Tensor, *rest: object) -> registry.Reason:
+def _native_runs(volume: Tensor, *rest: object) -> dispatch.Reason:
     if volume.dtype != torch.float32:
         return f"volume has dtype {volume.dtype}, the native gather gives torch.float32"
     return native_refuses((("volume", volume),))
 
 
-def _triton_runs(volume: Tensor, *rest: object) -> registry.Reason:
+def _triton_runs(volume: Tensor, *rest: object) -> dispatch.Reason:
     if volume.requires_grad and torch.is_grad_enabled():
         return "volume requires a gradient, which the Triton gather does not give"
     return triton_refuses((as_float(volume),))
 
 
-registry.register(
+dispatch.register(
     "patchify",
-    triton=registry.Implementation(functools.partial(_fused, backend="triton"), _triton_runs, triton_unavailable),
-    native=registry.Implementation(functools.partial(_fused, backend="native"), _native_runs, native_unavailable),
-    eager=registry.Implementation(patchify_reference),
+    triton=dispatch.Implementation(functools.partial(_fused, backend="triton"), _triton_runs, triton_unavailable),
+    native=dispatch.Implementation(functools.partial(_fused, backend="native"), _native_runs, native_unavailable),
+    eager=dispatch.Implementation(patchify_reference),
 )

@@ -1,6 +1,6 @@
 // Position embeddings added to chosen tokens in place, and the gradients of position and bias.
-#include "native.h"
-#include "rows.h"
+#include "cpu/arrays.h"
+#include "cpu/rows.h"
 
 #include <nanobind/stl/optional.h>
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import registry
-from ..serving import kernels, native_unavailable, triton_refuses, triton_unavailable
+from .. import dispatch
+from ..dispatch import kernels, native_unavailable, triton_refuses, triton_unavailable
 from .reference import random_masking_reference
 
 
@@ -50,7 +50,7 @@ def random_masking(
         raise ValueError(f"keep is {keep}, allowed is 0..{tokens}")
     seed = seed_tensor(seed)
     device = seed.device if device is None else torch.device(device)
-    function = registry.choose("random_masking", batch, tokens, keep, seed, device, first_sample)
+    function = dispatch.choose("random_masking", batch, tokens, keep, seed, device, first_sample)
     return TokenMask(*function(batch, tokens, keep, seed, device, first_sample))
 
 
@@ -75,7 +75,7 @@ def _(
 
 def _native_runs(
     batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
-) -> registry.Reason:
+) -> dispatch.Reason:
     if device.type != "cpu":
         return f"the mask is wanted on {device}, native kernels run on the CPU"
     return native_unavailable()
@@ -83,7 +83,7 @@ def _native_runs(
 
 def _triton_runs(
     batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
-) -> registry.Reason:
+) -> dispatch.Reason:
     return triton_refuses((("the mask", torch.empty(0, device=device)),))
 
 
@@ -98,9 +98,9 @@ def seed_tensor(seed: int | Tensor) -> Tensor:
     return torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64)
 
 
-registry.register(
+dispatch.register(
     "random_masking",
-    triton=registry.Implementation(functools.partial(_fused, backend="triton"), _triton_runs, triton_unavailable),
-    native=registry.Implementation(functools.partial(_fused, backend="native"), _native_runs, native_unavailable),
-    eager=registry.Implementation(random_masking_reference),
+    triton=dispatch.Implementation(functools.partial(_fused, backend="triton"), _triton_runs, triton_unavailable),
+    native=dispatch.Implementation(functools.partial(_fused, backend="native"), _native_runs, native_unavailable),
+    eager=dispatch.Implementation(random_masking_reference),
 )

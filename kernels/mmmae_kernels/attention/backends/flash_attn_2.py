@@ -1,0 +1,82 @@
+"""Attention by flash-attn 2 (`flash_attn`), for NVIDIA GPUs from Ampere on and for AMD's CDNA.
+
+Adapter of its operators, whose public wrappers neither give the log-sum-exp for use nor take tensors for gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...dispatch import Reason
+from ..call import Call, flash_refuses
+from . import packages
+from .flash import Triple, on_device_of, rows_of, scale_of
+
+PACKAGE = "flash-attn", "flash_attn.flash_attn_interface"
+AMD = ("gfx90a", "gfx942", "gfx950")
+
+
+def refuses(call: Call) -> Reason:
+    if call.target not in AMD and (call.capability is None or call.capability[0] < 8):
+        return f"its kernels are for compute capability 8 and above and for {', '.join(AMD)}, not {call.target}"
+    return flash_refuses(call)
+
+
+def unavailable() -> Reason:
+    reason: Reason = packages.refuses(*PACKAGE) or _too_old()
+    return reason
+
+
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
+    library = packages.load(PACKAGE[1])
+    q, k, v = rows_of(q), rows_of(k), rows_of(v)
+    with on_device_of(q):
+        out, lse, *_ = library._wrapped_flash_attn_forward(q=q, k=k, v=v, return_softmax=False, **_plain(q))
+    return out, lse
+
+
+def attention_backward(
+    grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
+) -> None:
+    library = packages.load(PACKAGE[1])
+    (q, k, v), (grad_q, grad_k, grad_v) = map(rows_of, qkv), gradients
+    # The state of dropout, of which there is none: AMD's kernels read it all the same.
+    state = torch.zeros(2, dtype=torch.int64, device=q.device) if torch.version.hip else None
+    with on_device_of(q):
+        library._wrapped_flash_attn_backward(
+            dout=rows_of(grad),
+            q=q,
+            k=k,
+            v=v,
+            out=rows_of(out),
+            softmax_lse=lse.contiguous(),
+            dq=grad_q,
+            dk=grad_k,
+            dv=grad_v,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            rng_state=state,
+            **_plain(q),
+        )
+
+
+def _plain(q: Tensor) -> dict[str, Any]:
+    """Neither dropout nor causality, window, cap of scores or bias by distance: its operators have no defaults."""
+    return {
+        "dropout_p": 0.0,
+        "softmax_scale": scale_of(q),
+        "causal": False,
+        "window_size_left": -1,
+        "window_size_right": -1,
+        "softcap": 0.0,
+        "alibi_slopes": None,
+    }
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _too_old() -> Reason:
+    if not hasattr(packages.load(PACKAGE[1]), "_wrapped_flash_attn_backward"):
+        return "this flash-attn is too old: it registers no operators, as versions from 2.7.1 on do"
+    return None

@@ -1,0 +1,1 @@
+"""The native CPU library: its loader, and the C++ that the ops share."""

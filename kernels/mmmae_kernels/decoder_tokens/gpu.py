@@ -1,0 +1,144 @@
+"""The decoder's input on the GPU: each of its elements is written once, each of its gradient's read once."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..gpu.launch import Config, element_config, launch, strides
+from ..gpu.partial_sums import sum_partials
+
+FORWARD_TILES = ((8, 128), (8, 256), (16, 128))
+BACKWARD_TILE = (8, 128)  # two sums of it stay in registers; small, because a program loops over the batch
+
+
+def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> Tensor:
+    """`decoder_tokens_reference` in one launch, in the type that visible tokens and position promote to."""
+    (batch, keep, width), tokens = visible.shape, ids_restore.shape[1]
+    dtype = torch.promote_types(visible.dtype, position.dtype)
+    out = torch.empty(batch, tokens, width, dtype=dtype, device=visible.device)
+    arguments = {
+        "out_ptr": out,
+        "visible_ptr": visible,
+        "mask_token_ptr": mask_token,
+        "restore_ptr": ids_restore,
+        "position_ptr": position,
+        "N": tokens,
+        "K": keep,
+        "D": width,
+        **strides("visible", "bkd", visible),
+        **strides("mask_token", "d", mask_token),
+        **strides("restore", "bn", ids_restore),
+        **strides("position", "nd", position),
+    }
+    launch(
+        _decoder_tokens_forward,
+        lambda c: (batch * triton.cdiv(tokens, c["BLOCK_N"]) * triton.cdiv(width, c["BLOCK_D"]),),
+        arguments,
+        tuple(_config(*tile, visible.device) for tile in FORWARD_TILES),
+    )
+    return out
+
+
+def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by visible tokens, mask token and position, in two launches; deterministic."""
+    batch, tokens, width = grad.shape
+    config = _config(*BACKWARD_TILE, grad.device)
+    blocks = triton.cdiv(tokens, config.constants["BLOCK_N"])
+    grad_visible = grad.new_empty(batch, keep, width)
+    grad_mask_token, grad_position = grad.new_empty(width), grad.new_empty(tokens, width)
+    partials = torch.empty(blocks, 1, width, dtype=torch.float32, device=grad.device)
+    arguments = {
+        "grad_visible_ptr": grad_visible,
+        "grad_position_ptr": grad_position,
+        "grad_mask_ptr": partials,
+        "grad_ptr": grad,
+        "restore_ptr": ids_restore,
+        "B": batch,
+        "N": tokens,
+        "K": keep,
+        "D": width,
+        **strides("grad", "bnd", grad),
+        **strides("restore", "bn", ids_restore),
+    }
+    launch(
+        _decoder_tokens_backward,
+        lambda c: (blocks * triton.cdiv(width, c["BLOCK_D"]),),
+        arguments,
+        (config,),
+    )
+    sum_partials(partials, (grad_mask_token,))
+    return grad_visible, grad_mask_token, grad_position
+
+
+def _config(tokens: int, channels: int, device: torch.device) -> Config:
+    return element_config({"BLOCK_N": tokens, "BLOCK_D": channels}, tokens * channels, device)
+
+
+@triton.jit
+def _decoder_tokens_forward(
+    out_ptr,           # [B, N, D]
+    visible_ptr,       # [B, K, D]
+    mask_token_ptr,    # [D]
+    restore_ptr,       # [B, N] int64; below K: visible row, else masked
+    position_ptr,      # [N, D]
+    N, K, D,
+    stride_visible_b, stride_visible_k, stride_visible_d, stride_mask_token_d,
+    stride_restore_b, stride_restore_n, stride_position_n, stride_position_d,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    blocks, columns = tl.cdiv(N, BLOCK_N), tl.cdiv(D, BLOCK_D)
+    b = (tl.program_id(0) // (blocks * columns)).to(tl.int64)
+    n = (tl.program_id(0) // columns % blocks * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    d = (tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
+    has_token, has_channel = n < N, d < D
+    inside = has_token[:, None] & has_channel[None, :]
+    row = tl.load(restore_ptr + b * stride_restore_b + n * stride_restore_n, mask=has_token, other=0)
+    seen = row < K
+    visible_at = visible_ptr + b * stride_visible_b + row[:, None] * stride_visible_k + d[None, :] * stride_visible_d
+    visible = tl.load(visible_at, mask=inside & seen[:, None], other=0).to(tl.float32)
+    mask_token = tl.load(mask_token_ptr + d * stride_mask_token_d, mask=has_channel, other=0)
+    # The mask token in the visible tokens' type, as the definition has it.
+    mask_token = mask_token.to(visible_ptr.dtype.element_ty).to(tl.float32)
+    position_at = position_ptr + n[:, None] * stride_position_n + d[None, :] * stride_position_d
+    position = tl.load(position_at, mask=inside, other=0).to(tl.float32)
+    token = tl.where(seen[:, None], visible, mask_token[None, :]) + position
+    tl.store(out_ptr + (b * N + n[:, None]) * D + d[None, :], token.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _decoder_tokens_backward(
+    grad_visible_ptr,  # [B, K, D]
+    grad_position_ptr,  # [N, D]
+    grad_mask_ptr,     # [programs along N, D] partial sums
+    grad_ptr,          # [B, N, D]
+    restore_ptr,       # [B, N] int64
+    B, N, K, D,
+    stride_grad_b, stride_grad_n, stride_grad_d, stride_restore_b, stride_restore_n,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    columns = tl.cdiv(D, BLOCK_D)
+    block = tl.program_id(0) // columns
+    n = (block * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    d = (tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
+    has_token, has_channel = n < N, d < D
+    inside = has_token[:, None] & has_channel[None, :]
+    position_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    mask_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for _ in range(B):
+        row = tl.load(restore_ptr + n * stride_restore_n, mask=has_token, other=0)
+        grad_at = grad_ptr + n[:, None] * stride_grad_n + d[None, :] * stride_grad_d
+        grad = tl.load(grad_at, mask=inside, other=0)
+        seen = (row < K)[:, None]
+        visible_at = grad_visible_ptr + row[:, None] * D + d[None, :]
+        tl.store(visible_at, grad.to(grad_visible_ptr.dtype.element_ty), mask=inside & seen)
+        position_sum += grad.to(tl.float32)
+        mask_sum += tl.where(seen, 0.0, grad.to(tl.float32))
+        restore_ptr += stride_restore_b
+        grad_ptr += stride_grad_b
+        grad_visible_ptr += K * D
+    position_at = grad_position_ptr + n[:, None] * D + d[None, :]
+    tl.store(position_at, position_sum.to(grad_position_ptr.dtype.element_ty), mask=inside)
+    tl.store(grad_mask_ptr + block.to(tl.int64) * D + d, tl.sum(mask_sum, axis=0), mask=has_channel)

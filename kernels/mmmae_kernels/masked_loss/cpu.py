@@ -1,0 +1,160 @@
+"""Masked L2 losses on the CPU, float32: of a given target, and of the embedded patches, which never exist at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..cpu import library
+from ..patch_embed.cpu import gather_rows, weight_matrix
+from .reference import NORMALIZE_EPSILON
+
+# Rows of a chunk: enough for a GEMM at full speed, few enough that what it leaves is in cache for the row kernel.
+CHUNK_ROWS = 600
+
+
+def masked_l2_loss_forward(
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    normalize: bool,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss of `masked_l2_loss_reference`, and its gradient by the prediction in the same pass.
+
+    Args:
+        prediction: `[B, M, D]`.
+        target: `[B, N, D]`, or `[B, M, D]` without `ids`, of any type.
+        ids: `[B, M]` token number of each prediction; None means row by row.
+        weights: `[B, M]` of any number or bool type; None means 1 each.
+        normalize: bring each target row to mean 0 and variance 1 first.
+        with_gradient: whether the second output is wanted.
+
+    Returns:
+        The loss, a float32 scalar, and the gradient `[B, M, D]` for a gradient 1 of the loss (else an empty tensor).
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or an id is outside 0..N-1.
+    """
+    prediction = library.rows_of(prediction)
+    weights = _float_weights(weights)
+    total, width = _total(weights, prediction), prediction.shape[-1]
+    gradient = prediction.new_empty(prediction.shape if with_gradient else 0)
+    out = gradient if with_gradient else None
+    error = _masked_l2_loss(prediction, target, ids, weights, normalize, _factor(total, width), out)
+    return _loss(error, total, width), gradient
+
+
+def patch_l2_loss_forward(
+    prediction: Tensor,
+    volume: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    weights: Tensor | None,
+    normalize: bool,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss against the embedding of the patches `ids`, and its gradient, whose memory the GEMM writes to.
+
+    Args:
+        prediction: `[B, M, D]`.
+        volume: `[B, C, T, H, W]` float32, int16 or uint8.
+        weight, bias: `[D, C, pt, ph, pw]` and `[D]`, float32.
+        ids: `[B, M]` token number of each prediction.
+        weights, normalize: see `masked_l2_loss_forward`.
+        with_gradient: whether the second output is wanted.
+
+    Returns:
+        The loss, and the gradient `[B, M, D]` of `prediction` for a gradient 1 of the loss (else an empty tensor).
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or an id is out of range.
+    """
+    matrix, width = weight_matrix(weight, volume), weight.shape[0]
+    library.check("ids", ids, (volume.shape[0], ids.shape[-1] if ids.dim() else 0), torch.int64)
+    library.check("prediction", prediction, (*ids.shape, width))
+    weights = _float_weights(weights)
+    if weights is not None:
+        library.check("weights", weights, tuple(ids.shape))
+    if bias is not None:
+        library.check("bias", bias, (width,))
+        bias = library.rows_of(bias)
+    prediction = library.rows_of(prediction)
+    batch, masked = ids.shape
+    total = _total(weights, prediction)
+    factor = _factor(total, width)
+    gradient = prediction.new_empty(prediction.shape if with_gradient else 0)
+    chunks = max(math.ceil(masked / CHUNK_ROWS), 1)  # of a sample
+    rows = max(math.ceil(masked / chunks), 1)
+    samples = max(CHUNK_ROWS // max(masked, 1), 1)
+    patches = prediction.new_empty(min(samples, batch) * rows, matrix.shape[1])
+    buffer = prediction.new_empty(patches.shape[0] if normalize or not with_gradient else 0, width)
+    patch = (weight.shape[2], weight.shape[3], weight.shape[4])
+    error = 0.0
+    for part in (
+        (slice(b, b + samples), slice(m, m + rows)) for b in range(0, batch, samples) for m in range(0, masked, rows)
+    ):
+        ours, part_weights = prediction[part], None if weights is None else weights[part]
+        count = ours.shape[0] * ours.shape[1]
+        cut, out = patches[:count], gradient[part] if with_gradient else None
+        gather_rows(volume[part[0]], patch, ids[part], cut)
+        if normalize:
+            target = _linear(cut, matrix, bias, buffer[:count]).view(ours.shape)
+            error += _masked_l2_loss(ours, target, None, part_weights, True, factor, out)
+        else:
+            difference = buffer[:count] if out is None else out.view(count, width)
+            torch.addmm(ours.reshape(count, width), cut, matrix.t(), alpha=-1, out=difference)
+            error += library.call("l2_loss_of_difference", difference.view(ours.shape), bias, part_weights, factor)
+    return _loss(error, total, width), gradient
+
+
+def _linear(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(rows, matrix.t(), out=out)
+    return torch.addmm(bias, rows, matrix.t(), out=out)
+
+
+def _masked_l2_loss(
+    prediction: Tensor,
+    target: Tensor,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    normalize: bool,
+    factor: float,
+    out: Tensor | None,
+) -> float:
+    """The weighted sum of squared errors; `factor * weight * (prediction - target)` goes into `out`."""
+    error: float = library.call(
+        "masked_l2_loss",
+        prediction,
+        library.rows_of(target.to(torch.float32)),
+        ids,
+        weights,
+        NORMALIZE_EPSILON if normalize else None,
+        factor,
+        out,
+    )
+    return error
+
+
+def _float_weights(weights: Tensor | None) -> Tensor | None:
+    return None if weights is None else weights.detach().to(torch.float32)
+
+
+def _total(weights: Tensor | None, prediction: Tensor) -> float:
+    if weights is None:
+        return float(prediction.shape[0] * prediction.shape[1])
+    return float(weights.sum(dtype=torch.float64))
+
+
+def _factor(total: float, width: int) -> float:
+    """Of a row's gradient, but for its weight."""
+    return 2 / (max(width, 1) * (total or 1.0))
+
+
+def _loss(error: float, total: float, width: int) -> Tensor:
+    return torch.tensor(error / width / (total or 1.0) if width else math.nan, dtype=torch.float32)

@@ -1,0 +1,101 @@
+"""Random masking on the GPU: a row's noise is drawn, sorted and turned into the three tables by one program."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..gpu.launch import element_config, launch
+from .reference import MASK_STREAM, random_masking_of_noise
+
+LONGEST_ROW = 4096  # keys of 8 bytes: 16 warps hold 8 a thread, and the sort exchanges 32 KiB through shared memory
+
+
+def random_masking_forward(
+    batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One launch up to 4096 tokens; longer rows are drawn by one and sorted by torch."""
+    seed = seed.to(device)
+    if tokens > LONGEST_ROW:
+        noise = torch.empty(batch, tokens, dtype=torch.int64, device=device)
+        blocks = triton.cdiv(tokens, 4)
+        arguments = {"noise_ptr": noise, "seed_ptr": seed, "first_sample": first_sample, "N": tokens}
+        arguments["STREAM"] = MASK_STREAM
+        configs = (element_config({"BLOCK": 256}, 1024, device),)
+        launch(_noise, lambda c: (batch * triton.cdiv(blocks, c["BLOCK"]),), arguments, configs)
+        return random_masking_of_noise(noise, keep)
+    ids_keep, ids_masked, ids_restore = (
+        torch.empty(batch, count, dtype=torch.int64, device=device) for count in (keep, tokens - keep, tokens)
+    )
+    block = max(4, triton.next_power_of_2(tokens))
+    arguments = {
+        "keep_ptr": ids_keep,
+        "masked_ptr": ids_masked,
+        "restore_ptr": ids_restore,
+        "seed_ptr": seed,
+        "first_sample": first_sample,
+        "N": tokens,
+        "K": keep,
+        "STREAM": MASK_STREAM,
+    }
+    # 8 keys a thread are exchanged in registers, the rest within and between warps.
+    configs = (element_config({"BLOCK": block}, block, device),)
+    launch(_random_masking, lambda c: (batch if tokens else 0,), arguments, configs)
+    return ids_keep, ids_masked, ids_restore
+
+
+@triton.jit
+def philox_words(seed_ptr, sample, call, stream):
+    """The four words of Philox 4x32-10 for each call number, with the counter and key of `philox_noise`."""
+    low, high = sample.to(tl.uint32), (sample >> 32).to(tl.uint32)
+    zero = call * 0
+    return tl.philox(tl.load(seed_ptr), call, zero + stream, zero.to(tl.uint32) + low, zero.to(tl.uint32) + high)
+
+
+@triton.jit
+def _random_masking(
+    keep_ptr,          # [B, K] int64
+    masked_ptr,        # [B, N-K] int64
+    restore_ptr,       # [B, N] int64
+    seed_ptr,          # scalar int64
+    first_sample,
+    N, K,
+    STREAM: tl.constexpr,
+    BLOCK: tl.constexpr,  # a power of two, at least N and 4
+):
+    row = tl.program_id(0).to(tl.int64)
+    call = tl.arange(0, BLOCK // 4)
+    word0, word1, word2, word3 = philox_words(seed_ptr, first_sample + row, call.to(tl.uint32), STREAM)
+    # Token 4*call + w takes word w: joined, the last axis is w's lower bit, the one before its upper.
+    noise = tl.join(tl.join(word0, word2), tl.join(word1, word3)).reshape(BLOCK)
+    token = tl.arange(0, BLOCK)
+    # The token below the noise makes each key unique, so that any sort is stable; tokens that are none come last.
+    key = tl.sort(tl.where(token < N, noise.to(tl.int64) * BLOCK + token, 0x7FFFFFFFFFFFFFFF))
+    shuffled = key % BLOCK
+    place = token
+    exists = place < N
+    tl.store(keep_ptr + row * K + place, shuffled, mask=place < K)
+    tl.store(masked_ptr + row * (N - K) + place - K, shuffled, mask=exists & (place >= K))
+    tl.store(restore_ptr + row * N + shuffled, place.to(tl.int64), mask=exists)
+
+
+@triton.jit
+def _noise(
+    noise_ptr,         # [B, N] int64
+    seed_ptr,          # scalar int64
+    first_sample,
+    N,
+    STREAM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    blocks = tl.cdiv(tl.cdiv(N, 4), BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    call = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    word0, word1, word2, word3 = philox_words(seed_ptr, first_sample + row, call.to(tl.uint32), STREAM)
+    noise_at = noise_ptr + row * N + 4 * call
+    tl.store(noise_at, word0.to(tl.int64), mask=4 * call < N)
+    tl.store(noise_at + 1, word1.to(tl.int64), mask=4 * call + 1 < N)
+    tl.store(noise_at + 2, word2.to(tl.int64), mask=4 * call + 2 < N)
+    tl.store(noise_at + 3, word3.to(tl.int64), mask=4 * call + 3 < N)
