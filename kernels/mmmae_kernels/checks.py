@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .dispatch import in_debug_mode
 
+STRIDED = torch.strided
+LARGEST = 2**63 - 1  # that fits a 64-bit integer
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise unless `value` is a tensor that is laid out by strides."""
+    if not isinstance(value, Tensor) or value.layout is not STRIDED:
+        raise _no_tensor(name, value)
+
 
 def check_rank(name: str, tensor: Tensor, layout: str) -> None:
-    """Raise unless `tensor` has as many dimensions as `layout` names, as in `[B, K, D]`."""
-    expected = layout.count(",") + 1
-    if tensor.dim() != expected:
+    """Raise unless `tensor` is one and has as many dimensions as `layout` names, as in `[B, K, D]`."""
+    if not isinstance(tensor, Tensor) or tensor.layout is not STRIDED:
+        raise _no_tensor(name, tensor)
+    if tensor.dim() != layout.count(",") + 1:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected is {layout}")
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    """Raise unless `tensor` has the expected shape."""
-    if tuple(tensor.shape) != expected:
+    """Raise unless `tensor` is one and has the expected shape."""
+    if not isinstance(tensor, Tensor) or tensor.layout is not STRIDED:
+        raise _no_tensor(name, tensor)
+    if tensor.shape != expected:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected is {list(expected)}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    """Raise unless `tensor` holds floating point numbers."""
+    """Raise unless `tensor` is one and holds floating point numbers."""
+    if not isinstance(tensor, Tensor):
+        raise _no_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise ValueError(f"{name} has dtype {tensor.dtype}, expected is a floating point type")
+
+
+def check_real(name: str, tensor: Tensor) -> None:
+    """Raise if `tensor` holds complex numbers."""
+    if tensor.is_complex():
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating point, integer or bool type")
+
+
+def check_dtype(name: str, tensor: Tensor, dtype: torch.dtype, source: str = "") -> None:
+    """Raise unless `tensor` has this type; `source` says where it is from, as in " as in weight"."""
+    if tensor.dtype != dtype:
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected {dtype}{source}")
 
 
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
@@ -34,10 +64,12 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
 
 
 def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
-    """Raise unless `tensor` holds `size` floating point numbers in one axis on `device`."""
+    """Raise unless `tensor` is one and holds `size` floating point numbers in one axis on `device`."""
     check_shape(name, tensor, (size,))
-    check_device(name, tensor, device)
-    check_floating(name, tensor)
+    if tensor.device != device:
+        check_device(name, tensor, device)
+    if not tensor.is_floating_point():
+        check_floating(name, tensor)
 
 
 def check_ids(name: str, ids: Tensor, tokens: int) -> None:
@@ -50,3 +82,75 @@ def check_ids(name: str, ids: Tensor, tokens: int) -> None:
         low, high = (int(bound) for bound in torch.aminmax(ids))
         if low < 0 or high >= tokens:
             raise ValueError(f"{name} has a token number {low if low < 0 else high}, allowed is 0..{tokens - 1}")
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Return whether code may look at the values: no compiler, tracer or counter watches, and there are values."""
+    return not (
+        torch.compiler.is_compiling()
+        or tensor.is_meta
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def check_whole(name: str, value: Any, least: int = 0, most: int = LARGEST) -> int:
+    """Return `value` as an int, after checking that it is a whole number in `least..most` and no bool.
+
+    Integers of NumPy pass, and sizes that a compiler or tracer holds as symbols.
+    """
+    whole = value if type(value) is int else _whole(value)
+    # A symbol is not compared with its upper bound, because that would become a guard.
+    if whole is None or whole < least or (not torch.compiler.is_compiling() and whole > most):
+        raise ValueError(f"{name} is {described(value)}, expected a whole number {least}..{most}")
+    return whole
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise unless `value` is True or False."""
+    if value is not True and value is not False:
+        raise ValueError(f"{name} is {described(value)}, expected True or False")
+
+
+def check_epsilon(name: str, value: Any) -> float:
+    """Return `value` as a float, after checking that it is a finite number >= 0 and no bool."""
+    if type(value) is not float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value)  # an int, or a number of NumPy
+    if type(value) is not float or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {described(value)}, expected a finite number >= 0")
+    return value
+
+
+def described(value: object) -> str:
+    """Return what an error says of a value: itself if it is short, else its type."""
+    if value is None or isinstance(value, (str, numbers.Number)):
+        return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} Tensor of shape {list(value.shape)}"
+    kind = type(value)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]}."
+    return f"{'an' if not module and kind.__name__[0] in 'aeio' else 'a'} {module}{kind.__name__}"
+
+
+def _whole(value: Any) -> Any:
+    """Return the integer that `value` is, or None."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, torch.SymInt):
+        return value
+    # The tracer of torch.jit holds sizes as tensors.
+    is_size = isinstance(value, Tensor) and torch.jit.is_tracing() and value.dim() == 0 and value.dtype == torch.int64
+    return value if is_size else None
+
+
+def _no_tensor(name: str, value: object) -> ValueError:
+    if isinstance(value, Tensor):
+        return ValueError(f"{name} has layout {value.layout}, expected torch.strided; {name}.to_dense() makes one")
+    hint = ""
+    if described(value) == "a numpy.ndarray":
+        hint = "; torch.from_numpy makes one"
+    elif isinstance(value, (list, tuple, bool, int, float)):
+        hint = "; torch.tensor makes one"
+    return ValueError(f"{name} is {described(value)}, expected a Tensor{hint}")
