@@ -92,7 +92,7 @@ def test_a_wrong_option_is_refused(arguments, capsys):
 
 @pytest.mark.parametrize("target", ["sm", "cuda90", "90", "gtx1080"])
 def test_an_unknown_architecture_is_refused(target):
-    with pytest.raises(ValueError, match="expected is an architecture"):
+    with pytest.raises(ValueError, match="expected an architecture"):
         gpu_target(target)
 
 
@@ -148,7 +148,7 @@ def test_every_op_with_triton_kernels_is_compiled():
     serving = {
         op for op, answers in mmmae_kernels.explain().items() if answers.get("triton", "").startswith("there is no GPU")
     }
-    composed = {"norm_linear"}  # of add_layer_norm's kernels and torch's GEMM
+    composed = {"norm_linear", "transformer_block"} & serving  # of other ops' kernels and torch's GEMM
     assert set(CASES) | composed | {"patchify"} == serving | ({"patchify"} - serving)
 
 

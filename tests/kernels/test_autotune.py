@@ -29,7 +29,7 @@ def tuner(tmp_path, monkeypatch):
         sizes = {16: times[0], 32: times[1], 64: times[2]}
         started = []
 
-        def start(kernel, grid, arguments, config):
+        def start(launch, config):
             started.append(config.constants["BLOCK"])
 
         def measure(run):

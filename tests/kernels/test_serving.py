@@ -1,5 +1,7 @@
 """What Triton kernels refuse, with the reason, and which config a launch starts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,9 +9,9 @@ pytest.importorskip("triton", reason="needs triton")
 
 from mmmae_kernels import explain, use_backend
 from mmmae_kernels.add_layer_norm import add_layer_norm
-from mmmae_kernels.gpu import autotune
-from mmmae_kernels.gpu.executors import execute_by
-from mmmae_kernels.gpu.launch import Config, family_of, launch, target_of
+from mmmae_kernels.gpu import autotune, plans
+from mmmae_kernels.gpu.executors import StandInGpu, execute_by
+from mmmae_kernels.gpu.launch import Config, Launch, family_of, launch, target_of
 
 CPU = torch.device("cpu")
 
@@ -27,6 +29,8 @@ class Machine:
 
 class Kernel:
     """Keeps what it is started with."""
+
+    arg_names = ("x_ptr", "D", "BLOCK")
 
     class fn:
         __name__ = "_kernel"
@@ -67,7 +71,7 @@ def test_float64_and_long_rows_are_refused_by_name():
 )
 def test_an_architecture_reads_its_familys_row(target, family):
     with execute_by(Machine(target)):
-        assert (target_of(CPU), family_of(CPU)) == (target, family)
+        assert (target_of(CPU), family_of(target)) == (target, family)
 
 
 def test_a_launch_goes_to_whoever_stands_in_for_the_gpu():
@@ -93,13 +97,131 @@ def test_a_launch_takes_the_first_config_or_the_fastest_if_asked(monkeypatch, tm
     monkeypatch.setattr(autotune, "_found", {})
     monkeypatch.setattr(autotune.triton.testing, "do_bench", lambda run: (run(), next(times))[1])
     kernel, configs = Kernel(), (Config({"BLOCK": 16}), Config({"BLOCK": 32}))
+
+    def describe(target, width):
+        return Launch(kernel, lambda c: (1,), {"D": width}, configs)
+
     for _ in range(2):
-        assert launch(kernel, lambda c: (1,), {"x_ptr": torch.zeros(1)}, configs).constants["BLOCK"] == block
+        assert launch(describe, (torch.zeros(1),), (1,)).constants["BLOCK"] == block
         assert kernel.started[-1][1]["BLOCK"] == block
     assert len(kernel.started) == (4 if tuned == "1" else 2)
 
 
 def test_a_grid_without_programs_is_not_launched():
     kernel = Kernel()
-    launch(kernel, lambda c: (0, 4), {"x_ptr": torch.zeros(1)}, (Config({}),))
+    launch(lambda target: Launch(kernel, lambda c: (0, 4), {}, (Config({}),)), (torch.zeros(1),), ())
     assert kernel.started == []
+
+
+class Machinery:
+    """Stands in for Triton: a kernel that is compiled when it is first started, and the driver of device 0."""
+
+    arg_names = ("x_ptr", "y_ptr", "D", "BLOCK")
+
+    class fn:
+        __name__ = "_kernel"
+
+    def __init__(self):
+        self.by_triton, self.by_plan, self.device, self.stream = [], [], 0, 7
+        self.compiled = SimpleNamespace(run=lambda *a: self.by_plan.append(a), function=11, packed_metadata="packed")
+        self.active = SimpleNamespace(
+            get_current_device=lambda: self.device, get_current_stream=lambda device: (device, self.stream)
+        )
+
+    def __getitem__(self, grid):
+        return lambda **arguments: (self.by_triton.append(arguments), self.compiled)[1]
+
+    def launch(self, *tensors, width=5):
+        return launch(self.describe, tensors, (width,))
+
+    def describe(self, target, width):
+        return Launch(self, lambda c: (width, c["BLOCK"]), {"D": width}, (Config({"BLOCK": 16}),))
+
+
+@pytest.fixture
+def machinery(monkeypatch):
+    machinery = Machinery()
+    machinery.describe = machinery.describe  # one object, as a function of a module is
+    monkeypatch.setattr(plans, "driver", SimpleNamespace(active=machinery.active))
+    monkeypatch.setattr(plans, "_runtime", SimpleNamespace(launch_enter_hook=None, launch_exit_hook=None))
+    with execute_by(StandInGpu("sm90")):
+        yield machinery
+
+
+def test_a_launch_like_one_before_is_started_by_its_plan(machinery):
+    for stream in (7, 8):
+        machinery.stream = stream
+        x = torch.zeros(3)
+        assert machinery.launch(x, None).constants == {"BLOCK": 16}
+    assert [list(arguments) for arguments in machinery.by_triton] == [["x_ptr", "y_ptr", "D", "BLOCK"]]
+    assert machinery.by_plan == [(5, 16, 1, (0, 8), 11, "packed", None, None, None, x.data_ptr(), 0, 5, 16)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: ((x.half(), None), 5),
+        lambda x: ((x, x), 5),
+        lambda x: ((x[1:], None), 5),
+        lambda x: ((x, None), 6),
+    ],
+    ids=["type", "a tensor for None", "alignment", "number"],
+)
+def test_a_launch_that_differs_is_planned_anew(machinery, other):
+    x = torch.zeros(3)
+    machinery.launch(x, None)
+    tensors, width = other(x)
+    machinery.launch(*tensors, width=width)
+    assert (len(machinery.by_triton), len(machinery.by_plan)) == (2, 0)
+
+
+def test_launches_go_tritons_way_while_somebody_listens(machinery, monkeypatch):
+    x = torch.zeros(3)
+    machinery.launch(x, None)
+    chain = SimpleNamespace(calls=[print])
+    for hooks in ((chain, None), (None, print)):
+        hooked = SimpleNamespace(launch_enter_hook=hooks[0], launch_exit_hook=hooks[1])
+        monkeypatch.setattr(plans, "_runtime", hooked)
+        machinery.launch(x, None)
+    assert (len(machinery.by_triton), len(machinery.by_plan)) == (3, 0)
+    chain.calls.clear()
+    monkeypatch.setattr(plans, "_runtime", SimpleNamespace(launch_enter_hook=chain, launch_exit_hook=chain))
+    machinery.launch(x, None)
+    assert len(machinery.by_plan) == 1
+
+
+@pytest.mark.parametrize("lacking", ["run", "function", "packed_metadata"])
+def test_what_triton_gives_without_a_handle_is_always_started_by_triton(machinery, lacking):
+    delattr(machinery.compiled, lacking)
+    for _ in range(2):
+        machinery.launch(torch.zeros(3), None)
+    assert (len(machinery.by_triton), len(machinery.by_plan)) == (2, 0)
+
+
+def test_a_plan_starts_on_its_own_device(machinery, monkeypatch):
+    x = torch.zeros(3)
+    machinery.launch(x, None)
+    entered = []
+
+    class Current:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *_):
+            entered.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    machinery.device = 1
+    machinery.launch(x, None)
+    assert entered == [0, "left"]
+    assert machinery.by_plan[0][3] == (0, 7)
+
+
+def test_plans_start_over_where_sizes_never_repeat(machinery, monkeypatch):
+    monkeypatch.setattr("mmmae_kernels.gpu.launch.MOST_PLANS", 2)
+    for width in (1, 2, 3, 3):
+        machinery.launch(torch.zeros(3), None, width=width)
+    assert (len(machinery.by_triton), len(machinery.by_plan)) == (3, 1)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import launch, row_config
+from ..gpu.launch import Launch, launch, row_config
 from ..gpu.partial_sums import sum_partials
 
 PROGRAMS = 1024  # at most, of backward: enough for any GPU
@@ -23,31 +23,35 @@ def add_layer_norm_forward(
     epsilon: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum (no elements without residual), norm in `dtype`, mean and 1 / standard deviation `[ROWS]`, in one launch."""
-    width = x.shape[-1]
+    """Return the sum (no elements without residual), the norm in `dtype`, mean and 1 / standard deviation `[ROWS]`.
+
+    One launch.
+    """
+    shape, total_dtype = x.shape, x.dtype
+    width = shape[-1]
     rows = x.numel() // width if width else 0
-    total_dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    total = torch.empty((0,) if residual is None else x.shape, dtype=total_dtype, device=x.device)
-    norm = torch.empty(x.shape, dtype=dtype, device=x.device)
-    mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
-    x = _rows(x)
-    residual = None if residual is None else _rows(residual)
-    arguments = {
-        "total_ptr": None if residual is None else total,
-        "norm_ptr": norm,
-        "mean_ptr": mean,
-        "rstd_ptr": rstd,
-        "x_ptr": x,
-        "residual_ptr": residual,
-        "residual_bias_ptr": None if residual_bias is None else residual_bias.contiguous(),
-        "weight_ptr": weight.contiguous(),
-        "bias_ptr": bias.contiguous(),
-        "D": width,
-        "epsilon": epsilon,
-        "stride_x": x.stride(0),
-        "stride_residual": 0 if residual is None else residual.stride(0),
-    }
-    launch(_add_layer_norm_forward, lambda c: (rows,), arguments, (row_config(width, x.device),))
+    if residual is None:
+        total = x.new_empty(0)
+    else:
+        if residual.dtype != total_dtype:
+            total_dtype = torch.promote_types(total_dtype, residual.dtype)
+        total = x.new_empty(*shape, dtype=total_dtype)
+    norm = x.new_empty(*shape, dtype=dtype)
+    mean, rstd = x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.float32)
+    x, stride_x = _rows(x, width)
+    residual, stride_residual = (None, 0) if residual is None else _rows(residual, width)
+    tensors = (
+        norm,
+        None if residual is None else total,
+        mean,
+        rstd,
+        x,
+        residual,
+        None if residual_bias is None else residual_bias.contiguous(),
+        weight.contiguous(),
+        bias.contiguous(),
+    )
+    launch(_describe_forward, tensors, (rows, width, float(epsilon), stride_x, stride_residual))
     return total, norm, mean, rstd
 
 
@@ -61,60 +65,88 @@ def add_layer_norm_backward(
     rstd: Tensor,
     sum_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by the sum, weight and bias, the first's sum over rows in `sum_dtype`, and the norm again.
+    """Return gradients with respect to sum, weight and bias, the first's sum over rows in `sum_dtype`, and the norm.
 
     The sum over rows has no elements where that type is None; the norm has its gradient's type, and no elements without
     `bias`. Two launches; deterministic.
     """
-    width = total.shape[-1]
+    shape = total.shape
+    width = shape[-1]
     rows = total.numel() // width if width else 0
-    grad_x = torch.empty(total.shape, dtype=total.dtype, device=total.device)
-    norm = torch.empty((0,) if bias is None else total.shape, dtype=grad_norm.dtype, device=total.device)
-    rows_per_program = max(ROWS, triton.cdiv(rows, PROGRAMS))
-    programs = triton.cdiv(rows, rows_per_program)
-    sums = [torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in range(2)]
+    grad_x = total.new_empty(*shape)
+    norm = grad_norm.new_empty(0) if bias is None else grad_norm.new_empty(*shape)
+    rows_per_program = max(ROWS, -(-rows // PROGRAMS))
+    programs = -(-rows // rows_per_program)
+    sums = [weight.new_empty(width), weight.new_empty(width)]
     if sum_dtype is not None:
-        sums.append(torch.empty_like(sums[0], dtype=sum_dtype))
-    partials = torch.empty(programs, len(sums), width, dtype=torch.float32, device=total.device)
-    total, grad_norm = _rows(total), _rows(grad_norm)
-    grad_total = None if grad_total is None else _rows(grad_total)
+        sums.append(weight.new_empty(width, dtype=sum_dtype))
+    partials = total.new_empty(programs, len(sums), width, dtype=torch.float32)
+    total, stride_total = _rows(total, width)
+    grad_norm, stride_grad_norm = _rows(grad_norm, width)
+    grad_total, stride_grad_total = (None, 0) if grad_total is None else _rows(grad_total, width)
+    tensors = (
+        grad_x,
+        partials,
+        None if bias is None else norm,
+        grad_total,
+        grad_norm,
+        total,
+        mean,
+        rstd,
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+    )
+    numbers = rows, width, rows_per_program, stride_grad_total, stride_grad_norm, stride_total, len(sums)
+    launch(_describe_backward, tensors, numbers)
+    sum_partials(partials, sums)
+    return grad_x, sums[0], sums[1], grad_x.new_empty(0) if sum_dtype is None else sums[2], norm
+
+
+def _rows(tensor: Tensor, width: int) -> tuple[Tensor, int]:
+    """Rows of neighbouring channels, and the distance of one to the next; a copy only where the layout asks for it."""
+    if tensor.is_contiguous():
+        return tensor, width
+    flat = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor[None]
+    if flat.stride(1) != 1 and width != 1:
+        flat = flat.contiguous()
+    return flat, flat.stride(0)
+
+
+def _describe_forward(
+    target: str, rows: int, width: int, epsilon: float, stride_x: int, stride_residual: int
+) -> Launch:
+    arguments = {"D": width, "epsilon": epsilon, "stride_x": stride_x, "stride_residual": stride_residual}
+    return Launch(_add_layer_norm_forward, lambda c: (rows,), arguments, (row_config(width, target),))
+
+
+def _describe_backward(
+    target: str,
+    rows: int,
+    width: int,
+    rows_per_program: int,
+    stride_grad_total: int,
+    stride_grad_norm: int,
+    stride_total: int,
+    sums: int,
+) -> Launch:
     arguments = {
-        "grad_x_ptr": grad_x,
-        "partial_ptr": partials,
-        "norm_ptr": None if bias is None else norm,
-        "grad_total_ptr": grad_total,
-        "grad_norm_ptr": grad_norm,
-        "total_ptr": total,
-        "mean_ptr": mean,
-        "rstd_ptr": rstd,
-        "weight_ptr": weight.contiguous(),
-        "bias_ptr": None if bias is None else bias.contiguous(),
         "ROWS": rows,
         "D": width,
         "rows_per_program": rows_per_program,
-        "stride_grad_total": 0 if grad_total is None else grad_total.stride(0),
-        "stride_grad_norm": grad_norm.stride(0),
-        "stride_total": total.stride(0),
-        "SUMS": len(sums),
+        "stride_grad_total": stride_grad_total,
+        "stride_grad_norm": stride_grad_norm,
+        "stride_total": stride_total,
+        "SUMS": sums,
     }
     # Eight rows of 8 numbers a thread, and addresses: more than the 64 registers that let the most blocks run.
-    config = row_config(width, total.device)._replace(registers=96)
-    launch(_add_layer_norm_backward, lambda c: (programs,), arguments, (config,))
-    sum_partials(partials, sums)
-    row_sum = grad_x.new_empty(0) if sum_dtype is None else sums[2]
-    return grad_x, sums[0], sums[1], row_sum, norm
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """As `[ROWS, D]` with neighbouring channels; a copy only where the layout allows no such view."""
-    flat = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor[None]
-    return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
+    config = row_config(width, target)._replace(registers=96)
+    return Launch(_add_layer_norm_backward, lambda c: (triton.cdiv(rows, rows_per_program),), arguments, (config,))
 
 
 @triton.jit
 def _add_layer_norm_forward(
-    total_ptr,         # [ROWS, D], or None without residual
     norm_ptr,          # [ROWS, D]
+    total_ptr,         # [ROWS, D], or None without residual
     mean_ptr,          # [ROWS] float32
     rstd_ptr,          # [ROWS] float32, 1 / standard deviation
     x_ptr,             # [ROWS, D]

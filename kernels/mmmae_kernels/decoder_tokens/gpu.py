@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import Config, element_config, launch, strides
+from ..gpu.launch import Config, Launch, element_config, launch, strides
 from ..gpu.partial_sums import sum_partials
 
 FORWARD_TILES = ((8, 128), (8, 256), (16, 128))
@@ -18,63 +18,80 @@ def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Ten
     """`decoder_tokens_reference` in one launch, in the type that visible tokens and position promote to."""
     (batch, keep, width), tokens = visible.shape, ids_restore.shape[1]
     dtype = torch.promote_types(visible.dtype, position.dtype)
-    out = torch.empty(batch, tokens, width, dtype=dtype, device=visible.device)
+    out = visible.new_empty(batch, tokens, width, dtype=dtype)
+    tensors = out, visible, mask_token, ids_restore, position
+    sizes = batch, keep, tokens, width
+    launch(_describe_forward, tensors, (*sizes, *[tensor.stride() for tensor in tensors[1:]]))
+    return out
+
+
+def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradients with respect to visible tokens, mask token and position, in two launches; deterministic."""
+    batch, tokens, width = grad.shape
+    grad_visible = grad.new_empty(batch, keep, width)
+    grad_mask_token, grad_position = grad.new_empty(width), grad.new_empty(tokens, width)
+    partials = grad.new_empty(-(-tokens // BACKWARD_TILE[0]), 1, width, dtype=torch.float32)
+    tensors = grad_visible, grad_position, partials, grad, ids_restore
+    launch(_describe_backward, tensors, (batch, keep, tokens, width, grad.stride(), ids_restore.stride()))
+    sum_partials(partials, (grad_mask_token,))
+    return grad_visible, grad_mask_token, grad_position
+
+
+def _describe_forward(
+    target: str,
+    batch: int,
+    keep: int,
+    tokens: int,
+    width: int,
+    visible: tuple[int, ...],
+    mask_token: tuple[int, ...],
+    restore: tuple[int, ...],
+    position: tuple[int, ...],
+) -> Launch:
     arguments = {
-        "out_ptr": out,
-        "visible_ptr": visible,
-        "mask_token_ptr": mask_token,
-        "restore_ptr": ids_restore,
-        "position_ptr": position,
         "N": tokens,
         "K": keep,
         "D": width,
         **strides("visible", "bkd", visible),
         **strides("mask_token", "d", mask_token),
-        **strides("restore", "bn", ids_restore),
+        **strides("restore", "bn", restore),
         **strides("position", "nd", position),
     }
-    launch(
+    return Launch(
         _decoder_tokens_forward,
         lambda c: (batch * triton.cdiv(tokens, c["BLOCK_N"]) * triton.cdiv(width, c["BLOCK_D"]),),
         arguments,
-        tuple(_config(*tile, visible.device) for tile in FORWARD_TILES),
+        tuple(_config(*tile, target) for tile in FORWARD_TILES),
     )
-    return out
 
 
-def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by visible tokens, mask token and position, in two launches; deterministic."""
-    batch, tokens, width = grad.shape
-    config = _config(*BACKWARD_TILE, grad.device)
-    blocks = triton.cdiv(tokens, config.constants["BLOCK_N"])
-    grad_visible = grad.new_empty(batch, keep, width)
-    grad_mask_token, grad_position = grad.new_empty(width), grad.new_empty(tokens, width)
-    partials = torch.empty(blocks, 1, width, dtype=torch.float32, device=grad.device)
+def _describe_backward(
+    target: str,
+    batch: int,
+    keep: int,
+    tokens: int,
+    width: int,
+    grad: tuple[int, ...],
+    restore: tuple[int, ...],
+) -> Launch:
     arguments = {
-        "grad_visible_ptr": grad_visible,
-        "grad_position_ptr": grad_position,
-        "grad_mask_ptr": partials,
-        "grad_ptr": grad,
-        "restore_ptr": ids_restore,
         "B": batch,
         "N": tokens,
         "K": keep,
         "D": width,
         **strides("grad", "bnd", grad),
-        **strides("restore", "bn", ids_restore),
+        **strides("restore", "bn", restore),
     }
-    launch(
+    return Launch(
         _decoder_tokens_backward,
-        lambda c: (blocks * triton.cdiv(width, c["BLOCK_D"]),),
+        lambda c: (triton.cdiv(tokens, c["BLOCK_N"]) * triton.cdiv(width, c["BLOCK_D"]),),
         arguments,
-        (config,),
+        (_config(*BACKWARD_TILE, target),),
     )
-    sum_partials(partials, (grad_mask_token,))
-    return grad_visible, grad_mask_token, grad_position
 
 
-def _config(tokens: int, channels: int, device: torch.device) -> Config:
-    return element_config({"BLOCK_N": tokens, "BLOCK_D": channels}, tokens * channels, device)
+def _config(tokens: int, channels: int, target: str) -> Config:
+    return element_config({"BLOCK_N": tokens, "BLOCK_D": channels}, tokens * channels, target)
 
 
 @triton.jit

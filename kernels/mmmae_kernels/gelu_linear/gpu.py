@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import element_config, launch
+from ..gpu.launch import Launch, element_config, launch
 from ..gpu.partial_sums import sum_partials
 
 PROGRAMS = 1024  # at most, along the rows: with a few blocks of channels enough for any GPU
@@ -18,58 +18,56 @@ def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
     """`gelu(hidden + hidden_bias)`, contiguous, in one launch."""
     hidden = hidden.contiguous()
     activated = torch.empty_like(hidden)
-    _launch(_gelu_forward, hidden, hidden_bias, {"activated_ptr": activated})
+    if hidden_bias is not None:
+        hidden_bias = hidden_bias.contiguous()
+    launch(_describe_forward, (activated, hidden, hidden_bias), _sizes(hidden))
     return activated
 
 
 def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Turn `grad`, contiguous, into that by `hidden`; give GELU and the gradient of `hidden_bias`.
+    """Turn `grad`, contiguous, into that with respect to `hidden`; return GELU and the gradient of `hidden_bias`.
 
     The latter has no elements without. One launch, two with it; deterministic.
     """
     if not grad.is_contiguous():
-        raise ValueError(f"grad has strides {list(grad.stride())}, expected is contiguous memory")
+        raise ValueError(f"grad has strides {list(grad.stride())}, expected contiguous memory")
     hidden = hidden.contiguous()
     activated = torch.empty_like(hidden)
-    outputs: dict[str, Tensor | None] = {"activated_ptr": activated, "grad_ptr": grad, "partial_ptr": None}
+    numbers = _sizes(hidden)
     if hidden_bias is None:
-        _launch(_gelu_backward, hidden, None, outputs)
+        launch(_describe_backward, (activated, grad, None, hidden, None), numbers)
         return activated, hidden.new_empty(0)
-    partials = torch.empty(_programs(hidden), 1, hidden.shape[-1], dtype=torch.float32, device=grad.device)
-    grad_bias = torch.empty_like(hidden_bias, memory_format=torch.contiguous_format)
-    _launch(_gelu_backward, hidden, hidden_bias, {**outputs, "partial_ptr": partials})
+    _, width, programs = numbers
+    partials = grad.new_empty(programs, 1, width, dtype=torch.float32)
+    grad_bias = hidden_bias.new_empty(width)
+    launch(_describe_backward, (activated, grad, partials, hidden, hidden_bias.contiguous()), numbers)
     sum_partials(partials, (grad_bias,))
     return activated, grad_bias
 
 
-def _launch(
-    kernel: triton.JITFunction, hidden: Tensor, hidden_bias: Tensor | None, outputs: dict[str, Tensor | None]
-) -> None:
+def _sizes(hidden: Tensor) -> tuple[int, int, int]:
+    """Rows, their width, and the programs along the rows."""
+    width, count = hidden.shape[-1], hidden.numel()
+    rows = count // width if count else 0
+    return rows, width, min(PROGRAMS, -(-rows // ROWS))
+
+
+def _describe_forward(target: str, rows: int, width: int, programs: int) -> Launch:
+    return _describe(_gelu_forward, target, rows, width, programs)
+
+
+def _describe_backward(target: str, rows: int, width: int, programs: int) -> Launch:
+    return _describe(_gelu_backward, target, rows, width, programs)
+
+
+def _describe(kernel: triton.JITFunction, target: str, rows: int, width: int, programs: int) -> Launch:
     """A program for each block of channels of some rows.
 
     By one config: backward overwrites what it reads, so that it may not run again to be timed.
     """
-    rows, width = _rows(hidden), hidden.shape[-1]
-    programs = _programs(hidden)
-    arguments = {
-        **outputs,
-        "hidden_ptr": hidden,
-        "bias_ptr": None if hidden_bias is None else hidden_bias.contiguous(),
-        "ROWS": rows,
-        "H": width,
-        "rows_per_program": triton.cdiv(rows, max(programs, 1)),
-    }
-    config = element_config({"BLOCK_H": 512}, 512, hidden.device)
-    launch(kernel, lambda c: (programs, triton.cdiv(width, c["BLOCK_H"])), arguments, (config,))
-
-
-def _rows(hidden: Tensor) -> int:
-    return hidden.numel() // hidden.shape[-1] if hidden.numel() else 0
-
-
-def _programs(hidden: Tensor) -> int:
-    """Along the rows."""
-    return min(PROGRAMS, -(-_rows(hidden) // ROWS))
+    arguments = {"ROWS": rows, "H": width, "rows_per_program": triton.cdiv(rows, max(programs, 1))}
+    config = element_config({"BLOCK_H": 512}, 512, target)
+    return Launch(kernel, lambda c: (programs, triton.cdiv(width, c["BLOCK_H"])), arguments, (config,))
 
 
 @triton.jit

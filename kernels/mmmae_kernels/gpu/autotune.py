@@ -31,7 +31,7 @@ def cache_file() -> Path:
 
 
 def fastest(
-    launch: Launch, target: str, start: Callable[..., None], measure: Callable[..., Any] | None = None
+    launch: Launch, target: str, start: Callable[..., Any], measure: Callable[..., Any] | None = None
 ) -> Config:
     """The fastest of the launch's configs, measured once for each kernel, architecture, type and shape.
 
@@ -39,7 +39,7 @@ def fastest(
 
     Args:
         target: architecture, part of what results are remembered by.
-        start: starts a kernel with one config.
+        start: starts a launch by a config.
         measure: milliseconds of a call; None for `triton.testing.do_bench`.
     """
     key = _key(launch, target)
@@ -48,8 +48,7 @@ def fastest(
         _found.update(_read())
     if _found.get(key) not in configs:
         measure = triton.testing.do_bench if measure is None else measure
-        run = functools.partial(start, launch.kernel, launch.grid, launch.arguments)
-        times = [measure(functools.partial(run, config)) for config in launch.configs]
+        times = [measure(functools.partial(start, launch, config)) for config in launch.configs]
         _found[key] = _text(launch.configs[times.index(min(times))])
         _write(key, _found[key])
     return configs[_found[key]]

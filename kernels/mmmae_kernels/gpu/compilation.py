@@ -25,16 +25,22 @@ def compile_kernel(kernel: Any, arguments: Mapping[str, Any], config: Config, ta
     Raises:
         ValueError: the kernel is one of Triton's interpreter, which compiles nothing.
     """
+    source, options = kernel_source(kernel, arguments, config, target)
+    return compile_source(source, target=gpu_target(target), options=options)
+
+
+def kernel_source(
+    kernel: Any, arguments: Mapping[str, Any], config: Config, target: str
+) -> tuple[ASTSource, dict[str, Any]]:
+    """What is compiled, specialised to the arguments, and the compiler's options; see `compile_kernel`."""
     if not isinstance(kernel, JITFunction):
         raise ValueError("the kernel was made for Triton's interpreter: unset TRITON_INTERPRET to compile it")
-    gpu = gpu_target(target)
-    backend = make_backend(gpu)
-    options = config.options(target)
+    backend = make_backend(gpu_target(target))
+    given = config.options(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, options = bind(**arguments, **config.constants, **options)
-    parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
-    return compile_source(source, target=gpu, options=parsed.__dict__)
+    bound, specialization, given = bind(**arguments, **config.constants, **given)
+    options, signature, constants, attributes = kernel._pack_args(backend, given, bound, specialization, given)
+    return ASTSource(kernel, signature, constants, attributes), options.__dict__
 
 
 def gpu_target(name: str) -> GPUTarget:
@@ -43,4 +49,4 @@ def gpu_target(name: str) -> GPUTarget:
         return GPUTarget("cuda", int(name[2:]), 32)
     if name.startswith("gfx"):
         return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
-    raise ValueError(f"target is {name!r}, expected is an architecture such as sm90 or gfx942")
+    raise ValueError(f"target is {name!r}, expected an architecture such as sm90 or gfx942")

@@ -1,10 +1,10 @@
-"""What takes Triton's launches in place of a GPU: a recorder, or an emulator."""
+"""What takes Triton's launches in place of the GPU that tensors lie on: a recorder, an emulator, or a stand-in."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from .launch import Config, Launch
@@ -18,11 +18,23 @@ class Executor(Protocol):
     def __call__(self, launch: Launch) -> Config: ...
 
 
-_executors: list[Executor] = []
+class StandInGpu:
+    """A GPU of the architecture `target` on which all tensors are taken to lie.
+
+    Launches are planned and started as on a real one, by Triton's active driver, which has to be for that architecture.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.plans: dict[Any, Any] = {}
+
+
+Substitute: TypeAlias = "Executor | StandInGpu"
+_executors: list[Substitute] = []
 
 
 @contextlib.contextmanager
-def execute_by(executor: Executor) -> Iterator[None]:
+def execute_by(executor: Substitute) -> Iterator[None]:
     """Hand every launch in the block to `executor`; tensors may then lie on any device."""
     _executors.append(executor)
     try:
@@ -31,6 +43,6 @@ def execute_by(executor: Executor) -> Iterator[None]:
         _executors.pop()
 
 
-def current() -> Executor | None:
+def current() -> Substitute | None:
     """That of the innermost `execute_by`, or None where the GPU itself takes launches."""
     return _executors[-1] if _executors else None

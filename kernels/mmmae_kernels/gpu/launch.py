@@ -1,17 +1,21 @@
-"""Starts Triton kernels: every launch passes here, so that it can be timed, recorded or executed elsewhere."""
+"""Starts Triton kernels: every launch passes here, so that it can be planned, timed, recorded or executed elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-import triton
 from torch import Tensor
+from triton.runtime.jit import JITFunction
 
 from . import autotune, executors
+from .executors import StandInGpu
+from .plans import Plan, is_hooked, key_of, make_plan, start_plan
+
+MOST_PLANS = 4096  # where sizes never repeat, plans start over at this many
 
 # Shared memory a block may have, bytes. NVIDIA: CUDA C++ Programming Guide, technical specifications by compute
 # capability; AMD: LDS of a workgroup, in each architecture's ISA guide.
@@ -66,7 +70,10 @@ Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
 
 
 class Launch(NamedTuple):
-    """One launch: the kernel, its grid as a function of the constants, its arguments by name, and its table's row."""
+    """One launch: the kernel, its grid as a function of the constants, its arguments by name, and its table's row.
+
+    The configs stand with the best guess first.
+    """
 
     kernel: Any
     grid: Grid
@@ -74,54 +81,104 @@ class Launch(NamedTuple):
     configs: tuple[Config, ...]
 
 
-def launch(kernel: Any, grid: Grid, arguments: Mapping[str, Any], configs: tuple[Config, ...]) -> Config:
-    """Start `kernel` on the device of its tensors, by the first of `configs`, or the fastest if MMMAE_AUTOTUNE=1.
+_plans: dict[tuple[Hashable, ...], Plan] = {}
+
+# Given the architecture and the numbers of a launch, all of it but its tensors, which `launch` adds by their names.
+Describe: TypeAlias = Callable[..., Launch]
+
+
+def launch(describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...]) -> Config:
+    """Start the kernel that `describe` names on the device of its tensors.
+
+    A GPU starts it by a plan, which is made the first time that a launch differs in its numbers or in what Triton
+    compiles a kernel for: types, which tensors there are, and their alignment. Only then is `describe` called.
 
     Args:
-        kernel: a `triton.jit` function.
-        grid: number of programs along each axis, given the config's constants. No program, no launch.
-        arguments: all that the config does not name, by name.
-        configs: the launch table's row, the best guess first.
+        describe: a function, not a closure: it is a part of what plans are found by. It takes the architecture and
+            `numbers`, and may depend on nothing else.
+        tensors: the kernel's first parameters, in its order; the first of them is no None.
+        numbers: sizes, strides, types and whatever else the launch depends on.
 
     Returns:
-        The config that was launched.
+        The config that was launched: the first of its table's row, or the fastest if MMMAE_AUTOTUNE=1. No program, no
+        launch.
     """
-    config = configs[0]
-    if 0 in grid(config.constants):
-        return config
     executor = executors.current()
-    if executor is not None:
-        return executor(Launch(kernel, grid, arguments, configs))
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    if executor is None:
+        return start(_plans, describe, tensors, numbers)
+    if isinstance(executor, StandInGpu):
+        return start(executor.plans, describe, tensors, numbers)
+    described = describe_launch(executor.target, describe, tensors, numbers)
+    if 0 in described.grid(described.configs[0].constants):
+        return described.configs[0]
+    return executor(described)
+
+
+def start(
+    plans: dict[tuple[Hashable, ...], Plan],
+    describe: Describe,
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[Hashable, ...],
+) -> Config:
+    """Start a launch by the plan that there is for it, or through Triton, to keep its plan."""
+    pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    key = key_of(describe, tensors, numbers, pointers)
+    plan = plans.get(key)
+    if plan is not None and not is_hooked():
+        start_plan(plan, pointers)
+        return plan.config
+    device = next(tensor.device for tensor in tensors if tensor is not None)
+    target = target_of(device)
+    described = describe_launch(target, describe, tensors, numbers)
+    config = described.configs[0]
+    if 0 in described.grid(config.constants):
+        return config
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        if len(configs) > 1 and autotune.is_on():
-            config = autotune.fastest(Launch(kernel, grid, arguments, configs), target_of(device), _start)
-        _start(kernel, grid, arguments, config)
+        if len(described.configs) > 1 and autotune.is_on():
+            config = autotune.fastest(described, target, functools.partial(_start, target))
+        plan = make_plan(_start(target, described, config), described, config, len(tensors))
+    if plan is not None:
+        if len(plans) >= MOST_PLANS:
+            plans.clear()
+        plans[key] = plan
     return config
 
 
-def _start(kernel: Any, grid: Grid, arguments: Mapping[str, Any], config: Config) -> None:
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    options = config.options(target_of(device)) if device.type == "cuda" else {}  # the interpreter has none
-    kernel[grid](**arguments, **config.constants, **options)
+def _start(target: str, launch: Launch, config: Config) -> Any:
+    options = config.options(target) if isinstance(launch.kernel, JITFunction) else {}  # the interpreter has none
+    return launch.kernel[launch.grid](**launch.arguments, **config.constants, **options)
 
 
-def row_config(width: int, device: torch.device) -> Config:
+def describe_launch(
+    target: str, describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...]
+) -> Launch:
+    """The whole of a launch, tensors included."""
+    described = describe(target, *numbers)
+    named = dict(zip(described.kernel.arg_names, tensors, strict=False))
+    return described._replace(arguments={**named, **described.arguments})
+
+
+def row_config(width: int, target: str) -> Config:
     """For kernels that hold a row in one program: 8 channels a thread, 16 bytes of a half type, up to 512 threads."""
-    block = int(triton.next_power_of_2(max(width, 1)))
-    return element_config({"BLOCK_D": block}, block, device)
+    block = next_power_of_2(width)
+    return element_config({"BLOCK_D": block}, block, target)
 
 
-def element_config(constants: Mapping[str, int], elements: int, device: torch.device) -> Config:
+def element_config(constants: Mapping[str, int], elements: int, target: str) -> Config:
     """As many warps as give each thread 8 of a program's elements."""
-    threads = 64 if family_of(device) == "cdna" else 32
+    threads = 64 if family_of(target) == "cdna" else 32
     return Config(constants, warps=max(1, min(1024 // threads // 2, elements // (8 * threads))))
 
 
-def strides(name: str, axes: str, tensor: Tensor | None) -> dict[str, int]:
-    """A tensor's strides as arguments `stride_{name}_{axis}`, one for each letter of `axes`; 0 for no tensor."""
-    values = (0,) * len(axes) if tensor is None else tensor.stride()
+def strides(name: str, axes: str, values: tuple[int, ...] | None) -> dict[str, int]:
+    """Strides as arguments `stride_{name}_{axis}`, one for each letter of `axes`; 0 for those of no tensor."""
+    values = (0,) * len(axes) if values is None else values
     return {f"stride_{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of two that is not below `number`, at least 1."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 def target_of(device: torch.device) -> str:
@@ -134,9 +191,8 @@ def target_of(device: torch.device) -> str:
     return _architecture(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def family_of(device: torch.device) -> str:
-    """The row of a launch table for `device`; an unknown architecture reads the one that asks least."""
-    target = target_of(device)
+def family_of(target: str) -> str:
+    """The row of a launch table for an architecture; one that is unknown reads the row that asks least."""
     if target in FAMILIES:
         return FAMILIES[target]
     return "cdna" if target.startswith("gfx9") else "rdna" if target.startswith("gfx") else "small"

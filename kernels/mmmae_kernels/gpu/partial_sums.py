@@ -8,26 +8,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import element_config, launch
+from .launch import Launch, element_config, launch, next_power_of_2
 
 
 def sum_partials(partials: Tensor, outputs: Sequence[Tensor]) -> None:
     """Write the sums over the first axis of `partials [S, len(outputs), ...]`, float32, into up to three outputs."""
-    count, width = partials.shape[0], outputs[0].numel()
     first, second, third = (*outputs, None, None)[:3]
-    arguments = {
-        "first_ptr": first,
-        "second_ptr": second,
-        "third_ptr": third,
-        "partial_ptr": partials,
-        "PARTIALS": count,
-        "WIDTH": width,
-    }
+    numbers = partials.shape[0], outputs[0].numel(), len(outputs)
+    launch(_describe, (first, second, third, partials), numbers)
+
+
+def _describe(target: str, count: int, width: int, outputs: int) -> Launch:
     # A tile of 1024 numbers is 8 a thread, two loads of 16 bytes on their way at once; tall where sums are long, so
     # that no program waits for many loads one after another.
-    rows = min(64, triton.next_power_of_2(max(count, 1)))
-    config = element_config({"BLOCK_S": rows, "BLOCK": 1024 // rows}, 1024, partials.device)
-    launch(_sum_partials, lambda c: (triton.cdiv(width, c["BLOCK"]), len(outputs)), arguments, (config,))
+    rows = min(64, next_power_of_2(count))
+    config = element_config({"BLOCK_S": rows, "BLOCK": 1024 // rows}, 1024, target)
+    arguments = {"PARTIALS": count, "WIDTH": width}
+    return Launch(_sum_partials, lambda c: (triton.cdiv(width, c["BLOCK"]), outputs), arguments, (config,))
 
 
 @triton.jit

@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import element_config, launch, row_config, strides
+from ..gpu.launch import Launch, element_config, launch, row_config, strides, target_of
 from ..patch_embed.gpu import patch_embed_forward
 from ..patch_embed.patch_rows import patch_arguments, patch_corners, project_patches
-from ..patch_embed.tiles import precision_of, tile_count, tiles
+from ..patch_embed.tiles import most_tiles, precision_of, tile_count, tiles
 from .reference import NORMALIZE_EPSILON, gradient_dtype
 
 PROGRAMS = 1024  # at most, of a sum over rows: enough for any GPU, few enough for one program to add up
@@ -24,11 +24,11 @@ def masked_l2_loss_forward(
     normalize: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient by the prediction (of no elements unless asked for).
+    """Return the loss, and its gradient with respect to the prediction (of no elements unless asked for).
 
     Two launches, and the sum of the weights by torch where there are some.
     """
-    gradient = prediction.new_empty(prediction.shape if with_gradient else (0,), dtype=gradient_dtype(prediction))
+    gradient = prediction.new_empty(*(prediction.shape if with_gradient else (0,)), dtype=gradient_dtype(prediction))
     total = _total(weights)
     loss = _compare(gradient if with_gradient else None, prediction, target, ids, weights, total, normalize)
     return loss, gradient
@@ -44,7 +44,7 @@ def patch_l2_loss_forward(
     normalize: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient by the prediction (of no elements unless asked for).
+    """Return the loss, and its gradient with respect to the prediction (of no elements unless asked for).
 
     Two launches, and the sum of the weights by torch where there are some. A normalised target needs its whole row
     before any difference: it is embedded by a launch of its own, and its gradient takes its place.
@@ -57,32 +57,66 @@ def patch_l2_loss_forward(
         place = target if target.dtype == dtype else torch.empty_like(target, dtype=dtype)
         loss = _compare(place if with_gradient else None, prediction, target, None, weights, total, True)
         return loss, place if with_gradient else prediction.new_empty(0, dtype=dtype)
-    gradient = torch.empty(prediction.shape, dtype=dtype, device=device) if with_gradient else None
-    configs = tiles(weight.dtype, device, rows, width)
-    tile_counts = [tile_count(config.constants, rows, width) for config in configs]
-    errors = torch.empty(max(tile_counts), dtype=torch.float32, device=device)
+    gradient = prediction.new_empty(batch, tokens, width, dtype=dtype) if with_gradient else None
+    precision = precision_of(weight.dtype, device)
+    programs = most_tiles(target_of(device), weight.dtype, precision, rows, width)
+    errors = prediction.new_empty(programs, dtype=torch.float32)
+    tensors = (
+        errors,
+        gradient,
+        total,
+        prediction,
+        volume,
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        ids,
+        weights,
+    )
+    numbers = (
+        rows,
+        tokens,
+        width,
+        weight.dtype,
+        precision,
+        volume.shape,
+        volume.stride(),
+        weight.shape,
+        prediction.stride(),
+        ids.stride(),
+        None if weights is None else weights.stride(),
+    )
+    launched = launch(_describe_patch, tensors, numbers)
+    launched_tiles = tile_count(launched.constants, rows, width)
+    loss = _mean(errors if launched_tiles == errors.numel() else errors[:launched_tiles], total, rows)
+    return loss, prediction.new_empty(0, dtype=dtype) if gradient is None else gradient
+
+
+def _describe_patch(
+    target: str,
+    rows: int,
+    tokens: int,
+    width: int,
+    dtype: torch.dtype,
+    precision: str,
+    volume: tuple[int, ...],
+    volume_strides: tuple[int, ...],
+    weight: tuple[int, ...],
+    prediction: tuple[int, ...],
+    ids: tuple[int, ...],
+    weights: tuple[int, ...] | None,
+) -> Launch:
     arguments = {
-        "error_ptr": errors,
-        "gradient_ptr": gradient,
-        "total_ptr": total,
-        "prediction_ptr": prediction,
-        "weight_ptr": weight.contiguous(),
-        "bias_ptr": None if bias is None else bias.contiguous(),
-        "weights_ptr": weights,
         "ROWS": rows,
         "M": tokens,
         "D": width,
         **strides("prediction", "bmd", prediction),
         **strides("weights", "bm", weights),
-        "volume_ptr": volume,
-        **patch_arguments(volume, weight.shape[2:]),
-        "ids_ptr": ids,
+        **patch_arguments(volume, volume_strides, weight[2:]),
         **strides("ids", "bm", ids),
-        "PRECISION": precision_of(weight.dtype, device),
+        "PRECISION": precision,
     }
-    launched = launch(_patch_l2_forward, lambda c: (tile_count(c, rows, width),), arguments, configs)
-    loss = _mean(errors[: tile_count(launched.constants, rows, width)], total, rows)
-    return loss, prediction.new_empty(0, dtype=dtype) if gradient is None else gradient
+    table = tiles(target, dtype, precision, rows, width)
+    return Launch(_patch_l2_forward, lambda c: (tile_count(c, rows, width),), arguments, table)
 
 
 def _compare(
@@ -94,33 +128,53 @@ def _compare(
     total: Tensor | None,
     normalize: bool,
 ) -> Tensor:
-    """The loss; `gradient`, contiguous, may be the target itself: a program has read its row before it writes it."""
+    """Return the loss; `gradient`, contiguous, may be the target itself: a row is read before it is written."""
     batch, tokens, width = prediction.shape
     rows = batch * tokens
-    rows_per_program = max(1, triton.cdiv(rows, PROGRAMS))
-    programs = triton.cdiv(rows, rows_per_program)
-    errors = torch.empty(programs, dtype=torch.float32, device=prediction.device)
+    rows_per_program = max(1, -(-rows // PROGRAMS))
+    programs = -(-rows // rows_per_program)
+    errors = prediction.new_empty(programs, dtype=torch.float32)
+    numbers = (
+        rows,
+        tokens,
+        width,
+        rows_per_program,
+        prediction.stride(),
+        target.stride(),
+        None if ids is None else ids.stride(),
+        None if weights is None else weights.stride(),
+        bool(normalize),
+    )
+    launch(_describe_masked, (errors, gradient, total, prediction, target, ids, weights), numbers)
+    return _mean(errors, total, rows)
+
+
+def _describe_masked(
+    target: str,
+    rows: int,
+    tokens: int,
+    width: int,
+    rows_per_program: int,
+    prediction: tuple[int, ...],
+    targets: tuple[int, ...],
+    ids: tuple[int, ...] | None,
+    weights: tuple[int, ...] | None,
+    normalize: bool,
+) -> Launch:
     arguments = {
-        "error_ptr": errors,
-        "gradient_ptr": gradient,
-        "total_ptr": total,
-        "prediction_ptr": prediction,
-        "target_ptr": target,
-        "ids_ptr": ids,
-        "weights_ptr": weights,
         "ROWS": rows,
         "M": tokens,
         "D": width,
         "rows_per_program": rows_per_program,
         **strides("prediction", "bmd", prediction),
-        **strides("target", "bnd", target),
+        **strides("target", "bnd", targets),
         **strides("ids", "bm", ids),
         **strides("weights", "bm", weights),
         "NORMALIZE": normalize,
         "EPSILON": NORMALIZE_EPSILON,
     }
-    launch(_masked_l2_forward, lambda c: (programs,), arguments, (row_config(width, prediction.device),))
-    return _mean(errors, total, rows)
+    programs = triton.cdiv(rows, rows_per_program)
+    return Launch(_masked_l2_forward, lambda c: (programs,), arguments, (row_config(width, target),))
 
 
 def _total(weights: Tensor | None) -> Tensor | None:
@@ -129,16 +183,14 @@ def _total(weights: Tensor | None) -> Tensor | None:
 
 
 def _mean(errors: Tensor, total: Tensor | None, rows: int) -> Tensor:
-    loss = torch.empty((), dtype=torch.float32, device=errors.device)
-    arguments = {
-        "loss_ptr": loss,
-        "error_ptr": errors,
-        "total_ptr": total,
-        "ERRORS": errors.numel(),
-        "ROWS": rows,
-    }
-    launch(_weighted_mean, lambda c: (1,), arguments, (element_config({"BLOCK": 1024}, 1024, errors.device),))
+    loss = errors.new_empty(())
+    launch(_describe_mean, (loss, errors, total), (errors.numel(), rows))
     return loss
+
+
+def _describe_mean(target: str, count: int, rows: int) -> Launch:
+    config = element_config({"BLOCK": 1024}, 1024, target)
+    return Launch(_weighted_mean, lambda c: (1,), {"ERRORS": count, "ROWS": rows}, (config,))
 
 
 @triton.jit

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import element_config, launch, strides
+from ..gpu.launch import Launch, element_config, launch, strides
 from ..gpu.partial_sums import sum_partials
 from .patch_rows import patch_arguments, patch_corners, patch_offsets, project_patches
 from .reference import token_count
@@ -26,38 +27,21 @@ def patch_embed_forward(
     position: Tensor | None,
 ) -> Tensor:
     """`patch_embed_reference` in one launch, in the type that weight and position promote to."""
-    width, tokens = weight.shape[0], token_count(volume, weight.shape[2:]) if ids is None else ids.shape[1]
+    shape = weight.shape
+    batch, tokens = volume.shape[0], token_count(volume, shape[2:]) if ids is None else ids.shape[1]
     dtype = weight.dtype if position is None else torch.promote_types(weight.dtype, position.dtype)
-    out = torch.empty(volume.shape[0], tokens, width, dtype=dtype, device=volume.device)
-    rows = volume.shape[0] * tokens
-    arguments = {
-        "out_ptr": out,
-        "volume_ptr": volume,
-        "weight_ptr": weight.contiguous(),
-        "bias_ptr": None if bias is None else bias.contiguous(),
-        "position_ptr": position,
-        **strides("position", "nd", position),
-        "ROWS": rows,
-        "K": tokens,
-        "D": width,
-        **patch_arguments(volume, weight.shape[2:]),
-        "ids_ptr": ids,
-        **strides("ids", "bk", ids),
-        "PRECISION": precision_of(weight.dtype, volume.device),
-    }
-    launch(
-        _patch_embed_forward,
-        lambda c: (tile_count(c, rows, width),),
-        arguments,
-        tiles(weight.dtype, volume.device, rows, width),
-    )
+    out = weight.new_empty(batch, tokens, shape[0], dtype=dtype)
+    bias = None if bias is None else bias.contiguous()
+    tensors = (out, volume, weight.contiguous(), bias, ids, position)
+    numbers = batch * tokens, tokens, None if position is None else position.stride()
+    launch(_describe_forward, tensors, (*numbers, *_common(volume, weight, ids)))
     return out
 
 
 def patch_embed_backward(
     grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None, needs: tuple[bool, bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients by volume, weight, bias and position, those that `needs` asks for; deterministic."""
+    """Return gradients with respect to volume, weight, bias and position where `needs` asks for them; deterministic."""
     grad_volume = _volume_gradient(grad, volume, weight, ids) if needs[0] else None
     grad_weight = grad_bias = grad_position = None
     if needs[1]:
@@ -75,82 +59,154 @@ def patch_embed_backward(
 
 def gather_patches(volume: Tensor, ids: Tensor, patch: tuple[int, int, int]) -> Tensor:
     """Rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` that `ids [B, K]` names, in one launch."""
-    (batch, tokens), elements = ids.shape, volume.shape[1] * math.prod(patch)
+    (batch, tokens), shape = ids.shape, volume.shape
+    elements = shape[1] * math.prod(patch)
     out = volume.new_empty(batch, tokens, elements)
-    arguments = {
-        "out_ptr": out,
-        "volume_ptr": volume,
-        "ROWS": batch * tokens,
-        "K": tokens,
-        **patch_arguments(volume, patch),
-        "ids_ptr": ids,
-        **strides("ids", "bk", ids),
-    }
-    config = element_config({"BLOCK_M": 4, "BLOCK_N": 256}, 1024, volume.device)
-    launch(_gather_patches, lambda c: (tile_count(c, batch * tokens, elements),), arguments, (config,))
+    numbers = batch * tokens, tokens, elements, shape, volume.stride(), tuple(patch), ids.stride()
+    launch(_describe_gather, (out, volume, ids), numbers)
     return out
 
 
 def _weight_gradient(
     grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None, needs_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    width, elements, rows = weight.shape[0], weight[0].numel(), grad.shape[0] * grad.shape[1]
-    grad = grad.to(weight.dtype)
+    shape = weight.shape
+    width, elements, (batch, tokens) = shape[0], math.prod(shape[1:]), grad.shape[:2]
+    grad, rows = grad.to(weight.dtype), batch * tokens
     # As many splits as fill the machine, by shape alone, so that a sum's order does not depend on the machine.
     splits = max(1, min(16, rows // ROWS_PER_SPLIT))
-    table = tiles(weight.dtype, volume.device, width, elements, splits)
-    # Its loop gathers by numbers that it loads itself: left alone, the assembler spills a few of its registers.
-    configs = tuple(config._replace(registers=255) for config in table)
-    sums = torch.empty(splits, width, elements, dtype=torch.float32, device=grad.device)
-    bias_sums = torch.empty(splits, width, dtype=torch.float32, device=grad.device) if needs_bias else None
-    arguments = {
-        "grad_weight_ptr": sums,
-        "grad_bias_ptr": bias_sums,
-        "grad_ptr": grad,
-        "volume_ptr": volume,
-        "ROWS": rows,
-        "K": grad.shape[1],
-        "D": width,
-        "rows_per_split": triton.cdiv(triton.cdiv(rows, splits), 64) * 64,
-        **strides("grad", "bkd", grad),
-        **patch_arguments(volume, weight.shape[2:]),
-        "ids_ptr": ids,
-        **strides("ids", "bk", ids),
-        "PRECISION": precision_of(weight.dtype, volume.device),
-    }
-    launch(_patch_embed_weight_gradient, lambda c: (tile_count(c, width, elements), splits), arguments, configs)
-    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    sum_partials(sums[:, None], (grad_weight,))
+    sums = grad.new_empty(splits, width, elements, dtype=torch.float32)
+    bias_sums = grad.new_empty(splits, width, dtype=torch.float32) if needs_bias else None
+    numbers = rows, tokens, splits, grad.stride()
+    launch(_describe_weight, (sums, bias_sums, grad, volume, ids), (*numbers, *_common(volume, weight, ids)))
+    grad_weight = weight.new_empty(*shape)
+    sum_partials(sums, (grad_weight,))
     if bias_sums is None:
         return grad_weight, None
-    grad_bias = torch.empty(width, dtype=weight.dtype, device=grad.device)
-    sum_partials(bias_sums[:, None], (grad_bias,))
+    grad_bias = weight.new_empty(width)
+    sum_partials(bias_sums, (grad_bias,))
     return grad_weight, grad_bias
 
 
 def _volume_gradient(grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
     grad_volume = torch.zeros(volume.shape, dtype=volume.dtype, device=volume.device)
-    elements, rows = weight[0].numel(), grad.shape[0] * grad.shape[1]
+    batch, tokens = grad.shape[:2]
     order, runs = (None, None) if ids is None else _runs(ids, token_count(volume, weight.shape[2:]))
-    arguments = {
-        "grad_volume_ptr": grad_volume,
-        "grad_ptr": grad,
-        "weight_ptr": weight.contiguous(),
-        "order_ptr": order,
-        "runs_ptr": runs,
-        "ROWS": rows,
-        "K": grad.shape[1],
-        "D": weight.shape[0],
-        **strides("grad", "bkd", grad),
-        **patch_arguments(grad_volume, weight.shape[2:]),
-        "ids_ptr": ids,
-        **strides("ids", "bk", ids),
-        "PRECISION": precision_of(weight.dtype, volume.device),
-    }
-    table = tiles(weight.dtype, volume.device, rows, elements)
-    configs = tuple(config._replace(registers=255) for config in table)  # as for the weight
-    launch(_patch_embed_volume_gradient, lambda c: (tile_count(c, rows, elements),), arguments, configs)
+    tensors = (grad_volume, grad, weight.contiguous(), ids, order, runs)
+    launch(_describe_volume, tensors, (batch * tokens, tokens, grad.stride(), *_common(grad_volume, weight, ids)))
     return grad_volume
+
+
+def _common(volume: Tensor, weight: Tensor, ids: Tensor | None) -> tuple[Any, ...]:
+    """What the launches that multiply are told of these three."""
+    dtype = weight.dtype
+    of_ids = None if ids is None else ids.stride()
+    return dtype, precision_of(dtype, volume.device), volume.shape, volume.stride(), weight.shape, of_ids
+
+
+def _describe_forward(
+    target: str,
+    rows: int,
+    tokens: int,
+    position: tuple[int, ...] | None,
+    dtype: torch.dtype,
+    precision: str,
+    volume: tuple[int, ...],
+    volume_strides: tuple[int, ...],
+    weight: tuple[int, ...],
+    ids: tuple[int, ...] | None,
+) -> Launch:
+    width = weight[0]
+    arguments = {
+        **strides("position", "nd", position),
+        "ROWS": rows,
+        "K": tokens,
+        "D": width,
+        **patch_arguments(volume, volume_strides, weight[2:]),
+        **strides("ids", "bk", ids),
+        "PRECISION": precision,
+    }
+    table = tiles(target, dtype, precision, rows, width)
+    return Launch(_patch_embed_forward, lambda c: (tile_count(c, rows, width),), arguments, table)
+
+
+def _describe_weight(
+    target: str,
+    rows: int,
+    tokens: int,
+    splits: int,
+    grad: tuple[int, ...],
+    dtype: torch.dtype,
+    precision: str,
+    volume: tuple[int, ...],
+    volume_strides: tuple[int, ...],
+    weight: tuple[int, ...],
+    ids: tuple[int, ...] | None,
+) -> Launch:
+    width, elements = weight[0], math.prod(weight[1:])
+    arguments = {
+        "ROWS": rows,
+        "K": tokens,
+        "D": width,
+        "rows_per_split": triton.cdiv(triton.cdiv(rows, splits), 64) * 64,
+        **strides("grad", "bkd", grad),
+        **patch_arguments(volume, volume_strides, weight[2:]),
+        **strides("ids", "bk", ids),
+        "PRECISION": precision,
+    }
+    table = tiles(target, dtype, precision, width, elements, splits)
+    # Its loop gathers by numbers that it loads itself: left alone, the assembler spills a few of its registers.
+    configs = tuple(config._replace(registers=255) for config in table)
+    return Launch(
+        _patch_embed_weight_gradient, lambda c: (tile_count(c, width, elements), splits), arguments, configs
+    )
+
+
+def _describe_volume(
+    target: str,
+    rows: int,
+    tokens: int,
+    grad: tuple[int, ...],
+    dtype: torch.dtype,
+    precision: str,
+    volume: tuple[int, ...],
+    volume_strides: tuple[int, ...],
+    weight: tuple[int, ...],
+    ids: tuple[int, ...] | None,
+) -> Launch:
+    elements = math.prod(weight[1:])
+    arguments = {
+        "ROWS": rows,
+        "K": tokens,
+        "D": weight[0],
+        **strides("grad", "bkd", grad),
+        **patch_arguments(volume, volume_strides, weight[2:]),
+        **strides("ids", "bk", ids),
+        "PRECISION": precision,
+    }
+    table = tiles(target, dtype, precision, rows, elements)
+    configs = tuple(config._replace(registers=255) for config in table)  # as for the weight
+    return Launch(_patch_embed_volume_gradient, lambda c: (tile_count(c, rows, elements),), arguments, configs)
+
+
+def _describe_gather(
+    target: str,
+    rows: int,
+    tokens: int,
+    elements: int,
+    volume: tuple[int, ...],
+    volume_strides: tuple[int, ...],
+    patch: tuple[int, ...],
+    ids: tuple[int, ...],
+) -> Launch:
+    arguments = {
+        "ROWS": rows,
+        "K": tokens,
+        **patch_arguments(volume, volume_strides, patch),
+        **strides("ids", "bk", ids),
+    }
+    config = element_config({"BLOCK_M": 4, "BLOCK_N": 256}, 1024, target)
+    return Launch(_gather_patches, lambda c: (tile_count(c, rows, elements),), arguments, (config,))
 
 
 def _runs(ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

@@ -9,24 +9,23 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..gpu.launch import strides
 
 
-def patch_arguments(volume: Tensor, patch: tuple[int, ...]) -> dict[str, Any]:
-    """What the kernels want to know of the volume's layout and of the patches."""
+def patch_arguments(shape: tuple[int, ...], stride: tuple[int, ...], patch: tuple[int, ...]) -> dict[str, Any]:
+    """What the kernels want to know of the layout of a volume of this shape and stride, and of its patches."""
     pt, ph, pw = patch
-    sizes = (volume.shape[1], pt, ph, pw)
-    span = sum((size - 1) * stride for size, stride in zip(sizes, volume.stride()[1:], strict=True))
+    sizes = (shape[1], pt, ph, pw)
+    span = sum((size - 1) * step for size, step in zip(sizes, stride[1:], strict=True))
     return {
-        "GRID_H": volume.shape[3] // ph,
-        "GRID_W": volume.shape[4] // pw,
-        **strides("volume", "bcthw", volume),
+        "GRID_H": shape[3] // ph,
+        "GRID_W": shape[4] // pw,
+        **strides("volume", "bcthw", stride),
         "PT": pt,
         "PH": ph,
         "PW": pw,
-        "P": volume.shape[1] * pt * ph * pw,
+        "P": shape[1] * pt * ph * pw,
         "WIDE": span >= 2**31,
     }
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
-import triton
 
 from ..gpu.launch import Config, family_of, target_of
 
@@ -70,10 +70,12 @@ def _newer_setting() -> str:
     return str(torch.backends.cuda.matmul.fp32_precision)
 
 
-def tiles(dtype: torch.dtype, device: torch.device, rows: int, columns: int, splits: int = 1) -> tuple[Config, ...]:
+def tiles(
+    target: str, dtype: torch.dtype, precision: str, rows: int, columns: int, splits: int = 1
+) -> tuple[Config, ...]:
     """The table's row, first the largest tile that still fills the machine."""
-    family = TILES[family_of(device)]
-    kind = "half" if dtype.itemsize == 2 else "tf32" if precision_of(dtype, device) == "tf32" else "exact"
+    family = TILES[family_of(target)]
+    kind = "half" if dtype.itemsize == 2 else "tf32" if precision == "tf32" else "exact"
     fills = [tile for tile in family[kind] if tile_count(tile.constants, rows, columns) * splits >= PROGRAMS]
     best = fills[0] if fills else family[kind][-1]
     return (best, *(tile for tile in family[kind] if tile is not best))
@@ -81,4 +83,10 @@ def tiles(dtype: torch.dtype, device: torch.device, rows: int, columns: int, spl
 
 def tile_count(constants: Mapping[str, int], rows: int, columns: int) -> int:
     """How many tiles cover `rows x columns`."""
-    return int(triton.cdiv(rows, constants["BLOCK_M"]) * triton.cdiv(columns, constants["BLOCK_N"]))
+    return -(-rows // constants["BLOCK_M"]) * -(-columns // constants["BLOCK_N"])
+
+
+@functools.lru_cache(maxsize=1024)
+def most_tiles(target: str, dtype: torch.dtype, precision: str, rows: int, columns: int) -> int:
+    """How many tiles cover `rows x columns` by that config of the table's row which needs most."""
+    return max(tile_count(tile.constants, rows, columns) for tile in tiles(target, dtype, precision, rows, columns))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import element_config, launch
+from ..gpu.launch import Launch, element_config, launch, next_power_of_2
 from .reference import MASK_STREAM, random_masking_of_noise
 
 LONGEST_ROW = 4096  # keys of 8 bytes: 16 warps hold 8 a thread, and the sort exchanges 32 KiB through shared memory
@@ -17,33 +17,32 @@ def random_masking_forward(
     batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One launch up to 4096 tokens; longer rows are drawn by one and sorted by torch."""
+    if seed.device.type == "cpu" and device.type != "cpu":  # filled in, because the host waits for a copy
+        seed = torch.full((), int(seed), dtype=torch.int64, device=device)
     seed = seed.to(device)
     if tokens > LONGEST_ROW:
-        noise = torch.empty(batch, tokens, dtype=torch.int64, device=device)
-        blocks = triton.cdiv(tokens, 4)
-        arguments = {"noise_ptr": noise, "seed_ptr": seed, "first_sample": first_sample, "N": tokens}
-        arguments["STREAM"] = MASK_STREAM
-        configs = (element_config({"BLOCK": 256}, 1024, device),)
-        launch(_noise, lambda c: (batch * triton.cdiv(blocks, c["BLOCK"]),), arguments, configs)
+        noise = seed.new_empty(batch, tokens)
+        launch(_describe_noise, (noise, seed), (batch, tokens, first_sample))
         return random_masking_of_noise(noise, keep)
-    ids_keep, ids_masked, ids_restore = (
-        torch.empty(batch, count, dtype=torch.int64, device=device) for count in (keep, tokens - keep, tokens)
-    )
-    block = max(4, triton.next_power_of_2(tokens))
-    arguments = {
-        "keep_ptr": ids_keep,
-        "masked_ptr": ids_masked,
-        "restore_ptr": ids_restore,
-        "seed_ptr": seed,
-        "first_sample": first_sample,
-        "N": tokens,
-        "K": keep,
-        "STREAM": MASK_STREAM,
-    }
-    # 8 keys a thread are exchanged in registers, the rest within and between warps.
-    configs = (element_config({"BLOCK": block}, block, device),)
-    launch(_random_masking, lambda c: (batch if tokens else 0,), arguments, configs)
+    ids_keep, ids_masked = seed.new_empty(batch, keep), seed.new_empty(batch, tokens - keep)
+    ids_restore = seed.new_empty(batch, tokens)
+    launch(_describe_masking, (ids_keep, ids_masked, ids_restore, seed), (batch, tokens, keep, first_sample))
     return ids_keep, ids_masked, ids_restore
+
+
+def _describe_noise(target: str, batch: int, tokens: int, first_sample: int) -> Launch:
+    blocks = triton.cdiv(tokens, 4)
+    arguments = {"first_sample": first_sample, "N": tokens, "STREAM": MASK_STREAM}
+    config = element_config({"BLOCK": 256}, 1024, target)
+    return Launch(_noise, lambda c: (batch * triton.cdiv(blocks, c["BLOCK"]),), arguments, (config,))
+
+
+def _describe_masking(target: str, batch: int, tokens: int, keep: int, first_sample: int) -> Launch:
+    block = max(4, next_power_of_2(tokens))
+    arguments = {"first_sample": first_sample, "N": tokens, "K": keep, "STREAM": MASK_STREAM}
+    # 8 keys a thread are exchanged in registers, the rest within and between warps.
+    config = element_config({"BLOCK": block}, block, target)
+    return Launch(_random_masking, lambda c: (batch if tokens else 0,), arguments, (config,))
 
 
 @triton.jit

@@ -1,0 +1,98 @@
+"""Launches that are worked out once: a later one takes its addresses and calls the launcher of the compiled kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import driver
+
+if TYPE_CHECKING:
+    from .launch import Config, Launch
+
+HIP = torch.version.hip is not None
+
+_runtime = triton.knobs.runtime
+
+
+class Plan(NamedTuple):
+    """A compiled kernel, loaded on a device, and all that it is started with but the addresses of its tensors."""
+
+    config: Config
+    compiled: Any
+    run: Callable[..., None]
+    grid: tuple[int, int, int]
+    device: int
+    current_device: Callable[[], int]
+    current_stream: Callable[[int], int]
+    function: int
+    metadata: Any
+    values: tuple[Any, ...]  # of the parameters after the tensors
+
+
+def key_of(
+    describe: Hashable, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...], pointers: list[int]
+) -> tuple[Hashable, ...]:
+    """What plans are found by: all that a launch depends on but the addresses of its tensors."""
+    first = tensors[0]
+    assert first is not None
+    types = [None if tensor is None else tensor.dtype for tensor in tensors]
+    key = (describe, numbers, first.get_device(), *types)
+    if reduce(or_, pointers) & 15:
+        key += tuple([pointer & 15 == 0 for pointer in pointers])
+    if HIP:  # Triton computes offsets in 32 bits into storage that they reach all of
+        key += tuple([tensor is None or tensor.untyped_storage().nbytes() < 2**31 for tensor in tensors])
+    return key
+
+
+def make_plan(compiled: Any, launch: Launch, config: Config, tensors: int) -> Plan | None:
+    """The plan of a launch that Triton has just made on the current device.
+
+    Args:
+        compiled: what Triton gave for it.
+        tensors: how many of the kernel's parameters are tensors, the first ones.
+
+    Returns:
+        None where there is no compiled kernel to start: in Triton's interpreter for instance.
+    """
+    if not all(hasattr(compiled, name) for name in ("run", "function", "packed_metadata")):
+        return None
+    active = driver.active
+    current_device = active.get_current_device
+    if current_device is torch.cuda.current_device:
+        current_device = torch._C._cuda_getDevice  # the same, without asking whether CUDA is initialised
+    values = {**launch.arguments, **config.constants}
+    x, y, z = (*launch.grid(config.constants), 1, 1)[:3]
+    return Plan(
+        config=config,
+        compiled=compiled,
+        run=compiled.run,
+        grid=(x, y, z),
+        device=current_device(),
+        current_device=current_device,
+        current_stream=active.get_current_stream,
+        function=compiled.function,
+        metadata=compiled.packed_metadata,
+        values=tuple(values[name] for name in launch.kernel.arg_names[tensors:]),
+    )
+
+
+def start_plan(plan: Plan, pointers: list[int]) -> None:
+    """Start a kernel on the plan's device, in the stream that is current there."""
+    _, _, run, (x, y, z), device, current_device, current_stream, function, metadata, values = plan
+    if current_device() == device:
+        run(x, y, z, current_stream(device), function, metadata, None, None, None, *pointers, *values)
+    else:
+        with torch.cuda.device(device):
+            run(x, y, z, current_stream(device), function, metadata, None, None, None, *pointers, *values)
+
+
+def is_hooked() -> bool:
+    """Whether somebody listens to launches, as Triton's profiler does: then they go Triton's own way."""
+    enter, leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    return bool(enter and getattr(enter, "calls", True)) or bool(leave and getattr(leave, "calls", True))
