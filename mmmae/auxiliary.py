@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mmmae_kernels import patch_embed
 
 from .config import MMMAEConfig
-from .layers import EPSILON, Block, Stream, norm
+from .layers import EPSILON, Block, Stream, is_plain, norm
 from .registration import register
 
 GROUPS = 8  # of the group norms; batch norm would tie samples to their batch mates
@@ -48,13 +48,14 @@ class AuxiliaryViT(AuxiliaryEncoder):
         self.norm = nn.LayerNorm(dim, eps=EPSILON)
 
     def encode(self, image: Tensor) -> Tensor:
-        # An image is a volume of one band.
-        weight = self.patch_embed.weight[:, :, None]
-        stream = Stream(patch_embed(image[:, :, None], weight, self.patch_embed.bias, position=self.pos_embed[0]))
+        if is_plain(self.patch_embed, nn.Conv2d):  # an image is a volume of one band
+            weight, bias = self.patch_embed.weight[:, :, None], self.patch_embed.bias
+            stream = Stream(patch_embed(image[:, :, None], weight, bias, position=self.pos_embed[0]))
+        else:
+            stream = Stream(self.patch_embed(image).flatten(2).transpose(1, 2) + self.pos_embed)
         for block in self.blocks:
-            stream = block(stream)
-        _, normed = norm(self.norm, stream)
-        return normed.mean(dim=1)
+            stream = block(*stream)
+        return norm(self.norm, stream).mean(dim=1)
 
 
 class AuxiliaryCNN(AuxiliaryEncoder):

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from mmmae_kernels import patch_embed, use_backend
 from mmmae_kernels.attention.op import attention_backend
 from mmmae_kernels.dispatch import check_backend, current_backend
+from mmmae_kernels.transformer_block.reference import take
 
 from .config import MMMAEConfig
 from .initialisation import initialise
 from .inputs import check_hsi
-from .layers import EPSILON, Block, PatchEmbed, Stream, norm, settled
+from .layers import EPSILON, Block, PatchEmbed, Stream, materialised, norm
 from .position import position_table
 from .pretrained import Pretrained
 from .registration import register
@@ -41,11 +42,27 @@ class Backbone(Pretrained):
         )
         self.norm = nn.LayerNorm(config.dim, eps=EPSILON)
 
-    def embed(self, volume: Tensor, ids: Tensor | None) -> Tensor:
-        """Tokens `[B, K, D]` with position, of the registered volume `[B, C, T, image_size, image_size]`."""
-        projection = self.patch_embed.proj
+    def embed(self, volume: Tensor, ids: Tensor | None, embedded: Tensor | None = None) -> Tensor:
+        """Return tokens with their positions.
+
+        Args:
+            volume: `[B, C, T, image_size, image_size]`, registered.
+            ids: `[B, K]`, tokens that are wanted; None means all.
+            embedded: what `embed_by_module` gave of the volume.
+
+        Returns:
+            `[B, K, D]`.
+        """
         position = position_table(self.pos_embed_spatial, self.pos_embed_spectral)
+        if embedded is not None:
+            tokens = embedded + position
+            return tokens if ids is None else take(tokens, ids)
+        projection = self.patch_embed.proj
         return patch_embed(volume, projection.weight, projection.bias, ids, position)
+
+    def embed_by_module(self, volume: Tensor) -> Tensor | None:
+        """Return all tokens `[B, N, D]` from the layer itself, if it is not what it was made; else None."""
+        return None if self.patch_embed.is_plain() else self.patch_embed(volume)
 
     def backend(self) -> contextlib.AbstractContextManager[None]:
         """The kernels this model was made with; `auto` leaves the choice to `use_backend` and `MMMAE_KERNELS`."""
@@ -102,13 +119,14 @@ class HSIEncoder(Backbone):
         check_hsi(self.config, hsi)
         maps: dict[int, Tensor] = {}
         with self.backend():
-            stream = Stream(self.embed(register(hsi, self.config.image_size), None))
+            volume = register(hsi, self.config.image_size)
+            stream = Stream(self.embed(volume, None, self.embed_by_module(volume)))
             for number, block in enumerate(self.blocks):
-                stream = block(stream)
+                stream = block(*stream)
                 if number in wanted:
-                    tokens: Any = norm(self.norm, stream)[1] if normalize else settled(stream)
+                    tokens: Any = norm(self.norm, stream) if normalize else materialised(stream)
                     maps[number] = tokens.transpose(1, 2).unflatten(2, self.config.grid)
-            _, encoded = norm(self.norm, stream)
+            encoded = norm(self.norm, stream)
         return encoded, [maps[index % depth] for index in indices]
 
     @classmethod

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, norm_linear, patch_l2_loss, patchify
 from mmmae_kernels.cpu import library
-from mmmae_kernels.linear import linear
 
 from .auxiliary import AUX_ENCODERS
 from .config import MMMAEConfig, resolve_config
@@ -33,7 +32,7 @@ from .inputs import (
     draw_seed,
     is_distributed,
 )
-from .layers import EPSILON, Block, Conditioning, Stream, norm
+from .layers import EPSILON, Block, Conditioning, Stream, is_plain, materialised, norm, project
 from .losses import contrastive_loss, share_of_rank, token_weights
 from .position import position_table, resize_positions
 from .reference import ReferenceModel, reference_model
@@ -149,13 +148,14 @@ class FastModel(Backbone):
             volume = register(hsi, config.image_size)
             vectors = {name: self.aux_encoders[name](image, presence[name]) for name, image in images.items()}
             guides = draw_conditioning(config, presence, seed, training=self.training) if presence else None
-            latent = self.encode(volume, mask.ids_keep, vectors, guides)
-            chosen = decoded_ids(config, mask)
-            prediction = self.decode(latent, mask, chosen)
-            weights = None if valid is None else token_weights(config, valid, chosen)
-            reconstruction = self.reconstruction_loss(prediction, volume, chosen, weights)
+            embedded = self.embed_by_module(volume)
+            latent = self.encode(self.embed(volume, mask.ids_keep, embedded), vectors, guides)
+            ids_predicted = decoded_ids(config, mask)
+            prediction = self.decode(latent, mask, ids_predicted)
+            weights = None if valid is None else token_weights(config, valid, ids_predicted)
+            reconstruction = self.reconstruction_loss(prediction, volume, ids_predicted, weights, embedded)
         if is_distributed():
-            reconstruction = reconstruction * share_of_rank(chosen if weights is None else weights)
+            reconstruction = reconstruction * share_of_rank(ids_predicted if weights is None else weights)
         contrastive = reconstruction.new_zeros(())
         if config.aux:
             contrastive = contrastive_loss(config, self.contrastive_head(latent.mean(dim=1)), vectors, presence)
@@ -172,64 +172,91 @@ class FastModel(Backbone):
             raise ValueError(f"{directory}: holds an encoder alone, which mmmae.HSIEncoder reads; expected is a model")
         return config, weights
 
-    def encode(self, volume: Tensor, ids: Tensor, vectors: Mapping[str, Tensor], guides: Tensor | None) -> Tensor:
-        """Visible tokens `[B, K, D]` of the registered volume, guided by the vectors `[B, aux_dim]`.
+    def encode(self, tokens: Tensor, vectors: Mapping[str, Tensor], guides: Tensor | None) -> Tensor:
+        """Encode visible tokens, guided by vectors.
 
         Args:
-            volume: `[B, C, T, image_size, image_size]`.
-            ids: `[B, K]`.
+            tokens: `[B, K, D]`, with positions.
             vectors: name -> `[B, aux_dim]`.
             guides: bool `[B, len(vectors)]`, which vector guides which sample; None without vectors.
+
+        Returns:
+            `[B, K, D]`.
         """
-        stream = Stream(self.embed(volume, ids))
+        stream = Stream(tokens)
         if guides is not None and len(self.conditioning) > 0:
             stacked = torch.stack([self.aux_projections[name](vector) for name, vector in vectors.items()], dim=1)
             for step in self.conditioning:
-                stream = step(stream, stacked, guides)
+                stream = step(*stream, stacked, guides)
         for block in self.blocks:
-            stream = block(stream)
-        _, latent = norm(self.norm, stream)
-        return latent
+            stream = block(*stream)
+        return norm(self.norm, stream)
 
-    def decode(self, latent: Tensor, mask: TokenMask, chosen: Tensor) -> Tensor:
-        """Predict the tokens `chosen [B, M']` of the masked ones from the visible ones `[B, K, D]`.
+    def decode(self, latent: Tensor, mask: TokenMask, ids_predicted: Tensor) -> Tensor:
+        """Predict masked tokens from the visible ones.
+
+        Args:
+            latent: `[B, K, D]`.
+            mask: whose `ids_keep` the visible tokens are.
+            ids_predicted: `[B, M']`.
 
         Returns:
             `[B, M', target_dim]`.
         """
         position = position_table(self.decoder_pos_embed_spatial, self.decoder_pos_embed_spectral)
-        visible = linear(latent, self.decoder_embed.weight, self.decoder_embed.bias)
+        visible = project(self.decoder_embed, latent)
         if self.config.decode_fraction == 1:
-            rows = chosen
+            rows = ids_predicted
             tokens = decoder_tokens(visible, self.mask_token[0, 0], mask.ids_restore, position)
-        else:  # visible tokens, then chosen ones: attention knows no order
-            (batch, keep), decoded = mask.ids_keep.shape, chosen.shape[1]
-            rows = torch.arange(keep, keep + decoded, device=chosen.device).expand(batch, -1)
+        else:  # visible tokens, then predicted ones: attention knows no order
+            (batch, keep), decoded = mask.ids_keep.shape, ids_predicted.shape[1]
+            rows = torch.arange(keep, keep + decoded, device=ids_predicted.device).expand(batch, -1)
             tokens = torch.cat([visible, self.mask_token.expand(batch, decoded, -1)], dim=1)
-            tokens = tokens + F.embedding(torch.cat([mask.ids_keep, chosen], dim=1), position)  # [B, K + M', width]
-        stream = Stream(tokens)
+            tokens = tokens + F.embedding(torch.cat([mask.ids_keep, ids_predicted], dim=1), position)
+        stream = Stream(tokens)  # [B, N, width], or [B, K + M', width]
         *earlier, last = self.decoder_blocks
         for block in earlier:
-            stream = block(stream)
-        assert isinstance(last, Block)
-        return self.predict(last.of_tokens(stream, rows))
+            stream = block(*stream)
+        return self.predict(last(*stream, rows))
 
     def predict(self, stream: Stream) -> Tensor:
-        """The decoder's norm and head: stream `[B, M', width]` -> `[B, M', target_dim]`."""
-        x, pending, pending_bias = stream
+        """Apply the decoder's norm and head: stream `[B, M', width]` -> `[B, M', target_dim]`."""
+        x, residual, residual_bias = stream
         last, head = self.decoder_norm, self.decoder_pred
-        _, prediction = norm_linear(x, pending, last.weight, last.bias, head.weight, head.bias, last.eps, pending_bias)
-        return prediction
+        if not (is_plain(last, nn.LayerNorm) and is_plain(head, nn.Linear)):
+            predicted: Tensor = head(last(materialised(stream)))
+            return predicted
+        arguments = (x, residual, last.weight, last.bias, head.weight, head.bias, last.eps, residual_bias)
+        return norm_linear(*arguments)[1]
 
-    def reconstruction_loss(self, prediction: Tensor, volume: Tensor, ids: Tensor, weights: Tensor | None) -> Tensor:
-        """L2 loss of the prediction `[B, M', target_dim]` of the tokens `ids [B, M']`, weighted by `[B, M']` or not."""
+    def reconstruction_loss(
+        self,
+        prediction: Tensor,
+        volume: Tensor,
+        ids_predicted: Tensor,
+        weights: Tensor | None,
+        embedded: Tensor | None = None,
+    ) -> Tensor:
+        """Return the L2 loss of a prediction.
+
+        Args:
+            prediction: `[B, M', target_dim]`.
+            volume: `[B, C, T, image_size, image_size]`.
+            ids_predicted: `[B, M']`.
+            weights: `[B, M']`; None means 1 each.
+            embedded: what `embed_by_module` gave of the volume.
+        """
         normalize = self.config.normalize_target
         if self.config.target == "pixels":
             with torch.no_grad():
-                target = patchify(volume, self.config.patch, ids)
+                target = patchify(volume, self.config.patch, ids_predicted)
             return masked_l2_loss(prediction, target, weights=weights, normalize=normalize)
+        if embedded is not None:
+            return masked_l2_loss(prediction, embedded.detach(), ids_predicted, weights, normalize=normalize)
         projection = self.patch_embed.proj
-        return patch_l2_loss(prediction, volume, projection.weight, projection.bias, ids, weights, normalize=normalize)
+        return patch_l2_loss(
+            *(prediction, volume, projection.weight, projection.bias, ids_predicted, weights), normalize=normalize
+        )
 
     def _sum_of_idle(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Of parameters that this rank's samples do not use: data-parallel wrappers wait for a gradient of each."""

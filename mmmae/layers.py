@@ -1,23 +1,37 @@
 """The fast model's layers: the reference's parameters under the reference's names, computed by `mmmae_kernels`.
 
-A residual stream travels as three tensors, a `Stream`: the value is their sum, and the next norm adds them on its way.
-So the last linear layer of a sublayer multiplies only; its bias is added, and the bias's gradient summed up, by kernels
-that pass over these numbers anyway. The bias before a GELU travels to it for the same reason.
+A residual stream travels as three tensors, a `Stream`, whose sum is its value: the next norm adds them on its way. So
+the last linear layer of a block multiplies only; its bias is added, and the bias's gradient summed up, by kernels that
+pass over these numbers anyway.
+
+A layer whose children are what it made them computes with their parameters. Where one was replaced, wrapped, hooked or
+parametrised, it calls its children one by one: the same numbers, and whatever was done to a child has its effect.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
-from mmmae_kernels import add_layer_norm, attention, concat_attention, gelu_linear, norm_linear, use_backend
+from mmmae_kernels import (
+    BlockWeights,
+    add_layer_norm,
+    attention,
+    concat_attention,
+    norm_linear,
+    use_backend,
+)
 from mmmae_kernels.dispatch import current_backend
 from mmmae_kernels.linear import linear
+from mmmae_kernels.transformer_block.op import run_block
+from mmmae_kernels.transformer_block.reference import take
 
 from .config import MMMAEConfig
 
@@ -25,15 +39,15 @@ EPSILON = 1e-6
 
 
 class Stream(NamedTuple):
-    """A residual stream that is x + pending + pending_bias: `[B, N, D]` twice and `[D]`, None for zero."""
+    """A residual stream that is x + residual + residual_bias: `[B, N, D]` twice and `[D]`, None for zero."""
 
     x: Tensor
-    pending: Tensor | None = None
-    pending_bias: Tensor | None = None
+    residual: Tensor | None = None
+    residual_bias: Tensor | None = None
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose queries may be fewer than, and other than, its keys."""
+    """Multi-head self-attention."""
 
     def __init__(self, dim: int, heads: int, backend: str) -> None:
         super().__init__()
@@ -41,36 +55,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, norm: nn.LayerNorm, stream: Stream) -> Stream:
-        """The stream `[B, N, D]`, settled, with self-attention of its norm pending."""
-        x, qkv = self._project(norm, stream, 0, 3)
-        mixed = attention(qkv, backend=self.backend)
-        return Stream(x, linear(mixed.flatten(2), self.proj.weight), self.proj.bias)
+    def forward(self, x: Tensor, ids: Tensor | None = None, key_present: Tensor | None = None) -> Tensor:
+        """Attend.
 
-    def of_tokens(self, norm: nn.LayerNorm, stream: Stream, ids: Tensor) -> Stream:
-        """The stream of the tokens `ids [B, M]` alone, settled, with their attention to all pending; `[B, M, D]`."""
-        x, kv = self._project(norm, stream, 1, 3)
-        x, q = self._project(norm, Stream(x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))), 0, 1)
-        mixed = attention(q.squeeze(2), kv, backend=self.backend)
-        return Stream(x, linear(mixed.flatten(2), self.proj.weight), self.proj.bias)
+        Args:
+            x: `[B, N, D]`.
+            ids: `[B, M]`, tokens whose attention is wanted; None means all.
+            key_present: bool `[B, N]`, tokens that may be attended to; None means all.
 
-    def to_vectors(self, norm: nn.LayerNorm, stream: Stream, vectors: Tensor, guides: Tensor) -> tuple[Tensor, Tensor]:
-        """The settled stream `[B, K, D]`, and its attention to itself and the vectors that `guides [B, m]` names."""
-        x, qkv = self._project(norm, stream, 0, 3)
-        _, kv = self._project(norm, Stream(vectors), 1, 3)
-        mixed = concat_attention(qkv, kv, guides, backend=self.backend)
-        return x, linear(mixed.flatten(2), self.proj.weight, self.proj.bias)
-
-    def _project(self, norm: nn.LayerNorm, stream: Stream, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The settled stream, and a part of q, k and v of its norm, packed `[B, N, parts, h, d]`."""
-        dim, parts = self.proj.in_features, stop - start
-        parameters: tuple[Tensor, ...] = (self.qkv.weight, self.qkv.bias)
-        if parts < 3:  # a slice of all would still be copied in backward
-            parameters = tuple(parameter[start * dim : stop * dim] for parameter in parameters)
-        weight, bias = parameters
-        x, pending, pending_bias = stream
-        x, projected = norm_linear(x, pending, norm.weight, norm.bias, weight, bias, norm.eps, pending_bias)
-        return x, projected.view(*projected.shape[:2], parts, self.heads, dim // self.heads)
+        Returns:
+            `[B, N, D]` or `[B, M, D]`.
+        """
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).unbind(2)  # [B, N, h, d]
+        q = q if ids is None else take(q, ids)
+        mixed = attention(q, k, v, key_present=key_present, backend=self.backend)
+        out: Tensor = self.proj(mixed.flatten(2))
+        return out
 
 
 class Mlp(nn.Module):
@@ -81,11 +81,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, norm: nn.LayerNorm, stream: Stream) -> Stream:
-        """The stream, settled, with the layers' output for its norm pending."""
-        x, pending, pending_bias = stream
-        x, hidden = norm_linear(x, pending, norm.weight, norm.bias, self.fc1.weight, None, norm.eps, pending_bias)
-        return Stream(x, gelu_linear(hidden, self.fc2.weight, None, self.fc1.bias), self.fc2.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, N, D]` -> the same."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
 
 
 class Block(nn.Module):
@@ -98,23 +97,40 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, backend)
         self.norm2 = nn.LayerNorm(dim, eps=EPSILON)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self._made = Made(self)
 
-    def forward(self, stream: Stream) -> Stream:
-        """`[B, N, D]` -> the same."""
-        return self._run(self.attn, stream)
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, residual_bias: Tensor | None = None, ids: Tensor | None = None
+    ) -> Stream:
+        """Run the block on a stream `[B, N, D]`.
 
-    def of_tokens(self, stream: Stream, ids: Tensor) -> Stream:
-        """The stream of the tokens `ids [B, M]` alone after this block: `[B, M, D]`."""
-        return self._run(self.attn.of_tokens, stream, ids)
+        Args:
+            x, residual, residual_bias: see `Stream`.
+            ids: `[B, M]`, tokens that are wanted; None means all.
 
-    def _run(self, attend: Callable[..., Stream], stream: Stream, *ids: Tensor) -> Stream:
-        def sublayers(stream: Stream) -> Stream:
-            out: Stream = self.mlp(self.norm2, attend(self.norm1, stream, *ids))
-            return out
-
+        Returns:
+            The stream behind the block, `[B, N, D]` or `[B, M, D]`.
+        """
+        stream = Stream(x, residual, residual_bias)
         if self.recompute and self.training and torch.is_grad_enabled():
-            return recomputed(sublayers, stream)
-        return sublayers(stream)
+            return recomputed(lambda stream: self.transform(stream, ids), stream)
+        return self.transform(stream, ids)
+
+    def transform(self, stream: Stream, ids: Tensor | None) -> Stream:
+        """Run the block, as one op where its children are what it made them."""
+        attn, mlp = self.attn, self.mlp
+        if not self._made.holds(self):
+            x = materialised(stream)
+            attended = attn(self.norm1(x)) if ids is None else attn(self.norm1(x), ids)
+            x = (x if ids is None else take(x, ids)) + attended
+            return Stream(x, mlp(self.norm2(x)))
+        norm1, qkv, proj, norm2, fc1, fc2 = self._made.parameters
+        weights = BlockWeights(
+            *(norm1["weight"], norm1["bias"], qkv["weight"], qkv["bias"], proj["weight"], proj["bias"]),
+            *(norm2["weight"], norm2["bias"], fc1["weight"], fc1["bias"], fc2["weight"]),
+        )
+        x, residual = run_block(*stream, weights, attn.heads, ids, EPSILON, attn.backend)
+        return Stream(x, residual, fc2["bias"])
 
 
 class Conditioning(nn.Module):
@@ -124,43 +140,153 @@ class Conditioning(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=EPSILON)
         self.attn = Attention(dim, heads, backend)
+        self._made = Made(self)
 
-    def forward(self, stream: Stream, vectors: Tensor, guides: Tensor) -> Stream:
-        """Stream `[B, K, D]`, vectors `[B, m, D]`, guides bool `[B, m]` -> stream `[B, K, D]`."""
-        x, guidance = self.attn.to_vectors(self.norm, stream, vectors, guides)
+    def forward(
+        self, x: Tensor, residual: Tensor | None, residual_bias: Tensor | None, vectors: Tensor, guides: Tensor
+    ) -> Stream:
+        """Guide a stream `[B, K, D]` by vectors.
+
+        Args:
+            x, residual, residual_bias: see `Stream`.
+            vectors: `[B, m, D]`.
+            guides: bool `[B, m]`, which vector guides which sample.
+
+        Returns:
+            The stream, `[B, K, D]`.
+        """
+        if self._made.holds(self):
+            x, guidance = self._guidance(Stream(x, residual, residual_bias), vectors, guides)
+        else:
+            x = materialised(Stream(x, residual, residual_bias))
+            joined = self.norm(torch.cat([x, vectors], dim=1))
+            present = torch.cat([guides.new_ones(x.shape[:2]), guides], dim=1)
+            guidance = self.attn(joined, key_present=present)[:, : x.shape[1]]
         return Stream(x, torch.where(guides.any(dim=1)[:, None, None], guidance, 0.0))
+
+    def _guidance(self, stream: Stream, vectors: Tensor, guides: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the materialised stream, and its attention to itself and the vectors; those ask for nothing."""
+        norm, qkv, proj = self._made.parameters
+        heads, dim = self.attn.heads, vectors.shape[2]
+        x, residual, residual_bias = stream
+        x, projected = norm_linear(
+            *(x, residual, norm["weight"], norm["bias"], qkv["weight"], qkv["bias"], EPSILON, residual_bias)
+        )
+        _, keys = norm_linear(
+            vectors, None, norm["weight"], norm["bias"], qkv["weight"][dim:], qkv["bias"][dim:], EPSILON
+        )
+        projected, keys = (t.view(*t.shape[:2], parts, heads, dim // heads) for t, parts in ((projected, 3), (keys, 2)))
+        mixed = concat_attention(projected, keys, guides, backend=self.attn.backend)
+        return x, linear(mixed.flatten(2), proj["weight"], proj["bias"])
 
 
 class PatchEmbed(nn.Module):
-    """Holds the projection of 3D patches; `mmmae_kernels.patch_embed` reads it."""
+    """Non-overlapping 3D patches, linearly embedded."""
 
     def __init__(self, config: MMMAEConfig) -> None:
         super().__init__()
         self.proj = nn.Conv3d(config.in_channels, config.dim, kernel_size=config.patch, stride=config.patch)
+        self._made = Made(self)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """`[B, C, T, H, W]` -> all tokens `[B, N, D]`; `mmmae_kernels.patch_embed` gives those that are asked for."""
+        embedded: Tensor = self.proj(volume.to(self.proj.weight.dtype))  # [B, D, t, h, w]
+        return embedded.flatten(2).transpose(1, 2)
+
+    def is_plain(self) -> bool:
+        """Return whether the projection, and this layer, are what they were made."""
+        return self._made.holds(self) and is_plain(self, PatchEmbed)
 
 
-def norm(layer: nn.LayerNorm, stream: Stream) -> tuple[Tensor, Tensor]:
-    """The settled stream and its norm."""
-    x, pending, pending_bias = stream
-    return add_layer_norm(x, pending, layer.weight, layer.bias, layer.eps, pending_bias)
+class Made:
+    """Remembers the modules in a layer, and tells whether they are what they were when it was made."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        modules = [*_descendants(layer)]
+        self.root = layer._modules
+        self.places = tuple((parent._modules, name, child, type(child)) for parent, name, child in modules)
+        self.hooks = tuple(hooks for *_, child in modules for hooks in _hooks_of(child))
+        # Of those that have some, in the order in which they were made.
+        self.parameters: tuple[dict[str, Any], ...] = tuple(
+            child._parameters for *_, child in modules if child._parameters
+        )
+
+    def holds(self, layer: nn.Module) -> bool:
+        """Return whether each module is the one that was made, of its class, without hooks and with its own forward."""
+        for modules, name, child, kind in self.places:
+            if modules.get(name) is not child or child.__class__ is not kind or "forward" in child.__dict__:
+                return False
+        return layer._modules is self.root and not _has_hooks(self.hooks)
+
+
+_hooks_only_mark = False
+
+
+@contextlib.contextmanager
+def hooks_only_mark() -> Iterator[None]:
+    """Overlook hooks in the block: they only mark where a pass is, as a tracer's do."""
+    global _hooks_only_mark
+    before, _hooks_only_mark = _hooks_only_mark, True
+    try:
+        yield
+    finally:
+        _hooks_only_mark = before
+
+
+def _has_hooks(hooks: tuple[dict[int, Callable[..., object]], ...]) -> bool:
+    return not _hooks_only_mark and (any(hooks) or torch_module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+def _descendants(layer: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for name, child in layer.named_children():
+        yield layer, name, child
+        yield from _descendants(child)
+
+
+def _hooks_of(module: nn.Module) -> tuple[dict[int, Callable[..., object]], ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a module is exactly of a class, without hooks and with its class's forward."""
+    return module.__class__ is kind and "forward" not in module.__dict__ and not _has_hooks(_hooks_of(module))
+
+
+def norm(layer: nn.Module, stream: Stream) -> Tensor:
+    """Return the norm of a stream, `[B, N, D]`."""
+    if not is_plain(layer, nn.LayerNorm):
+        normed: Tensor = layer(materialised(stream))
+        return normed
+    x, residual, residual_bias = stream
+    assert isinstance(layer, nn.LayerNorm)
+    return add_layer_norm(x, residual, layer.weight, layer.bias, layer.eps, residual_bias)[1]
+
+
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return what a linear layer makes of `[..., H]`."""
+    if not is_plain(layer, nn.Linear):
+        projected: Tensor = layer(x)
+        return projected
+    assert isinstance(layer, nn.Linear)
+    return linear(x, layer.weight, layer.bias)
 
 
 def recomputed(layers: Callable[[Stream], Stream], stream: Stream) -> Stream:
-    """`layers(stream)`, of which the input alone is kept: backward computes the rest again. Both are settled."""
+    """Return `layers(stream)`, of which the input alone is kept: backward computes the rest again."""
     # Backward comes after the block that chose the kernels; what is compiled made its choice when it was traced.
     chosen = current_backend()
 
     def run(x: Tensor) -> Tensor:
         with contextlib.nullcontext() if torch.compiler.is_compiling() else use_backend(chosen):
-            return settled(layers(Stream(x)))
+            return materialised(layers(Stream(x)))
 
     # Nothing in a block is random.
-    return Stream(checkpoint(run, settled(stream), use_reentrant=False, preserve_rng_state=False))
+    return Stream(checkpoint(run, materialised(stream), use_reentrant=False, preserve_rng_state=False))
 
 
-def settled(stream: Stream) -> Tensor:
-    """The stream's value."""
-    x, pending, pending_bias = stream
-    if pending is None:
+def materialised(stream: Stream) -> Tensor:
+    """Return the stream's value."""
+    x, residual, residual_bias = stream
+    if residual is None:
         return x
-    return x + (pending if pending_bias is None else pending + pending_bias)
+    return x + (residual if residual_bias is None else residual + residual_bias)

@@ -125,7 +125,7 @@ def test_an_interrupted_run_says_so_and_goes_on_with_its_own_settings(tmp_path, 
 def test_a_wrong_name_in_the_environment_is_found_before_anything_is_written(tmp_path, capsys, monkeypatch, variable):
     monkeypatch.setenv(variable, "fastest")
     assert main(["pretrain", "--out", str(tmp_path / "run"), *SMALL]) == 2
-    assert f"{variable} is 'fastest', allowed is one of auto, " in capsys.readouterr().err
+    assert f"{variable} is 'fastest', must be one of auto, " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -10,8 +10,10 @@ from .masked_loss import masked_l2_loss, patch_l2_loss
 from .norm_linear import norm_linear
 from .patch_embed import patch_embed, patchify
 from .random_masking import TokenMask, random_masking
+from .transformer_block import BlockWeights, transformer_block
 
 __all__ = [
+    "BlockWeights",
     "TokenMask",
     "add_layer_norm",
     "attention",
@@ -25,5 +27,6 @@ __all__ = [
     "patch_l2_loss",
     "patchify",
     "random_masking",
+    "transformer_block",
     "use_backend",
 ]

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autocast import is_autocast
+from .autocast import is_autocast, matmul_dtype
 from .checks import check_device, check_floating, check_rank, check_vector
-from .dispatch import current_backend
+from .cpu import library
+from .dispatch import Reason, current_backend
+from .operators import first_derivative_only
 
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear(x, weight, bias)`, forward and backward, by `product` where it is not the eager backend that is asked.
+    """Compute `F.linear(x, weight, bias)`, forward and backward, by the faster library where `eager` is not asked for.
 
     Args:
         x: `[..., H]`.
@@ -27,50 +31,82 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Returns:
         `[..., D]`.
+
+    Raises:
+        ValueError: shapes, types or devices do not fit.
     """
-    if current_backend() == "eager" or is_autocast(x) or not _by_onednn(x, weight):
+    check_linear("x", x, weight, bias)
+    if not by_onednn(x, weight) or current_backend() == "eager" or is_autocast(x):
         return F.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear(x, weight, bias)` by oneDNN where that is the faster library; it has no gradient there.
+    """Compute `F.linear(x, weight, bias)` by oneDNN where that is the faster library; it has no gradient there.
 
     `weight` may be a transposed view, which is not copied.
     """
-    if not _by_onednn(x, weight):
+    if not by_onednn(x, weight):
         return F.linear(x, weight, bias)
+    return onednn_product(x, weight, bias)
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute `F.linear(x, weight, bias)`, float32, by oneDNN, without a gradient."""
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()  # the operator takes its elements for neighbours
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _ = inputs
-        ctx.save_for_backward(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        by_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        return by_x, *linear_gradients(grad, x, ctx.needs_input_grad[1:])
+        grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        return grad_x, *linear_gradients(grad, x, ctx.needs_input_grad[1:])
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Not in what is compiled: Inductor takes weights of oneDNN for constants, and chooses libraries itself."""
-    is_served = x.is_cpu and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
-    return ONEDNN_IS_FASTER and is_served and not torch.compiler.is_compiling()
+def by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN multiplies these, and does it right and faster than MKL.
+
+    Not in what is compiled: Inductor takes weights of oneDNN for constants, and chooses libraries itself.
+    """
+    return (
+        ONEDNN_IS_FASTER
+        and x.is_cpu
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and _gets_all_threads(torch.get_num_threads())
+    )
+
+
+@functools.cache
+def _gets_all_threads(threads: int) -> bool:
+    """Return whether OpenMP gives as many threads as torch asks for.
+
+    OneDNN shares its work out among the threads that it was promised. Where OpenMP gives fewer (OMP_THREAD_LIMIT,
+    OMP_DYNAMIC), some of the work is left undone and the result is garbage.
+    """
+    if os.environ.get("OMP_DYNAMIC", "").strip().lower() in ("1", "true"):
+        return threads == 1  # what it gives differs from call to call
+    compiled = library.module()
+    if compiled is not None:
+        return bool(compiled.team_size(threads) == threads)
+    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    return not limit.isdigit() or int(limit) >= threads
 
 
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 faster than MKL, which is behind `torch.mm`: on AMD processors with AVX-512.
+    """Return whether oneDNN multiplies float32 faster than MKL, which is behind `torch.mm`: on AMD with AVX-512.
 
     MKL keeps its best code for Intel's. On Zen 4 oneDNN reaches 1.05 to 1.2 times its speed, see docs/performance.md.
     """
@@ -84,6 +120,12 @@ def onednn_is_faster() -> bool:
 
 # At import, not at the first call, which torch.compile may trace.
 ONEDNN_IS_FASTER = onednn_is_faster()
+
+
+def refuse_native_product(weight: Tensor) -> Reason:
+    """Return None if a product with `weight` is one of float32, which native kernels go with, else the reason."""
+    dtype = matmul_dtype(weight)
+    return None if dtype == torch.float32 else f"the product is in {dtype}, native kernels take torch.float32"
 
 
 def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -101,12 +143,39 @@ def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
 
 
 def linear_gradients(grad: Tensor, x: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients by weight and bias of a linear layer of `x [..., H]`, given that of its output `[..., D]`."""
-    rows = grad.flatten(0, -2) if grad.dim() > 1 else grad[None]
-    by_weight = _weight_gradient(rows, x.reshape(-1, x.shape[-1])) if needs[0] else None
-    return by_weight, rows.sum(0) if needs[1] else None
+    """Return the gradients of weight and bias of a linear layer of `x [..., H]`, given its output's `[..., D]`."""
+    rows = _as_rows(grad)
+    grad_weight = products_for(rows, x).weight_gradient(rows, _as_rows(x)) if needs[0] else None
+    return grad_weight, rows.sum(0) if needs[1] else None
 
 
-def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """`[D, H]` of rows `[R, D]` and `[R, H]`. oneDNN copies the transpose of the first, which pays for few columns."""
-    return product(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else grad.t() @ x
+class Products(NamedTuple):
+    """Who multiplies the matrices of a layer; rows are `[R, H]` before it and `[R, D]` behind it, its weight `[D, H]`.
+
+    Args:
+        linear: takes `[..., H]`, weight and perhaps bias, and returns `[..., D]`.
+        input_gradient: takes `[R, D]` and the weight, and returns `[R, H]`.
+        weight_gradient: takes `[R, D]` and `[R, H]`, and returns `[D, H]`.
+    """
+
+    linear: Callable[..., Tensor]
+    input_gradient: Callable[[Tensor, Tensor], Tensor]
+    weight_gradient: Callable[[Tensor, Tensor], Tensor]
+
+
+def products_for(x: Tensor, weight: Tensor) -> Products:
+    """Return who multiplies `x` and tensors like it by weights like `weight`."""
+    return _ONEDNN if by_onednn(x, weight) else _TORCH
+
+
+def _onednn_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Copy the transpose of `grad`, as oneDNN does, where there are few columns for that to cost less than it gains."""
+    return onednn_product(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else torch.mm(grad.t(), x)
+
+
+_TORCH = Products(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x))
+_ONEDNN = Products(onednn_product, lambda grad, weight: onednn_product(grad, weight.t()), _onednn_weight_gradient)
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    return tensor.flatten(0, -2) if tensor.dim() > 1 else tensor[None]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoder import HSIEncoder
+from ..encoder import Backbone, HSIEncoder
 from ..fast import FastModel
 from ..reference import ReferenceEncoder, ReferenceModel
 
@@ -40,6 +40,7 @@ COMPONENTS = {
     "contrast": "contrastive",
     "contrastive_head": "contrastive",
 }
+READ = ("patch_embed", "norm", "decoder_embed", "decoder_norm", "decoder_pred")  # not called by the fast model
 METHODS = ("embed", "decode", "predict", "reconstruction_loss", "target", "contrast")
 
 
@@ -154,6 +155,5 @@ def _steps(model: Model | Encoder) -> Iterator[tuple[nn.Module, str, str, str | 
         members = child.named_children() if isinstance(child, (nn.ModuleList, nn.ModuleDict)) else [("", child)]
         for member, module in members:
             component = component_of(f"{name}.{member}")
-            for method in ("forward", "of_tokens"):
-                if hasattr(module, method):
-                    yield module, method, component, "conditioning" if name == "aux_encoders" else None
+            if not (isinstance(model, Backbone) and name in READ):
+                yield module, "forward", component, "conditioning" if name == "aux_encoders" else None

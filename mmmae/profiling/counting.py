@@ -23,7 +23,7 @@ from mmmae_kernels.attention.op import PLAIN
 from mmmae_kernels.counting import launches_of
 
 from ..encoder import Backbone
-from ..layers import Attention
+from ..layers import Attention, hooks_only_mark
 from .components import Encoder, Model, Step, Traced
 from .mac_formulas import ALLOCATIONS, MAC_FORMULAS, WITHOUT_MACS
 
@@ -280,14 +280,15 @@ def _count_by_fvcore(traced: Traced, inputs: tuple[Tensor, ...]) -> Counter[str]
     } | {name: _as_handle(formula) for name, formula in MAC_FORMULAS.items()}
     if isinstance(traced.model, Backbone):
         traced.model.kernels = "auto"
-    for module in traced.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+    for name, module in traced.named_modules():
+        is_read = isinstance(traced.model, Backbone) and "patch_embed" in name.split(".")
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)) and not is_read:
             setattr(module, "forward", functools.partial(_convolve, module))  # noqa: B010
         if isinstance(module, Attention) and module.backend not in PLAIN:
             module.backend = "sdpa"
     # The plain implementations: the tracer can't take operators with lists, and these check their formulas.
     uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
-    with uncomputed, torch.no_grad(), use_backend("eager"):
+    with uncomputed, torch.no_grad(), use_backend("eager"), hooks_only_mark():
         analysis = FlopCountAnalysis(traced, inputs).clear_op_handles()
         analysis.set_op_handle(**{name: booked(handle) for name, handle in handles.items()})
         # An operator that fvcore does not know shows as a disagreement; not every model calls every step.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..auxiliary import AuxiliaryEncoder
 from ..data import Batch
 from ..fast import FastModel
-from ..layers import Block, Conditioning, Stream, settled
+from ..layers import Block, Conditioning, Stream, materialised
 
 
 def largest_activation(model: FastModel, batch: Batch, seed: int) -> str:
@@ -44,7 +44,7 @@ def largest_activation(model: FastModel, batch: Batch, seed: int) -> str:
 
 def _recorder(name: str, found: list[tuple[str, float, bool]]) -> Any:
     def record(module: nn.Module, arguments: object, result: Stream | Tensor) -> None:
-        found.append((name, *_extent(settled(result) if isinstance(result, Stream) else result)))
+        found.append((name, *_extent(materialised(result) if isinstance(result, Stream) else result)))
 
     return record
 

@@ -11,9 +11,8 @@ from op_case import draw
 from mmmae_kernels import attention, concat_attention, explain
 from mmmae_kernels.attention.backends import packages
 from mmmae_kernels.attention.call import Call
-from mmmae_kernels.attention.op import BACKENDS, explain_call
+from mmmae_kernels.attention.op import ATTENTION, BACKENDS, explain_call
 from mmmae_kernels.cpu import library as native
-from mmmae_kernels.dispatch import choose_backend
 
 ALL = tuple(STAND_INS)
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
@@ -24,7 +23,7 @@ def rows(dtype=SINGLE, width=32, **options):
 
 
 def choice(dtype, width=32, backend="auto"):
-    return choose_backend("attention", *[rows(dtype, width)] * 3, None, forced=backend)
+    return ATTENTION.choose(backend, *[rows(dtype, width)] * 3, None)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +216,7 @@ PACKED, VECTORS, PRESENT = torch.zeros(2, 3, 3, 4, 8), torch.zeros(2, 1, 2, 4, 8
         (lambda: attention(HEADS, HEADS.half(), HEADS), "k has dtype torch.float16, expected is torch.float32 as in q"),
         (lambda: attention(HEADS, HEADS, HEADS.half()), "v has dtype torch.float16, expected is torch.float32 as in q"),
         (lambda: attention(HEADS, HEADS.to("meta"), HEADS), "k lies on meta, expected is cpu"),
-        (lambda: attention(*[HEADS] * 3, backend="fast"), f"attention is 'fast', allowed is one of {KNOWN}"),
+        (lambda: attention(*[HEADS] * 3, backend="fast"), f"attention is 'fast', must be one of {KNOWN}"),
         (lambda: attention(*[HEADS] * 3, key_present=torch.ones(2, 3)), "key_present has dtype torch.float32"),
         (lambda: attention(*[HEADS] * 3, key_present=PRESENT), "key_present has shape [2, 1], expected is [2, 3]"),
         (lambda: concat_attention(HEADS, VECTORS, PRESENT), "qkv has shape [2, 3, 4, 8], expected is [B, N, 3, h, d]"),
@@ -232,7 +231,7 @@ PACKED, VECTORS, PRESENT = torch.zeros(2, 3, 3, 4, 8), torch.zeros(2, 1, 2, 4, 8
         ),
         (lambda: concat_attention(PACKED, VECTORS, PRESENT[:1]), "present has shape [1, 1], expected is [2, 1]"),
         (lambda: concat_attention(PACKED, VECTORS, PRESENT.int()), "present has dtype torch.int32"),
-        (lambda: concat_attention(PACKED, VECTORS, PRESENT, backend="no"), f"'no', allowed is one of {KNOWN}"),
+        (lambda: concat_attention(PACKED, VECTORS, PRESENT, backend="no"), f"'no', must be one of {KNOWN}"),
         (
             lambda: concat_attention(PACKED, VECTORS, PRESENT, backend="flash_attn_3"),
             "attention: the backend 'flash_attn_3' can't serve this call: ",
@@ -252,7 +251,7 @@ def test_the_environment_chooses_and_an_argument_overrides_it(on_gpu, monkeypatc
     attention(qkv, backend="flash_attn_3")
     assert [len(STAND_INS[name].calls) for name in ALL] == [0, 1, 1, 0]
     monkeypatch.setenv("MMMAE_ATTENTION", "flsh")
-    with pytest.raises(ValueError, match=f"MMMAE_ATTENTION is 'flsh', allowed is one of {KNOWN}"):
+    with pytest.raises(ValueError, match=f"MMMAE_ATTENTION is 'flsh', must be one of {KNOWN}"):
         attention(qkv)
     attention(qkv, backend="eager")
     monkeypatch.setenv("MMMAE_ATTENTION", "native")

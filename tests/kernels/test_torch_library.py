@@ -10,59 +10,51 @@ from op_cases import CASES
 import mmmae
 import mmmae_kernels
 from mmmae_kernels import use_backend
-from mmmae_kernels.add_layer_norm import op as add_layer_norm
-from mmmae_kernels.attention import operators as attention
 from mmmae_kernels.cpu import library as native
-from mmmae_kernels.decoder_tokens import op as decoder_tokens
-from mmmae_kernels.gelu_linear import op as gelu_linear
-from mmmae_kernels.masked_loss import op as masked_loss
-from mmmae_kernels.patch_embed import op as patch_embed
-from mmmae_kernels.patch_embed import patches
-from mmmae_kernels.random_masking import op as random_masking
-from mmmae_kernels.random_masking.reference import philox_noise
 
 needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 
 
-def rand(*shape, grad=True):
+def rand(*shape, grad=False):
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).requires_grad_(grad)
 
 
+ops = torch.ops.mmmae
 IDS, MASKED = draw_ids(2, 3, 8), draw_ids(2, 5, 8)
 OPERATORS = {
-    "philox_noise": (philox_noise, (torch.tensor(7), torch.arange(3), 10, 1)),
-    "random_masking": (random_masking._fused, (2, 10, 4, torch.tensor(7), torch.device("cpu"), 0, "native")),
+    "philox_noise": (ops.philox_noise, (torch.tensor(7), torch.arange(3), 10, 1)),
+    "random_masking": (ops.random_masking, (2, 10, 4, torch.tensor(7), torch.device("cpu"), 0, "native")),
     "patch_embed": (
-        patch_embed.patch_embed_forward,
+        ops.patch_embed,
         (rand(2, 1, 6, 16, 16), rand(5, 1, 3, 8, 8), rand(5), IDS, rand(8, 5), "native"),
     ),
     "patch_embed_backward": (
-        patch_embed.patch_embed_backward,
+        ops.patch_embed_backward,
         (
-            rand(2, 3, 5, grad=False),
-            rand(2, 1, 6, 16, 16, grad=False),
-            rand(5, 1, 3, 8, 8, grad=False),
+            rand(2, 3, 5),
+            rand(2, 1, 6, 16, 16),
+            rand(5, 1, 3, 8, 8),
             IDS,
             [True, True, True, True],
             "native",
         ),
     ),
-    "gather_patches": (patches.gather_patches, (rand(2, 1, 6, 16, 16), IDS, [3, 8, 8], "native")),
+    "gather_patches": (ops.gather_patches, (rand(2, 1, 6, 16, 16), IDS, [3, 8, 8], "native")),
     "scatter_patches": (
-        patches.scatter_patches,
+        ops.scatter_patches,
         (rand(2, 3, 192), IDS, [3, 8, 8], [2, 1, 6, 16, 16], "native"),
     ),
     "masked_l2_loss": (
-        masked_loss.masked_l2_loss_forward,
-        (rand(2, 5, 6), rand(2, 8, 6, grad=False), MASKED, torch.ones(2, 5), True, True, "native"),
+        ops.masked_l2_loss,
+        (rand(2, 5, 6), rand(2, 8, 6), MASKED, torch.ones(2, 5), True, True, "native"),
     ),
     "patch_l2_loss": (
-        masked_loss.patch_l2_loss_forward,
+        ops.patch_l2_loss,
         (
             rand(2, 5, 6),
-            rand(2, 1, 6, 16, 16, grad=False),
-            rand(6, 1, 3, 8, 8, grad=False),
-            rand(6, grad=False),
+            rand(2, 1, 6, 16, 16),
+            rand(6, 1, 3, 8, 8),
+            rand(6),
             MASKED,
             None,
             False,
@@ -70,45 +62,45 @@ OPERATORS = {
             "native",
         ),
     ),
-    "decoder_tokens": (decoder_tokens._fused, (rand(2, 3, 6), rand(6), draw_ids(2, 8, 8), rand(8, 6), "native")),
+    "decoder_tokens": (ops.decoder_tokens, (rand(2, 3, 6), rand(6), draw_ids(2, 8, 8), rand(8, 6), "native")),
     "decoder_tokens_backward": (
-        decoder_tokens._fused_backward,
-        (rand(2, 8, 6, grad=False), draw_ids(2, 8, 8), 3, "native"),
+        ops.decoder_tokens_backward,
+        (rand(2, 8, 6), draw_ids(2, 8, 8), 3, "native"),
     ),
     "add_layer_norm": (
-        add_layer_norm.add_layer_norm_forward,
+        ops.add_layer_norm,
         (rand(2, 3, 6), rand(2, 3, 6), rand(6), rand(6), rand(6), 1e-6, torch.float32, "native"),
     ),
     "add_layer_norm_backward": (
-        add_layer_norm.add_layer_norm_backward,
+        ops.add_layer_norm_backward,
         (
             None,
-            rand(2, 3, 6, grad=False),
-            rand(2, 3, 6, grad=False),
-            rand(6, grad=False),
-            rand(6, grad=False),
+            rand(2, 3, 6),
+            rand(2, 3, 6),
+            rand(6),
+            rand(6),
             torch.zeros(6),
             torch.ones(6),
             torch.float32,
             "native",
         ),
     ),
-    "attention": (attention.attention_forward, ([rand(2, 5, 3, 2, 8)], None, "native")),
+    "attention": (ops.attention, ([rand(2, 5, 3, 2, 8)], None, "native")),
     "attention_backward": (
-        attention.attention_backward,
+        ops.attention_backward,
         (
-            rand(2, 5, 2, 8, grad=False),
-            [rand(2, 5, 2, 8, grad=False), rand(2, 7, 2, 2, 8, grad=False)],
+            rand(2, 5, 2, 8),
+            [rand(2, 5, 2, 8), rand(2, 7, 2, 2, 8)],
             torch.arange(7).expand(2, 7) < 4,
-            rand(2, 5, 2, 8, grad=False),
-            rand(2, 2, 5, grad=False),
+            rand(2, 5, 2, 8),
+            rand(2, 2, 5),
             "native",
         ),
     ),
-    "gelu": (gelu_linear.gelu_forward, (rand(2, 3, 6, grad=False), rand(6, grad=False), "native")),
+    "gelu": (ops.gelu, (rand(2, 3, 6), rand(6), "native")),
     "gelu_backward": (
-        gelu_linear.gelu_backward,
-        (rand(2, 3, 6, grad=False), rand(2, 3, 6, grad=False), rand(6, grad=False), "native"),
+        ops.gelu_backward,
+        (rand(2, 3, 6), rand(2, 3, 6), rand(6), "native"),
     ),
 }
 
@@ -117,7 +109,7 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_is_well_formed(name):
     operator, arguments = OPERATORS[name]
-    torch.library.opcheck(operator, arguments)
+    torch.library.opcheck(operator.default, arguments)
 
 
 def test_every_operator_is_checked():

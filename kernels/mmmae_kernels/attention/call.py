@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch import Reason
+from ..dispatch import Reason, constant_when_compiled
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -49,7 +49,7 @@ def call_of(q: Tensor, key_present: Tensor | None) -> Call:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def target_of(device: str, index: int | None) -> str:
     """A device as `Call.target` names it."""
     if device != "cuda":

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..operators import first_derivative_only
 from .backends.flash import scale_of
-from .operators import attention_backward, attention_forward
+from .operators import backward_for, forward_for
 
 
 def merge(q: Tensor, out: Tensor, lse: Tensor, vectors: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,23 +94,18 @@ class MergedAttention(torch.autograd.Function):
     """Attention of packed tokens to themselves and to the vectors that a sample has, by a backend of the flash kind."""
 
     @staticmethod
-    def forward(qkv: Tensor, vectors: Tensor, present: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-        """qkv `[B, N, 3, h, d]`, vectors `[B, m, 2, h, d]`, present bool `[B, m]` -> out `[B, N, h, d]`, lse."""
-        out, lse = attention_forward([qkv], None, backend)
-        return merge(qkv.select(2, 0), out, lse, vectors, present)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        qkv, vectors, present, ctx.backend = inputs
-        out, lse = output
+    def forward(ctx: Any, qkv: Tensor, vectors: Tensor, present: Tensor, backend: str) -> Tensor:
+        """Return `[B, N, h, d]` of qkv `[B, N, 3, h, d]`, vectors `[B, m, 2, h, d]` and present, bool `[B, m]`."""
+        out, lse = merge(qkv.select(2, 0), *forward_for(qkv)([qkv], None, backend), vectors, present)
         ctx.save_for_backward(qkv, vectors, present, out, lse)
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
+        ctx.backend = backend
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, vectors, present, out, lse = ctx.saved_tensors
-        (grad_qkv,) = attention_backward(grads[0], [qkv], None, out, lse, ctx.backend)
-        by_vectors, grad_vectors = gradients_of_vectors(grads[0], qkv.select(2, 0), out, lse, vectors, present)
-        grad_qkv.select(2, 0).add_(by_vectors)
+        (grad_qkv,) = backward_for(grad)(grad, [qkv], None, out, lse, ctx.backend)
+        grad_q, grad_vectors = gradients_of_vectors(grad, qkv.select(2, 0), out, lse, vectors, present)
+        grad_qkv.select(2, 0).add_(grad_q)
         return grad_qkv, grad_vectors, None, None

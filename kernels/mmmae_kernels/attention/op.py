@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 
@@ -16,7 +15,7 @@ from .backends import flash_attn_2, flash_attn_3, flash_attn_4, native, sdpa, xf
 from .backends.flash import Flash
 from .call import Call, call_of
 from .guidance import MergedAttention
-from .operators import attention_forward, unpacked
+from .operators import FlashAttention, unpacked
 from .reference import attention_eager
 
 # In order of preference; those of the flash kind first.
@@ -61,11 +60,11 @@ def attention(
         ValueError: shapes, dtypes or devices do not fit, the backend is unknown, or it can't serve this call.
     """
     projected = _cast(_check(q, k, v))
-    q, k, v = unpacked(projected)
     if key_present is not None:
-        _check_present("key_present", key_present, k)
-    function = dispatch.choose("attention", q, k, v, key_present, forced=attention_backend(backend))
-    mixed: Tensor = function(projected, key_present)
+        _check_present("key_present", key_present, k if k is not None else q)
+    forced = attention_backend(backend)
+    kind = (*_kind_of(projected[0]), key_present is None)
+    mixed: Tensor = ATTENTION.serve(kind, *unpacked(projected), key_present, forced=forced)(projected, key_present)
     return mixed
 
 
@@ -94,19 +93,16 @@ def concat_attention(qkv: Tensor, vectors: Tensor, present: Tensor, *, backend: 
     _check_like("vectors", vectors, "qkv", qkv)
     _check_present("present", present, vectors)
     qkv, vectors = _cast([qkv, vectors])
-    q, k, v = unpacked([qkv])
-    name = dispatch.choose_backend("attention", q, k, v, forced=attention_backend(backend))
-    if name in FLASH:
-        out, _ = MergedAttention.apply(qkv, vectors, present, name)  # type: ignore[no-untyped-call]
-        merged: Tensor = out
-        return merged
-    keys, values = vectors.unbind(2)
-    key_present = torch.cat([present.new_ones(qkv.shape[:2]), present], dim=1)
-    return PLAIN[name](q, torch.cat([k, keys], dim=1), torch.cat([v, values], dim=1), key_present)
+    forced = attention_backend(backend)
+    mixed: Tensor = _CONCAT_ATTENTION.serve(_kind_of(qkv), *unpacked([qkv]), None, forced=forced)(qkv, vectors, present)
+    return mixed
 
 
 def attention_backend(name: str) -> str:
-    """The backend that `name` stands for: itself, or for `auto` that of `MMMAE_ATTENTION`, if it is set.
+    """Return the backend that `name` stands for.
+
+    For `auto` it is that of `MMMAE_ATTENTION`, if it is set, else `eager` where `use_backend` or `MMMAE_KERNELS` asks
+    for eager code, else the first that can.
 
     Raises:
         ValueError: the name, or the variable's, is unknown; lists the known ones.
@@ -115,8 +111,8 @@ def attention_backend(name: str) -> str:
     if name == "auto":
         source, name = "MMMAE_ATTENTION", os.environ.get("MMMAE_ATTENTION", "auto")
     if name not in ("auto", *BACKENDS):
-        raise ValueError(f"{source} is {name!r}, allowed is one of auto, {', '.join(BACKENDS)}")
-    return name
+        raise ValueError(f"{source} is {name!r}, must be one of auto, {', '.join(BACKENDS)}")
+    return "eager" if name == "auto" and dispatch.current_backend() == "eager" else name
 
 
 def explain_call(call: Call, *, here: bool = False) -> dict[str, dispatch.Reason]:
@@ -184,32 +180,52 @@ _REFUSES: dict[str, Callable[[Call], dispatch.Reason]] = {
 }
 
 
-def _can_run(backend: str, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> dispatch.Reason:
-    return _REFUSES[backend](call_of(q, key_present))
+def _kind_of(q: Tensor) -> tuple[object, ...]:
+    return q.device, q.dtype, q.shape[-1], torch.are_deterministic_algorithms_enabled()
 
 
-def _attend_by_flash(projected: Sequence[Tensor], key_present: Tensor | None, *, backend: str) -> Tensor:
-    out: Tensor = attention_forward(projected, key_present, backend)[0]
-    return out
+def _refuses(backend: str) -> Callable[[dispatch.Arguments], dispatch.Reason]:
+    return lambda arguments: _REFUSES[backend](call_of(arguments["q"], arguments.get("key_present")))
 
 
-def _attend_plainly(projected: Sequence[Tensor], key_present: Tensor | None, *, backend: str) -> Tensor:
-    return PLAIN[backend](*unpacked(projected), key_present)
+def _by_flash(backend: str) -> Callable[[Sequence[Tensor], Tensor | None], Tensor]:
+    def run(projected: Sequence[Tensor], key_present: Tensor | None) -> Tensor:
+        out: Tensor = FlashAttention.apply(key_present, backend, *projected)  # type: ignore[no-untyped-call]
+        return out
+
+    return run
 
 
-dispatch.register(
-    "attention",
-    backends=BACKENDS,
-    **{
-        name: dispatch.Implementation(
-            functools.partial(_attend_by_flash, backend=name), functools.partial(_can_run, name), module.unavailable
-        )
-        for name, module in FLASH.items()
-    },
-    **{
-        name: dispatch.Implementation(
-            functools.partial(_attend_plainly, backend=name), functools.partial(_can_run, name)
-        )
-        for name in PLAIN
-    },
-)
+def _plainly(backend: str) -> Callable[[Sequence[Tensor], Tensor | None], Tensor]:
+    return lambda projected, key_present: PLAIN[backend](*unpacked(projected), key_present)
+
+
+def _merged_by_flash(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def run(qkv: Tensor, vectors: Tensor, present: Tensor) -> Tensor:
+        out: Tensor = MergedAttention.apply(qkv, vectors, present, backend)  # type: ignore[no-untyped-call]
+        return out
+
+    return run
+
+
+def _concatenated(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def run(qkv: Tensor, vectors: Tensor, present: Tensor) -> Tensor:
+        (q, k, v), (keys, values) = qkv.unbind(2), vectors.unbind(2)
+        key_present = torch.cat([present.new_ones(qkv.shape[:2]), present], dim=1)
+        return PLAIN[backend](q, torch.cat([k, keys], dim=1), torch.cat([v, values], dim=1), key_present)
+
+    return run
+
+
+def _implementations(
+    by_flash: Callable[[str], Callable[..., Tensor]], plainly: Callable[[str], Callable[..., Tensor]]
+) -> dict[str, dispatch.Implementation]:
+    return {
+        **{n: dispatch.Implementation(by_flash(n), _refuses(n), module.unavailable) for n, module in FLASH.items()},
+        **{n: dispatch.Implementation(plainly(n), _refuses(n)) for n in PLAIN},
+    }
+
+
+ATTENTION = dispatch.Op("attention", attention_eager, _implementations(_by_flash, _plainly))
+# Which backend serves attention to the tokens serves that to tokens and vectors.
+_CONCAT_ATTENTION = dispatch.Op("attention", attention_eager, _implementations(_merged_by_flash, _concatenated))

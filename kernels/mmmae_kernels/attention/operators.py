@@ -1,28 +1,32 @@
-"""The operators behind every backend of the flash kind, which autograd, torch.compile and counters see."""
+"""Attention by a backend of the flash kind: as Python calls it, as an operator, and with its gradient."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..operators import define, first_derivative_only, is_watched
 from .backends.flash import Triple, flash
 
 
 def unpacked(projected: Sequence[Tensor]) -> Triple:
-    """Queries, keys and values, as views of packed tensors."""
+    """Return queries, keys and values, as views of packed tensors."""
     *alone, last = projected
     parts = 3 - len(alone)
     q, k, v = (*alone, last) if parts == 1 else (*alone, *last.unbind(2))
     return q, k, v
 
 
-@torch.library.custom_op("mmmae::attention", mutates_args=())
-def attention_forward(projected: Sequence[Tensor], key_present: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    """Attention `[B, Nq, h, d]`, and each row's log-sum-exp, float32 `[B, h, Nq]`; `projected` is q, k, v or packed."""
+def _forward(projected: Sequence[Tensor], key_present: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    """Return attention `[B, Nq, h, d]`, and each row's log-sum-exp, float32 `[B, h, Nq]`.
+
+    Args:
+        projected: q, k, v or packed.
+    """
     q, k, v = unpacked(projected)
     if _is_empty(q, k):
         batch, queries, heads, _ = q.shape
@@ -31,18 +35,10 @@ def attention_forward(projected: Sequence[Tensor], key_present: Tensor | None, b
     return out.contiguous(), lse.contiguous()
 
 
-@attention_forward.register_fake
-def _(projected: Sequence[Tensor], key_present: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    q, _, _ = unpacked(projected)
-    batch, queries, heads, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty(batch, heads, queries, dtype=torch.float32)
-
-
-@torch.library.custom_op("mmmae::attention_backward", mutates_args=())
-def attention_backward(
+def _backward(
     grad: Tensor, projected: Sequence[Tensor], key_present: Tensor | None, out: Tensor, lse: Tensor, backend: str
 ) -> list[Tensor]:
-    """Gradients of what was projected, packed as it is."""
+    """Return the gradients of what was projected, packed as it is."""
     q, k, v = unpacked(projected)
     if _is_empty(q, k):
         return [tensor.new_zeros(tensor.shape) for tensor in projected]
@@ -51,27 +47,57 @@ def attention_backward(
     return gradients
 
 
-@attention_backward.register_fake
-def _(
-    grad: Tensor, projected: Sequence[Tensor], key_present: Tensor | None, out: Tensor, lse: Tensor, backend: str
-) -> list[Tensor]:
+def _forward_fake(projected: Sequence[Tensor], key_present: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    q, _, _ = unpacked(projected)
+    batch, queries, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(batch, heads, queries, dtype=torch.float32)
+
+
+def _backward_fake(grad: Tensor, projected: Sequence[Tensor], *rest: object) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in projected]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    projected, key_present, ctx.backend = inputs
-    ctx.set_materialize_grads(False)  # of lse, which is nobody's result
-    ctx.save_for_backward(*projected, key_present, *output)
+_forward_operator = define(
+    "attention(Tensor[] projected, Tensor? key_present, str backend) -> (Tensor, Tensor)", _forward, _forward_fake
+)
+_backward_operator = define(
+    "attention_backward(Tensor grad, Tensor[] projected, Tensor? key_present, Tensor out, Tensor lse, str backend) -> "
+    "Tensor[]",
+    _backward,
+    _backward_fake,
+)
+
+Forward = Callable[[Sequence[Tensor], Tensor | None, str], tuple[Tensor, Tensor]]
+Backward = Callable[[Tensor, Sequence[Tensor], Tensor | None, Tensor, Tensor, str], list[Tensor]]
 
 
-def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[list[Tensor], None, None]:
-    *projected, key_present, out, lse = ctx.saved_tensors
-    return attention_backward(grad, projected, key_present, out, lse, ctx.backend), None, None
+def forward_for(tensor: Tensor) -> Forward:
+    """Return attention of the flash kind, as an operator where `tensor` is watched."""
+    return _forward_operator if is_watched(tensor) else _forward
 
 
-attention_forward.register_autograd(_backward, setup_context=_keep)
+def backward_for(tensor: Tensor) -> Backward:
+    """Return the gradients of attention of the flash kind, as an operator where `tensor` is watched."""
+    return _backward_operator if is_watched(tensor) else _backward
+
+
+class FlashAttention(torch.autograd.Function):
+    """Attention by a backend of the flash kind, of q, k and v or of what they are packed in."""
+
+    @staticmethod
+    def forward(ctx: Any, key_present: Tensor | None, backend: str, *projected: Tensor) -> Tensor:
+        out, lse = forward_for(projected[0])(projected, key_present, backend)
+        ctx.save_for_backward(*projected, key_present, out, lse)
+        ctx.backend = backend
+        return out
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *projected, key_present, out, lse = ctx.saved_tensors
+        return None, None, *backward_for(grad)(grad, projected, key_present, out, lse, ctx.backend)
 
 
 def _is_empty(q: Tensor, k: Tensor) -> bool:
-    """Whether there is nothing to attend: libraries answer that with errors, with garbage, or by ending the process."""
+    """Return whether there is nothing to attend: libraries answer that with errors, garbage, or a crash."""
     return 0 in q.shape or 0 in k.shape

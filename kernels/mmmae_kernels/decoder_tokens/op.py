@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import dispatch
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
-from ..dispatch import in_debug_mode, kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from ..dispatch import Arguments, declare, in_debug_mode, native_refuses, triton_refuses
+from ..operators import declare_operator, first_derivative_only, kernels_for
 from .reference import decoder_tokens_reference
 
 
@@ -47,66 +47,75 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
         ordered = torch.arange(tokens, device=ids_restore.device).expand_as(ids_restore)
         if not torch.equal(ids_restore.sort(dim=1).values, ordered):
             raise ValueError("ids_restore names a token twice, expected is a permutation in each row")
-    function = dispatch.choose("decoder_tokens", visible, mask_token, ids_restore, position)
-    sequence: Tensor = function(visible, mask_token, ids_restore, position)
+    arguments = (visible, mask_token, ids_restore, position)
+    kind = (visible.device, visible.dtype, mask_token.dtype, position.dtype)
+    sequence: Tensor = DECODER_TOKENS.serve(kind, *arguments)(*arguments)
     return sequence
 
 
-@torch.library.custom_op("mmmae::decoder_tokens", mutates_args=())
-def _fused(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor, backend: str) -> Tensor:
-    """`[B, N, D]` in the type that visible tokens and position promote to."""
-    forward = kernels("decoder_tokens", backend).decoder_tokens_forward
-    sequence: Tensor = forward(visible, mask_token, ids_restore, position)
-    return sequence
+def _by_kernels(backend: str) -> Callable[..., Tensor]:
+    def run(*arguments: Tensor) -> Tensor:
+        sequence: Tensor = _DecoderTokens.apply(*arguments, backend)  # type: ignore[no-untyped-call]
+        return sequence
+
+    return run
 
 
-@_fused.register_fake
-def _(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor, backend: str) -> Tensor:
-    dtype = torch.promote_types(visible.dtype, position.dtype)
-    return visible.new_empty(*ids_restore.shape, visible.shape[2], dtype=dtype)
+class _DecoderTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(ids_restore)
+        ctx.keep, ctx.backend = visible.shape[1], backend
+        ctx.dtypes = [tensor.dtype for tensor in (visible, mask_token, position)]
+        forward = kernels_for(visible, backend).decoder_tokens_forward
+        sequence: Tensor = forward(visible, mask_token, ids_restore, position)
+        return sequence
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (ids_restore,) = ctx.saved_tensors
+        gradients = kernels_for(grad, ctx.backend).decoder_tokens_backward(grad, ids_restore, ctx.keep)
+        grad_visible, grad_mask_token, grad_position = (
+            gradient.to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        return grad_visible, grad_mask_token, None, grad_position, None
 
 
-@torch.library.custom_op("mmmae::decoder_tokens_backward", mutates_args=())
-def _fused_backward(grad: Tensor, ids_restore: Tensor, keep: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by visible tokens, mask token and position."""
-    backward = kernels("decoder_tokens", backend).decoder_tokens_backward
-    grads: tuple[Tensor, Tensor, Tensor] = backward(grad, ids_restore, keep)
-    return grads
+# `[B, N, D]` in the type that visible tokens and position promote to.
+declare_operator(
+    "decoder_tokens",
+    "decoder_tokens_forward(Tensor visible, Tensor mask_token, Tensor ids_restore, Tensor position) -> Tensor",
+    lambda visible, mask_token, ids_restore, position: visible.new_empty(
+        *ids_restore.shape, visible.shape[2], dtype=torch.promote_types(visible.dtype, position.dtype)
+    ),
+    name="decoder_tokens",
+)
 
 
-@_fused_backward.register_fake
-def _(grad: Tensor, ids_restore: Tensor, keep: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(grad: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = grad.shape
     return grad.new_empty(batch, keep, width), grad.new_empty(width), grad.new_empty(tokens, width)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    visible, mask_token, ids_restore, position, ctx.backend = inputs
-    ctx.save_for_backward(ids_restore)
-    ctx.keep, ctx.dtypes = visible.shape[1], [tensor.dtype for tensor in (visible, mask_token, position)]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, Tensor, None]:
-    (ids_restore,) = ctx.saved_tensors
-    grads = _fused_backward(grad, ids_restore, ctx.keep, ctx.backend)
-    by_visible, by_mask_token, by_position = (part.to(dtype) for part, dtype in zip(grads, ctx.dtypes, strict=True))
-    return by_visible, by_mask_token, None, by_position, None
-
-
-_fused.register_autograd(_backward, setup_context=_keep)
-
-
-def _native_runs(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> dispatch.Reason:
-    return native_refuses((("visible", visible), ("mask_token", mask_token), ("position", position)))
-
-
-def _triton_runs(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> dispatch.Reason:
-    return triton_refuses((("visible", visible), ("mask_token", mask_token), ("position", position)))
-
-
-dispatch.register(
+# Gradients with respect to visible tokens, mask token and position.
+declare_operator(
     "decoder_tokens",
-    triton=dispatch.Implementation(functools.partial(_fused, backend="triton"), _triton_runs, triton_unavailable),
-    native=dispatch.Implementation(functools.partial(_fused, backend="native"), _native_runs, native_unavailable),
-    eager=dispatch.Implementation(decoder_tokens_reference),
+    "decoder_tokens_backward(Tensor grad, Tensor ids_restore, SymInt keep) -> (Tensor, Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+def _tensors(arguments: Arguments) -> list[tuple[str, Tensor]]:
+    return [(name, arguments[name]) for name in ("visible", "mask_token", "position")]
+
+
+DECODER_TOKENS = declare(
+    "decoder_tokens",
+    decoder_tokens_reference,
+    _by_kernels,
+    native_refuses=lambda arguments: native_refuses(_tensors(arguments)),
+    triton_refuses=lambda arguments: triton_refuses(_tensors(arguments)),
 )

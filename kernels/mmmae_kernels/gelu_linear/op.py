@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import dispatch
+from ..add_layer_norm.op import kind_of
 from ..autocast import matmul_dtype
 from ..checks import check_vector
-from ..dispatch import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
-from ..linear import check_linear, linear_gradients, product
+from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
+from ..linear import check_linear, linear_gradients, product, refuse_native_product
+from ..operators import declare_operator, first_derivative_only, kernels_for
 from .reference import gelu_linear_reference
 
 
 def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None = None) -> Tensor:
-    """`F.linear(F.gelu(hidden + hidden_bias), weight, bias)`, exact GELU, with no activated tensor kept for backward.
+    """Compute `F.linear(F.gelu(hidden + hidden_bias), weight, bias)`, exact GELU, and keep no activated tensor.
 
     Args:
         hidden: `[..., H]`.
@@ -34,88 +35,73 @@ def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias
     if hidden_bias is not None:
         check_vector("hidden_bias", hidden_bias, hidden.shape[-1], hidden.device)
     arguments = (hidden, weight, bias, hidden_bias)
-    out: Tensor = dispatch.choose("gelu_linear", *arguments)(*arguments)
+    kind = (*kind_of(*arguments), matmul_dtype(weight))
+    out: Tensor = GELU_LINEAR.serve(kind, *arguments)(*arguments)
     return out
 
 
-@torch.library.custom_op("mmmae::gelu", mutates_args=())
-def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None, backend: str) -> Tensor:
-    """`gelu(hidden + hidden_bias)`, contiguous, in the type of `hidden`."""
-    activated: Tensor = kernels("gelu_linear", backend).gelu_forward(hidden, hidden_bias)
-    return activated
+def _by_kernels(backend: str) -> Callable[..., Tensor]:
+    def run(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None) -> Tensor:
+        dtype = matmul_dtype(weight)
+        if weight.dtype != dtype or hidden.dtype != dtype or (bias is not None and bias.dtype != dtype):
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        out: Tensor = _GeluLinear.apply(hidden, weight, bias, hidden_bias, backend)  # type: ignore[no-untyped-call]
+        return out
 
-
-@gelu_forward.register_fake
-def _(hidden: Tensor, hidden_bias: Tensor | None, backend: str) -> Tensor:
-    return hidden.new_empty(hidden.shape)
-
-
-@torch.library.custom_op("mmmae::gelu_backward", mutates_args={"grad"})
-def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    """Turn `grad`, contiguous, into `grad * gelu'(hidden + hidden_bias)`; give what follows.
-
-    The activation, contiguous, in the type of `hidden`, and the gradient of `hidden_bias` (no elements without).
-    """
-    backward = kernels("gelu_linear", backend).gelu_backward
-    result: tuple[Tensor, Tensor] = backward(grad, hidden, hidden_bias)
-    return result
-
-
-@gelu_backward.register_fake
-def _(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    grad_bias = hidden.new_empty(0) if hidden_bias is None else hidden_bias.new_empty(hidden_bias.shape)
-    return hidden.new_empty(hidden.shape), grad_bias
+    return run
 
 
 class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None, backend: str
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None, backend: str
     ) -> Tensor:
-        return product(gelu_forward(hidden, hidden_bias, backend), weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        hidden, weight, _, hidden_bias, ctx.backend = inputs
         ctx.save_for_backward(hidden, weight, hidden_bias)
+        ctx.backend = backend
+        return product(kernels_for(hidden, backend).gelu_forward(hidden, hidden_bias), weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (grad,) = grads
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         hidden, weight, hidden_bias = ctx.saved_tensors
-        grad_hidden = product(grad, weight.t())  # by the activation, and then in the same memory by what was activated
-        activated, grad_bias = gelu_backward(grad_hidden, hidden, hidden_bias, ctx.backend)
-        by_linear = linear_gradients(grad, activated, ctx.needs_input_grad[1:3])
-        return grad_hidden, *by_linear, None if hidden_bias is None else grad_bias, None
+        # With respect to the activation, and then in the same memory with respect to what was activated.
+        grad_hidden = product(grad, weight.t())
+        activated, grad_hidden_bias = kernels_for(hidden, ctx.backend).gelu_backward(grad_hidden, hidden, hidden_bias)
+        grad_weight, grad_bias = linear_gradients(grad, activated, ctx.needs_input_grad[1:3])
+        return grad_hidden, grad_weight, grad_bias, None if hidden_bias is None else grad_hidden_bias, None
 
 
-def _lean(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None = None, *, backend: str
-) -> Tensor:
-    dtype = matmul_dtype(weight)
-    bias = None if bias is None else bias.to(dtype)
-    arguments = (hidden.to(dtype), weight.to(dtype), bias, hidden_bias, backend)
-    out: Tensor = _GeluLinear.apply(*arguments)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _native_runs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None = None
-) -> dispatch.Reason:
-    if matmul_dtype(weight) != torch.float32:
-        return f"the product is in {matmul_dtype(weight)}, native kernels take torch.float32"
-    return native_refuses((("hidden", hidden), ("weight", weight), ("bias", bias), ("hidden_bias", hidden_bias)))
-
-
-def _triton_runs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None = None
-) -> dispatch.Reason:
-    return triton_refuses((("hidden", hidden), ("weight", weight), ("bias", bias), ("hidden_bias", hidden_bias)))
-
-
-dispatch.register(
+# `gelu(hidden + hidden_bias)`, contiguous, in the type of `hidden`.
+declare_operator(
     "gelu_linear",
-    triton=dispatch.Implementation(functools.partial(_lean, backend="triton"), _triton_runs, triton_unavailable),
-    native=dispatch.Implementation(functools.partial(_lean, backend="native"), _native_runs, native_unavailable),
-    eager=dispatch.Implementation(gelu_linear_reference),
+    "gelu_forward(Tensor hidden, Tensor? hidden_bias) -> Tensor",
+    lambda hidden, hidden_bias: hidden.new_empty(hidden.shape),
+    name="gelu",
+)
+
+
+def _backward_fake(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape), hidden.new_empty(0) if hidden_bias is None else torch.empty_like(hidden_bias)
+
+
+# Turns `grad`, contiguous, into `grad * gelu'(hidden + hidden_bias)`, and gives the activation, contiguous, in the type
+# of `hidden`, and the gradient with respect to `hidden_bias` (of no elements without).
+declare_operator(
+    "gelu_linear",
+    "gelu_backward(Tensor(a!) grad, Tensor hidden, Tensor? hidden_bias) -> (Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+def _native_refuses(arguments: Arguments) -> Reason:
+    return refuse_native_product(arguments["weight"]) or native_refuses(tensors_of(arguments))
+
+
+GELU_LINEAR = declare(
+    "gelu_linear",
+    gelu_linear_reference,
+    _by_kernels,
+    native_refuses=_native_refuses,
+    triton_refuses=lambda arguments: triton_refuses(tensors_of(arguments)),
 )

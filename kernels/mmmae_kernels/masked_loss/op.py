@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .. import dispatch
 from ..autocast import matmul_dtype
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
-from ..dispatch import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
-from ..patch_embed import op as patch_embed_op
-from ..patch_embed.op import as_float, check_embedding
+from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
+from ..operators import declare_operator, first_derivative_only, is_watched, kernels_for
+from ..patch_embed.op import (
+    as_float,
+    check_embedding,
+    embedding_native_refuses,
+    embedding_triton_refuses,
+    kind_of,
+)
 from .reference import gradient_dtype, masked_l2_loss_reference, patch_l2_loss_reference
 
 LONGEST_ROW = 8192  # channels that a program holds on a GPU: 16 a thread of each operand
@@ -52,8 +56,9 @@ def masked_l2_loss(
         check_shape("ids", ids, tuple(prediction.shape[:2]))
         check_device("ids", ids, prediction.device)
         check_ids("ids", ids, target.shape[1])
-    function = dispatch.choose("masked_l2_loss", prediction, target, ids, weights, normalize)
-    loss: Tensor = function(prediction, target, ids, weights, normalize)
+    arguments = (prediction, target, ids, weights, normalize)
+    kind = (*kind_of(prediction, target), prediction.shape[2], _needs_gradient(target), _needs_gradient(weights))
+    loss: Tensor = MASKED_L2_LOSS.serve(kind, *arguments)(*arguments)
     return loss
 
 
@@ -86,8 +91,9 @@ def patch_l2_loss(
     check_embedding(volume, weight, bias, ids)
     check_shape("prediction", prediction, (*ids.shape, weight.shape[0]))
     check_device("prediction", prediction, volume.device)
-    function = dispatch.choose("patch_l2_loss", prediction, volume, weight, bias, ids, weights, normalize)
-    loss: Tensor = function(prediction, volume, weight, bias, ids, weights, normalize)
+    arguments = (prediction, volume, weight, bias, ids, weights, normalize)
+    kind = (*kind_of(volume, prediction, weight, bias), matmul_dtype(weight), prediction.shape[2])
+    loss: Tensor = PATCH_L2_LOSS.serve((*kind, _needs_gradient(weights)), *arguments)(*arguments)
     return loss
 
 
@@ -99,206 +105,112 @@ def _check_prediction(prediction: Tensor, weights: Tensor | None) -> None:
         check_device("weights", weights, prediction.device)
 
 
-def _masked_l2(
-    prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool, backend: str
-) -> Tensor:
-    with_gradient = prediction.requires_grad and torch.is_grad_enabled()
-    loss: Tensor
-    loss, _ = masked_l2_loss_forward(prediction, target, ids, weights, normalize, with_gradient, backend)
-    return loss
+def _masked_by_kernels(backend: str) -> Callable[..., Tensor]:
+    def run(prediction: Tensor, *arguments: Any) -> Tensor:
+        with_gradient = prediction.requires_grad and torch.is_grad_enabled()
+        loss: Tensor = _Loss.apply(prediction, "masked_l2_loss_forward", (*arguments, with_gradient), backend)  # type: ignore[no-untyped-call]
+        return loss
+
+    return run
 
 
-def _patch_l2(
-    prediction: Tensor,
-    volume: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    weights: Tensor | None,
-    normalize: bool,
-    backend: str,
-) -> Tensor:
-    weight = weight.detach().to(matmul_dtype(weight))
-    with_gradient = prediction.requires_grad and torch.is_grad_enabled()
-    bias = None if bias is None else bias.detach()
-    loss: Tensor
-    loss, _ = patch_l2_loss_forward(
-        prediction, volume.detach(), weight, bias, ids, weights, normalize, with_gradient, backend
-    )
-    return loss
+def _patch_by_kernels(backend: str) -> Callable[..., Tensor]:
+    def run(prediction: Tensor, volume: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        dtype = matmul_dtype(weight)
+        volume, weight, bias = volume.detach(), weight.detach(), None if bias is None else bias.detach()
+        weight = weight if weight.dtype == dtype else weight.to(dtype)
+        with_gradient = prediction.requires_grad and torch.is_grad_enabled()
+        arguments = (volume, weight, bias, *rest, with_gradient)
+        loss: Tensor = _Loss.apply(prediction, "patch_l2_loss_forward", arguments, backend)  # type: ignore[no-untyped-call]
+        return loss
+
+    return run
 
 
-@torch.library.custom_op("mmmae::masked_l2_loss", mutates_args=())
-def masked_l2_loss_forward(
-    prediction: Tensor,
-    target: Tensor,
-    ids: Tensor | None,
-    weights: Tensor | None,
-    normalize: bool,
-    with_gradient: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """The loss, a float32 scalar, and its gradient by the prediction (of no elements unless asked for).
+class _Loss(torch.autograd.Function):
+    """A loss of the prediction, whose gradient is computed with it and multiplied by the loss's own later."""
 
-    The gradient has the type of `gradient_dtype`.
-    """
-    forward = kernels("masked_loss", backend).masked_l2_loss_forward
-    result: tuple[Tensor, Tensor] = forward(prediction, target, ids, weights, normalize, with_gradient)
-    return result
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, kernel: str, arguments: tuple[Any, ...], backend: str) -> Tensor:
+        loss: Tensor
+        loss, gradient = getattr(kernels_for(prediction, backend), kernel)(prediction, *arguments)
+        ctx.dtype = prediction.dtype
+        ctx.save_for_backward(gradient)
+        return loss
 
-
-@masked_l2_loss_forward.register_fake
-def _(
-    prediction: Tensor,
-    target: Tensor,
-    ids: Tensor | None,
-    weights: Tensor | None,
-    normalize: bool,
-    with_gradient: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _loss_and_gradient(prediction, with_gradient)
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        # On the CPU a look at the factor is free, and it is 1 in most training steps. Who traces or counts sees a
+        # product.
+        seen = gradient.device.type == "cpu" and not is_watched(gradient)
+        if not (seen and float(grad_loss) == 1):
+            gradient = (gradient * grad_loss.to(gradient.dtype)).to(ctx.dtype)
+        return gradient, None, None, None
 
 
-@torch.library.custom_op("mmmae::patch_l2_loss", mutates_args=())
-def patch_l2_loss_forward(
-    prediction: Tensor,
-    volume: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    weights: Tensor | None,
-    normalize: bool,
-    with_gradient: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """As `masked_l2_loss_forward`, against the embedding of the patches `ids`."""
-    forward = kernels("masked_loss", backend).patch_l2_loss_forward
-    result: tuple[Tensor, Tensor] = forward(prediction, volume, weight, bias, ids, weights, normalize, with_gradient)
-    return result
-
-
-@patch_l2_loss_forward.register_fake
-def _(
-    prediction: Tensor,
-    volume: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    weights: Tensor | None,
-    normalize: bool,
-    with_gradient: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _loss_and_gradient(prediction, with_gradient)
-
-
-def _loss_and_gradient(prediction: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(prediction: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    with_gradient = arguments[-1]
     gradient = prediction.new_empty(prediction.shape if with_gradient else (0,), dtype=gradient_dtype(prediction))
     return prediction.new_empty((), dtype=torch.float32), gradient
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.others = len(inputs) - 1
-
-
-def _backward(ctx: Any, grad_loss: Tensor | None, _: Any) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # what is kept would pass for a constant
-        raise RuntimeError("the loss's gradient can't be differentiated again; use_backend('eager') gives one that can")
-    (gradient,) = ctx.saved_tensors
-    others = (None,) * ctx.others
-    if grad_loss is None:
-        return None, *others
-    # On the CPU a look at the factor is free, and it is 1 in most training steps. Who traces or counts sees a product.
-    seen = gradient.device.type == "cpu" and not is_in_torch_dispatch_mode()
-    if not (seen and float(grad_loss) == 1):
-        gradient = (gradient * grad_loss.to(gradient.dtype)).to(ctx.dtype)
-    return gradient, *others
-
-
-masked_l2_loss_forward.register_autograd(_backward, setup_context=_keep)
-patch_l2_loss_forward.register_autograd(_backward, setup_context=_keep)
-
-
-def _constant(name: str, tensor: Tensor | None) -> dispatch.Reason:
-    if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-        return f"{name} requires a gradient, which only eager gives"
-    return None
-
-
-def _masked_native_runs(
-    prediction: Tensor,
-    target: Tensor,
-    ids: Tensor | None = None,
-    weights: Tensor | None = None,
-    normalize: bool = False,
-) -> dispatch.Reason:
-    constant = _constant("target", target) or _constant("weights", weights)
-    return constant or native_refuses((("prediction", prediction), as_float(target, "target")))
-
-
-def _masked_triton_runs(
-    prediction: Tensor,
-    target: Tensor,
-    ids: Tensor | None = None,
-    weights: Tensor | None = None,
-    normalize: bool = False,
-) -> dispatch.Reason:
-    if prediction.shape[2] > LONGEST_ROW:
-        return f"prediction has {prediction.shape[2]} channels, a program holds at most {LONGEST_ROW}"
-    constant = _constant("target", target) or _constant("weights", weights)
-    return constant or triton_refuses((("prediction", prediction), as_float(target, "target")))
-
-
-def _patch_native_runs(
-    prediction: Tensor,
-    volume: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    weights: Tensor | None,
-    *_: object,
-) -> dispatch.Reason:
-    embedding = patch_embed_op.native_runs(volume, weight, bias, ids, None)
-    return embedding or _constant("weights", weights) or native_refuses((("prediction", prediction),))
-
-
-def _patch_triton_runs(
-    prediction: Tensor,
-    volume: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    weights: Tensor | None,
-    *_: object,
-) -> dispatch.Reason:
-    if prediction.shape[2] > LONGEST_ROW:
-        return f"prediction has {prediction.shape[2]} channels, a program holds at most {LONGEST_ROW}"
-    embedding = patch_embed_op.triton_runs(volume, weight, bias, ids, None)
-    return embedding or _constant("weights", weights) or triton_refuses((("prediction", prediction),))
-
-
-dispatch.register(
-    "masked_l2_loss",
-    triton=dispatch.Implementation(
-        functools.partial(_masked_l2, backend="triton"), _masked_triton_runs, triton_unavailable
-    ),
-    native=dispatch.Implementation(
-        functools.partial(_masked_l2, backend="native"), _masked_native_runs, native_unavailable
-    ),
-    eager=dispatch.Implementation(masked_l2_loss_reference),
+# The loss, a float32 scalar, and its gradient with respect to the prediction in the type of `gradient_dtype` (of no
+# elements unless asked for).
+declare_operator(
+    "masked_loss",
+    "masked_l2_loss_forward(Tensor prediction, Tensor target, Tensor? ids, Tensor? weights, bool normalize, "
+    "bool with_gradient) -> (Tensor, Tensor)",
+    _loss_and_gradient,
+    name="masked_l2_loss",
 )
-dispatch.register(
+# The same against the embedding of the patches `ids`.
+declare_operator(
+    "masked_loss",
+    "patch_l2_loss_forward(Tensor prediction, Tensor volume, Tensor weight, Tensor? bias, Tensor ids, Tensor? weights, "
+    "bool normalize, bool with_gradient) -> (Tensor, Tensor)",
+    _loss_and_gradient,
+    name="patch_l2_loss",
+)
+
+
+def _needs_gradient(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _refuses(arguments: Arguments, refuse: Callable[[Iterable[tuple[str, Tensor]]], Reason]) -> Reason:
+    for name in ("target", "weights"):
+        if _needs_gradient(arguments.get(name)):
+            return f"{name} requires a gradient, which only eager gives"
+    target = [as_float(arguments["target"], "target")] if "target" in arguments else []
+    return refuse([("prediction", arguments["prediction"]), *target])
+
+
+def _native_refuses(arguments: Arguments) -> Reason:
+    embedding = embedding_native_refuses(arguments) if "volume" in arguments else None
+    return embedding or _refuses(arguments, native_refuses)
+
+
+def _triton_refuses(arguments: Arguments) -> Reason:
+    width = arguments["prediction"].shape[2]
+    if width > LONGEST_ROW:
+        return f"prediction has {width} channels, a program holds at most {LONGEST_ROW}"
+    embedding = embedding_triton_refuses(arguments) if "volume" in arguments else None
+    return embedding or _refuses(arguments, triton_refuses)
+
+
+MASKED_L2_LOSS = declare(
+    "masked_l2_loss",
+    masked_l2_loss_reference,
+    _masked_by_kernels,
+    native_refuses=_native_refuses,
+    triton_refuses=_triton_refuses,
+)
+PATCH_L2_LOSS = declare(
     "patch_l2_loss",
-    triton=dispatch.Implementation(
-        functools.partial(_patch_l2, backend="triton"), _patch_triton_runs, triton_unavailable
-    ),
-    native=dispatch.Implementation(
-        functools.partial(_patch_l2, backend="native"), _patch_native_runs, native_unavailable
-    ),
-    eager=dispatch.Implementation(patch_l2_loss_reference),
+    patch_l2_loss_reference,
+    _patch_by_kernels,
+    native_refuses=_native_refuses,
+    triton_refuses=_triton_refuses,
 )

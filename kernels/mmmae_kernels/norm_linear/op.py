@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import dispatch
-from ..add_layer_norm import op as add_layer_norm
+from ..add_layer_norm.op import check_norm, dtypes_of, kind_of, refuse_long_rows, summand_gradients
 from ..autocast import matmul_dtype
-from ..dispatch import native_refuses, native_unavailable, triton_refuses, triton_unavailable
-from ..linear import check_linear, linear_gradients, product
+from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
+from ..linear import check_linear, linear_gradients, product, refuse_native_product
+from ..operators import first_derivative_only, kernels_for
 from .reference import norm_linear_reference
 
 
@@ -26,7 +26,7 @@ def norm_linear(
     epsilon: float = 1e-6,
     residual_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`total = x + residual + residual_bias` and `F.linear(layer_norm(total), weight, bias)`; no norm is kept.
+    """Compute `total = x + residual + residual_bias` and `F.linear(layer_norm(total), weight, bias)`; no norm is kept.
 
     Args:
         x: `[..., H]`.
@@ -43,18 +43,34 @@ def norm_linear(
         ValueError: shapes or devices do not fit, a tensor holds no floating point numbers, or there is a
             `residual_bias` and no residual.
     """
-    add_layer_norm.check_norm(x, residual, norm_weight, norm_bias, residual_bias)
+    check_norm(x, residual, norm_weight, norm_bias, residual_bias)
     check_linear("x", x, weight, bias)
     arguments = (x, residual, norm_weight, norm_bias, weight, bias, epsilon, residual_bias)
-    total, out = dispatch.choose("norm_linear", *arguments)(*arguments)
+    kind = (*kind_of(x, residual, norm_weight, norm_bias, weight, bias, residual_bias), matmul_dtype(weight))
+    total, out = NORM_LINEAR.serve(kind, *arguments)(*arguments)
     return total, out
 
 
+def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(x: Tensor, residual: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+        norm_weight, norm_bias, weight, bias, epsilon, residual_bias = arguments
+        dtype = matmul_dtype(weight)
+        if weight.dtype != dtype:
+            weight = weight.to(dtype)
+        if bias is not None and bias.dtype != dtype:
+            bias = bias.to(dtype)
+        results = _NormLinear.apply(x, residual, residual_bias, norm_weight, norm_bias, weight, bias, epsilon, backend)  # type: ignore[no-untyped-call]
+        return (x, results) if residual is None else results
+
+    return run
+
+
 class _NormLinear(torch.autograd.Function):
-    """The sum has no elements without residual; the last two outputs are the norm's statistics."""
+    """Gives the sum and the linear layer's output, or the output alone where there is nothing to add."""
 
     @staticmethod
     def forward(
+        ctx: Any,
         x: Tensor,
         residual: Tensor | None,
         residual_bias: Tensor | None,
@@ -64,92 +80,43 @@ class _NormLinear(torch.autograd.Function):
         bias: Tensor | None,
         epsilon: float,
         backend: str,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        total, norm, mean, rstd = add_layer_norm.add_layer_norm_forward(
-            x, residual, residual_bias, norm_weight, norm_bias, epsilon, weight.dtype, backend
-        )
-        return total, product(norm, weight, bias), mean, rstd
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, residual, residual_bias, norm_weight, norm_bias, weight, _, _, ctx.backend = inputs
-        total, _, mean, rstd = output
-        ctx.dtypes = add_layer_norm.dtypes_of(x, residual, residual_bias)
+    ) -> Any:
+        forward = kernels_for(x, backend).add_layer_norm_forward
+        total, norm, mean, rstd = forward(x, residual, residual_bias, norm_weight, norm_bias, epsilon, weight.dtype)
         ctx.save_for_backward(x if residual is None else total, mean, rstd, norm_weight, norm_bias, weight)
-        ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
+        ctx.dtypes, ctx.backend = dtypes_of(x, residual, residual_bias), backend
+        out = product(norm, weight, bias)
+        return out if residual is None else (total, out)
 
     @staticmethod
+    @first_derivative_only
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        grad_total, grad_out = grads[:2]
-        grad_total = None if ctx.dtypes[1] is None else grad_total  # without residual there was no sum
+        grad_total, grad_out = grads if len(grads) == 2 else (None, grads[0])
+        if grad_out is None:
+            return *summand_gradients(grad_total, None, ctx.dtypes), *(None,) * 6
         total, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
-        by_norm: tuple[Tensor | None, Tensor | None] = (None, None)
-        by_linear: tuple[Tensor | None, Tensor | None] = (None, None)
-        grad, row_sum = grad_total, None
-        if grad_out is not None:
-            grad_norm = product(grad_out, weight.t())
-            grad, grad_weight, grad_bias, row_sum, norm = add_layer_norm.add_layer_norm_backward(
-                grad_total, grad_norm, total, norm_weight, norm_bias, mean, rstd, ctx.dtypes[2], ctx.backend
-            )
-            by_norm = grad_weight, grad_bias
-            by_linear = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7])
-        by_summands = add_layer_norm.summand_gradients(grad, row_sum, ctx.dtypes)
-        return *by_summands, *by_norm, *by_linear, None, None
+        backward = kernels_for(total, ctx.backend).add_layer_norm_backward
+        grad, grad_norm_weight, grad_norm_bias, row_sum, norm = backward(
+            grad_total, product(grad_out, weight.t()), total, norm_weight, norm_bias, mean, rstd, ctx.dtypes[2]
+        )
+        grad_weight, grad_bias = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7])
+        summands = summand_gradients(grad, row_sum, ctx.dtypes)
+        return *summands, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, None, None
 
 
-def _lean(
-    x: Tensor,
-    residual: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    epsilon: float,
-    residual_bias: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    dtype = matmul_dtype(weight)
-    bias = None if bias is None else bias.to(dtype)
-    total, out, _, _ = _NormLinear.apply(  # type: ignore[no-untyped-call]
-        x, residual, residual_bias, norm_weight, norm_bias, weight.to(dtype), bias, epsilon, backend
-    )
-    return (x if residual is None else total), out
+def _native_refuses(arguments: Arguments) -> Reason:
+    return refuse_native_product(arguments["weight"]) or native_refuses(tensors_of(arguments))
 
 
-def _native_runs(
-    x: Tensor,
-    residual: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    epsilon: float = 1e-6,
-    residual_bias: Tensor | None = None,
-) -> dispatch.Reason:
-    if matmul_dtype(weight) != torch.float32:
-        return f"the product is in {matmul_dtype(weight)}, native kernels take torch.float32"
-    norm = add_layer_norm.native_runs(x, residual, norm_weight, norm_bias, epsilon, residual_bias)
-    return norm or native_refuses((("weight", weight), ("bias", bias)))
+def _triton_refuses(arguments: Arguments) -> Reason:
+    return refuse_long_rows(arguments) or triton_refuses(tensors_of(arguments))
 
 
-def _triton_runs(
-    x: Tensor,
-    residual: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    epsilon: float = 1e-6,
-    residual_bias: Tensor | None = None,
-) -> dispatch.Reason:
-    norm = add_layer_norm.triton_runs(x, residual, norm_weight, norm_bias, epsilon, residual_bias)
-    return norm or triton_refuses((("weight", weight), ("bias", bias)))
-
-
-dispatch.register(
+NORM_LINEAR = declare(
     "norm_linear",
-    triton=dispatch.Implementation(functools.partial(_lean, backend="triton"), _triton_runs, triton_unavailable),
-    native=dispatch.Implementation(functools.partial(_lean, backend="native"), _native_runs, native_unavailable),
-    eager=dispatch.Implementation(norm_linear_reference),
+    norm_linear_reference,
+    _by_kernels,
+    native_refuses=_native_refuses,
+    triton_refuses=_triton_refuses,
 )

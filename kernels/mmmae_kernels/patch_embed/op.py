@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import dispatch
 from ..autocast import matmul_dtype
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
-from ..dispatch import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
+from ..linear import refuse_native_product
+from ..operators import declare_operator, first_derivative_only, kernels_for
 from .reference import patch_embed_reference, token_count
 
 INTEGERS = (torch.uint8, torch.int16)  # that kernels convert on their way from the volume
@@ -45,9 +45,16 @@ def patch_embed(
     if position is not None:
         check_shape("position", position, (tokens, weight.shape[0]))
         check_device("position", position, volume.device)
-    function = dispatch.choose("patch_embed", volume, weight, bias, ids, position)
-    embedded: Tensor = function(volume, weight, bias, ids, position)
+    arguments = (volume, weight, bias, ids, position)
+    embedded: Tensor = PATCH_EMBED.serve((*kind_of(volume, weight, bias, position), matmul_dtype(weight)), *arguments)(
+        *arguments
+    )
     return embedded
+
+
+def kind_of(volume: Tensor, *floats: Tensor | None) -> tuple[Any, ...]:
+    """Return what backends look at of an op on patches: device and types."""
+    return volume.device, volume.dtype, *[None if tensor is None else tensor.dtype for tensor in floats]
 
 
 def check_embedding(volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None) -> int:
@@ -83,47 +90,64 @@ def check_token_ids(ids: Tensor, volume: Tensor, tokens: int) -> None:
     check_ids("ids", ids, tokens)
 
 
-def _fused(
-    volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None, backend: str
-) -> Tensor:
-    weight = weight.to(matmul_dtype(weight))
-    embedded: Tensor = patch_embed_forward(volume, weight, bias, ids, position, backend)
-    return embedded
+def _by_kernels(backend: str) -> Callable[..., Tensor]:
+    def run(volume: Tensor, weight: Tensor, *others: Tensor | None) -> Tensor:
+        dtype = matmul_dtype(weight)
+        embedded: Tensor = _PatchEmbed.apply(  # type: ignore[no-untyped-call]
+            volume, weight if weight.dtype == dtype else weight.to(dtype), *others, backend
+        )
+        return embedded
+
+    return run
 
 
-@torch.library.custom_op("mmmae::patch_embed", mutates_args=())
-def patch_embed_forward(
-    volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None, backend: str
-) -> Tensor:
-    """`[B, K, D]` in the type that weight and position promote to."""
-    forward = kernels("patch_embed", backend).patch_embed_forward
-    embedded: Tensor = forward(volume, weight, bias, ids, position)
-    return embedded
+class _PatchEmbed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        volume: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor | None,
+        position: Tensor | None,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(volume, weight, ids)
+        ctx.backend = backend
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (volume, weight, bias, position)]
+        embedded: Tensor = kernels_for(volume, backend).patch_embed_forward(volume, weight, bias, ids, position)
+        return embedded
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        volume, weight, ids = ctx.saved_tensors
+        needs = tuple([ctx.needs_input_grad[place] for place in (0, 1, 2, 4)])
+        gradients = kernels_for(volume, ctx.backend).patch_embed_backward(grad, volume, weight, ids, needs)
+        grad_volume, grad_weight, grad_bias, grad_position = (
+            gradient.to(dtype) if need else None
+            for gradient, need, dtype in zip(gradients, needs, ctx.dtypes, strict=True)
+        )
+        return grad_volume, grad_weight, grad_bias, None, grad_position, None
 
 
-@patch_embed_forward.register_fake
-def _(
-    volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None, backend: str
-) -> Tensor:
+def _forward_fake(volume: Tensor, weight: Tensor, bias: object, ids: Tensor | None, position: Tensor | None) -> Tensor:
     tokens = token_count(volume, weight.shape[2:]) if ids is None else ids.shape[1]
     dtype = weight.dtype if position is None else torch.promote_types(weight.dtype, position.dtype)
     return volume.new_empty(volume.shape[0], tokens, weight.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("mmmae::patch_embed_backward", mutates_args=())
-def patch_embed_backward(
-    grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None, needs: list[bool], backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by volume, weight, bias and position; of no elements for those that `needs` does not ask for."""
-    backward = kernels("patch_embed", backend).patch_embed_backward
-    grads = backward(grad, volume, weight, ids, tuple(needs))
-    first, second, third, fourth = (grad.new_empty(0) if gradient is None else gradient for gradient in grads)
-    return first, second, third, fourth
+# `[B, K, D]` in the type that weight and position promote to.
+declare_operator(
+    "patch_embed",
+    "patch_embed_forward(Tensor volume, Tensor weight, Tensor? bias, Tensor? ids, Tensor? position) -> Tensor",
+    _forward_fake,
+    name="patch_embed",
+)
 
 
-@patch_embed_backward.register_fake
-def _(
-    grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None, needs: list[bool], backend: str
+def _backward_fake(
+    grad: Tensor, volume: Tensor, weight: Tensor, ids: object, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     none, width = (0,), weight.shape[0]
     return (
@@ -134,58 +158,41 @@ def _(
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    volume, weight, bias, ids, position, ctx.backend = inputs
-    ctx.save_for_backward(volume, weight, ids)
-    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (volume, weight, bias, position)]
+# Gradients with respect to volume, weight, bias and position; of no elements for those that `needs` does not ask for.
+declare_operator(
+    "patch_embed",
+    "patch_embed_backward(Tensor grad, Tensor volume, Tensor weight, Tensor? ids, bool[] needs) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _backward_fake,
+)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    volume, weight, ids = ctx.saved_tensors
-    needs = [ctx.needs_input_grad[place] for place in (0, 1, 2, 4)]
-    grads = patch_embed_backward(grad, volume, weight, ids, needs, ctx.backend)
-    by_volume, by_weight, by_bias, by_position = (
-        gradient.to(dtype) if need else None for gradient, need, dtype in zip(grads, needs, ctx.dtypes, strict=True)
-    )
-    return by_volume, by_weight, by_bias, None, by_position, None
+def embedding_native_refuses(arguments: Arguments) -> Reason:
+    """Return None if the native kernels embed these patches, else the reason."""
+    return refuse_native_product(arguments["weight"]) or native_refuses(_tensors(arguments))
 
 
-patch_embed_forward.register_autograd(_backward, setup_context=_keep)
+def embedding_triton_refuses(arguments: Arguments) -> Reason:
+    """Return None if the Triton kernels embed these patches, else the reason."""
+    return triton_refuses(_tensors(arguments))
 
 
-def native_runs(
-    volume: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    ids: Tensor | None = None,
-    position: Tensor | None = None,
-) -> dispatch.Reason:
-    """None if the native kernels take these arguments, else the reason."""
-    floats = (("weight", weight), ("bias", bias), ("position", position))
-    if matmul_dtype(weight) != torch.float32:
-        return f"the product is in {matmul_dtype(weight)}, native kernels take torch.float32"
-    return native_refuses((as_float(volume), *floats))
-
-
-def triton_runs(
-    volume: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    ids: Tensor | None = None,
-    position: Tensor | None = None,
-) -> dispatch.Reason:
-    """None if the Triton kernels take these arguments, else the reason."""
-    return triton_refuses((as_float(volume), ("weight", weight), ("bias", bias), ("position", position)))
+def _tensors(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
+    yield as_float(arguments["volume"])
+    for name in ("weight", "bias", "position"):
+        if arguments.get(name) is not None:
+            yield name, arguments[name]
 
 
 def as_float(tensor: Tensor, name: str = "volume") -> tuple[str, Tensor]:
-    """A tensor by name, to be checked among floating point ones: integers that kernels convert count as float32."""
+    """Return a tensor by name, to be checked among floating point ones: integers that kernels convert are float32."""
     return name, tensor.new_empty(0, dtype=torch.float32) if tensor.dtype in INTEGERS else tensor
 
 
-dispatch.register(
+PATCH_EMBED = declare(
     "patch_embed",
-    triton=dispatch.Implementation(functools.partial(_fused, backend="triton"), triton_runs, triton_unavailable),
-    native=dispatch.Implementation(functools.partial(_fused, backend="native"), native_runs, native_unavailable),
-    eager=dispatch.Implementation(patch_embed_reference),
+    patch_embed_reference,
+    _by_kernels,
+    native_refuses=embedding_native_refuses,
+    triton_refuses=embedding_triton_refuses,
 )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import dispatch
 from ..checks import check_rank
-from ..dispatch import kernels, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
+from ..operators import declare_operator, kernels_for
 from .op import as_float, check_grid, check_token_ids
 from .reference import patchify_reference, token_count
 
@@ -25,82 +25,84 @@ def patchify(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = N
     tokens = check_grid(volume, patch)
     if ids is not None:
         check_token_ids(ids, volume, tokens)
-    rows: Tensor = dispatch.choose("patchify", volume, patch, ids)(volume, patch, ids)
+    kind = (volume.device, volume.dtype, volume.requires_grad and torch.is_grad_enabled())
+    rows: Tensor = PATCHIFY.serve(kind, volume, patch, ids)(volume, patch, ids)
     return rows
 
 
-def _fused(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None, backend: str) -> Tensor:
-    if ids is None:
-        tokens = token_count(volume, patch)
-        ids = torch.arange(tokens, device=volume.device).expand(volume.shape[0], tokens)
-    rows: Tensor = gather_patches(volume, ids, list(patch), backend)
-    return rows
+def _by_kernels(backend: str) -> Callable[..., Tensor]:
+    def run(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None) -> Tensor:
+        if ids is None:
+            tokens = token_count(volume, patch)
+            ids = torch.arange(tokens, device=volume.device).expand(volume.shape[0], tokens)
+        rows: Tensor = _Gather.apply(volume, ids, patch, backend)  # type: ignore[no-untyped-call]
+        return rows
+
+    return run
 
 
-@torch.library.custom_op("mmmae::gather_patches", mutates_args=())
-def gather_patches(volume: Tensor, ids: Tensor, patch: list[int], backend: str) -> Tensor:
-    """Rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` named by `ids [B, K]`."""
-    rows: Tensor = kernels("patch_embed", backend).gather_patches(volume, ids, tuple(patch))
-    return rows
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, volume: Tensor, ids: Tensor, patch: tuple[int, int, int], backend: str) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.patch, ctx.shape, ctx.backend = patch, tuple(volume.shape), backend
+        rows: Tensor = kernels_for(volume, backend).gather_patches(volume, ids, patch)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (ids,) = ctx.saved_tensors
+        grad_volume: Tensor = _Scatter.apply(grad, ids, ctx.patch, ctx.shape, ctx.backend)  # type: ignore[no-untyped-call]
+        return grad_volume, None, None, None
 
 
-@gather_patches.register_fake
-def _(volume: Tensor, ids: Tensor, patch: list[int], backend: str) -> Tensor:
-    return volume.new_empty(*ids.shape, volume.shape[1] * patch[0] * patch[1] * patch[2])
+class _Scatter(torch.autograd.Function):
+    """The gradient of the gather, whose own gradient is the gather again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, ids: Tensor, patch: tuple[int, int, int], shape: tuple[int, ...], backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.patch, ctx.backend = patch, backend
+        volume: Tensor = kernels_for(rows, backend).scatter_patches(rows, ids, patch, shape)
+        return volume
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (ids,) = ctx.saved_tensors
+        grad_rows: Tensor = _Gather.apply(grad, ids, ctx.patch, ctx.backend)  # type: ignore[no-untyped-call]
+        return grad_rows, None, None, None, None
 
 
-@torch.library.custom_op("mmmae::scatter_patches", mutates_args=())
-def scatter_patches(rows: Tensor, ids: Tensor, patch: list[int], shape: list[int], backend: str) -> Tensor:
-    """The transpose of `gather_patches`: a volume of `shape` with each row added at its patch, zero elsewhere."""
-    volume: Tensor = kernels("patch_embed", backend).scatter_patches(rows, ids, tuple(patch), tuple(shape))
-    return volume
+# Rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` named by `ids [B, K]`.
+declare_operator(
+    "patch_embed",
+    "gather_patches(Tensor volume, Tensor ids, SymInt[] patch) -> Tensor",
+    lambda volume, ids, patch: volume.new_empty(*ids.shape, volume.shape[1] * patch[0] * patch[1] * patch[2]),
+)
+# The transpose: a volume of `shape` with each row added at its patch, zero elsewhere.
+declare_operator(
+    "patch_embed",
+    "scatter_patches(Tensor rows, Tensor ids, SymInt[] patch, SymInt[] shape) -> Tensor",
+    lambda rows, ids, patch, shape: rows.new_empty(shape),
+)
 
 
-@scatter_patches.register_fake
-def _(rows: Tensor, ids: Tensor, patch: list[int], shape: list[int], backend: str) -> Tensor:
-    return rows.new_empty(shape)
-
-
-def _keep_for_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    volume, ids, ctx.patch, ctx.backend = inputs
-    ctx.save_for_backward(ids)
-    ctx.shape = list(volume.shape)
-
-
-def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    (ids,) = ctx.saved_tensors
-    return scatter_patches(grad, ids, ctx.patch, ctx.shape, ctx.backend), None, None, None
-
-
-def _keep_for_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ids, ctx.patch, _, ctx.backend = inputs
-    ctx.save_for_backward(ids)
-
-
-def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-    (ids,) = ctx.saved_tensors
-    return gather_patches(grad, ids, ctx.patch, ctx.backend), None, None, None, None
-
-
-gather_patches.register_autograd(_gather_backward, setup_context=_keep_for_gather)
-scatter_patches.register_autograd(_scatter_backward, setup_context=_keep_for_scatter)
-
-
-def _native_runs(volume: Tensor, *rest: object) -> dispatch.Reason:
+def _native_refuses(arguments: Arguments) -> Reason:
+    volume = arguments["volume"]
     if volume.dtype != torch.float32:
         return f"volume has dtype {volume.dtype}, the native gather gives torch.float32"
-    return native_refuses((("volume", volume),))
+    return native_refuses([("volume", volume)])
 
 
-def _triton_runs(volume: Tensor, *rest: object) -> dispatch.Reason:
+def _triton_refuses(arguments: Arguments) -> Reason:
+    volume = arguments["volume"]
     if volume.requires_grad and torch.is_grad_enabled():
         return "volume requires a gradient, which the Triton gather does not give"
-    return triton_refuses((as_float(volume),))
+    return triton_refuses([as_float(volume)])
 
 
-dispatch.register(
-    "patchify",
-    triton=dispatch.Implementation(functools.partial(_fused, backend="triton"), _triton_runs, triton_unavailable),
-    native=dispatch.Implementation(functools.partial(_fused, backend="native"), _native_runs, native_unavailable),
-    eager=dispatch.Implementation(patchify_reference),
+PATCHIFY = declare(
+    "patchify", patchify_reference, _by_kernels, native_refuses=_native_refuses, triton_refuses=_triton_refuses
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..operators import define, is_watched
+
 # Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: multipliers and Weyl increments of Philox 4x32.
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 INCREMENTS = (0x9E3779B9, 0xBB67AE85)
@@ -31,10 +33,8 @@ def random_masking_of_noise(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, T
     return ids_keep, ids_masked, ids_restore
 
 
-# An op of its own, because inductor would inline the ten rounds into an expression that doubles in size with each.
-@torch.library.custom_op("mmmae::philox_noise", mutates_args=())
 def philox_noise(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Tensor:
-    """Uniform 32-bit noise, a function of (seed, sample, token, stream) alone.
+    """Draw uniform 32-bit noise, a function of (seed, sample, token, stream) alone.
 
     Args:
         seed: int64 scalar, the key.
@@ -45,6 +45,11 @@ def philox_noise(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Ten
     Returns:
         `[B, tokens]` int64 in 0..2^32-1. Token n is word n % 4 of counter (n // 4, stream, sample low, sample high).
     """
+    noise: Tensor = (_operator if is_watched(samples) else _noise)(seed, samples, tokens, stream)
+    return noise
+
+
+def _noise(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Tensor:
     calls = torch.arange((tokens + 3) // 4, device=samples.device)
     shape = (len(samples), len(calls))
     counter = (
@@ -57,9 +62,12 @@ def philox_noise(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Ten
     return torch.stack(words, dim=-1).flatten(1)[:, :tokens].contiguous()
 
 
-@philox_noise.register_fake
-def _(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Tensor:
-    return samples.new_empty(samples.shape[0], tokens)
+# An operator, because inductor would inline the ten rounds into an expression that doubles in size with each.
+_operator = define(
+    "philox_noise(Tensor seed, Tensor samples, SymInt tokens, int stream) -> Tensor",
+    _noise,
+    lambda seed, samples, tokens, stream: samples.new_empty(samples.shape[0], tokens),
+)
 
 
 def philox_4x32_10(

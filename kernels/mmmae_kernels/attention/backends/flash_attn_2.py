@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dispatch import Reason
+from ...dispatch import Reason, constant_when_compiled
 from ..call import Call, flash_refuses
 from . import packages
 from .flash import Triple, on_device_of, rows_of, scale_of
@@ -75,7 +75,7 @@ def _plain(q: Tensor) -> dict[str, Any]:
     }
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _too_old() -> Reason:
     if not hasattr(packages.load(PACKAGE[1]), "_wrapped_flash_attn_backward"):
         return "this flash-attn is too old: it registers no operators, as versions from 2.7.1 on do"

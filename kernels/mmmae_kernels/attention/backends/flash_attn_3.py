@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...dispatch import Reason
+from ...dispatch import Reason, constant_when_compiled
 from ..call import Call, flash_refuses
 from . import packages
 from .flash import Triple, on_device_of, rows_of, scale_of
@@ -60,7 +60,7 @@ def attention_backward(
         )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _too_old() -> Reason:
     packages.load(PACKAGE[1])
     if not hasattr(torch.ops.flash_attn_3, "bwd"):

@@ -11,7 +11,7 @@ import inspect
 import torch
 from torch import Tensor
 
-from ...dispatch import Reason
+from ...dispatch import Reason, constant_when_compiled
 from ..call import Call, flash_refuses
 from . import packages
 from .flash import Triple, on_device_of, rows_of, scale_of
@@ -65,7 +65,7 @@ def attention_backward(
         )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _too_old() -> Reason:
     known = inspect.signature(packages.load(PACKAGE[1])._flash_attn_bwd).parameters
     missing = [name for name in ("deterministic", "dq", "dk", "dv") if name not in known]

@@ -14,10 +14,10 @@ from types import ModuleType
 
 import torch
 
-from ...dispatch import Reason
+from ...dispatch import Reason, constant_when_compiled
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def refuses(distribution: str, module: str) -> Reason:
     """None if `module` of a package can be used on this machine, else one line that says why not.
 

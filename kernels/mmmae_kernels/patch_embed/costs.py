@@ -1,0 +1,44 @@
+"""What the operators of patch embedding cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+
+def patch_embed_macs(
+    volume: Sequence[int], weight: Sequence[int], bias: object, ids: Sequence[int] | None, *rest: object
+) -> int:
+    """Each asked patch `[C, pt, ph, pw]` with `weight [D, C, pt, ph, pw]`; all patches without `ids [B, K]`."""
+    sizes = zip(volume[2:], weight[2:], strict=True)
+    tokens = math.prod(size // part for size, part in sizes) if ids is None else ids[1]
+    return volume[0] * tokens * math.prod(weight)
+
+
+def patch_embed_backward_macs(
+    grad: Sequence[int],
+    volume: Sequence[int],
+    weight: Sequence[int],
+    ids: object,
+    needs: Sequence[bool],
+    *rest: object,
+) -> int:
+    """As many again for the gradient by the volume and for that by the weight, if they are asked for."""
+    return (needs[0] + needs[1]) * grad[0] * grad[1] * math.prod(weight)
+
+
+def patch_embed_backward_launches(
+    grad: object, volume: object, weight: object, ids: object, needs: Sequence[bool], *rest: object
+) -> int:
+    """Each gradient's kernels and sums of partial sums; torch's zeros, sorts and searches where tokens may repeat."""
+    by_volume = 2 if ids is None else 12
+    by_weight = (3 if needs[2] else 2) if needs[1] else int(needs[2])
+    return needs[0] * by_volume + by_weight + needs[3] * (1 if ids is None else 4)
+
+
+MACS: dict[str, Callable[..., int]] = {
+    "mmmae::patch_embed": patch_embed_macs,
+    "mmmae::patch_embed_backward": patch_embed_backward_macs,
+}
+WITHOUT_MACS = ("mmmae::gather_patches", "mmmae::scatter_patches")
+LAUNCHES: dict[str, Callable[..., int]] = {"mmmae::patch_embed_backward": patch_embed_backward_launches}

@@ -1,0 +1,6 @@
+"""A pre-norm transformer block as one op."""
+
+from .op import transformer_block
+from .reference import BlockWeights
+
+__all__ = ["BlockWeights", "transformer_block"]

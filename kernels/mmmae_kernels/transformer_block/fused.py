@@ -1,0 +1,203 @@
+"""The node of autograd that a transformer block is: forward and backward over the kernels, the same for every backend.
+
+It keeps the stream before each norm with its statistics, q, k and v, attention's output with its log-sum-exps, and what
+goes into the GELU. Norms and the activation are computed again in backward, in the pass that gives their gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..add_layer_norm.op import in_dtype
+from ..attention.operators import backward_for, forward_for
+from ..linear import Products
+from ..operators import first_derivative_only, kernels_for
+from .reference import BlockWeights, take
+
+
+class Plan(NamedTuple):
+    """What is the same in every call of a kind.
+
+    Args:
+        backend: of the kernels, `native` or `triton`.
+        attention: backend of attention, one of the flash kind.
+        dtype: of the products.
+        products: who multiplies.
+    """
+
+    backend: str
+    attention: str
+    dtype: torch.dtype
+    products: Products
+
+
+class Kept(NamedTuple):
+    """What forward keeps for backward, but for q, k and v; weights in the type of the products."""
+
+    ids: Tensor | None  # [B, M]
+    total1: Tensor  # [B, N, D], the stream
+    mean1: Tensor  # [B*N]
+    rstd1: Tensor
+    mixed: Tensor  # [B, M, h, d], attention's output
+    lse: Tensor  # [B, h, M]
+    total2: Tensor  # [B, M, D], the stream after attention
+    mean2: Tensor  # [B*M]
+    rstd2: Tensor
+    hidden: Tensor  # [B, M, H], without the bias
+    norm1_weight: Tensor
+    norm1_bias: Tensor
+    qkv_weight: Tensor
+    proj_weight: Tensor
+    norm2_weight: Tensor
+    norm2_bias: Tensor
+    fc1_weight: Tensor
+    fc1_bias: Tensor
+    fc2_weight: Tensor
+
+
+# Places among x, residual, residual_bias and the weights.
+RESIDUAL_BIAS = 2
+QKV_WEIGHT, QKV_BIAS, PROJ_WEIGHT, PROJ_BIAS, FC1_WEIGHT, FC2_WEIGHT = (
+    3 + BlockWeights._fields.index(name)
+    for name in ("qkv_weight", "qkv_bias", "proj_weight", "proj_bias", "fc1_weight", "fc2_weight")
+)
+
+
+class FusedBlock(torch.autograd.Function):
+    """Takes the plan, the other arguments of `transformer_block`, and its weights one by one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        heads: int,
+        epsilon: float,
+        ids: Tensor | None,
+        x: Tensor,
+        residual: Tensor | None,
+        residual_bias: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        w = BlockWeights(*weights)
+        kernels, product, dtype = kernels_for(x, plan.backend), plan.products.linear, plan.dtype
+        qkv_weight, proj_weight, fc1_weight, fc2_weight = (
+            weight if weight.dtype == dtype else weight.to(dtype)
+            for weight in (w.qkv_weight, w.proj_weight, w.fc1_weight, w.fc2_weight)
+        )
+        qkv_bias = w.qkv_bias if w.qkv_bias.dtype == dtype else w.qkv_bias.to(dtype)
+        batch, tokens, width = x.shape
+        head = width // heads
+
+        total1, norm1, mean1, rstd1 = kernels.add_layer_norm_forward(
+            x, residual, residual_bias, w.norm1_weight, w.norm1_bias, epsilon, dtype
+        )
+        rows = total1 = x if residual is None else total1
+        if ids is None:
+            projected: tuple[Tensor, ...] = (product(norm1, qkv_weight, qkv_bias).view(batch, tokens, 3, heads, head),)
+        else:
+            q = product(take(norm1, ids), qkv_weight[:width], qkv_bias[:width]).view(batch, ids.shape[1], heads, head)
+            kv = product(norm1, qkv_weight[width:], qkv_bias[width:]).view(batch, tokens, 2, heads, head)
+            projected, rows = (q, kv), take(total1, ids)
+        mixed, lse = forward_for(x)(projected, None, plan.attention)
+        total2, norm2, mean2, rstd2 = kernels.add_layer_norm_forward(
+            rows, product(mixed.flatten(2), proj_weight), w.proj_bias, w.norm2_weight, w.norm2_bias, epsilon, dtype
+        )
+        hidden = product(norm2, fc1_weight)
+        out = product(kernels.gelu_forward(hidden, w.fc1_bias), fc2_weight)
+
+        ctx.save_for_backward(
+            *(ids, total1, mean1, rstd1, mixed, lse, total2, mean2, rstd2, hidden),
+            *(w.norm1_weight, w.norm1_bias, qkv_weight, proj_weight, w.norm2_weight, w.norm2_bias),
+            *(fc1_weight, w.fc1_bias, fc2_weight),
+            *projected,  # after those of Kept
+        )
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        ctx.dtypes = (
+            x.dtype,
+            None if residual is None else residual.dtype,
+            None if residual_bias is None else residual_bias.dtype,
+            *[weight.dtype for weight in weights],
+        )
+        return total2, out
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad_total: Tensor | None, grad_out: Tensor | None) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        kept, projected = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
+        plan: Plan = ctx.plan
+        kernels, products = kernels_for(kept.total1, plan.backend), plan.products
+        needs, dtypes = ctx.needs_input_grad[4:], ctx.dtypes
+        batch, tokens, width = kept.total1.shape
+        rows, all_rows = batch * kept.total2.shape[1], batch * tokens
+
+        def weight_gradient(place: int, grad: Tensor, inputs: Tensor) -> Tensor | None:
+            return in_dtype(products.weight_gradient(grad, inputs), dtypes[place]) if needs[place] else None
+
+        # The MLP.
+        if grad_out is None:
+            grad_out = kept.total2.new_zeros(kept.total2.shape, dtype=plan.dtype)
+        grad_out = grad_out.reshape(rows, width)
+        grad_hidden = products.input_gradient(grad_out, kept.fc2_weight)
+        activated, grad_fc1_bias = kernels.gelu_backward(
+            grad_hidden, kept.hidden.view(rows, kept.hidden.shape[2]), kept.fc1_bias
+        )
+        grad_fc2_weight = weight_gradient(FC2_WEIGHT, grad_out, activated)
+        del activated
+        grad_stream, grad_norm2_weight, grad_norm2_bias, grad_proj_bias, norm2 = kernels.add_layer_norm_backward(
+            None if grad_total is None else grad_total.reshape(rows, width),
+            products.input_gradient(grad_hidden, kept.fc1_weight),
+            kept.total2.view(rows, width),
+            *(kept.norm2_weight, kept.norm2_bias, kept.mean2, kept.rstd2, dtypes[PROJ_BIAS]),
+        )
+        grad_fc1_weight = weight_gradient(FC1_WEIGHT, grad_hidden, norm2)
+        del grad_hidden, norm2
+
+        # Attention.
+        grad_attended = grad_stream if grad_stream.dtype == plan.dtype else grad_stream.to(plan.dtype)
+        grad_proj_weight = weight_gradient(PROJ_WEIGHT, grad_attended, kept.mixed.view(rows, width))
+        grad_mixed = products.input_gradient(grad_attended, kept.proj_weight).view(kept.mixed.shape)
+        grads = backward_for(grad_mixed)(grad_mixed, projected, None, kept.mixed, kept.lse, plan.attention)
+        del grad_attended, grad_mixed
+        # The same where all tokens ask.
+        grad_q = grads[0].view(rows, width if len(grads) == 2 else 3 * width)
+        grad_kv = grads[-1].view(all_rows, 2 * width if len(grads) == 2 else 3 * width)
+        qkv_weight = kept.qkv_weight
+        if kept.ids is None:
+            grad_norm = products.input_gradient(grad_kv, qkv_weight)
+        else:
+            places = kept.ids[:, :, None].expand(-1, -1, width)
+            grad_norm = products.input_gradient(grad_kv, qkv_weight[width:])
+            asking = products.input_gradient(grad_q, qkv_weight[:width])
+            grad_norm.view(kept.total1.shape).scatter_add_(1, places, asking.view(places.shape))
+            grad_rows = grad_stream.view(places.shape)
+            grad_stream = torch.zeros_like(kept.total1).scatter_add_(1, places, grad_rows).view(all_rows, width)
+        grad, grad_norm1_weight, grad_norm1_bias, grad_residual_bias, norm1 = kernels.add_layer_norm_backward(
+            grad_stream,
+            grad_norm,
+            kept.total1.reshape(all_rows, width),
+            *(kept.norm1_weight, kept.norm1_bias, kept.mean1, kept.rstd1, dtypes[RESIDUAL_BIAS]),
+        )
+        grad_qkv_weight, grad_qkv_bias = weight_gradient(QKV_WEIGHT, grad_kv, norm1), None
+        if needs[QKV_BIAS]:
+            grad_qkv_bias = in_dtype(grad_kv.sum(0), dtypes[QKV_BIAS])
+        if kept.ids is not None:
+            by_query = weight_gradient(
+                QKV_WEIGHT, grad_q, take(norm1.view(kept.total1.shape), kept.ids).view(rows, width)
+            )
+            if by_query is not None and grad_qkv_weight is not None:
+                grad_qkv_weight = torch.cat([by_query, grad_qkv_weight])
+            if grad_qkv_bias is not None:
+                grad_qkv_bias = torch.cat([in_dtype(grad_q.sum(0), dtypes[QKV_BIAS]), grad_qkv_bias])
+        grad = grad.view(kept.total1.shape)
+        return (
+            *(None, None, None, None, in_dtype(grad, dtypes[0])),
+            None if dtypes[1] is None else in_dtype(grad, dtypes[1]),
+            None if dtypes[RESIDUAL_BIAS] is None else grad_residual_bias,
+            *(grad_norm1_weight, grad_norm1_bias, grad_qkv_weight, grad_qkv_bias, grad_proj_weight, grad_proj_bias),
+            *(grad_norm2_weight, grad_norm2_bias, grad_fc1_weight, grad_fc1_bias, grad_fc2_weight),
+        )

@@ -1,0 +1,235 @@
+"""A pre-norm transformer block as one op: its kind of call is decided once, then it is one node of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from ..add_layer_norm.op import check_norm, refuse_long_rows
+from ..attention.op import ATTENTION, FLASH, attention, attention_backend
+from ..autocast import matmul_dtype
+from ..checks import check_rank
+from ..dispatch import Arguments, Reason, native_refuses, tensors_of, triton_refuses
+from ..gelu_linear.op import gelu_linear
+from ..gpu import executors
+from ..linear import check_linear, linear, products_for, refuse_native_product
+from ..norm_linear.op import norm_linear
+from ..patch_embed.op import check_token_ids
+from .fused import FusedBlock, Plan
+from .reference import BlockWeights, take, transformer_block_reference
+
+Results = tuple[Tensor, Tensor]
+
+
+def transformer_block(
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    weights: BlockWeights,
+    heads: int,
+    ids: Tensor | None = None,
+    *,
+    epsilon: float = 1e-6,
+    attention: str = "auto",
+) -> Results:
+    """Run a transformer block on the stream `x + residual + residual_bias`; the last addition is left to the caller.
+
+    The block's output is the sum of both results and of the bias of its last layer. The next block, or norm, adds them
+    on its way, so that the sum is written once.
+
+    Args:
+        x: `[B, N, D]`.
+        residual: of the same shape, or None for no addition.
+        residual_bias: `[D]`, of the linear layer that gave `residual` without it; None for zero.
+        weights: the block's parameters, without the bias of its last layer.
+        heads: h, which divides D.
+        ids: `[B, M]` int64: queries, projection and MLP are computed for these tokens alone, in this order; they attend
+            to all tokens. None means all.
+        epsilon: added to the variances; 1e-6 as in ViT and MAE.
+        attention: backend of attention, see `mmmae_kernels.attention`.
+
+    Returns:
+        The stream after attention, and what the MLP adds to it without its last bias: `[B, N, D]` or `[B, M, D]` each.
+
+    Raises:
+        ValueError: shapes, types or devices do not fit, a backend is unknown, or it can't serve this call.
+    """
+    if ids is not None:
+        check_rank("x", x, "[B, N, D]")
+        check_token_ids(ids, x, x.shape[1])
+    return run_block(x, residual, residual_bias, weights, heads, ids, epsilon, attention)
+
+
+def run_block(
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    weights: BlockWeights,
+    heads: int,
+    ids: Tensor | None,
+    epsilon: float,
+    attention: str,
+) -> Results:
+    """Do what `transformer_block` does, with token numbers that are known to be right."""
+    arguments = (x, residual, residual_bias, weights, heads, ids, epsilon)
+    if torch.compiler.is_compiling():
+        _check(*arguments)
+        return _decide(attention, *arguments)(*arguments)
+    kind = _kind(x, residual, residual_bias, weights, heads, ids, attention)
+    function = TRANSFORMER_BLOCK.served.get(kind)
+    if function is None:
+        _check(*arguments)
+        function = TRANSFORMER_BLOCK.served[kind] = _decide(attention, *arguments)
+    results: Results = function(*arguments)
+    return results
+
+
+def _kind(
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    weights: BlockWeights,
+    heads: int,
+    ids: Tensor | None,
+    attention: str,
+) -> Hashable:
+    """Return all that checks and choices look at, but for token numbers."""
+    device = x.device
+    kind: list[Hashable] = [
+        heads,
+        attention_backend(attention),
+        dispatch.current_backend(),
+        executors.current() is None,
+    ]
+    kind += [x.dim(), x.shape[-1], x.dtype, device, x.numel() == 0, torch.is_autocast_enabled(device.type)]
+    kind += [matmul_dtype(x), torch.are_deterministic_algorithms_enabled(), ids is None]
+    if residual is not None:
+        kind += [residual.shape == x.shape, residual.dtype, residual.device]
+    if residual_bias is not None:
+        kind += [residual_bias.shape, residual_bias.dtype, residual_bias.device]
+    for weight in weights:
+        kind += [weight.shape, weight.dtype, weight.device]
+    return tuple(kind)
+
+
+def _check(
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    weights: BlockWeights,
+    heads: int,
+    ids: Tensor | None,
+    epsilon: float,
+) -> None:
+    w = weights
+    check_rank("x", x, "[B, N, D]")
+    check_norm(x, residual, w.norm1_weight, w.norm1_bias, residual_bias)
+    check_norm(x, None, w.norm2_weight, w.norm2_bias)
+    width, hidden = x.shape[-1], w.fc1_weight.shape[0]
+    if type(heads) is not int or heads < 1 or width % heads:
+        raise ValueError(f"heads is {heads!r}, expected a whole number that divides the width {width}")
+    for name, outputs, inputs in (("qkv", 3 * width, width), ("proj", width, width), ("fc1", hidden, width)):
+        _check_layer(name, x, getattr(w, f"{name}_weight"), getattr(w, f"{name}_bias"), outputs, inputs)
+    _check_layer("fc2", x, w.fc2_weight, None, width, hidden)
+
+
+def _check_layer(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, inputs: int) -> None:
+    if tuple(weight.shape) != (outputs, inputs):
+        raise ValueError(f"{name}_weight has shape {list(weight.shape)}, expected [{outputs}, {inputs}]")
+    check_linear("x", x.new_empty(0, inputs), weight, bias)
+
+
+def _decide(
+    choice: str,
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    weights: BlockWeights,
+    heads: int,
+    *rest: Any,
+) -> Callable[..., Results]:
+    """Return what runs calls of this kind: one node, or one a sublayer where kernels or attention do not allow it."""
+    arguments = (x, residual, residual_bias, weights, heads, *rest)
+    backend = TRANSFORMER_BLOCK.choose(dispatch.current_backend(), *arguments)
+    dtype = matmul_dtype(weights.qkv_weight)
+    q = x.new_empty((0, 0, heads, x.shape[-1] // heads), dtype=dtype)
+    attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
+    if backend == "eager" or attending not in FLASH:
+        return _by_sublayer(choice)
+    plan = Plan(backend, attending, dtype, products_for(x, weights.qkv_weight))
+
+    def run(
+        x: Tensor,
+        residual: Tensor | None,
+        residual_bias: Tensor | None,
+        weights: BlockWeights,
+        heads: int,
+        ids: Tensor | None,
+        epsilon: float,
+    ) -> Results:
+        results: Results = FusedBlock.apply(plan, heads, epsilon, ids, x, residual, residual_bias, *weights)  # type: ignore[no-untyped-call]
+        return results
+
+    return run
+
+
+def _by_sublayer(choice: str) -> Callable[..., Results]:
+    def run(
+        x: Tensor,
+        residual: Tensor | None,
+        residual_bias: Tensor | None,
+        weights: BlockWeights,
+        heads: int,
+        ids: Tensor | None,
+        epsilon: float,
+    ) -> Results:
+        w, width = weights, x.shape[-1]
+
+        def project(x: Tensor, residual: Tensor | None, bias: Tensor | None, first: int, last: int) -> Results:
+            """Return the sum, and the parts first..last of q, k and v of its norm, packed."""
+            part = slice(first * width, last * width)
+            weight, weight_bias = (
+                (w.qkv_weight, w.qkv_bias) if last - first == 3 else (w.qkv_weight[part], w.qkv_bias[part])
+            )
+            x, out = norm_linear(x, residual, w.norm1_weight, w.norm1_bias, weight, weight_bias, epsilon, bias)
+            return x, out.view(*out.shape[:2], last - first, heads, width // heads)
+
+        if ids is None:
+            x, qkv = project(x, residual, residual_bias, 0, 3)
+            mixed = attention(qkv, backend=choice)
+        else:
+            x, kv = project(x, residual, residual_bias, 1, 3)
+            x, q = project(take(x, ids), None, None, 0, 1)
+            mixed = attention(q.squeeze(2), kv, backend=choice)
+        attended = linear(mixed.flatten(2), w.proj_weight)
+        x, hidden = norm_linear(x, attended, w.norm2_weight, w.norm2_bias, w.fc1_weight, None, epsilon, w.proj_bias)
+        return x, gelu_linear(hidden, w.fc2_weight, None, w.fc1_bias)
+
+    return run
+
+
+def _tensors(arguments: Arguments) -> list[tuple[str, Tensor]]:
+    weights: BlockWeights = arguments["weights"]
+    floats = [(name, tensor) for name, tensor in tensors_of(arguments) if name != "ids"]
+    return [*floats, *weights._asdict().items()]
+
+
+def _native_refuses(arguments: Arguments) -> Reason:
+    return refuse_native_product(arguments["weights"].qkv_weight) or native_refuses(_tensors(arguments))
+
+
+def _triton_refuses(arguments: Arguments) -> Reason:
+    return refuse_long_rows(arguments) or triton_refuses(_tensors(arguments))
+
+
+TRANSFORMER_BLOCK = dispatch.declare(
+    "transformer_block",
+    transformer_block_reference,
+    lambda backend: transformer_block,
+    native_refuses=_native_refuses,
+    triton_refuses=_triton_refuses,
+)
