@@ -175,6 +175,16 @@ def test_a_launch_that_differs_is_planned_anew(machinery, other):
     assert (len(machinery.by_triton), len(machinery.by_plan)) == (2, 0)
 
 
+def test_alignment_is_each_tensors_own(machinery):
+    """To 16 bytes: one that lies 8 further is misaligned, also where its neighbour is so anyway."""
+    x, y = torch.zeros(8), torch.zeros(8)
+    for tensors in ((x[1:], y), (x[1:], y[2:]), (x, y[2:])):
+        machinery.launch(*tensors)
+    assert (len(machinery.by_triton), len(machinery.by_plan)) == (3, 0)
+    machinery.launch(x[2:], y[1:])
+    assert (len(machinery.by_triton), len(machinery.by_plan)) == (3, 1)
+
+
 def test_launches_go_tritons_way_while_somebody_listens(machinery, monkeypatch):
     x = torch.zeros(3)
     machinery.launch(x, None)
