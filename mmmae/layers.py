@@ -66,7 +66,8 @@ class Attention(nn.Module):
         Returns:
             `[B, N, D]` or `[B, M, D]`.
         """
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).unbind(2)  # [B, N, h, d]
+        qkv = self.qkv(x)
+        q, k, v = qkv.view(*x.shape[:2], 3, self.heads, qkv.shape[2] // (3 * self.heads)).unbind(2)  # [B, N, h, d]
         q = q if ids is None else take(q, ids)
         mixed = attention(q, k, v, key_present=key_present, backend=self.backend)
         out: Tensor = self.proj(mixed.flatten(2))

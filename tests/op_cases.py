@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import mmap
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from op_case import Case, Inputs, draw, draw_ids
 from torch import Tensor
 
 import mmmae_kernels
+from mmmae_kernels import BlockWeights
 from mmmae_kernels.add_layer_norm.reference import add_layer_norm_reference
 from mmmae_kernels.decoder_tokens.reference import decoder_tokens_reference
 from mmmae_kernels.gelu_linear.reference import gelu_linear_reference
 from mmmae_kernels.masked_loss.reference import masked_l2_loss_reference, patch_l2_loss_reference
 from mmmae_kernels.norm_linear.reference import norm_linear_reference
 from mmmae_kernels.patch_embed.reference import patch_embed_reference, patchify_reference
+from mmmae_kernels.transformer_block.reference import transformer_block_reference
 
 
 def patch_embed_cases() -> Iterator[Case]:
@@ -386,6 +390,57 @@ def linear_cases() -> Iterator[Case]:
             )
 
 
+def transformer_block_cases() -> Iterator[Case]:
+    shapes = {
+        "odd": (2, 5, 24, 3, 17),
+        "past a block": (2, 33, 72, 2, 130),
+        "one token": (3, 1, 16, 1, 16),
+        "no sample": (0, 4, 16, 2, 8),
+    }
+    for name, (batch, tokens, width, heads, hidden) in shapes.items():
+        for what in ("", ", without residual", ", without residual_bias", ", of some tokens"):
+            ids = draw_ids(batch, (tokens + 1) // 2, tokens) if what == ", of some tokens" else None
+
+            def make(
+                sizes: tuple[int, ...] = (batch, tokens, width, hidden), what: str = what, ids: Tensor | None = ids
+            ) -> Inputs:
+                batch, tokens, width, hidden = sizes
+                sizes_of = {"qkv": (3 * width, width), "proj": (width, width), "fc1": (hidden, width)}
+                layers = {
+                    name: tensor
+                    for place, (layer, (rows, columns)) in enumerate(sizes_of.items())
+                    for name, tensor in (
+                        (f"{layer}_weight", draw(rows, columns, seed=10 + place) / columns**0.5),
+                        (f"{layer}_bias", draw(rows, seed=20 + place)),
+                    )
+                }
+                norms = {
+                    f"{norm}_{kind}": draw(width, seed=30 + place)
+                    for place, (norm, kind) in enumerate(itertools.product(("norm1", "norm2"), ("weight", "bias")))
+                }
+                return {
+                    "x": draw(batch, tokens, width),
+                    "residual": None if what == ", without residual" else draw(batch, tokens, width, seed=1),
+                    "residual_bias": None if "without" in what else draw(width, seed=2),
+                    "ids": ids,
+                    **{name: (layers | norms)[name] for name in BlockWeights._fields if name != "fc2_weight"},
+                    "fc2_weight": draw(width, hidden, seed=40) / hidden**0.5,
+                }
+
+            def arguments(i: Inputs, heads: int = heads) -> tuple[Any, ...]:
+                weights = BlockWeights(**{name: i[name] for name in BlockWeights._fields})
+                return i["x"], i["residual"], i["residual_bias"], weights, heads, i["ids"]
+
+            yield Case(
+                "transformer_block",
+                name + what,
+                make,
+                lambda i, arguments=arguments: mmmae_kernels.transformer_block(*arguments(i)),
+                lambda i, arguments=arguments: transformer_block_reference(*arguments(i), 1e-6),
+                small=name == "odd",
+            )
+
+
 def far_cases() -> Iterator[Case]:
     """Inputs whose elements lie up to 2^31 and more apart, as views of memory that is mapped, not allocated."""
 
@@ -477,6 +532,7 @@ CASES = [
     *decoder_tokens_cases(),
     *add_layer_norm_cases(),
     *linear_cases(),
+    *transformer_block_cases(),
 ]
 
 

@@ -175,7 +175,8 @@ class FusedBlock(torch.autograd.Function):
             asking = products.input_gradient(grad_q, qkv_weight[:width])
             grad_norm.view(kept.total1.shape).scatter_add_(1, places, asking.view(places.shape))
             grad_rows = grad_stream.view(places.shape)
-            grad_stream = torch.zeros_like(kept.total1).scatter_add_(1, places, grad_rows).view(all_rows, width)
+            whole = kept.total1.new_zeros(kept.total1.shape)  # contiguous, whatever the strides of the stream
+            grad_stream = whole.scatter_add_(1, places, grad_rows).view(all_rows, width)
         grad, grad_norm1_weight, grad_norm1_bias, grad_residual_bias, norm1 = kernels.add_layer_norm_backward(
             grad_stream,
             grad_norm,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..add_layer_norm.op import check_norm, refuse_long_rows
+from ..add_layer_norm.op import check_norm, refuse_long_rows, total_dtype
 from ..attention.op import ATTENTION, FLASH, attention, attention_backend
 from ..autocast import matmul_dtype
-from ..checks import check_rank
+from ..checks import check_epsilon, check_rank, check_shape, check_tensor, check_whole, described
 from ..dispatch import Arguments, Reason, native_refuses, tensors_of, triton_refuses
 from ..gelu_linear.op import gelu_linear
 from ..gpu import executors
@@ -58,9 +58,12 @@ def transformer_block(
     Raises:
         ValueError: shapes, types or devices do not fit, a backend is unknown, or it can't serve this call.
     """
+    check_rank("x", x, "[B, N, D]")
+    if residual is not None:
+        check_tensor("residual", residual)
     if ids is not None:
-        check_rank("x", x, "[B, N, D]")
         check_token_ids(ids, x, x.shape[1])
+    heads, epsilon = check_whole("heads", heads, least=1), check_epsilon("epsilon", epsilon)
     return run_block(x, residual, residual_bias, weights, heads, ids, epsilon, attention)
 
 
@@ -79,7 +82,11 @@ def run_block(
     if torch.compiler.is_compiling():
         _check(*arguments)
         return _decide(attention, *arguments)(*arguments)
-    kind = _kind(x, residual, residual_bias, weights, heads, ids, attention)
+    try:
+        kind = _kind(x, residual, residual_bias, weights, heads, ids, attention)
+    except (AttributeError, TypeError):  # of what is no tensor
+        _check(*arguments)
+        raise
     function = TRANSFORMER_BLOCK.served.get(kind)
     if function is None:
         _check(*arguments)
@@ -125,22 +132,28 @@ def _check(
     ids: Tensor | None,
     epsilon: float,
 ) -> None:
-    w = weights
     check_rank("x", x, "[B, N, D]")
-    check_norm(x, residual, w.norm1_weight, w.norm1_bias, residual_bias)
-    check_norm(x, None, w.norm2_weight, w.norm2_bias)
-    width, hidden = x.shape[-1], w.fc1_weight.shape[0]
+    if not isinstance(weights, BlockWeights):
+        raise ValueError(f"weights is {described(weights)}, expected a BlockWeights")
+    w, width = weights, x.shape[-1]
+    check_norm(x, residual, w.norm1_weight, w.norm1_bias, residual_bias, ("norm1_weight", "norm1_bias"))
+    dtype = total_dtype(x, residual)
+    stream = x.new_empty(0, width, dtype=dtype)
+    check_norm(stream, None, w.norm2_weight, w.norm2_bias, None, ("norm2_weight", "norm2_bias"))
     if type(heads) is not int or heads < 1 or width % heads:
-        raise ValueError(f"heads is {heads!r}, expected a whole number that divides the width {width}")
+        raise ValueError(f"heads is {described(heads)}, expected a whole number that divides the width {width}")
+    check_rank("fc1_weight", w.fc1_weight, "[H, D]")
+    hidden = w.fc1_weight.shape[0]
     for name, outputs, inputs in (("qkv", 3 * width, width), ("proj", width, width), ("fc1", hidden, width)):
-        _check_layer(name, x, getattr(w, f"{name}_weight"), getattr(w, f"{name}_bias"), outputs, inputs)
-    _check_layer("fc2", x, w.fc2_weight, None, width, hidden)
+        _check_layer(name, stream, getattr(w, f"{name}_weight"), getattr(w, f"{name}_bias"), outputs, inputs)
+    check_shape("fc2_weight", w.fc2_weight, (width, hidden))
+    check_linear("x", stream.new_empty(0, hidden), w.fc2_weight, None, None, ("fc2_weight", ""))
 
 
-def _check_layer(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, inputs: int) -> None:
-    if tuple(weight.shape) != (outputs, inputs):
-        raise ValueError(f"{name}_weight has shape {list(weight.shape)}, expected [{outputs}, {inputs}]")
-    check_linear("x", x.new_empty(0, inputs), weight, bias)
+def _check_layer(name: str, x: Tensor, weight: Tensor, bias: Tensor, outputs: int, inputs: int) -> None:
+    check_shape(f"{name}_weight", weight, (outputs, inputs))
+    check_tensor(f"{name}_bias", bias)
+    check_linear("x", x, weight, bias, None, (f"{name}_weight", f"{name}_bias"))
 
 
 def _decide(

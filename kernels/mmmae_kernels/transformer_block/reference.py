@@ -40,7 +40,7 @@ def transformer_block_reference(
     """Attend, then apply the MLP, each to the norm of the stream so far; the last addition is left to the caller."""
     w = weights
     x, norm = add_layer_norm_reference(x, residual, w.norm1_weight, w.norm1_bias, epsilon, residual_bias)
-    qkv = F.linear(norm, w.qkv_weight, w.qkv_bias).view(*norm.shape[:2], 3, heads, -1)
+    qkv = F.linear(norm, w.qkv_weight, w.qkv_bias).view(*norm.shape[:2], 3, heads, norm.shape[2] // heads)
     q, k, v = qkv.unbind(2)
     if ids is not None:
         x, q = take(x, ids), take(q, ids)

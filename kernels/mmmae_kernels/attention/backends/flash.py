@@ -9,6 +9,7 @@ Conditioning rests on this, see `guidance.py`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 from typing import Protocol
@@ -40,8 +41,9 @@ class Flash(Protocol):
         """Write the gradients of q, k and v into `gradients`, which may be views of one packed tensor."""
 
 
+@functools.cache
 def flash(backend: str) -> Flash:
-    """The module of a backend."""
+    """Return the module of a backend."""
     module: Flash = importlib.import_module(f"{__package__}.{backend}")
     return module
 
@@ -58,7 +60,7 @@ def rows_of(tensor: Tensor) -> Tensor:
 
 def scale_of(q: Tensor) -> float:
     """What scores are multiplied with."""
-    return 1 / math.sqrt(q.shape[-1])
+    return 1 / math.sqrt(max(q.shape[-1], 1))
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
