@@ -1,5 +1,6 @@
 """What Triton kernels refuse, with the reason, and which config a launch starts."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -213,20 +214,17 @@ def test_a_plan_starts_on_its_own_device(machinery, monkeypatch):
     machinery.launch(x, None)
     entered = []
 
-    class Current:
-        def __init__(self, device):
-            self.device = device
+    @contextlib.contextmanager
+    def current(device):
+        entered.append(device)
+        machinery.device, before = device, machinery.device
+        yield
+        machinery.device = before
 
-        def __enter__(self):
-            entered.append(self.device)
-
-        def __exit__(self, *_):
-            entered.append("left")
-
-    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "device", current)
     machinery.device = 1
     machinery.launch(x, None)
-    assert entered == [0, "left"]
+    assert (entered, machinery.device) == ([0], 1)
     assert machinery.by_plan[0][3] == (0, 7)
 
 
@@ -235,3 +233,51 @@ def test_plans_start_over_where_sizes_never_repeat(machinery, monkeypatch):
     for width in (1, 2, 3, 3):
         machinery.launch(torch.zeros(3), None, width=width)
     assert (len(machinery.by_triton), len(machinery.by_plan)) == (3, 1)
+
+
+class Launcher:
+    """As Triton's: Python in front of a C function."""
+
+    global_scratch_size = profile_scratch_size = 0
+    cooperative, packs = False, True
+
+    def __init__(self, started):
+        self.launch = lambda *arguments: started.append(arguments)
+
+    def __call__(self, x, y, z, stream, function, *rest):
+        ahead, parameters = rest[:4], rest[4:]
+        self.launch(x, y, z, stream, function, self.cooperative, *ahead, *([parameters] if self.packs else parameters))
+
+
+START = plans.Start(None, (5, 16, 1), (11, "packed", None, None, None))
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_the_python_in_front_of_a_launcher_is_left_out(packs):
+    started = []
+    launcher = Launcher(started)
+    launcher.packs = packs
+    start = plans.shortened(START._replace(function=launcher), 3)
+    assert started == []
+    assert (start.function, start.packed) == (launcher.launch, packs)
+    start.function(*start.before, 7, *start.after, *([(1, 2, 3)] if packs else (1, 2, 3)))
+    launcher(*START.before, 7, *START.after, 1, 2, 3)
+    assert started[0] == started[1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"global_scratch_size": 128},
+        {"profile_scratch_size": 8},
+        {"__call__": lambda *_: None},
+        {"__init__": lambda *_: None},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_launcher_of_another_kind_is_called_itself(other):
+    started = []
+    launcher = type("Other", (Launcher,), other)(started)
+    start = START._replace(function=launcher)
+    assert plans.shortened(start, 3) is start
+    assert started == []

@@ -63,6 +63,9 @@ def check(made: Started, plan: Plan, described: Launch, target: str) -> None:
     source, options = kernel_source(described.kernel, described.arguments, config, target)
     compiled = plan.compiled
     assert plan.config == config
+    assert plan.start.function is not compiled.run, (
+        "Triton's launcher has changed: plans call it, not the C function that it ends in"
+    )
     assert made.function == compiled.function, f"{name}: another kernel was started"
     assert compiled.src.fn is described.kernel
     for what in ("signature", "constants", "attrs"):

@@ -13,7 +13,7 @@ from triton.runtime.jit import JITFunction
 
 from . import autotune, executors
 from .executors import StandInGpu
-from .plans import Plan, is_hooked, key_of, make_plan, start_plan
+from .plans import Plan, is_hooked, key_of, make_plan
 
 MOST_PLANS = 4096  # where sizes never repeat, plans start over at this many
 
@@ -81,7 +81,8 @@ class Launch(NamedTuple):
     configs: tuple[Config, ...]
 
 
-_plans: dict[tuple[Hashable, ...], Plan] = {}
+Plans: TypeAlias = "dict[tuple[Hashable, ...], Plan]"
+_plans: Plans = {}
 
 # Given the architecture and the numbers of a launch, all of it but its tensors, which `launch` adds by their names.
 Describe: TypeAlias = Callable[..., Launch]
@@ -115,18 +116,32 @@ def launch(describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tupl
 
 
 def start(
-    plans: dict[tuple[Hashable, ...], Plan],
-    describe: Describe,
-    tensors: tuple[Tensor | None, ...],
-    numbers: tuple[Hashable, ...],
+    plans: Plans, describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...]
 ) -> Config:
     """Start a launch by the plan that there is for it, or through Triton, to keep its plan."""
     pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     key = key_of(describe, tensors, numbers, pointers)
     plan = plans.get(key)
-    if plan is not None and not is_hooked():
-        start_plan(plan, pointers)
-        return plan.config
+    if plan is None or is_hooked():
+        return _start_by_triton(plans, key, describe, tensors, numbers)
+    config, _, device, current_device, current_stream, (function, before, after, packed), values = plan
+    if current_device() != device:
+        with torch.cuda.device(device):
+            return start(plans, describe, tensors, numbers)
+    if packed:
+        function(*before, current_stream(device), *after, (*pointers, *values))
+    else:
+        function(*before, current_stream(device), *after, *pointers, *values)
+    return config
+
+
+def _start_by_triton(
+    plans: Plans,
+    key: tuple[Hashable, ...],
+    describe: Describe,
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[Hashable, ...],
+) -> Config:
     device = next(tensor.device for tensor in tensors if tensor is not None)
     target = target_of(device)
     described = describe_launch(target, describe, tensors, numbers)
