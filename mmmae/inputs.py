@@ -63,7 +63,7 @@ def check_aux(
         if not isinstance(has, Tensor) or has.dtype != torch.bool or tuple(has.shape) != (batch,):
             given = f"{has.dtype} of shape {list(has.shape)}" if isinstance(has, Tensor) else f"a {type(has).__name__}"
             raise ValueError(f"present[{name!r}] is {given}, expected is torch.bool of shape [{batch}]")
-        if aux.get(name) is None and not torch.compiler.is_compiling() and bool(has.any()):
+        if aux.get(name) is None and _host_may_look(has) and bool(has.any()):
             raise ValueError(f"present[{name!r}] says that samples have it, but aux has no image for it")
     for name, channels in config.aux.items():
         image = aux.get(name)
@@ -77,7 +77,8 @@ def check_aux(
         check_not_empty(label, image)
         check_device(label, image, hsi.device)
         images[name] = image
-        presence[name] = present[name].to(hsi.device) if name in present else hsi.new_ones(batch, dtype=torch.bool)
+        has = present[name] if name in present else hsi.new_ones(batch, dtype=torch.bool)
+        presence[name] = has.to(hsi.device, non_blocking=True)
         _check_finite(label, image, presence[name])
     return images, presence
 
@@ -146,15 +147,24 @@ def draw_conditioning(
         return guides
     batch = guides.shape[0]
     samples = torch.arange(first_sample(batch), first_sample(batch) + batch, device=guides.device)
-    key = seed_tensor(seed).to(guides.device)
+    key = seed_on(seed, guides.device)
     noise: Tensor = philox_noise(key, samples, len(config.aux), DROPOUT_STREAM)
     columns = [list(config.aux).index(name) for name in presence]
-    return guides & (noise[:, columns] >= round(config.conditioning_dropout * 2**32))
+    chosen = torch.stack([noise[:, column] for column in columns], dim=1)  # a list as index is copied to the device
+    return guides & (chosen >= round(config.conditioning_dropout * 2**32))
 
 
 def draw_seed() -> Tensor:
     """A seed from torch's default generator, so that `torch.manual_seed` governs what is drawn from it."""
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
+
+
+def seed_on(seed: int | Tensor, device: torch.device) -> Tensor:
+    """Return the seed as an int64 scalar on `device`; one from the host is filled in, because a copy is waited for."""
+    key = seed_tensor(seed)
+    if key.device.type == "cpu" and device.type != "cpu" and not torch.compiler.is_compiling():
+        return torch.full((), int(key), dtype=torch.int64, device=device)
+    return key.to(device)
 
 
 def first_sample(batch: int) -> int:
@@ -171,6 +181,11 @@ def check_not_empty(name: str, image: Tensor) -> None:
     """Raise ValueError if a dimension is 0."""
     if 0 in image.shape:
         raise ValueError(f"{name} is empty: its shape is {list(image.shape)}")
+
+
+def _host_may_look(tensor: Tensor) -> bool:
+    """Return whether a check may read values: from a GPU, which is waited for, in debug mode alone."""
+    return not torch.compiler.is_compiling() and (tensor.device.type == "cpu" or in_debug_mode())
 
 
 def _check_finite(name: str, image: Tensor, present: Tensor | None) -> None:

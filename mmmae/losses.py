@@ -40,8 +40,10 @@ def share_of_rank(weights: Tensor) -> Tensor:
     Args:
         weights: `[B, M]` of the tokens; integers stand for 1 each.
     """
-    total = weights.sum() if weights.is_floating_point() else torch.tensor(weights.numel(), dtype=torch.float32)
-    total = total.to(weights.device)
+    if weights.is_floating_point():
+        total = weights.sum()
+    else:  # filled in on the device: a copy is waited for
+        total = torch.full((), weights.numel(), dtype=torch.float32, device=weights.device)
     of_all = total.clone()
     torch.distributed.all_reduce(of_all)
     return total * torch.distributed.get_world_size() / of_all.clamp(min=1)
