@@ -10,6 +10,7 @@ import pytest
 import torch
 from attention_stand_ins import STAND_INS, plain
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmmae_kernels.attention import call
 from mmmae_kernels.attention.backends import packages
@@ -49,6 +50,34 @@ def guarded() -> Iterator[Callable[..., Tensor]]:
             assert torch.equal(guard, torch.full_like(guard, GUARD)), "memory outside an output was written to"
 
 
+aten = torch.ops.aten
+ALLOCATIONS = (aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default)
+PRODUCTS = (aten.new_zeros.default, aten.mm.default, aten.addmm.default)
+
+
+class _Guarded(TorchDispatchMode):
+    def __init__(self, make: Callable[..., Tensor]):
+        super().__init__()
+        self.make, self.outputs = make, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func not in ALLOCATIONS + PRODUCTS:
+            return result
+        output = self.make(*result.shape, dtype=result.dtype)
+        if func in ALLOCATIONS:
+            self.outputs.append(output)
+            return output
+        return output.copy_(result)
+
+
+@pytest.fixture
+def guarded_allocations(guarded) -> Iterator[list[Tensor]]:
+    """What an op allocates is `guarded`, and products that it may write to are; yields what was allocated unwritten."""
+    with _Guarded(guarded) as mode:
+        yield mode.outputs
+
+
 @pytest.fixture
 def inside() -> Callable[[Tensor], Tensor]:
     """The same values as a view into a larger buffer of NaN (integers: a number that is never right)."""
@@ -76,6 +105,14 @@ def on_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """Sets torch's default dtype; the one before is back when the test ends."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture

@@ -54,11 +54,13 @@ def test_torch_set_num_threads_governs_the_team(library):
 def test_the_library_and_torch_run_on_the_same_threads(library):
     started = run_python(
         """
+from mmmae_kernels.patch_embed.cpu import gather_rows
+
 def started():
     return len(os.listdir("/proc/self/task")) - alone
 
 def gather():
-    library.gather_patches(volume, ids, (4, 8, 8), out, torch.get_num_threads())
+    gather_rows(volume, (4, 8, 8), ids, out)
     print(started())
 
 def add():
@@ -119,6 +121,14 @@ def test_missing_it_gives_one_line_of_reason_and_warns_once(monkeypatch, error, 
     assert libraries == [None, None]
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+def test_without_it_a_function_says_why(monkeypatch):
+    monkeypatch.setenv("MMMAE_NATIVE", "0")
+    load_again(monkeypatch)
+    missing = native.function("gelu")
+    with pytest.raises(RuntimeError, match=r"the native library can't be used: .*MMMAE_NATIVE=0"):
+        missing(0, threads=1)
 
 
 def test_torch_compile_traces_the_question_whether_it_is_there():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmmae_kernels.attention.backends import native
 from mmmae_kernels.attention.backends.native import HEAD_WIDTH_LIMIT, attention_backward, attention_forward
 
 # A score is off by about sqrt(d) roundings, at most 16 * 2^-24 of numbers near one, its exponential by 2 more.
@@ -104,26 +106,27 @@ def test_there_may_be_any_number_of_samples_and_heads(batch, heads):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("width", [1, 7, 32, 64, 80, 96, 128, 256])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (7, 33), (65, 63), (130, 600)])
-def test_every_instruction_set_gives_the_same(library, guarded, level, width, queries, keys):
+@pytest.mark.usefixtures("guarded_allocations")
+def test_every_instruction_set_gives_the_same(library, monkeypatch, on_threads, guarded, level, width, queries, keys):
     if level not in library.attention_levels():
         pytest.skip(f"this CPU or this compiler knows no {level}")
+    number = library.attention_levels().index(level)
+    monkeypatch.setattr(native, "_forward", functools.partial(library.attention_forward, level=number))
+    monkeypatch.setattr(native, "_backward", functools.partial(library.attention_backward, level=number))
+    on_threads(2)
     grad, q, k, v = numbers(1, queries, keys, 2, width)
     key_present = torch.rand(1, keys) < 0.7
     for present in (None, key_present):
-        out, lse = guarded(*q.shape), guarded(1, 2, queries)
+        out, lse = attention_forward(q, k, v, present)
         grads = [guarded(*tensor.shape) for tensor in (q, k, v)]
-        library.attention_forward(q, k, v, present, out, lse, 2, level)
-        library.attention_backward(grad, q, k, v, present, out, lse, *grads, 2, level)
+        attention_backward(grad, (q, k, v), present, out, lse, grads)
         assert_close([out, lse, *grads], by_hand(grad, q, k, v, present))
 
 
-def test_the_best_instruction_set_comes_first_and_others_are_refused(library, guarded):
+def test_the_best_instruction_set_comes_first(library):
     levels = library.attention_levels()
     assert levels == [level for level in LEVELS if level in levels]
     assert "plain" in levels
-    _, q, k, v = numbers(1, 3, 4, 2, 8)
-    with pytest.raises(ValueError, match=r"^level: sse9 is none"):
-        library.attention_forward(q, k, v, None, guarded(1, 3, 2, 8), guarded(1, 2, 3), 1, "sse9")
 
 
 def present(pattern: str, batch: int, keys: int) -> Tensor:
@@ -189,30 +192,46 @@ def test_inputs_may_have_any_strides(layout, inside):
 
 
 @pytest.mark.parametrize("width", [64, 20])
-def test_gradients_go_straight_into_one_packed_tensor(library, guarded, width):
+@pytest.mark.usefixtures("guarded_allocations")
+def test_gradients_go_straight_into_one_packed_tensor(on_threads, guarded, width):
     packed = torch.randn(3, 65, 3, 4, width)
     grad, (q, k, v) = torch.randn(3, 65, 4, width), packed.unbind(2)
     expected = by_hand(grad, q, k, v)
     for threads in (1, 2, 5):
-        out, lse, grads = guarded(3, 65, 4, width), guarded(3, 4, 65), guarded(3, 65, 3, 4, width)
-        library.attention_forward(q, k, v, None, out, lse, threads)
-        library.attention_backward(grad, q, k, v, None, out, lse, *grads.unbind(2), threads)
+        on_threads(threads)
+        grads = guarded(3, 65, 3, 4, width)
+        out, lse = attention_forward(q, k, v)
+        attention_backward(grad, (q, k, v), None, out, lse, grads.unbind(2))
         assert_close([out, lse, *grads.unbind(2)], expected)
 
 
-def test_nothing_is_written_between_the_rows_of_an_output(library):
+def test_nothing_is_written_between_the_rows_of_a_gradient(on_threads, inside):
+    on_threads(2)
     grad, q, k, v = numbers(2, 9, 70, 3, 13)
     key_present = torch.rand(2, 70) < 0.5
-    shapes = {"out": q.shape, "grad_q": q.shape, "grad_k": k.shape, "grad_v": v.shape}
-    buffers = {name: torch.full([size + 3 for size in shape], -12345.0) for name, shape in shapes.items()}
-    out, *grads = (b[tuple(slice(2, 2 + size) for size in shapes[name])] for name, b in buffers.items())
-    lse = torch.empty(2, 3, 9)
-    library.attention_forward(q, k, v, key_present, out, lse, 2)
-    library.attention_backward(grad, q, k, v, key_present, out, lse, *grads, 2)
+    shapes = [tensor.shape for tensor in (q, k, v)]
+    buffers = [torch.full([size + 3 for size in shape], -12345.0) for shape in shapes]
+    grads = [buffer[tuple(slice(2, 2 + size) for size in shape)] for buffer, shape in zip(buffers, shapes, strict=True)]
+    out, lse = attention_forward(q, k, v, key_present)
+    attention_backward(grad, (q, k, v), key_present, inside(out), lse, grads)
     assert_close([out, lse, *grads], by_hand(grad, q, k, v, key_present))
-    for view, buffer in zip((out, *grads), buffers.values(), strict=True):
+    for view, buffer in zip(grads, buffers, strict=True):
         view.fill_(-12345)
         assert bool((buffer == -12345).all())
+
+
+def test_no_output_is_a_view_of_another_tensor():
+    _, q, k, v = numbers(2, 3, 4, 2, 8)
+    assert not any(output._is_view() for output in attention_forward(q, k, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_does_not_matter(default_dtype, dtype):
+    case = numbers(2, 7, 9, 2, 8)
+    default_dtype(dtype)
+    ours = attention_forward(*case[1:])
+    default_dtype(torch.float32)
+    assert_close(list(ours), by_hand(*case)[:2])
 
 
 @pytest.mark.parametrize("shape", [(2, 260, 130, 3, 40), (1, 1000, 40, 1, 64), (4, 5, 7, 3, 8)])

@@ -2,7 +2,7 @@
 #include "cpu/arrays.h"
 #include "cpu/rows.h"
 
-#include <nanobind/stl/optional.h>
+#include <nanobind/stl/array.h>
 
 #include <cmath>
 #include <vector>
@@ -46,117 +46,54 @@ MMMAE_VECTOR void gradients(float* __restrict grad_row, float* __restrict grad_w
 
 }  // namespace
 
-static void add_layer_norm(const Input& x_array, const Maybe<Input>& residual_array,
-                           const Maybe<Input>& residual_bias_array, const Input& weight_array, const Input& bias_array,
-                           float epsilon, const Maybe<Output>& total_array, const Output& norm_array,
-                           const Output& mean_array, const Output& rstd_array, int threads) {
-    const auto x = view<const float, 3>("x", x_array, "[A, B, D]");
-    const auto residual = view<const float, 3>("residual", residual_array, "[A, B, D]");
-    const auto residual_bias = view<const float, 1>("residual_bias", residual_bias_array, "[D]");
-    const auto weight = view<const float, 1>("weight", weight_array, "[D]");
-    const auto bias = view<const float, 1>("bias", bias_array, "[D]");
-    const auto total = view<float, 3>("total", total_array, "[A, B, D]");
-    const auto norm = view<float, 3>("norm", norm_array, "[A, B, D]");
-    const auto mean = view<float, 1>("mean", mean_array, "[A*B]");
-    const auto rstd = view<float, 1>("rstd", rstd_array, "[A*B]");
+static void add_layer_norm(Address x_address, Sizes<2> x_strides, Address residual_address, Sizes<2> residual_strides,
+                           Address residual_bias_address, Address weight_address, Address bias_address, float epsilon,
+                           Address total_address, Address norm_address, Address mean_address, Address rstd_address,
+                           Sizes<3> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const int64_t inner = x.shape[1], rows = x.shape[0] * inner, width = x.shape[2];
-    x.require_dense_rows();
-    for (const auto& parameter : {weight, bias}) {
-        parameter.require_shape({width});
-        parameter.require_dense_rows();
-    }
-    if (residual.has_value() != total.has_value()) fail("total: wanted with a residual, and only then");
-    if (residual) {
-        residual->require_shape(x.shape);
-        residual->require_dense_rows();
-        total->require_shape(x.shape);
-        total->require_contiguous();
-    }
-    if (residual_bias) {
-        if (!residual) fail("residual_bias: without a residual");
-        residual_bias->require_shape({width});
-        residual_bias->require_dense_rows();
-    }
-    norm.require_shape(x.shape);
-    norm.require_contiguous();
-    for (const auto& statistic : {mean, rstd}) {
-        statistic.require_shape({rows});
-        statistic.require_contiguous();
-    }
-    const std::vector<float> zeros(residual_bias ? 0 : width);
-    const float* shift = residual_bias ? residual_bias->data : zeros.data();
+    const Rows x(x_address, x_strides), residual(residual_address, residual_strides);
+    const auto *weight = pointer<const float>(weight_address), *bias = pointer<const float>(bias_address);
+    auto *total = pointer<float>(total_address), *norm = pointer<float>(norm_address);
+    auto *mean = pointer<float>(mean_address), *rstd = pointer<float>(rstd_address);
+    const int64_t inner = sizes[1], rows = sizes[0] * inner, width = sizes[2];
+    const std::vector<float> zeros(residual && !residual_bias_address ? width : 0);
+    const float* shift = residual_bias_address ? pointer<const float>(residual_bias_address) : zeros.data();
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width >= PARALLEL_ELEMENTS)
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t a = r / inner, b = r % inner;
-        const float* row = x.row(a, b);
+        const float* row = x.at(a, b);
         float all;
         if (residual) {
-            float* added = total->data + r * width;
-            all = add_and_sum(added, row, residual->row(a, b), shift, width);
+            float* added = total + r * width;
+            all = add_and_sum(added, row, residual.at(a, b), shift, width);
             row = added;
         } else {
             all = sum(row, width);
         }
         const float centre = all / static_cast<float>(width);
         const float scale = 1 / std::sqrt(squares(row, centre, width) / static_cast<float>(width) + epsilon);
-        normalise(norm.data + r * width, row, centre, scale, weight.data, bias.data, width);
-        mean.data[r] = centre;
-        rstd.data[r] = scale;
+        normalise(norm + r * width, row, centre, scale, weight, bias, width);
+        mean[r] = centre;
+        rstd[r] = scale;
     }
 }
 
-static void add_layer_norm_backward(const Maybe<Input>& grad_total_array, const Input& grad_norm_array,
-                                    const Input& total_array, const Input& weight_array, const Maybe<Input>& bias_array,
-                                    const Input& mean_array, const Input& rstd_array, const Output& grad_x_array,
-                                    const Output& grad_weight_array, const Output& grad_bias_array,
-                                    const Maybe<Output>& row_sum_array, const Maybe<Output>& norm_array, int threads) {
-    const auto grad_total = view<const float, 3>("grad_total", grad_total_array, "[A, B, D]");
-    const auto grad_norm = view<const float, 3>("grad_norm", grad_norm_array, "[A, B, D]");
-    const auto total = view<const float, 3>("total", total_array, "[A, B, D]");
-    const auto weight = view<const float, 1>("weight", weight_array, "[D]");
-    const auto bias = view<const float, 1>("bias", bias_array, "[D]");
-    const auto mean = view<const float, 1>("mean", mean_array, "[A*B]");
-    const auto rstd = view<const float, 1>("rstd", rstd_array, "[A*B]");
-    const auto grad_x = view<float, 3>("grad_x", grad_x_array, "[A, B, D]");
-    const auto grad_weight = view<float, 1>("grad_weight", grad_weight_array, "[D]");
-    const auto grad_bias = view<float, 1>("grad_bias", grad_bias_array, "[D]");
-    const auto row_sum = view<float, 1>("row_sum", row_sum_array, "[D]");
-    const auto norm = view<float, 3>("norm", norm_array, "[A, B, D]");
+static void add_layer_norm_backward(Address grad_total_address, Sizes<2> grad_total_strides, Address grad_norm_address,
+                                    Sizes<2> grad_norm_strides, Address total_address, Sizes<2> total_strides,
+                                    Address weight_address, Address bias_address, Address mean_address,
+                                    Address rstd_address, Address grad_x_address, Address grad_weight_address,
+                                    Address grad_bias_address, Address row_sum_address, Address norm_address,
+                                    Sizes<3> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const int64_t inner = total.shape[1], rows = total.shape[0] * inner, width = total.shape[2];
-    total.require_dense_rows();
-    grad_norm.require_shape(total.shape);
-    grad_norm.require_dense_rows();
-    weight.require_shape({width});
-    weight.require_dense_rows();
-    for (const auto& statistic : {mean, rstd}) {
-        statistic.require_shape({rows});
-        statistic.require_contiguous();
-    }
-    if (grad_total) {
-        grad_total->require_shape(total.shape);
-        grad_total->require_dense_rows();
-    }
-    if (bias.has_value() != norm.has_value()) fail("norm: wanted with a bias, and only then");
-    if (bias) {
-        bias->require_shape({width});
-        bias->require_dense_rows();
-        norm->require_shape(total.shape);
-        norm->require_contiguous();
-    }
-    grad_x.require_shape(total.shape);
-    grad_x.require_contiguous();
-    for (const auto& sums : {grad_weight, grad_bias}) {
-        sums.require_shape({width});
-        sums.require_contiguous();
-    }
-    if (row_sum) {
-        row_sum->require_shape({width});
-        row_sum->require_contiguous();
-    }
+    const Rows grad_total(grad_total_address, grad_total_strides), grad_norm(grad_norm_address, grad_norm_strides);
+    const Rows total(total_address, total_strides);
+    const auto *weight = pointer<const float>(weight_address), *bias = pointer<const float>(bias_address);
+    const auto *mean = pointer<const float>(mean_address), *rstd = pointer<const float>(rstd_address);
+    auto *grad_x = pointer<float>(grad_x_address), *norm = pointer<float>(norm_address);
+    auto* row_sum = pointer<float>(row_sum_address);
+    const int64_t inner = sizes[1], rows = sizes[0] * inner, width = sizes[2];
     const int64_t parts = ColumnSums::parts(rows);
     ColumnSums weights(parts, width), biases(parts, width), all(row_sum ? parts : 0, width);
     const std::vector<float> zeros(grad_total ? 0 : width);
@@ -167,29 +104,31 @@ static void add_layer_norm_backward(const Maybe<Input>& grad_total_array, const 
         if (row_sum) all.begin(part);
         for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r) {
             const int64_t a = r / inner, b = r % inner;
-            const float *grad = grad_norm.row(a, b), *row = total.row(a, b);
-            const float centre = mean.data[r], scale = rstd.data[r];
-            float* out = grad_x.data + r * width;
-            const float* added = grad_total ? grad_total->row(a, b) : zeros.data();
-            const Sums sums = sums_of(grad, row, centre, scale, weight.data, width);
-            gradients(out, weights.recent(part), biases.recent(part), grad, row, centre, scale, weight.data, added, sums,
+            const float *grad = grad_norm.at(a, b), *row = total.at(a, b);
+            const float centre = mean[r], scale = rstd[r];
+            float* out = grad_x + r * width;
+            const float* added = grad_total ? grad_total.at(a, b) : zeros.data();
+            const Sums sums = sums_of(grad, row, centre, scale, weight, width);
+            gradients(out, weights.recent(part), biases.recent(part), grad, row, centre, scale, weight, added, sums,
                       width);
             if (row_sum) accumulate(all.recent(part), out, width);
-            if (bias) normalise(norm->data + r * width, row, centre, scale, weight.data, bias->data, width);
+            if (norm) normalise(norm + r * width, row, centre, scale, weight, bias, width);
         }
     }
-    weights.store(grad_weight.data);
-    biases.store(grad_bias.data);
-    if (row_sum) all.store(row_sum->data);
+    weights.store(pointer<float>(grad_weight_address));
+    biases.store(pointer<float>(grad_bias_address));
+    if (row_sum) all.store(row_sum);
 }
 
 void bind_add_layer_norm(nb::module_& module) {
-    module.def("add_layer_norm", &add_layer_norm, nb::arg("x"), nb::arg("residual").none(),
-               nb::arg("residual_bias").none(), nb::arg("weight"), nb::arg("bias"), nb::arg("epsilon"), nb::arg("total").none(), nb::arg("norm"), nb::arg("mean"),
-               nb::arg("rstd"), nb::arg("threads"));
-    module.def("add_layer_norm_backward", &add_layer_norm_backward, nb::arg("grad_total").none(), nb::arg("grad_norm"),
-               nb::arg("total"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("mean"), nb::arg("rstd"),
-               nb::arg("grad_x"), nb::arg("grad_weight"), nb::arg("grad_bias"), nb::arg("row_sum").none(), nb::arg("norm").none(),
+    module.def("add_layer_norm", &add_layer_norm, nb::arg("x"), nb::arg("x_strides"), nb::arg("residual"),
+               nb::arg("residual_strides"), nb::arg("residual_bias"), nb::arg("weight"), nb::arg("bias"),
+               nb::arg("epsilon"), nb::arg("total"), nb::arg("norm"), nb::arg("mean"), nb::arg("rstd"),
+               nb::arg("sizes"), nb::arg("threads"));
+    module.def("add_layer_norm_backward", &add_layer_norm_backward, nb::arg("grad_total"), nb::arg("grad_total_strides"),
+               nb::arg("grad_norm"), nb::arg("grad_norm_strides"), nb::arg("total"), nb::arg("total_strides"),
+               nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("rstd"), nb::arg("grad_x"),
+               nb::arg("grad_weight"), nb::arg("grad_bias"), nb::arg("row_sum"), nb::arg("norm"), nb::arg("sizes"),
                nb::arg("threads"));
 }
 

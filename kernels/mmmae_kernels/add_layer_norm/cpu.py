@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like, get_num_threads
 
 from ..cpu import library
+
+_forward = library.function("add_layer_norm")
+_backward = library.function("add_layer_norm_backward")
+CONTIGUOUS = torch.contiguous_format
 
 
 def add_layer_norm_forward(
@@ -17,38 +23,48 @@ def add_layer_norm_forward(
     epsilon: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sum (of no elements without residual), its layer norm, and mean and reciprocal deviation of each row.
+    """Return the sum (of no elements without residual), its layer norm, and mean and 1 / deviation of each row.
 
     Args:
-        x, residual: `[..., D]`.
+        x, residual: `[..., D]`, any strides.
         residual_bias: `[D]`, or None for zero.
         weight, bias: `[D]`.
         epsilon: added to the variance.
         dtype: of the norm, float32.
-
-    Raises:
-        ValueError: a shape, dtype or device does not fit.
     """
-    _check_rows("x", x)
-    if residual is not None:
-        library.check("residual", residual, x.shape)
-    rows = library.in_three_axes(x)
-    norm, mean, rstd = x.new_empty(rows.shape), *(x.new_empty(rows.shape[0] * rows.shape[1]) for _ in range(2))
-    total = None if residual is None else torch.empty_like(norm)
-    library.call(
-        "add_layer_norm",
-        rows,
-        None if residual is None else library.in_three_axes(residual),
-        None if residual_bias is None else library.rows_of(residual_bias),
-        library.rows_of(weight),
-        library.rows_of(bias),
+    width = weight.numel()
+    rows = x.numel() // width if width else math.prod(x.shape[:-1])
+    norm = empty_like(x, memory_format=CONTIGUOUS)
+    total = x.new_empty(0) if residual is None else empty_like(x, memory_format=CONTIGUOUS)
+    mean = x.new_empty(rows)
+    rstd = empty_like(mean)
+    sizes, x_strides, residual_strides = (1, rows, width), (0, width), (0, width)
+    if not (x.is_contiguous() and (residual is None or residual.is_contiguous())):
+        x = library.in_three_axes(x)
+        sizes, x_strides = (x.size(0), x.size(1), width), (x.stride(0), x.stride(1))
+        if residual is not None:
+            residual = library.in_three_axes(residual)
+            residual_strides = residual.stride(0), residual.stride(1)
+    if residual_bias is not None:
+        residual_bias = residual_bias.contiguous()
+    weight, bias = weight.contiguous(), bias.contiguous()
+    _forward(
+        x.data_ptr(),
+        x_strides,
+        0 if residual is None else residual.data_ptr(),
+        residual_strides,
+        0 if residual_bias is None else residual_bias.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
         epsilon,
-        total,
-        norm,
-        mean,
-        rstd,
+        total.data_ptr(),
+        norm.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        sizes,
+        get_num_threads(),
     )
-    return x.new_empty(0) if total is None else total.view(x.shape), norm.view(x.shape), mean, rstd
+    return total, norm, mean, rstd
 
 
 def add_layer_norm_backward(
@@ -61,7 +77,7 @@ def add_layer_norm_backward(
     rstd: Tensor,
     sum_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradient of x and residual alike, those of weight and bias, the first's sum over rows, and the norm.
+    """Return the gradient of x and residual alike, those of weight and bias, the first's sum over rows, and the norm.
 
     Args:
         grad_total, grad_norm: of the outputs, `[..., D]` of any strides; None for the sum's means zero.
@@ -70,38 +86,43 @@ def add_layer_norm_backward(
         bias: `[D]` to compute the norm again in the same pass, for whoever did not keep it; None for a norm
             of no elements.
         sum_dtype: float32, or None for a sum over rows of no elements.
-
-    Raises:
-        ValueError: a shape, dtype or device does not fit.
     """
-    _check_rows("total", total)
-    for name, grad in (("grad_total", grad_total), ("grad_norm", grad_norm)):
-        if grad is not None:
-            library.check(name, grad, total.shape)
-    rows = library.in_three_axes(total)
-    grad_x, norm = torch.empty(rows.shape), None if bias is None else torch.empty(rows.shape)
-    grad_weight, grad_bias = torch.empty(rows.shape[-1]), torch.empty(rows.shape[-1])
-    row_sum = None if sum_dtype is None else torch.empty(rows.shape[-1])
-    library.call(
-        "add_layer_norm_backward",
-        None if grad_total is None else library.in_three_axes(grad_total),
-        library.in_three_axes(grad_norm),
-        rows,
-        library.rows_of(weight),
-        None if bias is None else library.rows_of(bias),
-        library.rows_of(mean),
-        library.rows_of(rstd),
-        grad_x,
-        grad_weight,
-        grad_bias,
-        row_sum,
-        norm,
+    width = weight.numel()
+    grad_x = empty_like(total, memory_format=CONTIGUOUS)
+    norm = total.new_empty(0) if bias is None else empty_like(total, memory_format=CONTIGUOUS)
+    grad_weight = total.new_empty(width)
+    grad_bias = empty_like(grad_weight)
+    row_sum = total.new_empty(0) if sum_dtype is None else empty_like(grad_weight)
+    sizes, strides = (1, mean.numel(), width), (0, width)
+    grad_total_strides = grad_norm_strides = total_strides = strides
+    if not (total.is_contiguous() and grad_norm.is_contiguous() and (grad_total is None or grad_total.is_contiguous())):
+        total, grad_norm = library.in_three_axes(total), library.in_three_axes(grad_norm)
+        sizes = total.size(0), total.size(1), width
+        total_strides = total.stride(0), total.stride(1)
+        grad_norm_strides = grad_norm.stride(0), grad_norm.stride(1)
+        if grad_total is not None:
+            grad_total = library.in_three_axes(grad_total)
+            grad_total_strides = grad_total.stride(0), grad_total.stride(1)
+    weight = weight.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    _backward(
+        0 if grad_total is None else grad_total.data_ptr(),
+        grad_total_strides,
+        grad_norm.data_ptr(),
+        grad_norm_strides,
+        total.data_ptr(),
+        total_strides,
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        grad_x.data_ptr(),
+        grad_weight.data_ptr(),
+        grad_bias.data_ptr(),
+        row_sum.data_ptr(),
+        norm.data_ptr(),
+        sizes,
+        get_num_threads(),
     )
-    norm = total.new_empty(0) if norm is None else norm.view(total.shape)
-    return grad_x.view(total.shape), grad_weight, grad_bias, total.new_empty(0) if row_sum is None else row_sum, norm
-
-
-def _check_rows(name: str, tensor: Tensor) -> None:
-    if tensor.dim() == 0:
-        raise ValueError(f"{name} has shape [], expected is [..., D]")
-    library.check(name, tensor, tensor.shape)
+    return grad_x, grad_weight, grad_bias, row_sum, norm

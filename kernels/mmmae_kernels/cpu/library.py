@@ -1,4 +1,4 @@
-"""Loads the compiled CPU library, or tells why there is none."""
+"""Loads the compiled CPU library, or tells why there is none; and how its functions take tensors."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import torch  # its libgomp must be in the process before the library, which then shares torch's threads
-from torch import Tensor
+from torch import Tensor  # torch's libgomp must be in the process before the library, which then shares its threads
 
 
 def module() -> ModuleType | None:
-    """The compiled module (its functions: `_native.pyi`), or None.
+    """Return the compiled module (its functions: `_native.pyi`), or None.
 
     Warns once a process if it is missing, unless MMMAE_NATIVE=0 asks for that.
     """
@@ -24,49 +24,39 @@ def module() -> ModuleType | None:
 
 
 def unavailable_reason() -> str | None:
-    """None if there is a compiled library, else one line that says why not."""
+    """Return None if there is a compiled library, else one line that says why not."""
     return _reason
 
 
-def call(function: str, *arguments: Any) -> Any:
-    """What a compiled function of `_native.pyi` gives, on torch's threads.
+def function(name: str) -> Callable[..., Any]:
+    """Return a compiled function of `_native.pyi`; without the library, one that raises RuntimeError with the reason.
 
-    Raises:
-        ValueError: a tensor lies elsewhere than on the CPU, or whatever else the function refuses.
-        RuntimeError: there is no compiled library.
+    For modules to bind once, when they are imported.
     """
-    compiled = module()
-    if compiled is None:
+    if _library is not None:
+        compiled: Callable[..., Any] = getattr(_library, name)
+        return compiled
+
+    def missing(*arguments: Any, **named: Any) -> Any:
         raise RuntimeError(f"the native library can't be used: {unavailable_reason()}")
-    return getattr(compiled, function)(*map(_capsule, arguments), torch.get_num_threads())
+
+    return missing
 
 
-def _capsule(argument: Any) -> Any:
-    """A tensor as a DLPack capsule: nanobind asks a tensor for one in Python, which takes ten times as long."""
-    if not isinstance(argument, Tensor):
-        return argument
-    if not argument.is_cpu:
-        raise ValueError(f"a tensor lies on {argument.device}, native kernels run on the CPU")
-    return torch.to_dlpack(argument)  # type: ignore[attr-defined]
-
-
-def check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
-    """ValueError unless the tensor has this shape and dtype and lies on the CPU."""
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected is {list(shape)}")
-    if tensor.dtype != dtype or tensor.device.type != "cpu":
-        raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, expected is {dtype} on the CPU")
+def address(tensor: Tensor | None) -> int:
+    """Return where the elements of a tensor lie, as compiled functions take it: 0 for None and for no elements."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def rows_of(tensor: Tensor) -> Tensor:
-    """The tensor as compiled functions take it: detached, its last axis in one piece.
+    """Return the tensor with its last axis in one piece.
 
     Only what must be is copied: an axis that is expanded stays so.
     """
-    tensor = tensor.detach()
-    if tensor.dim() == 0 or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1:
+    if tensor.is_contiguous() or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1:
         return tensor
     shape = tensor.shape
+    tensor = tensor.detach()
     for axis in range(tensor.dim() - 1):
         if tensor.stride(axis) == 0 and shape[axis] > 1:
             tensor = tensor.narrow(axis, 0, 1)
@@ -74,7 +64,8 @@ def rows_of(tensor: Tensor) -> Tensor:
 
 
 def in_three_axes(tensor: Tensor) -> Tensor:
-    """`rows_of` of a tensor `[..., D]` as `[A, B, D]`, a view where there is one."""
+    """Return `rows_of` of a tensor `[..., D]` as `[A, B, D]`, a view where there is one."""
+    tensor = tensor.detach()
     if tensor.dim() > 3:
         tensor = tensor.flatten(0, -3)
     while tensor.dim() < 3:

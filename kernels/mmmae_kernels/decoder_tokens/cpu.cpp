@@ -2,6 +2,8 @@
 #include "cpu/arrays.h"
 #include "cpu/rows.h"
 
+#include <nanobind/stl/array.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -36,12 +38,12 @@ struct Roles {
     std::vector<uint8_t> named;  // [B, K]
     bool all_once = true;
 
-    Roles(const Ids& ids, int64_t keep) : role(ids.shape[0] * ids.shape[1]), named(ids.shape[0] * keep) {
+    Roles(const Ids& ids, int64_t batch, int64_t tokens, int64_t keep) : role(batch * tokens), named(batch * keep) {
         int64_t rows = 0;
         auto next = role.begin();
-        for (int64_t b = 0; b < ids.shape[0]; ++b)
-            for (int64_t n = 0; n < ids.shape[1]; ++n, ++next) {
-                const int64_t id = *ids.row(b, n);
+        for (int64_t b = 0; b < batch; ++b)
+            for (int64_t n = 0; n < tokens; ++n, ++next) {
+                const int64_t id = *ids.at(b, n);
                 if (id >= keep) continue;
                 uint8_t& before = named[b * keep + id];
                 *next = before ? AGAIN : FIRST;
@@ -53,63 +55,39 @@ struct Roles {
     }
 };
 
-void check_keep(int64_t keep, const Ids& ids) {
-    if (keep > ids.shape[1])
-        fail("visible: " + std::to_string(keep) + " tokens, allowed are at most the " + std::to_string(ids.shape[1]) +
-             " of " + ids.name);
-    check_ids(ids, ids.shape[1]);
-}
-
 }  // namespace
 
-static void decoder_tokens(const Input& visible_array, const Input& mask_array, const Input& ids_array,
-                           const Input& position_array, const Output& out_array, int threads) {
-    const auto visible = view<const float, 3>("visible", visible_array, "[B, K, D]");
-    const auto mask_token = view<const float, 1>("mask_token", mask_array, "[D]");
-    const auto ids = view<const int64_t, 2>("ids_restore", ids_array, "[B, N]");
-    const auto position = view<const float, 2>("position", position_array, "[N, D]");
-    const auto out = view<float, 3>("out", out_array, "[B, N, D]");
+static void decoder_tokens(Address visible_address, Sizes<2> visible_strides, Address mask_token_address,
+                           Address ids_address, Sizes<2> ids_strides, Address position_address, int64_t position_stride,
+                           Address out_address, Sizes<4> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const int64_t batch = visible.shape[0], keep = visible.shape[1], width = visible.shape[2], tokens = ids.shape[1];
-    mask_token.require_shape({width});
-    ids.require_shape({batch, tokens});
-    position.require_shape({tokens, width});
-    out.require_shape({batch, tokens, width});
-    visible.require_dense_rows();
-    mask_token.require_dense_rows();
-    position.require_dense_rows();
-    out.require_contiguous();
-    check_keep(keep, ids);
+    const int64_t batch = sizes[0], keep = sizes[1], tokens = sizes[2], width = sizes[3];
+    const Rows visible(visible_address, visible_strides);
+    const Ids ids(ids_address, ids_strides);
+    const auto *mask_token = pointer<const float>(mask_token_address), *position = pointer<const float>(position_address);
+    check_ids("ids_restore", ids, batch, tokens, tokens);
+    auto* out = pointer<float>(out_address);
     const int64_t rows = batch * tokens;
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width >= PARALLEL_ELEMENTS)
     for (int64_t row = 0; row < rows; ++row) {
-        const int64_t b = row / tokens, n = row % tokens, id = *ids.row(b, n);
-        add(out.data + row * width, id < keep ? visible.row(b, id) : mask_token.data, position.row(n), width);
+        const int64_t b = row / tokens, n = row % tokens, id = *ids.at(b, n);
+        add(out + row * width, id < keep ? visible.at(b, id) : mask_token, position + n * position_stride, width);
     }
 }
 
-static void decoder_tokens_backward(const Input& grad_array, const Input& ids_array, const Output& visible_array,
-                                    const Output& mask_array, const Output& position_array, int threads) {
-    const auto grad = view<const float, 3>("grad", grad_array, "[B, N, D]");
-    const auto ids = view<const int64_t, 2>("ids_restore", ids_array, "[B, N]");
-    const auto visible = view<float, 3>("grad_visible", visible_array, "[B, K, D]");
-    const auto mask_token = view<float, 1>("grad_mask_token", mask_array, "[D]");
-    const auto position = view<float, 2>("grad_position", position_array, "[N, D]");
+static void decoder_tokens_backward(Address grad_address, Sizes<2> grad_strides, Address ids_address,
+                                    Sizes<2> ids_strides, Address grad_visible_address, Address grad_mask_token_address,
+                                    Address grad_position_address, Sizes<4> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const int64_t batch = grad.shape[0], tokens = grad.shape[1], width = grad.shape[2], keep = visible.shape[1];
-    ids.require_shape({batch, tokens});
-    visible.require_shape({batch, keep, width});
-    mask_token.require_shape({width});
-    position.require_shape({tokens, width});
-    grad.require_dense_rows();
-    visible.require_contiguous();
-    mask_token.require_contiguous();
-    position.require_contiguous();
-    check_keep(keep, ids);
+    const int64_t batch = sizes[0], keep = sizes[1], tokens = sizes[2], width = sizes[3];
+    const Rows grad(grad_address, grad_strides);
+    const Ids ids(ids_address, ids_strides);
+    check_ids("ids_restore", ids, batch, tokens, tokens);
+    auto *visible = pointer<float>(grad_visible_address), *position = pointer<float>(grad_position_address);
 
-    const Roles roles(ids, keep);
+    const Roles roles(ids, batch, tokens, keep);
     const int64_t parts = ColumnSums::parts(batch * tokens);
     ColumnSums masked(parts, width);
     const bool parallel = batch * tokens * width >= PARALLEL_ELEMENTS;
@@ -121,14 +99,15 @@ static void decoder_tokens_backward(const Input& grad_array, const Input& ids_ar
             masked.begin(part);
             for (int64_t first = tokens * part / parts, last; first < end; first = last) {
                 last = std::min(first + CACHED_TOKENS, end);
-                std::fill(position.row(first), position.row(last), 0.0f);
+                std::fill(position + first * width, position + last * width, 0.0f);
                 for (int64_t b = 0; b < batch; ++b)
                     for (int64_t n = first; n < last; ++n) {
-                        const float* from = grad.row(b, n);
+                        const float* from = grad.at(b, n);
+                        float* sum = position + n * width;
                         switch (roles.role[b * tokens + n]) {
-                            case MASKED: pass_masked(from, masked.recent(part), position.row(n), width); break;
-                            case FIRST: pass_visible(from, visible.row(b, *ids.row(b, n)), position.row(n), width); break;
-                            case AGAIN: accumulate(position.row(n), from, width); break;
+                            case MASKED: pass_masked(from, masked.recent(part), sum, width); break;
+                            case FIRST: pass_visible(from, visible + (b * keep + *ids.at(b, n)) * width, sum, width); break;
+                            case AGAIN: accumulate(sum, from, width); break;
                         }
                     }
             }
@@ -136,22 +115,24 @@ static void decoder_tokens_backward(const Input& grad_array, const Input& ids_ar
         if (!roles.all_once) {
 #pragma omp for schedule(dynamic)
             for (int64_t b = 0; b < batch; ++b) {
+                float* rows = visible + b * keep * width;
                 for (int64_t k = 0; k < keep; ++k)
-                    if (!roles.named[b * keep + k]) std::fill(visible.row(b, k), visible.row(b, k) + width, 0.0f);
+                    if (!roles.named[b * keep + k]) std::fill(rows + k * width, rows + (k + 1) * width, 0.0f);
                 for (int64_t n = 0; n < tokens; ++n)
-                    if (roles.role[b * tokens + n] == AGAIN)
-                        accumulate(visible.row(b, *ids.row(b, n)), grad.row(b, n), width);
+                    if (roles.role[b * tokens + n] == AGAIN) accumulate(rows + *ids.at(b, n) * width, grad.at(b, n), width);
             }
         }
     }
-    masked.store(mask_token.data);
+    masked.store(pointer<float>(grad_mask_token_address));
 }
 
 void bind_decoder_tokens(nb::module_& module) {
-    module.def("decoder_tokens", &decoder_tokens, nb::arg("visible"), nb::arg("mask_token"), nb::arg("ids_restore"),
-               nb::arg("position"), nb::arg("out"), nb::arg("threads"));
-    module.def("decoder_tokens_backward", &decoder_tokens_backward, nb::arg("grad"), nb::arg("ids_restore"),
-               nb::arg("grad_visible"), nb::arg("grad_mask_token"), nb::arg("grad_position"), nb::arg("threads"));
+    module.def("decoder_tokens", &decoder_tokens, nb::arg("visible"), nb::arg("visible_strides"), nb::arg("mask_token"),
+               nb::arg("ids_restore"), nb::arg("ids_strides"), nb::arg("position"), nb::arg("position_stride"),
+               nb::arg("out"), nb::arg("sizes"), nb::arg("threads"));
+    module.def("decoder_tokens_backward", &decoder_tokens_backward, nb::arg("grad"), nb::arg("grad_strides"),
+               nb::arg("ids_restore"), nb::arg("ids_strides"), nb::arg("grad_visible"), nb::arg("grad_mask_token"),
+               nb::arg("grad_position"), nb::arg("sizes"), nb::arg("threads"));
 }
 
 }  // namespace mmmae

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from ..cpu import library
 
+_forward = library.function("decoder_tokens")
+_backward = library.function("decoder_tokens_backward")
+
 
 def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> Tensor:
-    """`[B, N, D]`: `decoder_tokens_reference` without a copy between.
+    """Return `[B, N, D]`: `decoder_tokens_reference` without a copy between.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or an id is outside 0..N-1.
+        ValueError: an id is outside 0..N-1.
     """
-    visible = library.rows_of(visible)
-    out = visible.new_empty(*ids_restore.shape, visible.shape[-1])
-    library.call("decoder_tokens", visible, library.rows_of(mask_token), ids_restore, library.rows_of(position), out)
+    batch, keep, width = visible.shape
+    tokens = ids_restore.size(1)
+    out = visible.new_empty(batch, tokens, width)
+    visible, mask_token = library.rows_of(visible), mask_token.contiguous()
+    position = library.rows_of(position)
+    _forward(
+        visible.data_ptr(),
+        visible.stride()[:2],
+        mask_token.data_ptr(),
+        ids_restore.data_ptr(),
+        ids_restore.stride(),
+        position.data_ptr(),
+        position.stride(0),
+        out.data_ptr(),
+        (batch, keep, tokens, width),
+        get_num_threads(),
+    )
     return out
 
 
 def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of visible tokens, mask token and position.
+    """Return the gradients of visible tokens, mask token and position.
 
     Args:
         grad: `[B, N, D]`, any strides.
@@ -29,13 +46,21 @@ def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tup
         keep: visible tokens K.
 
     Raises:
-        ValueError: as `decoder_tokens_forward` does.
+        ValueError: an id is outside 0..N-1.
     """
-    grad = library.rows_of(grad)
-    if grad.dim() != 3 or keep < 0:
-        raise ValueError(f"grad has shape {list(grad.shape)}, expected is [B, N, D], and keep is {keep}")
     batch, tokens, width = grad.shape
     grad_visible, grad_mask_token = grad.new_empty(batch, keep, width), grad.new_empty(width)
     grad_position = grad.new_empty(tokens, width)
-    library.call("decoder_tokens_backward", grad, ids_restore, grad_visible, grad_mask_token, grad_position)
+    grad = library.rows_of(grad)
+    _backward(
+        grad.data_ptr(),
+        grad.stride()[:2],
+        ids_restore.data_ptr(),
+        ids_restore.stride(),
+        grad_visible.data_ptr(),
+        grad_mask_token.data_ptr(),
+        grad_position.data_ptr(),
+        (batch, keep, tokens, width),
+        get_num_threads(),
+    )
     return grad_visible, grad_mask_token, grad_position

@@ -2,7 +2,7 @@
 #include "cpu/arrays.h"
 #include "cpu/rows.h"
 
-#include <nanobind/stl/optional.h>
+#include <nanobind/stl/array.h>
 
 #include <cmath>
 #include <cstring>
@@ -66,7 +66,7 @@ MMMAE_VECTOR void activate(float* __restrict activated, const float* __restrict 
     }
 }
 
-// The gradient by the activation becomes that by what was activated.
+// The gradient with respect to the activation becomes that with respect to what was activated.
 MMMAE_VECTOR void derive(float* __restrict grad, float* __restrict activated, float* __restrict sum,
                          const float* __restrict hidden, const float* __restrict bias, int64_t width) {
     for (int64_t i = 0; i < width; ++i) {
@@ -80,67 +80,47 @@ MMMAE_VECTOR void derive(float* __restrict grad, float* __restrict activated, fl
 
 }  // namespace
 
-static void gelu(const Input& hidden_array, const Maybe<Input>& bias_array, const Output& activated_array, int threads) {
-    const auto hidden = view<const float, 3>("hidden", hidden_array, "[A, B, H]");
-    const auto bias = view<const float, 1>("bias", bias_array, "[H]");
-    const auto activated = view<float, 3>("activated", activated_array, "[A, B, H]");
+static void gelu(Address hidden_address, Sizes<2> hidden_strides, Address bias_address, Address activated_address,
+                 Sizes<3> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const int64_t inner = hidden.shape[1], rows = hidden.shape[0] * inner, width = hidden.shape[2];
-    hidden.require_dense_rows();
-    if (bias) {
-        bias->require_shape({width});
-        bias->require_dense_rows();
-    }
-    activated.require_shape(hidden.shape);
-    activated.require_contiguous();
-    const std::vector<float> zeros(bias ? 0 : width);
-    const float* added = bias ? bias->data : zeros.data();
+    const Rows hidden(hidden_address, hidden_strides);
+    auto* activated = pointer<float>(activated_address);
+    const int64_t inner = sizes[1], rows = sizes[0] * inner, width = sizes[2];
+    const std::vector<float> zeros(bias_address ? 0 : width);
+    const float* added = bias_address ? pointer<const float>(bias_address) : zeros.data();
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width * GELU_COST >= PARALLEL_ELEMENTS)
     for (int64_t r = 0; r < rows; ++r)
-        activate(activated.data + r * width, hidden.row(r / inner, r % inner), added, width);
+        activate(activated + r * width, hidden.at(r / inner, r % inner), added, width);
 }
 
-static void gelu_backward(const Output& grad_array, const Input& hidden_array, const Maybe<Input>& bias_array,
-                          const Output& activated_array, const Maybe<Output>& grad_bias_array, int threads) {
-    const auto grad = view<float, 3>("grad", grad_array, "[A, B, H]");
-    const auto hidden = view<const float, 3>("hidden", hidden_array, "[A, B, H]");
-    const auto bias = view<const float, 1>("bias", bias_array, "[H]");
-    const auto activated = view<float, 3>("activated", activated_array, "[A, B, H]");
-    const auto grad_bias = view<float, 1>("grad_bias", grad_bias_array, "[H]");
+static void gelu_backward(Address grad_address, Address hidden_address, Sizes<2> hidden_strides, Address bias_address,
+                          Address activated_address, Address grad_bias_address, Sizes<3> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const int64_t inner = hidden.shape[1], rows = hidden.shape[0] * inner, width = hidden.shape[2];
-    hidden.require_dense_rows();
-    for (const auto& output : {grad, activated}) {
-        output.require_shape(hidden.shape);
-        output.require_contiguous();
-    }
-    if (bias.has_value() != grad_bias.has_value()) fail("grad_bias: wanted with a bias, and only then");
-    if (bias) {
-        bias->require_shape({width});
-        bias->require_dense_rows();
-        grad_bias->require_shape({width});
-        grad_bias->require_contiguous();
-    }
-    const std::vector<float> zeros(bias ? 0 : width);
-    const float* added = bias ? bias->data : zeros.data();
+    const Rows hidden(hidden_address, hidden_strides);
+    auto *grad = pointer<float>(grad_address), *activated = pointer<float>(activated_address);
+    auto* grad_bias = pointer<float>(grad_bias_address);
+    const int64_t inner = sizes[1], rows = sizes[0] * inner, width = sizes[2];
+    const std::vector<float> zeros(bias_address ? 0 : width);
+    const float* added = bias_address ? pointer<const float>(bias_address) : zeros.data();
     const int64_t parts = ColumnSums::parts(rows);
     ColumnSums sums(parts, width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * width * GELU_COST >= PARALLEL_ELEMENTS)
     for (int64_t part = 0; part < parts; ++part) {
         sums.begin(part);
         for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r)
-            derive(grad.data + r * width, activated.data + r * width, sums.recent(part), hidden.row(r / inner, r % inner),
-                   added, width);
+            derive(grad + r * width, activated + r * width, sums.recent(part), hidden.at(r / inner, r % inner), added,
+                   width);
     }
-    if (grad_bias) sums.store(grad_bias->data);
+    if (grad_bias) sums.store(grad_bias);
 }
 
 void bind_gelu_linear(nb::module_& module) {
-    module.def("gelu", &gelu, nb::arg("hidden"), nb::arg("bias").none(), nb::arg("activated"), nb::arg("threads"));
-    module.def("gelu_backward", &gelu_backward, nb::arg("grad"), nb::arg("hidden"), nb::arg("bias").none(),
-               nb::arg("activated"), nb::arg("grad_bias").none(), nb::arg("threads"));
+    module.def("gelu", &gelu, nb::arg("hidden"), nb::arg("hidden_strides"), nb::arg("bias"), nb::arg("activated"),
+               nb::arg("sizes"), nb::arg("threads"));
+    module.def("gelu_backward", &gelu_backward, nb::arg("grad"), nb::arg("hidden"), nb::arg("hidden_strides"),
+               nb::arg("bias"), nb::arg("activated"), nb::arg("grad_bias"), nb::arg("sizes"), nb::arg("threads"));
 }
 
 }  // namespace mmmae

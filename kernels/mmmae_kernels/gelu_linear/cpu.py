@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like, get_num_threads
 
 from ..cpu import library
 
+_forward = library.function("gelu")
+_backward = library.function("gelu_backward")
+CONTIGUOUS = torch.contiguous_format
+
 
 def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
-    """`gelu(hidden + hidden_bias)`, the exact GELU.
+    """Return `gelu(hidden + hidden_bias)`, the exact GELU.
 
     Args:
         hidden: `[..., H]`, any strides.
         hidden_bias: `[H]`, or None for zero.
-
-    Raises:
-        ValueError: a shape, dtype or device does not fit.
     """
-    rows = _rows(hidden)
-    activated = torch.empty(rows.shape)
-    library.call("gelu", rows, None if hidden_bias is None else library.rows_of(hidden_bias), activated)
-    return activated.view(hidden.shape)
+    activated = empty_like(hidden, memory_format=CONTIGUOUS)
+    rows, strides, sizes = _rows(hidden)
+    if hidden_bias is not None:
+        hidden_bias = hidden_bias.contiguous()
+    bias = 0 if hidden_bias is None else hidden_bias.data_ptr()
+    _forward(rows.data_ptr(), strides, bias, activated.data_ptr(), sizes, get_num_threads())
+    return activated
 
 
 def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Turn `grad` into `grad * gelu'(hidden + hidden_bias)`; give the activation, and the sum of that over rows.
+    """Turn `grad` into `grad * gelu'(hidden + hidden_bias)`; return the activation, and the sum of that over rows.
 
     Args:
         grad: `[..., H]`, contiguous; overwritten.
@@ -33,26 +39,38 @@ def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> t
         hidden_bias: `[H]`, or None for zero: the sum then has no elements.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or `grad` is not contiguous.
+        ValueError: `grad` can't be written to: its shape, dtype or strides are others.
     """
-    rows = _rows(hidden)
-    library.check("grad", grad, hidden.shape)
-    activated = torch.empty(rows.shape)
-    grad_bias = None if hidden_bias is None else torch.empty(rows.shape[-1])
-    bias = None if hidden_bias is None else library.rows_of(hidden_bias)
-    library.call("gelu_backward", _in_place(grad, rows.shape), rows, bias, activated, grad_bias)
-    return activated.view(hidden.shape), hidden.new_empty(0) if grad_bias is None else grad_bias
+    if grad.shape != hidden.shape or grad.dtype != torch.float32 or not grad.is_contiguous():
+        raise ValueError(
+            f"grad is {grad.dtype} of shape {list(grad.shape)} and strides {list(grad.stride())}, "
+            f"expected contiguous float32 of shape {list(hidden.shape)}"
+        )
+    activated = empty_like(hidden, memory_format=CONTIGUOUS)
+    rows, strides, sizes = _rows(hidden)
+    if hidden_bias is None:
+        bias, grad_bias = 0, hidden.new_empty(0)
+    else:
+        hidden_bias = hidden_bias.contiguous()
+        bias, grad_bias = hidden_bias.data_ptr(), empty_like(hidden_bias)
+    _backward(
+        grad.data_ptr(),
+        rows.data_ptr(),
+        strides,
+        bias,
+        activated.data_ptr(),
+        grad_bias.data_ptr(),
+        sizes,
+        get_num_threads(),
+    )
+    return activated, grad_bias
 
 
-def _rows(hidden: Tensor) -> Tensor:
-    if hidden.dim() == 0:
-        raise ValueError("hidden has shape [], expected is [..., H]")
-    library.check("hidden", hidden, hidden.shape)
-    return library.in_three_axes(hidden)
-
-
-def _in_place(grad: Tensor, shape: torch.Size) -> Tensor:
-    """The same memory in another shape."""
-    if not grad.is_contiguous():
-        raise ValueError(f"grad has strides {list(grad.stride())}, expected is contiguous memory")
-    return grad.detach().view(shape)
+def _rows(hidden: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int, int]]:
+    """Return `hidden` as `[A, B, H]`, the strides of A and B, and the sizes."""
+    width = hidden.size(-1)
+    if hidden.is_contiguous():
+        rows = hidden.numel() // width if width else math.prod(hidden.shape[:-1])
+        return hidden, (0, width), (1, rows, width)
+    hidden = library.in_three_axes(hidden)
+    return hidden, (hidden.stride(0), hidden.stride(1)), (hidden.size(0), hidden.size(1), width)

@@ -2,13 +2,14 @@
 #include "cpu/arrays.h"
 #include "cpu/rows.h"
 
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+
 #include <algorithm>
 #include <cmath>
-#include <tuple>
+#include <optional>
 #include <vector>
 
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/tuple.h>
 
 namespace mmmae {
 namespace {
@@ -51,9 +52,9 @@ MMMAE_VECTOR float squared_error(float* __restrict row, const float* __restrict 
     });
 }
 
-using Weights = std::optional<View<const float, 2>>;
+using Weights = View<const float, 2>;  // [B, M], or none for 1 each
 
-float weight(const Weights& weights, int64_t b, int64_t m) { return weights ? *weights->row(b, m) : 1.0f; }
+float weight(const Weights& weights, int64_t b, int64_t m) { return weights ? *weights.at(b, m) : 1.0f; }
 
 double sum_in_order(const std::vector<double>& numbers) {
     double total = 0;
@@ -63,77 +64,59 @@ double sum_in_order(const std::vector<double>& numbers) {
 
 }  // namespace
 
-static double masked_l2_loss(const Input& prediction_array, const Input& target_array, const Maybe<Input>& ids_array,
-                             const Maybe<Input>& weights_array, std::optional<float> epsilon, double factor,
-                             const Maybe<Output>& out_array, int threads) {
-    const auto prediction = view<const float, 3>("prediction", prediction_array, "[B, M, D]");
-    const auto target = view<const float, 3>("target", target_array, "[B, N, D]");
-    const auto ids = view<const int64_t, 2>("ids", ids_array, "[B, M]");
-    const auto weights = view<const float, 2>("weights", weights_array, "[B, M]");
-    const auto out = view<float, 3>("out", out_array, "[B, M, D]");
+static double masked_l2_loss(Address prediction_address, Sizes<2> prediction_strides, Address target_address,
+                             Sizes<2> target_strides, Address ids_address, Sizes<2> ids_strides,
+                             Address weights_address, Sizes<2> weights_strides, std::optional<float> epsilon,
+                             double factor, Address out_address, Sizes<4> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const auto [batch, masked, width] = prediction.shape;
-    target.require_shape({batch, ids ? target.shape[1] : masked, width});
-    prediction.require_dense_rows();
-    target.require_dense_rows();
-    if (ids) {
-        ids->require_shape({batch, masked});
-        check_ids(*ids, target.shape[1]);
-    }
-    if (weights) weights->require_shape({batch, masked});
-    if (out) {
-        out->require_shape(prediction.shape);
-        out->require_contiguous();
-    }
-    const int64_t rows = batch * masked, per_sample = masked, channels = width;
-    std::vector<double> errors(rows);
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * channels >= PARALLEL_ELEMENTS)
-    for (int64_t row = 0; row < rows; ++row) {
-        const int64_t b = row / per_sample, m = row % per_sample;
-        const float *ours = prediction.row(b, m), *theirs = target.row(b, ids ? *ids->row(b, m) : m);
-        const Moments to = epsilon ? moments(theirs, channels, *epsilon) : Moments();
-        const float share = weight(weights, b, m);
-        errors[row] = share * (out ? squared_error(ours, theirs, to, static_cast<float>(factor * share),
-                                                   out->data + row * channels, channels)
-                                   : squared_error(ours, theirs, to, channels));
-    }
-    return sum_in_order(errors);
-}
-
-static double l2_loss_of_difference(const Output& difference_array, const Maybe<Input>& bias_array,
-                                    const Maybe<Input>& weights_array, double factor, int threads) {
-    const auto difference = view<float, 3>("difference", difference_array, "[B, M, D]");
-    const auto bias = view<const float, 1>("bias", bias_array, "[D]");
-    const auto weights = view<const float, 2>("weights", weights_array, "[B, M]");
-    nb::gil_scoped_release release;
-    check_threads(threads);
-    const int64_t batch = difference.shape[0], masked = difference.shape[1], width = difference.shape[2];
-    difference.require_contiguous();
-    if (bias) {
-        bias->require_shape({width});
-        bias->require_dense_rows();
-    }
-    if (weights) weights->require_shape({batch, masked});
-    const std::vector<float> zeros(bias ? 0 : width);
-    const float* subtracted = bias ? bias->data : zeros.data();
+    const int64_t batch = sizes[0], masked = sizes[1], tokens = sizes[2], width = sizes[3];
+    const Rows prediction(prediction_address, prediction_strides), target(target_address, target_strides);
+    const Ids ids(ids_address, ids_strides);
+    const Weights weights(weights_address, weights_strides);
+    if (ids) check_ids("ids", ids, batch, masked, tokens);
+    auto* out = pointer<float>(out_address);
     const int64_t rows = batch * masked;
     std::vector<double> errors(rows);
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width >= PARALLEL_ELEMENTS)
     for (int64_t row = 0; row < rows; ++row) {
+        const int64_t b = row / masked, m = row % masked;
+        const float *ours = prediction.at(b, m), *theirs = target.at(b, ids ? *ids.at(b, m) : m);
+        const Moments to = epsilon ? moments(theirs, width, *epsilon) : Moments();
+        const float share = weight(weights, b, m);
+        errors[row] = share * (out ? squared_error(ours, theirs, to, static_cast<float>(factor * share),
+                                                   out + row * width, width)
+                                   : squared_error(ours, theirs, to, width));
+    }
+    return sum_in_order(errors);
+}
+
+static double l2_loss_of_difference(Address difference_address, Address bias_address, Address weights_address,
+                                    Sizes<2> weights_strides, double factor, Sizes<3> sizes, int threads) {
+    nb::gil_scoped_release release;
+    check_threads(threads);
+    const int64_t masked = sizes[1], rows = sizes[0] * masked, width = sizes[2];
+    auto* difference = pointer<float>(difference_address);
+    const Weights weights(weights_address, weights_strides);
+    const std::vector<float> zeros(bias_address ? 0 : width);
+    const float* subtracted = bias_address ? pointer<const float>(bias_address) : zeros.data();
+    std::vector<double> errors(rows);
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * width >= PARALLEL_ELEMENTS)
+    for (int64_t row = 0; row < rows; ++row) {
         const float share = weight(weights, row / masked, row % masked);
-        errors[row] = share * squared_error(difference.data + row * width, subtracted,
-                                            static_cast<float>(factor * share), width);
+        errors[row] = share * squared_error(difference + row * width, subtracted, static_cast<float>(factor * share),
+                                            width);
     }
     return sum_in_order(errors);
 }
 
 void bind_masked_loss(nb::module_& module) {
-    module.def("masked_l2_loss", &masked_l2_loss, nb::arg("prediction"), nb::arg("target"), nb::arg("ids").none(),
-               nb::arg("weights").none(), nb::arg("epsilon").none(), nb::arg("factor"), nb::arg("out").none(),
-               nb::arg("threads"));
-    module.def("l2_loss_of_difference", &l2_loss_of_difference, nb::arg("difference"), nb::arg("bias").none(),
-               nb::arg("weights").none(), nb::arg("factor"), nb::arg("threads"));
+    module.def("masked_l2_loss", &masked_l2_loss, nb::arg("prediction"), nb::arg("prediction_strides"), nb::arg("target"),
+               nb::arg("target_strides"), nb::arg("ids"), nb::arg("ids_strides"), nb::arg("weights"),
+               nb::arg("weights_strides"), nb::arg("epsilon").none(), nb::arg("factor"), nb::arg("out"),
+               nb::arg("sizes"), nb::arg("threads"));
+    module.def("l2_loss_of_difference", &l2_loss_of_difference, nb::arg("difference"), nb::arg("bias"),
+               nb::arg("weights"), nb::arg("weights_strides"), nb::arg("factor"), nb::arg("sizes"), nb::arg("threads"));
 }
 
 }  // namespace mmmae

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from ..cpu import library
-from ..patch_embed.cpu import gather_rows, weight_matrix
+from ..patch_embed.cpu import gather_rows
 from .reference import NORMALIZE_EPSILON
+
+_loss_of_target = library.function("masked_l2_loss")
+_loss_of_difference = library.function("l2_loss_of_difference")
 
 # Rows of a chunk: enough for a GEMM at full speed, few enough that what it leaves is in cache for the row kernel.
 CHUNK_ROWS = 600
@@ -23,7 +26,7 @@ def masked_l2_loss_forward(
     normalize: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of `masked_l2_loss_reference`, and its gradient by the prediction in the same pass.
+    """Return the loss of `masked_l2_loss_reference`, and the gradient of the prediction from the same pass.
 
     Args:
         prediction: `[B, M, D]`.
@@ -37,15 +40,13 @@ def masked_l2_loss_forward(
         The loss, a float32 scalar, and the gradient `[B, M, D]` for a gradient 1 of the loss (else an empty tensor).
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or an id is outside 0..N-1.
+        ValueError: an id is outside 0..N-1.
     """
-    prediction = library.rows_of(prediction)
     weights = _float_weights(weights)
-    total, width = _total(weights, prediction), prediction.shape[-1]
+    total, width = _total(weights, prediction), prediction.size(2)
     gradient = prediction.new_empty(prediction.shape if with_gradient else 0)
-    out = gradient if with_gradient else None
-    error = _masked_l2_loss(prediction, target, ids, weights, normalize, _factor(total, width), out)
-    return _loss(error, total, width), gradient
+    error = _masked_l2_loss(prediction, target, ids, weights, normalize, _factor(total, width), gradient)
+    return _loss(error, total, prediction), gradient
 
 
 def patch_l2_loss_forward(
@@ -58,7 +59,7 @@ def patch_l2_loss_forward(
     normalize: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss against the embedding of the patches `ids`, and its gradient, whose memory the GEMM writes to.
+    """Return the loss against the embedding of the patches `ids`, and its gradient, whose memory the GEMM writes to.
 
     Args:
         prediction: `[B, M, D]`.
@@ -72,18 +73,12 @@ def patch_l2_loss_forward(
         The loss, and the gradient `[B, M, D]` of `prediction` for a gradient 1 of the loss (else an empty tensor).
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or an id is out of range.
+        ValueError: an id is outside 0..N-1.
     """
-    matrix, width = weight_matrix(weight, volume), weight.shape[0]
-    library.check("ids", ids, (volume.shape[0], ids.shape[-1] if ids.dim() else 0), torch.int64)
-    library.check("prediction", prediction, (*ids.shape, width))
+    matrix, width = weight.detach().flatten(1), weight.size(0)
     weights = _float_weights(weights)
-    if weights is not None:
-        library.check("weights", weights, tuple(ids.shape))
-    if bias is not None:
-        library.check("bias", bias, (width,))
-        bias = library.rows_of(bias)
-    prediction = library.rows_of(prediction)
+    bias = None if bias is None else bias.detach().contiguous()
+    prediction = prediction.detach()
     batch, masked = ids.shape
     total = _total(weights, prediction)
     factor = _factor(total, width)
@@ -91,7 +86,7 @@ def patch_l2_loss_forward(
     chunks = max(math.ceil(masked / CHUNK_ROWS), 1)  # of a sample
     rows = max(math.ceil(masked / chunks), 1)
     samples = max(CHUNK_ROWS // max(masked, 1), 1)
-    patches = prediction.new_empty(min(samples, batch) * rows, matrix.shape[1])
+    patches = prediction.new_empty(min(samples, batch) * rows, matrix.size(1))
     buffer = prediction.new_empty(patches.shape[0] if normalize or not with_gradient else 0, width)
     patch = (weight.shape[2], weight.shape[3], weight.shape[4])
     error = 0.0
@@ -100,16 +95,24 @@ def patch_l2_loss_forward(
     ):
         ours, part_weights = prediction[part], None if weights is None else weights[part]
         count = ours.shape[0] * ours.shape[1]
-        cut, out = patches[:count], gradient[part] if with_gradient else None
+        cut, out = patches[:count], gradient[part] if with_gradient else gradient
         gather_rows(volume[part[0]], patch, ids[part], cut)
         if normalize:
             target = _linear(cut, matrix, bias, buffer[:count]).view(ours.shape)
             error += _masked_l2_loss(ours, target, None, part_weights, True, factor, out)
         else:
-            difference = buffer[:count] if out is None else out.view(count, width)
+            difference = out.view(count, width) if with_gradient else buffer[:count]
             torch.addmm(ours.reshape(count, width), cut, matrix.t(), alpha=-1, out=difference)
-            error += library.call("l2_loss_of_difference", difference.view(ours.shape), bias, part_weights, factor)
-    return _loss(error, total, width), gradient
+            error += _loss_of_difference(
+                difference.data_ptr(),
+                library.address(bias),
+                library.address(part_weights),
+                _strides(part_weights),
+                factor,
+                tuple(ours.shape),
+                get_num_threads(),
+            )
+    return _loss(error, total, prediction), gradient
 
 
 def _linear(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -125,20 +128,32 @@ def _masked_l2_loss(
     weights: Tensor | None,
     normalize: bool,
     factor: float,
-    out: Tensor | None,
+    out: Tensor,
 ) -> float:
-    """The weighted sum of squared errors; `factor * weight * (prediction - target)` goes into `out`."""
-    error: float = library.call(
-        "masked_l2_loss",
-        prediction,
-        library.rows_of(target.to(torch.float32)),
-        ids,
-        weights,
+    """Return the weighted sum of squared errors; write `factor * weight * (prediction - target)` into `out`, if any."""
+    prediction = library.rows_of(prediction)
+    target = library.rows_of(target.detach().to(torch.float32))
+    error: float = _loss_of_target(
+        prediction.data_ptr(),
+        prediction.stride()[:2],
+        target.data_ptr(),
+        target.stride()[:2],
+        library.address(ids),
+        _strides(ids),
+        library.address(weights),
+        _strides(weights),
         NORMALIZE_EPSILON if normalize else None,
         factor,
-        out,
+        out.data_ptr(),
+        (*prediction.shape[:2], *target.shape[1:]),
+        get_num_threads(),
     )
     return error
+
+
+def _strides(table: Tensor | None) -> tuple[int, ...]:
+    """Return the strides of a tensor `[B, M]` that may be missing."""
+    return (0, 0) if table is None else table.stride()
 
 
 def _float_weights(weights: Tensor | None) -> Tensor | None:
@@ -152,9 +167,12 @@ def _total(weights: Tensor | None, prediction: Tensor) -> float:
 
 
 def _factor(total: float, width: int) -> float:
-    """Of a row's gradient, but for its weight."""
+    """Return the scale of a row's gradient, before its weight."""
     return 2 / (max(width, 1) * (total or 1.0))
 
 
-def _loss(error: float, total: float, width: int) -> Tensor:
-    return torch.tensor(error / width / (total or 1.0) if width else math.nan, dtype=torch.float32)
+def _loss(error: float, total: float, prediction: Tensor) -> Tensor:
+    """Return the loss as a scalar; the mean over no channels is NaN, as in PyTorch, where there are rows."""
+    batch, masked, width = prediction.shape
+    loss = error / width / (total or 1.0) if width else math.nan if batch * masked else 0.0
+    return torch.tensor(loss, dtype=torch.float32, device=prediction.device)

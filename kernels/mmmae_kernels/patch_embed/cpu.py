@@ -5,17 +5,29 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from ..cpu import library
 from ..linear import product
 from .reference import token_count
 
+_gather_patches = {
+    torch.float32: library.function("gather_patches_float32"),
+    torch.int16: library.function("gather_patches_int16"),
+    torch.uint8: library.function("gather_patches_uint8"),
+}
+_scatter_patches = library.function("scatter_patches")
+_add_position = library.function("add_position")
+_embedding_gradients = library.function("embedding_gradients")
+_sum_of_rows = library.function("sum_of_rows")
+
+Patch = tuple[int, int, int]
+
 
 def patch_embed_forward(
     volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None
 ) -> Tensor:
-    """`[B, K, D]`: gather, GEMM with the bias, position added in place.
+    """Return `[B, K, D]`: gather, GEMM with the bias, position added in place.
 
     Args:
         volume: `[B, C, T, H, W]` float32, int16 or uint8, any strides.
@@ -24,26 +36,32 @@ def patch_embed_forward(
         position: `[N, D]`.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or an id is out of range.
+        ValueError: an id is outside 0..N-1.
     """
-    matrix = weight_matrix(weight, volume)
     ids = _ids(volume, weight, ids)
-    if bias is not None:
-        library.check("bias", bias, (weight.shape[0],))
-    if position is not None:
-        library.check("position", position, (token_count(volume, weight.shape[2:]), weight.shape[0]))
+    (batch, keep), width = ids.shape, weight.size(0)
     rows = _gather(volume, weight, ids)
-    tokens = product(rows, matrix, None if bias is None else bias.detach())
-    tokens = tokens.view(*ids.shape, weight.shape[0])
+    tokens = product(rows, weight.detach().flatten(1), None if bias is None else bias.detach())
+    tokens.resize_(batch, keep, width)  # no view: the caller may change what it gets in place
     if position is not None:
-        library.call("add_position", tokens, ids, library.rows_of(position))
+        position = library.rows_of(position)
+        _add_position(
+            tokens.data_ptr(),
+            ids.data_ptr(),
+            ids.stride(),
+            position.data_ptr(),
+            position.stride(0),
+            (batch, keep, width),
+            position.size(0),
+            get_num_threads(),
+        )
     return tokens
 
 
 def patch_embed_backward(
     grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None, needs: tuple[bool, bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of volume, weight, bias and position, those that `needs` asks for.
+    """Return the gradients of volume, weight, bias and position, those that `needs` asks for.
 
     The patches are gathered again: nothing but the inputs need be kept for this. The sums over a repeated id are taken
     in the order of `ids`, whatever the number of threads.
@@ -54,70 +72,94 @@ def patch_embed_backward(
         needs: whose gradients are wanted; that of an integer volume can't be.
 
     Raises:
-        ValueError: as `patch_embed_forward` does.
+        ValueError: an id is outside 0..N-1.
     """
-    matrix, width = weight_matrix(weight, volume), weight.shape[0]
     ids = _ids(volume, weight, ids)
-    library.check("grad", grad, (*ids.shape, width))
     grad = library.rows_of(grad)
-    if needs[0] and not volume.is_floating_point():
-        raise ValueError(f"volume has dtype {volume.dtype}, which has no gradient")
-    patch = (weight.shape[2], weight.shape[3], weight.shape[4])
+    sizes, width = tuple(grad.shape), grad.shape[2]
     grad_volume = grad_weight = grad_bias = grad_position = None
     if needs[3]:
-        grad_position = weight.new_empty(token_count(volume, weight.shape[2:]), width)
-        grad_bias = weight.new_empty(width) if needs[2] else None
-        library.call("embedding_gradients", grad, ids, grad_position, grad_bias)
+        tokens = token_count(volume, weight.shape[2:])
+        grad_position = grad.new_empty(tokens, width)
+        grad_bias = grad.new_empty(width) if needs[2] else None
+        _embedding_gradients(
+            grad.data_ptr(),
+            grad.stride()[:2],
+            ids.data_ptr(),
+            ids.stride(),
+            grad_position.data_ptr(),
+            library.address(grad_bias),
+            sizes,
+            tokens,
+            get_num_threads(),
+        )
     elif needs[2]:
-        grad_bias = weight.new_empty(width)
-        library.call("sum_of_rows", grad, grad_bias)
-    flat = grad.flatten(0, 1) if needs[0] or needs[1] else grad
+        grad_bias = grad.new_empty(width)
+        _sum_of_rows(grad.data_ptr(), grad.stride()[:2], grad_bias.data_ptr(), sizes, get_num_threads())
+    flat = grad.detach().flatten(0, 1) if needs[0] or needs[1] else grad
     if needs[1]:
-        grad_weight = torch.mm(flat.t(), _gather(volume, weight, ids)).view(weight.shape)
+        grad_weight = torch.mm(flat.t(), _gather(volume, weight, ids)).resize_(weight.shape)
     if needs[0]:
-        grad_volume = torch.zeros_like(volume, memory_format=torch.contiguous_format)
-        library.call("scatter_patches", product(flat, matrix.t()), ids, patch, grad_volume)
+        grad_volume = grad.new_zeros(volume.shape)
+        _scatter_rows(product(flat, weight.detach().flatten(1).t()), ids, _patch(weight), grad_volume)
     return grad_volume, grad_weight, grad_bias, grad_position
 
 
-def gather_rows(volume: Tensor, patch: tuple[int, int, int], ids: Tensor, out: Tensor) -> None:
+def gather_rows(volume: Tensor, patch: Patch, ids: Tensor, out: Tensor) -> None:
     """Write the patches of `volume` that `ids [B, K]` names into `out [B*K, C*pt*ph*pw]`, which is contiguous."""
-    library.call("gather_patches", volume.detach(), ids, patch, out)
+    _gather_patches[volume.dtype](
+        volume.data_ptr(),
+        volume.stride(),
+        tuple(volume.shape),
+        ids.data_ptr(),
+        ids.stride(),
+        ids.size(1),
+        patch,
+        out.data_ptr(),
+        get_num_threads(),
+    )
 
 
 def _gather(volume: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     rows = weight.new_empty(ids.numel(), math.prod(weight.shape[1:]))
-    gather_rows(volume, (weight.shape[2], weight.shape[3], weight.shape[4]), ids, rows)
+    gather_rows(volume, _patch(weight), ids, rows)
     return rows
+
+
+def _patch(weight: Tensor) -> Patch:
+    return weight.size(2), weight.size(3), weight.size(4)
 
 
 def _ids(volume: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
     if ids is not None:
         return ids
-    return torch.arange(token_count(volume, weight.shape[2:])).expand(volume.shape[0], -1)
+    return torch.arange(token_count(volume, weight.shape[2:]), device=volume.device).expand(volume.shape[0], -1)
 
 
-def weight_matrix(weight: Tensor, volume: Tensor) -> Tensor:
-    """`weight [D, C, pt, ph, pw]` as `[D, C*pt*ph*pw]`; ValueError where it can't embed patches of `volume`."""
-    if weight.dim() != 5 or volume.dim() != 5 or volume.shape[1] != weight.shape[1] or 0 in weight.shape[1:]:
-        shapes = f"weight has shape {list(weight.shape)}, volume {list(volume.shape)}"
-        raise ValueError(f"{shapes}; expected are [D, C, pt, ph, pw] and [B, C, T, H, W]")
-    library.check("weight", weight, weight.shape)
-    if volume.device.type != "cpu":
-        raise ValueError(f"volume lies on {volume.device}, native kernels run on the CPU")
-    return weight.detach().flatten(1)
-
-
-def gather_patches(volume: Tensor, ids: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` that `ids [B, K]` names, float32."""
-    rows = torch.empty(*ids.shape, volume.shape[1] * math.prod(patch))
-    gather_rows(volume, patch, ids, rows.flatten(0, 1))
+def gather_patches(volume: Tensor, ids: Tensor, patch: Patch) -> Tensor:
+    """Return rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` that `ids [B, K]` names, float32."""
+    rows = volume.new_empty(*ids.shape, volume.shape[1] * math.prod(patch), dtype=torch.float32)
+    gather_rows(volume, patch, ids, rows)
     return rows
 
 
-def scatter_patches(rows: Tensor, ids: Tensor, patch: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:
-    """The transpose of `gather_patches`: a volume of `shape` with each row added at its patch, zero elsewhere."""
-    volume = torch.zeros(shape)
-    flat = rows.detach().contiguous().flatten(0, 1)
-    library.call("scatter_patches", flat, ids, patch, volume)
+def scatter_patches(rows: Tensor, ids: Tensor, patch: Patch, shape: tuple[int, ...]) -> Tensor:
+    """Return a volume of `shape` with each row added at its patch, zero elsewhere: `gather_patches` transposed."""
+    volume = rows.new_zeros(shape)
+    _scatter_rows(rows.detach().flatten(0, 1), ids, patch, volume)
     return volume
+
+
+def _scatter_rows(rows: Tensor, ids: Tensor, patch: Patch, volume: Tensor) -> None:
+    """Add each of `rows [B*K, C*pt*ph*pw]` to `volume`, which is contiguous, at the patch that `ids [B, K]` names."""
+    _scatter_patches(
+        rows.data_ptr(),
+        rows.stride(),
+        ids.data_ptr(),
+        ids.stride(),
+        ids.size(1),
+        patch,
+        volume.data_ptr(),
+        tuple(volume.shape),
+        get_num_threads(),
+    )

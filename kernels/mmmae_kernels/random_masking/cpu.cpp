@@ -1,6 +1,8 @@
 // Random masks: Philox 4x32-10 noise and a bucket sort, one row a task, nothing in memory but a row's own scratch.
 #include "cpu/arrays.h"
 
+#include <nanobind/stl/array.h>
+
 #include <omp.h>
 
 #include <algorithm>
@@ -81,20 +83,16 @@ void shuffle(uint64_t seed, uint64_t sample, int64_t tokens, int64_t kept, int b
 
 }  // namespace
 
-static void random_masking(int64_t seed, int64_t first_sample, const Output& keep_array, const Output& masked_array,
-                           const Output& restore_array, int threads) {
-    const auto keep = view<int64_t, 2>("ids_keep", keep_array, "[B, K]");
-    const auto masked = view<int64_t, 2>("ids_masked", masked_array, "[B, M]");
-    const auto restore = view<int64_t, 2>("ids_restore", restore_array, "[B, N]");
+static void random_masking(int64_t seed, int64_t first_sample, Address keep_address, Address masked_address,
+                           Address restore_address, Sizes<3> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const int64_t batch = restore.shape[0], tokens = restore.shape[1], kept = keep.shape[1];
-    keep.require_shape({batch, kept});
-    masked.require_shape({batch, tokens - kept});
-    for (const auto& table : {keep, masked, restore}) table.require_contiguous();
-    if (tokens >= int64_t{1} << 32) fail("ids_restore: " + std::to_string(tokens) + " tokens, allowed are below 2^32");
+    const int64_t batch = sizes[0], tokens = sizes[1], kept = sizes[2];
+    auto *keep = pointer<int64_t>(keep_address), *masked = pointer<int64_t>(masked_address);
+    auto* restore = pointer<int64_t>(restore_address);
+    if (tokens >= int64_t{1} << 32) fail("tokens: " + std::to_string(tokens) + " given, must be below 2^32");
     if (first_sample < 0 || first_sample > INT64_MAX - batch)
-        fail("first_sample: " + std::to_string(first_sample) + " given, expected are sample numbers 0..2^63-1");
+        fail("first_sample: " + std::to_string(first_sample) + " given, expected sample numbers 0..2^63-1");
     const int team = static_cast<int>(std::max<int64_t>(std::min<int64_t>(threads, batch), 1));
     const int bits = bucket_bits(tokens);
     std::vector<Keyed> keys(2 * team * tokens);
@@ -103,7 +101,7 @@ static void random_masking(int64_t seed, int64_t first_sample, const Output& kee
     for (int64_t b = 0; b < batch; ++b) {
         const int64_t thread = omp_get_thread_num();
         Keyed* drawn = keys.data() + 2 * tokens * thread;
-        const Row row{keep.row(b), masked.row(b), restore.row(b)};
+        const Row row{keep + b * kept, masked + b * (tokens - kept), restore + b * tokens};
         shuffle(static_cast<uint64_t>(seed), static_cast<uint64_t>(first_sample + b), tokens, kept, bits,
                 counts.data() + (thread << bits), drawn, drawn + tokens, row);
     }
@@ -111,7 +109,7 @@ static void random_masking(int64_t seed, int64_t first_sample, const Output& kee
 
 void bind_random_masking(nb::module_& module) {
     module.def("random_masking", &random_masking, nb::arg("seed"), nb::arg("first_sample"), nb::arg("ids_keep"),
-               nb::arg("ids_masked"), nb::arg("ids_restore"), nb::arg("threads"));
+               nb::arg("ids_masked"), nb::arg("ids_restore"), nb::arg("sizes"), nb::arg("threads"));
 }
 
 }  // namespace mmmae

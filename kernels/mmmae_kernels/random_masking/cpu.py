@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from ..cpu import library
+
+_forward = library.function("random_masking")
 
 
 def random_masking_forward(
     batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `random_masking_reference` gives, bit for bit.
+    """Return what `random_masking_reference` gives, bit for bit; `device` is the CPU.
 
     Raises:
-        ValueError: a count or sample number is out of range, the seed is no int64 scalar, or `device` is not the CPU.
+        ValueError: there are 2^32 tokens or more, or a sample number is outside 0..2^63-1.
     """
-    if device.type != "cpu":
-        raise ValueError(f"device is {device}, native kernels run on the CPU")
-    if seed.dtype != torch.int64 or seed.dim() != 0:
-        raise ValueError(f"seed is a {seed.dtype} tensor of shape {list(seed.shape)}, expected is an int64 scalar")
-    if batch < 0 or not 0 <= keep <= tokens:
-        raise ValueError(
-            f"batch, tokens, keep are {batch}, {tokens}, {keep}, expected is batch >= 0, 0 <= keep <= tokens"
-        )
-    tables = [torch.empty(batch, size, dtype=torch.int64) for size in (keep, tokens - keep, tokens)]
-    library.call("random_masking", int(seed), first_sample, *tables)
-    ids_keep, ids_masked, ids_restore = tables
+    ids_keep, ids_masked, ids_restore = (
+        torch.empty(batch, count, dtype=torch.int64, device=device) for count in (keep, tokens - keep, tokens)
+    )
+    _forward(
+        int(seed),
+        first_sample,
+        ids_keep.data_ptr(),
+        ids_masked.data_ptr(),
+        ids_restore.data_ptr(),
+        (batch, tokens, keep),
+        get_num_threads(),
+    )
     return ids_keep, ids_masked, ids_restore

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from ...cpu import library
 from ...dispatch import Reason
@@ -24,10 +24,12 @@ def refuses(call: Call) -> Reason:
 
 
 unavailable = library.unavailable_reason
+_forward = library.function("attention_forward")
+_backward = library.function("attention_backward")
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Attention, and the logarithm of the sum of each row's exponentials, for the gradients.
+    """Return attention, and the logarithm of the sum of each row's exponentials, for the gradients.
 
     Args:
         q: `[B, Nq, h, d]`, d at most HEAD_WIDTH_LIMIT.
@@ -37,16 +39,24 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | Non
     Returns:
         out: `[B, Nq, h, d]`; zeros for a sample without keys.
         lse: `[B, h, Nq]`, minus infinity there.
-
-    Raises:
-        ValueError: a shape, dtype or device does not fit.
     """
-    q, k, v = library.rows_of(q), library.rows_of(k), library.rows_of(v)
-    if q.dim() != 4:
-        raise ValueError(f"q has shape {list(q.shape)}, expected is [B, Nq, h, d]")
-    batch, queries, heads, _ = q.shape
-    out, lse = torch.empty(q.shape), torch.empty(batch, heads, queries)
-    library.call("attention_forward", q, k, v, key_present, out, lse)
+    batch, queries, heads, width = q.shape
+    out, lse = q.new_empty(batch, queries, heads, width), q.new_empty(batch, heads, queries)
+    (q, q_strides), (k, k_strides), (v, v_strides) = _heads(q), _heads(k), _heads(v)
+    _forward(
+        q.data_ptr(),
+        q_strides,
+        k.data_ptr(),
+        k_strides,
+        v.data_ptr(),
+        v_strides,
+        0 if key_present is None else key_present.data_ptr(),
+        (0, 0) if key_present is None else key_present.stride(),
+        out.data_ptr(),
+        lse.data_ptr(),
+        (batch, queries, k.shape[1], heads, width),
+        get_num_threads(),
+    )
     return out, lse
 
 
@@ -64,7 +74,57 @@ def attention_backward(
         gradients: like q, k and v, of any strides but for the last axis, which lies in one piece.
 
     Raises:
-        ValueError: a shape, dtype, stride or device does not fit.
+        ValueError: a gradient can't be written to: its shape, dtype or strides are others.
     """
-    inputs = (library.rows_of(tensor) for tensor in (grad, *qkv))
-    library.call("attention_backward", *inputs, key_present, library.rows_of(out), lse.contiguous(), *gradients)
+    q, k, v = qkv
+    (q, q_strides), (k, k_strides), (v, v_strides) = _heads(q), _heads(k), _heads(v)
+    (grad, grad_strides), (out, out_strides), lse = _heads(grad), _heads(out), lse.contiguous()
+    shape, keys = q.shape, k.shape
+    grad_q, grad_k, grad_v = gradients
+    strides = grad_q.stride(), grad_k.stride(), grad_v.stride()
+    if not (
+        grad_q.shape == shape
+        and grad_k.shape == keys
+        and grad_v.shape == keys
+        and grad_q.dtype is grad_k.dtype is grad_v.dtype is torch.float32
+        and (strides[0][3] == strides[1][3] == strides[2][3] == 1 or shape[3] == 1)
+    ):
+        raise ValueError(_unwritable(gradients, shape, keys))
+    batch, queries, heads, width = shape
+    _backward(
+        grad.data_ptr(),
+        grad_strides,
+        q.data_ptr(),
+        q_strides,
+        k.data_ptr(),
+        k_strides,
+        v.data_ptr(),
+        v_strides,
+        0 if key_present is None else key_present.data_ptr(),
+        (0, 0) if key_present is None else key_present.stride(),
+        out.data_ptr(),
+        out_strides,
+        lse.data_ptr(),
+        grad_q.data_ptr(),
+        strides[0],
+        grad_k.data_ptr(),
+        strides[1],
+        grad_v.data_ptr(),
+        strides[2],
+        (batch, queries, keys[1], heads, width),
+        get_num_threads(),
+    )
+
+
+def _heads(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Return a tensor `[B, N, h, d]` with its last axis in one piece, and its strides."""
+    strides = tensor.stride()
+    if strides[3] == 1:
+        return tensor, strides
+    tensor = library.rows_of(tensor)
+    return tensor, tensor.stride()
+
+
+def _unwritable(gradients: Triple, shape: torch.Size, keys: torch.Size) -> str:
+    given = ", ".join(f"{grad.dtype} {list(grad.shape)} of strides {list(grad.stride())}" for grad in gradients)
+    return f"gradients are {given}; expected float32 {list(shape)} and twice {list(keys)}, the last axis in one piece"
