@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .autocast import is_autocast
 from .dispatch import in_debug_mode
 
 STRIDED = torch.strided
@@ -55,6 +56,13 @@ def check_dtype(name: str, tensor: Tensor, dtype: torch.dtype, source: str = "")
     """Raise unless `tensor` has this type; `source` says where it is from, as in " as in weight"."""
     if tensor.dtype != dtype:
         raise ValueError(f"{name} has dtype {tensor.dtype}, expected {dtype}{source}")
+
+
+def check_like(name: str, tensor: Tensor, dtype: torch.dtype, source: str) -> None:
+    """Raise unless `tensor` has the type that `source` has, or autocast makes them one."""
+    both = tensor.dtype, dtype
+    if dtype != tensor.dtype and (not is_autocast(tensor) or torch.float64 in both):
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected {dtype} as in {source}")
 
 
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
@@ -141,8 +149,8 @@ def _whole(value: Any) -> Any:
     if isinstance(value, torch.SymInt):
         return value
     # The tracer of torch.jit holds sizes as tensors.
-    is_size = isinstance(value, Tensor) and torch.jit.is_tracing() and value.dim() == 0 and value.dtype == torch.int64
-    return value if is_size else None
+    is_traced = isinstance(value, Tensor) and torch._C._get_tracing_state() is not None
+    return value if is_traced and value.dim() == 0 and value.dtype == torch.int64 else None
 
 
 def _no_tensor(name: str, value: object) -> ValueError:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .autocast import is_autocast, matmul_dtype
-from .checks import check_device, check_floating, check_rank, check_vector
+from .checks import check_device, check_floating, check_like, check_rank, check_tensor, check_vector
 from .cpu import library
 from .dispatch import Reason, current_backend
 from .operators import first_derivative_only
@@ -128,18 +128,32 @@ def refuse_native_product(weight: Tensor) -> Reason:
     return None if dtype == torch.float32 else f"the product is in {dtype}, native kernels take torch.float32"
 
 
-def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise ValueError unless `weight [D, H]` and `bias [D]` are a linear layer for `x [..., H]`, called `name`."""
+def check_linear(
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype | None = None,
+    names: tuple[str, str] = ("weight", "bias"),
+) -> None:
+    """Raise ValueError unless `weight [D, H]` and `bias [D]`, called `names`, are a linear layer for `x [..., H]`.
+
+    Its input is called `name` and has the type of `x`, or `dtype`.
+    """
+    check_tensor(name, x)
     check_floating(name, x)
-    check_rank("weight", weight, "[D, H]")
-    check_floating("weight", weight)
-    check_device("weight", weight, x.device)
+    check_rank(names[0], weight, "[D, H]")
+    check_floating(names[0], weight)
+    check_device(names[0], weight, x.device)
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"{name} has shape {list(x.shape)}, expected is [..., {weight.shape[1]}] as in weight")
-    if x.dtype != weight.dtype and not is_autocast(x):
-        raise ValueError(f"weight has dtype {weight.dtype}, expected is {x.dtype} as in {name}")
+        raise ValueError(f"{name} has shape {list(x.shape)}, expected [..., {weight.shape[1]}] as in {names[0]}")
+    dtype = x.dtype if dtype is None else dtype
+    if weight.dtype != dtype:
+        check_like(names[0], weight, dtype, name)
     if bias is not None:
-        check_vector("bias", bias, weight.shape[0], x.device)
+        check_vector(names[1], bias, weight.shape[0], x.device)
+        if bias.dtype != weight.dtype:
+            check_like(names[1], bias, weight.dtype, names[0])
 
 
 def linear_gradients(grad: Tensor, x: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:

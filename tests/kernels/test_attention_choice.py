@@ -216,7 +216,7 @@ PACKED, VECTORS, PRESENT = torch.zeros(2, 3, 3, 4, 8), torch.zeros(2, 1, 2, 4, 8
         (lambda: attention(HEADS, HEADS.half(), HEADS), "k has dtype torch.float16, expected is torch.float32 as in q"),
         (lambda: attention(HEADS, HEADS, HEADS.half()), "v has dtype torch.float16, expected is torch.float32 as in q"),
         (lambda: attention(HEADS, HEADS.to("meta"), HEADS), "k lies on meta, expected is cpu"),
-        (lambda: attention(*[HEADS] * 3, backend="fast"), f"attention is 'fast', must be one of {KNOWN}"),
+        (lambda: attention(*[HEADS] * 3, backend="fast"), f"backend is 'fast', must be one of {KNOWN}"),
         (lambda: attention(*[HEADS] * 3, key_present=torch.ones(2, 3)), "key_present has dtype torch.float32"),
         (lambda: attention(*[HEADS] * 3, key_present=PRESENT), "key_present has shape [2, 1], expected is [2, 3]"),
         (lambda: concat_attention(HEADS, VECTORS, PRESENT), "qkv has shape [2, 3, 4, 8], expected is [B, N, 3, h, d]"),

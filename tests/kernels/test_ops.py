@@ -296,15 +296,18 @@ ROWS = torch.zeros(2, 3)
             lambda: add_layer_norm(torch.zeros(2, 3), None, torch.zeros(3).int(), torch.zeros(3)),
             "weight has dtype torch.int32",
         ),
-        (lambda: gelu_linear(ROWS, torch.zeros(5, 4), None), r"hidden has shape .2, 3., expected is .\.\.\., 4. as in"),
+        (lambda: gelu_linear(ROWS, torch.zeros(5, 4), None), r"hidden has shape .2, 3., expected .\.\.\., 4. as in"),
         (lambda: gelu_linear(ROWS.int(), torch.zeros(5, 3), None), "hidden has dtype torch.int32"),
         (lambda: gelu_linear(ROWS, torch.zeros(5, 3), torch.zeros(4)), "bias has shape .4., expected is .5."),
         (
             lambda: gelu_linear(ROWS, torch.zeros(5, 3).double(), None),
-            "weight has dtype torch.float64, expected is torch",
+            "weight has dtype torch.float64, expected torch",
         ),
         (lambda: gelu_linear(ROWS, torch.zeros(5, 3, device="meta"), None), "weight lies on meta, expected is cpu"),
-        (lambda: norm_linear(ROWS, None, ROWS[0, :2], ROWS[0], ROWS, None), "weight has shape .2., expected is .3."),
+        (
+            lambda: norm_linear(ROWS, None, ROWS[0, :2], ROWS[0], ROWS, None),
+            "norm_weight has shape .2., expected is .3.",
+        ),
         (
             lambda: norm_linear(ROWS, ROWS[:1], ROWS[0], ROWS[0], ROWS, None),
             "residual has shape .1, 3., expected is .2, 3.",
@@ -325,9 +328,55 @@ ROWS = torch.zeros(2, 3)
         ),
         (
             lambda: add_layer_norm(torch.zeros(()), None, ROWS[0], ROWS[0]),
-            r"x has shape \[\], expected is \[\.\.\., D\]",
+            r"x has shape \[\], expected \[\.\.\., D\]",
         ),
-        (lambda: patchify(VOLUME, (3, 0, 16)), "volume has H = 32, expected is a multiple of the patch's 0"),
+        (lambda: patch_embed(None, WEIGHT), "volume is None, expected a Tensor"),
+        (
+            lambda: patch_embed(VOLUME.numpy(), WEIGHT),
+            r"volume is a numpy.ndarray, expected a Tensor; torch.from_numpy",
+        ),
+        (lambda: patch_embed(VOLUME.to(torch.complex64), WEIGHT), "volume has dtype torch.complex64, expected a float"),
+        (lambda: patch_embed(VOLUME, WEIGHT, [0.0] * 4), "bias is a list, expected a Tensor; torch.tensor makes one"),
+        (lambda: patch_embed(VOLUME, WEIGHT, WEIGHT[:, 0, 0, 0, 0].double()), "bias has dtype torch.float64, expected"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS, IDS[0]), "position has shape"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, 3), "ids is 3, expected a Tensor"),
+        (
+            lambda: patch_embed(VOLUME, WEIGHT, None, IDS.to_sparse()),
+            "ids has layout torch.sparse_coo, expected torch.str",
+        ),
+        (lambda: patchify(VOLUME, 16), "patch is 16, expected three, of bands, rows and columns"),
+        (lambda: patchify(VOLUME, (16, 16)), "patch has 2 sizes, expected three"),
+        (lambda: patchify(VOLUME, (3, 16.0, 16)), r"patch\[1\] is 16.0, expected a whole number"),
+        (lambda: patch_l2_loss(torch.zeros(2, 3, 4), VOLUME, WEIGHT, None, None), "ids is None, expected a Tensor"),
+        (lambda: masked_l2_loss(ROWS[None], ROWS[None], normalize=1), "normalize is 1, expected True or False"),
+        (
+            lambda: masked_l2_loss(ROWS[None], ROWS[None], None, ROWS[None, :, 0] * 1j),
+            "weights has dtype torch.complex64",
+        ),
+        (lambda: decoder_tokens(torch.zeros(2, 2, 5), torch.zeros(5), IDS, IDS[0]), "position has shape"),
+        (
+            lambda: decoder_tokens(ROWS[None], ROWS[0].int(), IDS[:1], ROWS),
+            "mask_token has dtype torch.int32, expected",
+        ),
+        (lambda: add_layer_norm(ROWS, None, ROWS[0], ROWS[0], True), "epsilon is True, expected a finite number >= 0"),
+        (
+            lambda: add_layer_norm(ROWS, None, ROWS[0], ROWS[0], float("nan")),
+            "epsilon is nan, expected a finite number",
+        ),
+        (
+            lambda: add_layer_norm(ROWS, None, ROWS[0].double(), ROWS[0]),
+            "weight has dtype torch.float64, expected .* in x",
+        ),
+        (
+            lambda: norm_linear(ROWS, ROWS.double(), ROWS[0].double(), ROWS[0].double(), ROWS, None),
+            "weight has dtype torch.float32, expected torch.float64",
+        ),
+        (lambda: norm_linear(ROWS, None, None, ROWS[0], ROWS, None), "norm_weight is None, expected a Tensor"),
+        (
+            lambda: gelu_linear(ROWS, ROWS, ROWS[:, 0].bfloat16()),
+            "bias has dtype torch.bfloat16, expected torch.float32",
+        ),
+        (lambda: patchify(VOLUME, (3, 0, 16)), r"patch\[1\] is 0, expected a whole number 1\.\."),
     ],
 )
 def test_a_wrong_argument_is_named_before_any_work(call, message):
@@ -337,7 +386,7 @@ def test_a_wrong_argument_is_named_before_any_work(call, message):
 
 def test_an_unknown_backend_lists_the_known():
     with (
-        pytest.raises(ValueError, match="kernels is 'cuda', allowed is one of auto, triton, native, eager"),
+        pytest.raises(ValueError, match="kernels is 'cuda', must be one of auto, triton, native, eager"),
         use_backend("cuda"),
     ):
         pass
@@ -355,7 +404,7 @@ def test_the_environment_chooses_a_backend_and_use_backend_overrides_it(monkeypa
     with use_backend("eager"):
         patch_embed(VOLUME, WEIGHT)
     monkeypatch.setenv("MMMAE_KERNELS", "tritn")
-    with pytest.raises(ValueError, match="allowed is one of auto, triton, native, eager"):
+    with pytest.raises(ValueError, match="must be one of auto, triton, native, eager"):
         patch_embed(VOLUME, WEIGHT)
 
 
@@ -364,7 +413,7 @@ def test_explain_gives_a_reason_for_each_that_does_not_serve():
     assert list(answers) == ["triton", "native", "eager"]
     assert answers["eager"] == "serves"
     assert "serves" != answers["native"] != ""
-    with pytest.raises(ValueError, match="op is 'conv', allowed is one of"):
+    with pytest.raises(ValueError, match="op is 'conv', must be one of"):
         mmmae_kernels.explain("conv")
 
 

@@ -1,5 +1,6 @@
 """Random masks: Philox as published, tables that fit together, and a function of (seed, sample, token) alone."""
 
+import numpy
 import pytest
 import torch
 
@@ -66,6 +67,19 @@ def test_a_seed_may_be_a_tensor():
     )
 
 
+@pytest.mark.parametrize("number", [numpy.int64, numpy.int32, numpy.uint8], ids=lambda kind: kind.__name__)
+def test_integers_of_numpy_are_whole_numbers(number):
+    given = random_masking(number(2), number(16), number(5), number(7), first_sample=number(3))
+    for ours, expected in zip(given, random_masking(2, 16, 5, 7, first_sample=3), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16], ids=str)
+def test_a_seed_may_be_a_tensor_of_any_integer_type(dtype):
+    mask = random_masking(1, 64, 9, seed=torch.tensor(7, dtype=dtype))
+    assert torch.equal(mask.ids_keep, random_masking(1, 64, 9, seed=7).ids_keep)
+
+
 def test_every_token_is_kept_equally_often():
     # 4000 samples keep each token 1000 times, give or take sqrt(4000 * 1/4 * 3/4) = 27; five deviations are 137.
     kept = random_masking(4000, 16, 4, seed=1).ids_keep.flatten().bincount(minlength=16)
@@ -81,11 +95,25 @@ def test_noise_beyond_32_bits_of_sample_number_differs():
     ("arguments", "message"),
     [
         ({"batch": -1}, "batch is -1"),
-        ({"keep": 17}, "keep is 17, allowed is 0..16"),
+        ({"batch": 2.0}, r"batch is 2\.0, expected a whole number 0\.\.9223372036854775807"),
+        ({"batch": True}, "batch is True, expected a whole number"),
+        ({"batch": 2**63}, r"batch is 9223372036854775808, expected a whole number 0\.\.9223372036854775807"),
+        ({"batch": 2**59}, r"batch is 576460752303423488, expected less than 2\^60 tokens in all, of 16 a sample"),
+        ({"batch": torch.tensor(1.0)}, r"batch is a torch\.float32 Tensor of shape \[\], expected a whole number"),
+        ({"tokens": 2**32}, r"tokens is 4294967296, expected a whole number 0\.\.4294967295"),
+        ({"keep": 17}, r"keep is 17, expected a whole number 0\.\.16"),
         ({"keep": -1}, "keep is -1"),
-        ({"seed": 2**64}, "allowed is a 64-bit integer"),
-        ({"seed": torch.tensor(1.0)}, "expected is an int64 scalar"),
+        ({"keep": 2.5}, r"keep is 2\.5, expected a whole number 0\.\.16"),
+        ({"keep": numpy.float32(2.9)}, r"keep is (np\.float32\()?2\.9\)?, expected a whole number 0\.\.16"),
+        ({"keep": "4"}, r"keep is '4', expected a whole number"),
+        ({"seed": 2**64}, r"seed is 18446744073709551616, expected a whole number -9223372036854775808\.\.1844"),
+        ({"seed": True}, "seed is True, expected a whole number"),
+        ({"seed": torch.tensor(1.0)}, r"seed is a torch\.float32 Tensor of shape \[\], expected a scalar"),
+        ({"seed": torch.tensor([1])}, r"seed is a torch\.int64 Tensor of shape \[1\], expected a scalar"),
         ({"first_sample": -1}, "first_sample is -1"),
+        ({"first_sample": 2**63 - 1}, r"first_sample is 9223372036854775807, expected a whole number 0\.\.92"),
+        ({"device": "gpu"}, "device is 'gpu', expected one that torch can use: "),
+        ({"device": 1.5}, r"device is 1\.5, expected a torch\.device or the name of one"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..autocast import is_autocast
-from ..checks import check_device, check_floating, check_shape, check_vector
+from ..checks import check_device, check_epsilon, check_floating, check_like, check_shape, check_tensor, check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
 from ..operators import declare_operator, first_derivative_only, kernels_for
 from .reference import add_layer_norm_reference
@@ -18,6 +18,8 @@ from .reference import add_layer_norm_reference
 LONGEST_ROW = 4096  # channels that a program holds on a GPU: 8 a thread of each of eight rows; more would spill
 
 Dtypes = tuple[torch.dtype | None, ...]
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def add_layer_norm(
@@ -46,15 +48,22 @@ def add_layer_norm(
             `residual_bias` and no residual.
     """
     check_norm(x, residual, weight, bias, residual_bias)
+    epsilon = check_epsilon("epsilon", epsilon)
     arguments = (x, residual, weight, bias, epsilon, residual_bias)
     total, norm = ADD_LAYER_NORM.serve(kind_of(x, residual, weight, bias, residual_bias), *arguments)(*arguments)
     return total, norm
 
 
 def check_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, residual_bias: Tensor | None = None
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    residual_bias: Tensor | None = None,
+    names: tuple[str, str] = ("weight", "bias"),
 ) -> None:
-    """Raise ValueError unless the arguments of `add_layer_norm` fit each other."""
+    """Raise ValueError unless the arguments of `add_layer_norm` fit each other; `names` are those of its parameters."""
+    check_tensor("x", x)
     check_floating("x", x)
     if x.dim() == 0:
         raise ValueError("x has shape [], expected [..., D]")
@@ -64,9 +73,16 @@ def check_norm(
         check_floating("residual", residual)
     elif residual_bias is not None:
         raise ValueError("residual_bias is given without a residual")
-    for name, tensor in (("weight", weight), ("bias", bias), ("residual_bias", residual_bias)):
-        if tensor is not None:
-            check_vector(name, tensor, x.shape[-1], x.device)
+    width, device = x.shape[-1], x.device
+    check_vector(names[0], weight, width, device)
+    check_vector(names[1], bias, width, device)
+    if residual_bias is not None:
+        check_vector("residual_bias", residual_bias, width, device)
+    dtype = total_dtype(x, residual)
+    if weight.dtype != dtype and (weight.dtype != torch.float32 or dtype not in HALVES):
+        check_like(names[0], weight, dtype, "x" if residual is None else "x + residual")
+    if bias.dtype != weight.dtype:
+        check_like(names[1], bias, weight.dtype, names[0])
 
 
 def kind_of(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..autocast import is_autocast
-from ..checks import check_device, check_floating, check_rank, check_shape
+from ..checks import check_device, check_floating, check_rank, check_shape, check_tensor, described
 from .backends import flash_attn_2, flash_attn_3, flash_attn_4, native, sdpa, xformers
 from .backends.flash import Flash
 from .call import Call, call_of
@@ -62,7 +62,7 @@ def attention(
     projected = _cast(_check(q, k, v))
     if key_present is not None:
         _check_present("key_present", key_present, k if k is not None else q)
-    forced = attention_backend(backend)
+    forced = attention_backend(backend, "backend")
     kind = (*_kind_of(projected[0]), key_present is None)
     mixed: Tensor = ATTENTION.serve(kind, *unpacked(projected), key_present, forced=forced)(projected, key_present)
     return mixed
@@ -87,18 +87,19 @@ def concat_attention(qkv: Tensor, vectors: Tensor, present: Tensor, *, backend: 
         ValueError: as in `attention`.
     """
     check_rank("qkv", qkv, "[B, N, 3, h, d]")
+    check_floating("qkv", qkv)
     check_shape("qkv", qkv, (*qkv.shape[:2], 3, *qkv.shape[3:]))
     check_rank("vectors", vectors, "[B, m, 2, h, d]")
     check_shape("vectors", vectors, (qkv.shape[0], vectors.shape[1], 2, *qkv.shape[3:]))
     _check_like("vectors", vectors, "qkv", qkv)
     _check_present("present", present, vectors)
     qkv, vectors = _cast([qkv, vectors])
-    forced = attention_backend(backend)
+    forced = attention_backend(backend, "backend")
     mixed: Tensor = _CONCAT_ATTENTION.serve(_kind_of(qkv), *unpacked([qkv]), None, forced=forced)(qkv, vectors, present)
     return mixed
 
 
-def attention_backend(name: str) -> str:
+def attention_backend(name: str, source: str = "attention") -> str:
     """Return the backend that `name` stands for.
 
     For `auto` it is that of `MMMAE_ATTENTION`, if it is set, else `eager` where `use_backend` or `MMMAE_KERNELS` asks
@@ -107,11 +108,10 @@ def attention_backend(name: str) -> str:
     Raises:
         ValueError: the name, or the variable's, is unknown; lists the known ones.
     """
-    source = "attention"
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         source, name = "MMMAE_ATTENTION", os.environ.get("MMMAE_ATTENTION", "auto")
-    if name not in ("auto", *BACKENDS):
-        raise ValueError(f"{source} is {name!r}, must be one of auto, {', '.join(BACKENDS)}")
+    if not isinstance(name, str) or (name != "auto" and name not in BACKENDS):
+        raise ValueError(f"{source} is {described(name)}, must be one of auto, {', '.join(BACKENDS)}")
     return "eager" if name == "auto" and dispatch.current_backend() == "eager" else name
 
 
@@ -131,6 +131,9 @@ def explain_call(call: Call, *, here: bool = False) -> dict[str, dispatch.Reason
 
 def _check(q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
     """The tensors that are given, after a look at their shapes, dtypes and devices."""
+    check_tensor("q", q)
+    if v is not None:
+        check_tensor("v", v)
     check_floating("q", q)
     if k is None:
         if v is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
+from ..checks import check_device, check_floating, check_ids, check_rank, check_shape, check_vector, is_readable
 from ..dispatch import Arguments, declare, in_debug_mode, native_refuses, triton_refuses
 from ..operators import declare_operator, first_derivative_only, kernels_for
 from .reference import decoder_tokens_reference
@@ -38,12 +38,13 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
     if keep > tokens:
         raise ValueError(f"visible has {keep} tokens, allowed is at most {tokens} as in ids_restore")
     check_shape("ids_restore", ids_restore, (batch, tokens))
-    check_shape("mask_token", mask_token, (width,))
+    check_vector("mask_token", mask_token, width, visible.device)
     check_shape("position", position, (tokens, width))
-    for name, tensor in (("mask_token", mask_token), ("ids_restore", ids_restore), ("position", position)):
-        check_device(name, tensor, visible.device)
+    check_floating("position", position)
+    check_device("position", position, visible.device)
+    check_device("ids_restore", ids_restore, visible.device)
     check_ids("ids_restore", ids_restore, tokens)
-    if in_debug_mode() and not torch.compiler.is_compiling():
+    if in_debug_mode() and is_readable(ids_restore):
         ordered = torch.arange(tokens, device=ids_restore.device).expand_as(ids_restore)
         if not torch.equal(ids_restore.sort(dim=1).values, ordered):
             raise ValueError("ids_restore names a token twice, expected is a permutation in each row")

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from ..autocast import matmul_dtype
-from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
+from ..checks import (
+    check_device,
+    check_flag,
+    check_floating,
+    check_ids,
+    check_rank,
+    check_real,
+    check_shape,
+    check_tensor,
+)
 from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
 from ..operators import declare_operator, first_derivative_only, is_watched, kernels_for
 from ..patch_embed.op import (
@@ -48,7 +57,9 @@ def masked_l2_loss(
         ValueError: shapes or devices do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
     """
     _check_prediction(prediction, weights)
+    check_flag("normalize", normalize)
     check_rank("target", target, "[B, N, D]")
+    check_real("target", target)
     check_device("target", target, prediction.device)
     rows = target.shape[1] if ids is None else prediction.shape[1]
     check_shape("prediction", prediction, (target.shape[0], rows, target.shape[2]))
@@ -88,6 +99,8 @@ def patch_l2_loss(
         ValueError: shapes or devices do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
     """
     _check_prediction(prediction, weights)
+    check_flag("normalize", normalize)
+    check_tensor("ids", ids)
     check_embedding(volume, weight, bias, ids)
     check_shape("prediction", prediction, (*ids.shape, weight.shape[0]))
     check_device("prediction", prediction, volume.device)
@@ -103,6 +116,7 @@ def _check_prediction(prediction: Tensor, weights: Tensor | None) -> None:
     if weights is not None:
         check_shape("weights", weights, tuple(prediction.shape[:2]))
         check_device("weights", weights, prediction.device)
+        check_real("weights", weights)
 
 
 def _masked_by_kernels(backend: str) -> Callable[..., Tensor]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..add_layer_norm.op import check_norm, dtypes_of, kind_of, refuse_long_rows, summand_gradients
+from ..add_layer_norm.op import check_norm, dtypes_of, kind_of, refuse_long_rows, summand_gradients, total_dtype
 from ..autocast import matmul_dtype
+from ..checks import check_epsilon
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
 from ..linear import check_linear, linear_gradients, product, refuse_native_product
 from ..operators import first_derivative_only, kernels_for
@@ -43,8 +44,9 @@ def norm_linear(
         ValueError: shapes or devices do not fit, a tensor holds no floating point numbers, or there is a
             `residual_bias` and no residual.
     """
-    check_norm(x, residual, norm_weight, norm_bias, residual_bias)
-    check_linear("x", x, weight, bias)
+    check_norm(x, residual, norm_weight, norm_bias, residual_bias, ("norm_weight", "norm_bias"))
+    check_linear("x", x, weight, bias, total_dtype(x, residual))
+    epsilon = check_epsilon("epsilon", epsilon)
     arguments = (x, residual, norm_weight, norm_bias, weight, bias, epsilon, residual_bias)
     kind = (*kind_of(x, residual, norm_weight, norm_bias, weight, bias, residual_bias), matmul_dtype(weight))
     total, out = NORM_LINEAR.serve(kind, *arguments)(*arguments)

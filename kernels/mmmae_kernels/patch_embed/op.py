@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from ..autocast import matmul_dtype
-from ..checks import check_device, check_floating, check_ids, check_rank, check_shape
+from ..checks import (
+    check_device,
+    check_floating,
+    check_ids,
+    check_like,
+    check_rank,
+    check_real,
+    check_shape,
+    check_vector,
+)
 from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
 from ..linear import refuse_native_product
 from ..operators import declare_operator, first_derivative_only, kernels_for
@@ -45,6 +54,7 @@ def patch_embed(
     if position is not None:
         check_shape("position", position, (tokens, weight.shape[0]))
         check_device("position", position, volume.device)
+        check_floating("position", position)
     arguments = (volume, weight, bias, ids, position)
     embedded: Tensor = PATCH_EMBED.serve((*kind_of(volume, weight, bias, position), matmul_dtype(weight)), *arguments)(
         *arguments
@@ -60,6 +70,7 @@ def kind_of(volume: Tensor, *floats: Tensor | None) -> tuple[Any, ...]:
 def check_embedding(volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None) -> int:
     """The number of tokens N of `volume`, after checking that `weight` and `bias` embed those of `ids`."""
     check_rank("volume", volume, "[B, C, T, H, W]")
+    check_real("volume", volume)
     check_rank("weight", weight, "[D, C, pt, ph, pw]")
     check_floating("weight", weight)
     check_device("weight", weight, volume.device)
@@ -67,8 +78,9 @@ def check_embedding(volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Te
         raise ValueError(f"volume has {volume.shape[1]} channels, expected is {weight.shape[1]} as in weight")
     tokens = check_grid(volume, weight.shape[2:])
     if bias is not None:
-        check_shape("bias", bias, (weight.shape[0],))
-        check_device("bias", bias, volume.device)
+        check_vector("bias", bias, weight.shape[0], volume.device)
+        if bias.dtype != weight.dtype:
+            check_like("bias", bias, weight.dtype, "weight")
     if ids is not None:
         check_token_ids(ids, volume, tokens)
     return tokens

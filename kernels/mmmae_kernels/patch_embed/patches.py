@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_rank
+from ..checks import check_rank, check_real, check_whole, described
 from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
 from ..operators import declare_operator, kernels_for
 from .op import as_float, check_grid, check_token_ids
@@ -22,12 +22,22 @@ def patchify(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = N
         ValueError: a shape does not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
     """
     check_rank("volume", volume, "[B, C, T, H, W]")
+    check_real("volume", volume)
+    patch = _check_patch(patch)
     tokens = check_grid(volume, patch)
     if ids is not None:
         check_token_ids(ids, volume, tokens)
     kind = (volume.device, volume.dtype, volume.requires_grad and torch.is_grad_enabled())
     rows: Tensor = PATCHIFY.serve(kind, volume, patch, ids)(volume, patch, ids)
     return rows
+
+
+def _check_patch(patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not isinstance(patch, (tuple, list)) or len(patch) != 3:
+        given = f"has {len(patch)} sizes" if isinstance(patch, (tuple, list)) else f"is {described(patch)}"
+        raise ValueError(f"patch {given}, expected three, of bands, rows and columns")
+    bands, rows, columns = (check_whole(f"patch[{axis}]", size, least=1) for axis, size in enumerate(patch))
+    return bands, rows, columns
 
 
 def _by_kernels(backend: str) -> Callable[..., Tensor]:
