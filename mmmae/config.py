@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -138,6 +139,7 @@ class MMMAEConfig:
         )
         for field in ("normalize_target", "symmetric", "activation_checkpointing"):
             self._expect(field, isinstance(getattr(self, field), bool), "true or false")
+        _ = self.dropout_threshold  # computed now, as the other counts have been by their checks
 
     def _check_wavelengths(self) -> None:
         if self.wavelengths is None:
@@ -196,19 +198,25 @@ class MMMAEConfig:
         """N, tokens of a volume."""
         return math.prod(self.grid)
 
-    @property
+    # Computed once, before a compiler can make symbols of the fractions, which it can't round.
+    @functools.cached_property
     def keep(self) -> int:
         """K, visible tokens of a volume."""
         return round(self.tokens * (1 - self.mask_ratio))
 
-    @property
+    @functools.cached_property
     def decoded(self) -> int:
         """M', predicted tokens of a volume."""
-        return self.decoded_of(self.tokens - self.keep)
+        return round((self.tokens - self.keep) * self.decode_fraction)
+
+    @functools.cached_property
+    def dropout_threshold(self) -> int:
+        """What 32-bit noise has to reach for a modality to guide a sample, see `conditioning_dropout`."""
+        return round(self.conditioning_dropout * 2**32)
 
     def decoded_of(self, masked: int) -> int:
         """Predicted tokens of a volume with `masked` masked ones, as a mask may have that is not drawn."""
-        return round(masked * self.decode_fraction)
+        return self.decoded if masked == self.tokens - self.keep else round(masked * self.decode_fraction)
 
     @property
     def aux_heads(self) -> int:
