@@ -10,6 +10,7 @@ from .inputs import Output
 from .profiling import profile
 from .reference import ReferenceModel, reference_model
 from .spectralgpt import import_spectralgpt
+from .training import TrainingStep
 from .tuning import tune_cpu
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "Output",
     "ReferenceModel",
     "SegmentationModel",
+    "TrainingStep",
     "export_encoder",
     "fast_model",
     "import_spectralgpt",

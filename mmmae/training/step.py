@@ -1,0 +1,291 @@
+"""A training step that never waits for the device, and that a GPU replays as one CUDA graph."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import warnings
+from collections.abc import Hashable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from .figures import Figures, StepFigures
+from .graph import CUDA_GRAPH_CHOICES, CaptureError, GraphedCall, GraphRecorder, graph_refuses
+
+NORM_EPSILON = 1e-6  # added to the norm that clipping divides by, as `torch.nn.utils.clip_grad_norm_` does
+SHAPES = 8  # batches of so many different shapes are recorded, each of its own; further ones run without a graph
+
+Arguments = tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor], Tensor | None]
+
+
+class TrainingStep:
+    """Trains a model by a batch a call: forward, backward, clipping and the optimizer, without waiting for the device.
+
+    On a GPU the first calls run as they are; then the whole of a call is recorded as a CUDA graph, and replayed from
+    there on. A batch of other shapes, or with other images, is recorded anew. On other devices the same calls run
+    without a graph. The seed of the masks advances on the device, and losses are kept there until `read`.
+
+    Where a step's loss or gradient is NaN or infinite, neither that step nor any after it changes weights or optimizer
+    state, until `clear`; `read` says which step it was.
+
+        step = mmmae.TrainingStep(model, torch.optim.AdamW(model.parameters(), fused=True), clip=1.0)
+        for number, (hsi, aux, present) in enumerate(batches, start=1):
+            step(hsi, aux, present)
+            if number % 50 == 0:
+                print(step.read()[-1].loss)
+
+    A recording reads and writes parameters, buffers and optimizer state where they are: change them in place, as
+    `load_state_dict` of a model does. After `load_state_dict` of the optimizer, recordings are made anew.
+
+    Args:
+        model: called as `model(hsi, aux, present, valid, seed=seed)`, returns an `mmmae.Output`.
+        optimizer: `torch.optim.AdamW` or `Adam` with `fused=True`, over parameters on one device. Its kernel multiplies
+            gradients by the clip factor and skips a step that is not finite, so that neither takes a pass of its own.
+        clip: largest norm of the gradient over all of the optimizer's parameters; None does not clip.
+        accumulate: calls whose mean gradient makes one step. With more than one, every parameter has a gradient, zero
+            if no call of the step used it.
+        autocast: `torch.bfloat16` for a forward pass under autocast, None for one as it is.
+        seed: of the first call's mask; each call adds 1.
+        read_every: steps whose figures are kept for `read`.
+        cuda_graph: `auto` records where it can, `on` raises where it can't, `off` never does.
+
+    Attributes:
+        graph_refused: the reason why nothing is recorded, or None.
+        latent: visible tokens `[B, K, D]` of the last call, valid until the next one.
+
+    Raises:
+        ValueError: an argument is not allowed, or `cuda_graph` is `on` and steps can't be recorded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip: float | None = None,
+        accumulate: int = 1,
+        autocast: torch.dtype | None = None,
+        seed: int = 0,
+        read_every: int = 50,
+        cuda_graph: str = "auto",
+    ) -> None:
+        for name, count in (("accumulate", accumulate), ("read_every", read_every)):
+            if count < 1:
+                raise ValueError(f"{name} is {count}, expected a whole number >= 1")
+        if clip is not None and not 0 < clip < math.inf:
+            raise ValueError(f"clip is {clip}, expected a number > 0, or None")
+        if autocast not in (None, torch.bfloat16):
+            scaler = ", which needs a loss scaler" if autocast == torch.float16 else ""
+            raise ValueError(f"autocast is {autocast}{scaler}; expected torch.bfloat16 or None")
+        if cuda_graph not in CUDA_GRAPH_CHOICES:
+            raise ValueError(f"cuda_graph is {cuda_graph!r}, must be one of {', '.join(CUDA_GRAPH_CHOICES)}")
+        self.device = _check_optimizer(optimizer)
+        self.model, self.optimizer, self.clip, self.accumulate = model, optimizer, clip, accumulate
+        self.autocast, self.cuda_graph = autocast, cuda_graph
+        self.graph_refused = "cuda_graph is 'off'" if cuda_graph == "off" else graph_refuses(self.device)
+        if cuda_graph == "on" and self.graph_refused is not None:
+            raise ValueError(f"cuda_graph is 'on', but {self.graph_refused}; expected 'auto' or 'off'")
+        self.figures = Figures(self.device, read_every, accumulate)
+        self.latent: Tensor
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        self._gradients = [torch.zeros_like(p) for p in self._parameters] if accumulate > 1 else []
+        self._seed = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.set_seed(seed)
+        # A rate is a number that changes from step to step: a graph reads it from the device. On the CPU it stays one.
+        groups = optimizer.param_groups if self.device.type != "cpu" else []
+        self._rates = [torch.zeros((), device=self.device) for _ in groups]
+        self._passes = 0  # of the step so far
+        self._recorder: GraphRecorder | None = None
+        self._inputs: dict[Hashable, dict[str, Tensor]] = {}
+        self._calls: dict[Hashable, GraphedCall[Tensor]] = {}
+        optimizer.register_load_state_dict_post_hook(lambda _: self.reset())
+
+    def __call__(
+        self,
+        hsi: Tensor,
+        aux: Mapping[str, Tensor | None] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        valid: Tensor | None = None,
+    ) -> bool:
+        """Train by a batch, which may lie on the host; from page-locked memory it is copied without a wait.
+
+        Args:
+            hsi, aux, present, valid: as for the model.
+
+        Returns:
+            Whether this was the last call of a step, in which the optimizer ran.
+
+        Raises:
+            ValueError: an input does not fit the model.
+            RuntimeError: `cuda_graph` is `on` and the step can't be recorded.
+        """
+        first, last = self._passes == 0, self._passes == self.accumulate - 1
+        for rate, group in zip(self._rates, self.optimizer.param_groups, strict=False):
+            if last and not isinstance(group["lr"], Tensor):
+                rate.fill_(group["lr"])
+        given = _by_name(hsi, aux, present, valid)
+        call = self._recorded(given, present or {}, first, last)
+        if call is None:
+            moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in given.items()}
+            self.latent = self._run(_as_arguments(moved, present or {}), first, last)
+        else:
+            try:
+                self.latent = call()
+            except CaptureError as error:
+                self._give_up(error)
+                return self(hsi, aux, present, valid)
+        self._passes = (self._passes + 1) % self.accumulate
+        if last:
+            self.figures.count()
+        return last
+
+    def read(self) -> list[StepFigures]:
+        """Return the figures of the steps since the last reading, of the last `read_every` at most; waits for them."""
+        return self.figures.read()
+
+    def clear(self) -> None:
+        """Train on after a step that was not finite."""
+        self.figures.clear()
+
+    def set_seed(self, seed: int) -> None:
+        """Set the seed of the next call's mask.
+
+        Raises:
+            ValueError: the seed is negative or not below 2^63.
+        """
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed}, expected 0..2^63-1")
+        self._seed.fill_(seed)
+
+    def reset(self) -> None:
+        """Drop the recordings; the next calls make new ones."""
+        self._calls.clear()
+        self._inputs.clear()
+
+    def _run(self, arguments: Arguments, first: bool, last: bool) -> Tensor:
+        """Do all of a call that happens on the device; return the latent."""
+        if first:
+            self._begin_gradients()
+        with contextlib.nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast):
+            output = self.model(*arguments, seed=self._seed)
+        loss = output.loss if self.accumulate == 1 else output.loss / self.accumulate
+        loss.backward()
+        self._seed.add_(1)
+        self.figures.add_pass(output, first=first)
+        if last:
+            self._update()
+        latent: Tensor = output.latent.detach()
+        return latent
+
+    def _begin_gradients(self) -> None:
+        """Make gradients none, or zero where several calls add to them: they must then stay where they are."""
+        for number, parameter in enumerate(self._parameters):
+            parameter.grad = self._gradients[number] if self._gradients else None
+        if self._gradients:
+            torch._foreach_zero_(self._gradients)
+
+    def _update(self) -> None:
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.figures.close(norm)
+        # Fused optimizers divide gradients by grad_scale as they read them, and do nothing where found_inf is 1.
+        divisor = None if self.clip is None else clip_divisor(norm, self.clip)
+        with self._device_rates(), scaled(self.optimizer, divisor, self.figures.broken):
+            self.optimizer.step()
+
+    @contextlib.contextmanager
+    def _device_rates(self) -> Iterator[None]:
+        """Let the optimizer read its learning rates from the device, and record itself."""
+        groups = self.optimizer.param_groups
+        kept = [(group["lr"], group["capturable"]) for group in groups]
+        for rate, group in zip(self._rates, groups, strict=False):
+            group["lr"] = group["lr"] if isinstance(group["lr"], Tensor) else rate
+            group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group, (rate, capturable) in zip(groups, kept, strict=True):
+                group["lr"], group["capturable"] = rate, capturable
+
+    def _recorded(
+        self, given: dict[str, Tensor], present: Mapping[str, Tensor], first: bool, last: bool
+    ) -> GraphedCall[Tensor] | None:
+        """Return the recording for batches like this one, which it now reads; None where there is to be none."""
+        if self.graph_refused is not None:
+            return None
+        shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items())
+        if shapes not in self._inputs:
+            if len(self._inputs) == SHAPES:
+                return None
+            self._inputs[shapes] = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+                for name, tensor in given.items()
+            }
+        inputs = self._inputs[shapes]
+        for name, tensor in given.items():
+            inputs[name].copy_(tensor, non_blocking=True)
+        key = (shapes, self.model.training, first, last)
+        if key not in self._calls:
+            self._recorder = self._recorder or GraphRecorder(self.device)
+            run = functools.partial(self._run, _as_arguments(inputs, present), first, last)
+            self._calls[key] = GraphedCall(run, self._recorder)
+        return self._calls[key]
+
+    def _give_up(self, error: CaptureError) -> None:
+        if self.cuda_graph == "on":
+            raise RuntimeError(f"cuda_graph is 'on', but the step can't be recorded: {error}") from error
+        self.graph_refused = f"a step could not be recorded: {error}"
+        warnings.warn(f"training goes on without a CUDA graph: {self.graph_refused}", stacklevel=3)
+        self.reset()
+
+
+def clip_divisor(norm: Tensor, clip: float) -> Tensor:
+    """Return the scalar, at least 1, to divide gradients of this norm by so that it is at most `clip`."""
+    return ((norm + NORM_EPSILON) / clip).clamp(min=1)
+
+
+@contextlib.contextmanager
+def scaled(optimizer: torch.optim.Optimizer, divisor: Tensor | None, broken: Tensor) -> Iterator[None]:
+    """Let a fused optimizer divide gradients by a scalar, and do nothing where `broken` is 1, as a GradScaler does."""
+    optimizer.grad_scale, optimizer.found_inf = divisor, broken  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _by_name(
+    hsi: Tensor, aux: Mapping[str, Tensor | None] | None, present: Mapping[str, Tensor] | None, valid: Tensor | None
+) -> dict[str, Tensor]:
+    """Name the tensors of a batch; presences without an image are left out, and stay as they are given."""
+    images = {name: image for name, image in (aux or {}).items() if image is not None}
+    flags = {f"present.{name}": has for name, has in (present or {}).items() if name in images}
+    tensors = {"hsi": hsi, **{f"aux.{name}": image for name, image in images.items()}, **flags}
+    return tensors if valid is None else {**tensors, "valid": valid}
+
+
+def _as_arguments(tensors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Arguments:
+    """Put together the arguments that `_by_name` took apart, with the presences without an image."""
+    aux = {name.removeprefix("aux."): image for name, image in tensors.items() if name.startswith("aux.")}
+    flags = {name: tensors.get(f"present.{name}", has) for name, has in present.items()}
+    return tensors["hsi"], {**aux}, flags, tensors.get("valid")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> torch.device:
+    """Return the device of the optimizer's parameters; raise ValueError if it can't be used."""
+    if not isinstance(optimizer, torch.optim.Adam) or not all(group["fused"] for group in optimizer.param_groups):
+        adam = " without fused=True" if isinstance(optimizer, torch.optim.Adam) else ""
+        raise ValueError(
+            f"optimizer is {type(optimizer).__name__}{adam}, which takes no clip factor and no finite flag from the "
+            "device; expected torch.optim.AdamW(..., fused=True)"
+        )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        raise ValueError("the optimizer's parameters are DTensors; expected whole tensors, not shared among processes")
+    devices = sorted({str(parameter.device) for parameter in parameters})
+    if len(devices) != 1:
+        raise ValueError(f"the optimizer's parameters are on the devices {', '.join(devices)}; expected one device")
+    return torch.device(devices[0])
