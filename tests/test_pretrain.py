@@ -295,7 +295,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path, monkeypatch, clip
     norms = []
     step = torch.optim.AdamW.step
 
-    def watched(self, closure):
+    def watched(self, closure=None):
         loss = step(self, closure)
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norms.append(torch.nn.utils.get_total_norm(gradients).item())
@@ -335,7 +335,7 @@ def test_every_step_has_a_mask_of_its_own_and_counts_valid_pixels_alone(tmp_path
 
     def watched(self, hsi, aux=None, present=None, valid=None, *, seed=None):
         if valid is not None:  # the bill of the model counts a pass without
-            calls.append((seed, valid.float().mean().item()))
+            calls.append((int(seed), valid.float().mean().item()))
         return forward(self, hsi, aux, present, valid, seed=seed)
 
     monkeypatch.setattr(mmmae.FastModel, "forward", watched)

@@ -125,7 +125,7 @@ def test_a_run_that_gets_no_better_ends(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: torch.tensor(math.inf))
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(math.inf))
     with pytest.raises(
         ValueError, match=r"the norm of the gradient is inf in step 1, of phantom-\S+, phantom-\S+, though"
     ):
@@ -235,6 +235,11 @@ def test_each_image_may_be_missing_and_features_do_not_depend_on_batch_mates(tmp
         ({"crop": 0.0}, r"crop is 0.0, allowed is a number in \(0, 1\]"),
         ({"ema": 1.0}, r"ema is 1.0, allowed is a number in \[0, 1\)"),
         ({"accumulate": 0}, "accumulate is 0, allowed is a whole number >= 1"),
+        ({"log_every": 0}, "log_every is 0, allowed is a whole number >= 1"),
+        ({"compile": "fast"}, "compile is 'fast', allowed is one of False, True, default, reduce-overhead, "),
+        ({"cuda_graph": "yes"}, "cuda_graph is 'yes', allowed is one of auto, on, off"),
+        ({"cuda_graph": "on", "precision": "16"}, "cuda_graph is 'on', but precision is '16', whose loss scaler"),
+        ({"cuda_graph": "on", "compile": "max-autotune"}, "cuda_graph is 'on', but compile is 'max-autotune', which"),
     ],
     ids=str,
 )

@@ -30,11 +30,13 @@ SETTINGS = {
     "seed": "of weights, orders, masks, crops and flips",
     "workers": "processes that read data",
     "checkpoint_every": "steps between checkpoints",
+    "log_every": "steps between readings of the losses from a GPU",
     "report_every": "steps between measurements of features and contrast",
     "pictures_every": "steps between pictures; 0: one at the end",
     "device": "auto, cpu, cuda",
     "strategy": "of several processes: ddp, or fsdp to share the weights among them",
-    "compile": "hand the model to torch.compile",
+    "compile": "hand the transformer blocks to torch.compile, in its default mode or the one named",
+    "cuda_graph": "record a step as one CUDA graph: auto, on, off",
 }
 
 
@@ -116,6 +118,10 @@ def _wavelengths_of(subjects: Subjects) -> list[float]:
 
 def _add_setting(group: Any, field: str, default: Any, meaning: str) -> None:
     flag = f"--{field.replace('_', '-')}"
+    if field == "compile":
+        group.add_argument(flag, nargs="?", const=True, metavar="MODE", help=meaning)
+        group.add_argument("--no-compile", dest=field, action="store_const", const=False, help="undo --compile")
+        return
     if isinstance(default, bool):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=meaning)
         return

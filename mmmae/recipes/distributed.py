@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, distributed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 
 from ..config import MMMAEConfig
 from ..fast import FastModel, fast_model
@@ -64,14 +64,14 @@ def choose_strategy(name: str, world: World) -> Any:
     return DDPStrategy(timeout=TIMEOUT)
 
 
-def compile_blocks(model: FastModel) -> None:
-    """Hand the transformer blocks to `torch.compile`, one by one, in place.
+def compile_blocks(model: FastModel, mode: str = "default") -> None:
+    """Hand the transformer blocks to `torch.compile` in one of its modes, one by one, in place.
 
     Between them DDP's and FSDP2's hooks and the collectives of the losses stay out of the graphs, and all blocks of a
     kind are compiled once.
     """
     for block in (*model.blocks, *model.decoder_blocks):
-        block.compile()
+        block.compile(mode=mode)
 
 
 def shard(model: FastModel, mesh: DeviceMesh) -> None:
@@ -87,14 +87,13 @@ def shard(model: FastModel, mesh: DeviceMesh) -> None:
             block.register_forward_hook(_keep_bias)
         # Backward begins with the last block: dropped, its weights would be gathered again at once.
         fully_shard(block, mesh=mesh, reshard_after_forward=not last)
-        register_fsdp_forward_method(block, "of_tokens")
     fully_shard(model, mesh=mesh)
 
 
 def _keep_bias(block: Block, arguments: object, stream: Stream) -> Stream:
-    """A stream leaves a block with a bias of it pending, which is read when the block's weights are dropped already."""
-    bias = stream.pending_bias
-    return Stream(stream.x, stream.pending, None if bias is None else bias.clone())
+    """Copy the bias that a stream leaves a block with: it is added when the block's weights are dropped already."""
+    bias = stream.residual_bias
+    return Stream(stream.x, stream.residual, None if bias is None else bias.clone())
 
 
 def of_all_processes(value: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import distributed
@@ -21,7 +21,9 @@ from ..config import MMMAEConfig
 from ..data import Normalization
 from ..fast import FastModel, fast_model
 from ..pretrained import check_can_write, write_atomically
+from ..training.graph import graph_refuses
 from ..tuning import tune_cpu
+from .averages import Average
 from .checkpoints import (
     LAST,
     LastCheckpoint,
@@ -35,7 +37,7 @@ from .checkpoints import (
     remove_partial,
 )
 from .distributed import World, choose_strategy, find_world, of_all_processes, whole_model
-from .module import Pretraining
+from .module import Pretraining, trains_by_itself
 from .pictures import draw, save_figure
 from .progress import StepProgress
 from .reports import Pictures, Throughput
@@ -48,6 +50,8 @@ UNFOUNDED = (
     "your dataloader is not resumable",  # the data module holds the position in the data
     "exists and is not empty", "dirpath", "ckpt_path",  # of a run that goes on
     "WeightAveraging callback with a model that overrides",  # ours shares no weights then
+    "overridden `transfer_batch_to_device`",
+    "returned `None`",  # the step is made, and Lightning only counts it
     "returned a view tensor",  # nothing changes what FSDP2's modules give in place
     "LeafSpec",
     "Detected call of `lr_scheduler.step",  # the loss scaler skips a step now and then
@@ -94,6 +98,7 @@ def pretrain(
     settings = settings or PretrainSettings()
     out, world = Path(out), find_world()
     _check_subjects(config, subjects, rgb)
+    _check_graph(settings, world)
     data = SubjectData(subjects, settings, world.ranks)
     check_can_write(out)
     checkpoint = find_checkpoint(out, resume)
@@ -108,11 +113,11 @@ def pretrain(
         model.load_state_dict(model_weights(checkpoint))  # a run that ended before it had written what it leaves
     else:
         folder = RunFolder(out, {**run, "subjects": repr(subjects)}, normalization, checkpoint)
-        callbacks: list[Callback] = [folder, Throughput(config, settings.precision)]
+        callbacks: list[Callback] = [folder]
         if settings.pictures_every:
             callbacks.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
         trainer = _trainer(out, settings, world, callbacks)
-        module = Pretraining(model, settings, run)
+        module = Pretraining(model, settings, run, Throughput(config, settings.precision, world.ranks))
         _fit(trainer, module, data, checkpoint)
         module.run["finished"] = True
         trainer.save_checkpoint(out / LAST)
@@ -180,6 +185,17 @@ def _check_normalization(out: Path, normalization: Normalization, *, resumed: bo
         raise ValueError(f"the statistics of the subjects are not those of the run; give --normalization {path}")
 
 
+def _check_graph(settings: PretrainSettings, world: World) -> None:
+    """Raise ValueError where a CUDA graph is asked for and this machine or run can't have one."""
+    if settings.cuda_graph != "on":
+        return
+    reason = graph_refuses(_device(settings, world))
+    if world.ranks > 1:
+        reason = f"{world.ranks} processes train together, whose collectives are not recorded"
+    if reason is not None:
+        raise ValueError(f"cuda_graph is 'on', but {reason}; allowed is 'auto' or 'off'")
+
+
 def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int, int] | None) -> None:
     if subjects.bands != config.bands:
         raise ValueError(f"the subjects have {subjects.bands} bands, the config has bands = {config.bands}")
@@ -197,7 +213,7 @@ def _trainer(out: Path, settings: PretrainSettings, world: World, callbacks: lis
         loggers.append(TensorBoardLogger(out, name="logs", version=loggers[0].version))
     callbacks = [*callbacks, _checkpoints(out, settings), StepProgress()]
     if settings.ema:
-        callbacks.append(EMAWeightAveraging(_device(settings, world), decay=settings.ema))
+        callbacks.append(Average(_device(settings, world), decay=settings.ema))
     if settings.patience:
         callbacks.append(EarlyStopping("validation_loss", patience=settings.patience, check_finite=False))
     try:
@@ -207,7 +223,7 @@ def _trainer(out: Path, settings: PretrainSettings, world: World, callbacks: lis
 
 
 def _precision(settings: PretrainSettings, world: World) -> Precision:
-    if settings.precision == "32":
+    if settings.precision == "32" or trains_by_itself(settings, world.ranks):  # which casts by itself
         return Precision()
     # By hand, because Lightning would take bf16 for fp16 on a CPU.
     device, half = _device(settings, world).type, settings.precision == "16"

@@ -13,7 +13,7 @@ LINES = 10  # printed over a run where there is no terminal to draw a bar on
 
 
 class StepProgress(Callback):
-    """Draws a bar on a terminal; elsewhere prints a line every tenth of the run."""
+    """Draws a bar on a terminal; elsewhere prints a line every tenth of the run. Shows what was last read of it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -39,15 +39,16 @@ class StepProgress(Callback):
         batch_idx: int,
     ) -> None:
         """Move on by a step, where one is complete."""
-        metrics, step = trainer.callback_metrics, trainer.global_step
+        figures, step = getattr(pl_module, "last", {}), trainer.global_step
         if step == self.shown:
             return
         self.shown = step
-        text = f"loss {metrics['loss']:.4f}, {metrics['samples_per_second']:.1f} samples/s"
+        shown = {"loss": "loss {:.4f}", "samples_per_second": "{:.1f} samples/s"}
+        text = ", ".join(form.format(figures[name]) for name, form in shown.items() if name in figures)
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=step, description=text)
         elif trainer.is_global_zero and (step % max(trainer.max_steps // LINES, 1) == 0 or step == trainer.max_steps):
-            self.console.print(f"step {step}/{trainer.max_steps}  {text}", highlight=False)
+            self.console.print(f"step {step}/{trainer.max_steps}  {text}".rstrip(), highlight=False)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Leave the bar as it stands, after an exception too."""

@@ -70,34 +70,36 @@ def measure_contrast(model: FastModel, batch: Batch, latent: Tensor) -> dict[str
     return figures
 
 
-class Throughput(Callback):
-    """Logs samples a second of all processes, reading of data included, and the share of the device's speed used.
+class Throughput:
+    """Measures samples a second of all processes, reading of data included, and the share of the device's speed used.
 
     `share_of_products` is the speed of the model's multiply-adds, thrice those of its forward pass, over that of a
     large matrix product, measured at the beginning in the run's precision. What activation checkpointing computes
     again does not count, as in the "model FLOPs utilisation" of Chowdhery et al. (2022).
+
+    Args:
+        config: of the model.
+        precision: of the run.
+        ranks: processes of the run.
     """
 
-    def __init__(self, config: MMMAEConfig, precision: str) -> None:
+    def __init__(self, config: MMMAEConfig, precision: str, ranks: int) -> None:
         self.macs = 3 * profile(config).pretraining.total.macs
         self.dtype = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[precision]
-        self.limit = 0.0
-        self.last = 0.0
+        self.ranks, self.samples = ranks, 0
+        self.limit = self.last = 0.0
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Measure the limit."""
-        self.limit = product_speed(pl_module.device, self.dtype)
+    def start(self, device: torch.device) -> None:
+        """Measure the limit, and begin."""
+        self.limit = product_speed(device, self.dtype)
         self.last = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log both since the last batch."""
+    def read(self) -> dict[str, float]:
+        """Return the figures since the last reading, which must come when the device has done its work."""
         now = time.perf_counter()
-        speed = len(batch) / (now - self.last)
-        self.last = now
-        pl_module.log("samples_per_second", speed * trainer.world_size)
-        pl_module.log("share_of_products", speed * self.macs / self.limit)
+        speed = self.samples / (now - self.last)
+        self.last, self.samples = now, 0
+        return {"samples_per_second": speed * self.ranks, "share_of_products": speed * self.macs / self.limit}
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:

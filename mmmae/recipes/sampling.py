@@ -141,9 +141,19 @@ class SubjectData(lightning.LightningDataModule):
         steps = len(self.held_out) // (self.settings.batch * self.trainer.world_size)
         return self._loader(self.held_out, steps, start=0, augmented=False)
 
-    def _loader(self, chosen: Sequence[int], steps: int, *, start: int, augmented: bool) -> DataLoader[Batch]:
+    def training_batch(self, number: int) -> Batch:
+        """Read the batch of a forward pass of this process again, on the CPU; passes of a run count from 0."""
+        assert self.trainer is not None
+        loader = self._loader(self.training, number + 1, start=number, augmented=True, workers=0)
+        batch: Batch = next(iter(loader))
+        return batch
+
+    def _loader(
+        self, chosen: Sequence[int], steps: int, *, start: int, augmented: bool, workers: int | None = None
+    ) -> DataLoader[Batch]:
         assert self.trainer is not None
         settings = self.settings
+        workers = settings.workers if workers is None else workers
         sampler = StepSampler(
             len(chosen),
             settings.batch,
@@ -157,8 +167,8 @@ class SubjectData(lightning.LightningDataModule):
             Visits(self.subjects, chosen, settings, augmented=augmented),  # type: ignore[arg-type]
             batch_sampler=sampler,
             collate_fn=functools.partial(collate, modalities=list(self.subjects.modalities)),
-            num_workers=settings.workers,
-            persistent_workers=settings.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
