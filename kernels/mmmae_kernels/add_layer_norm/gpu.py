@@ -37,7 +37,8 @@ def add_layer_norm_forward(
             total_dtype = torch.promote_types(total_dtype, residual.dtype)
         total = x.new_empty(*shape, dtype=total_dtype)
     norm = x.new_empty(*shape, dtype=dtype)
-    mean, rstd = x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.float32)
+    mean = x.new_empty(rows, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     x, stride_x = _rows(x, width)
     residual, stride_residual = (None, 0) if residual is None else _rows(residual, width)
     tensors = (

@@ -13,7 +13,7 @@ from triton.runtime.jit import JITFunction
 
 from . import autotune, executors
 from .executors import StandInGpu
-from .plans import Plan, is_hooked, key_of, make_plan
+from .plans import Plan, is_hooked, key_and_pointers, make_plan
 
 MOST_PLANS = 4096  # where sizes never repeat, plans start over at this many
 
@@ -119,8 +119,7 @@ def start(
     plans: Plans, describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...]
 ) -> Config:
     """Start a launch by the plan that there is for it, or through Triton, to keep its plan."""
-    pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    key = key_of(describe, tensors, numbers, pointers)
+    key, pointers = key_and_pointers(describe, tensors, numbers)
     plan = plans.get(key)
     if plan is None or is_hooked():
         return _start_by_triton(plans, key, describe, tensors, numbers)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable
-from functools import reduce
-from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -42,19 +40,30 @@ class Start(NamedTuple):
     packed: bool = False  # the parameters are one argument
 
 
-def key_of(
-    describe: Hashable, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...], pointers: list[int]
-) -> tuple[Hashable, ...]:
-    """What plans are found by: all that a launch depends on but the addresses of its tensors."""
+def key_and_pointers(
+    describe: Hashable, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...]
+) -> tuple[tuple[Hashable, ...], list[int]]:
+    """Return what the plan of a launch is found by, all that it depends on but addresses, and the addresses.
+
+    One loop over the tensors, because it runs at every launch.
+    """
     first = tensors[0]
     assert first is not None
-    types = [None if tensor is None else tensor.dtype for tensor in tensors]
-    key = (describe, numbers, first.get_device(), *types)
-    if reduce(or_, pointers) & 15:
-        key += tuple([pointer & 15 == 0 for pointer in pointers])
+    key, pointers, bits = [describe, numbers, first.get_device()], list[int](), 0
+    for tensor in tensors:
+        if tensor is None:
+            key.append(None)
+            pointers.append(0)
+        else:
+            pointer = tensor.data_ptr()
+            bits |= pointer
+            key.append(tensor.dtype)
+            pointers.append(pointer)
+    if bits & 15:
+        key.extend([pointer & 15 == 0 for pointer in pointers])
     if HIP:  # Triton computes offsets in 32 bits into storage that they reach all of
-        key += tuple([tensor is None or tensor.untyped_storage().nbytes() < 2**31 for tensor in tensors])
-    return key
+        key.extend([tensor is None or tensor.untyped_storage().nbytes() < 2**31 for tensor in tensors])
+    return tuple(key), pointers
 
 
 def make_plan(compiled: Any, launch: Launch, config: Config, tensors: int) -> Plan | None:
@@ -72,7 +81,8 @@ def make_plan(compiled: Any, launch: Launch, config: Config, tensors: int) -> Pl
     active = driver.active
     current_device = active.get_current_device
     if current_device is torch.cuda.current_device:
-        current_device = torch._C._cuda_getDevice  # the same, without asking whether CUDA is initialised
+        # The same, without asking whether CUDA is initialised.
+        current_device = getattr(torch._C, "_cuda_getDevice", current_device)
     values = {**launch.arguments, **config.constants}
     rest = tuple(values[name] for name in launch.kernel.arg_names[tensors:])
     grid = (*launch.grid(config.constants), 1, 1)[:3]
