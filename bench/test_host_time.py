@@ -1,0 +1,47 @@
+"""Host time, measured in a process of its own, for which Triton's driver is chosen once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mmmae_kernels import explain
+from tests.stub_driver import lacking
+
+pytest.importorskip("triton", reason="needs triton")
+if lacking() is not None:
+    pytest.skip(lacking(), allow_module_level=True)
+if torch.cuda.is_available():
+    pytest.skip("there is a GPU, whose driver torch has loaded already", allow_module_level=True)
+if explain("add_layer_norm")["native"] != "serves":
+    pytest.skip("needs the native library", allow_module_level=True)
+
+OPS = ("add_layer_norm", "norm_linear", "gelu_linear", "patch_embed", "attention")
+
+
+@pytest.fixture(scope="module")
+def ratios() -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Forward, backward and both, of each contender of a case, over the first contender's."""
+    command = [sys.executable, "-m", "bench.host_time", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, tuple[float, float, float]]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("kernels", ["native", "triton"])
+@pytest.mark.parametrize("images", ["no images", "three images"])
+def test_a_step_takes_no_more_host_time_than_the_reference_with_sdpa(ratios, images, kernels):
+    assert ratios[f"step, {images}"][kernels][2] <= 1.0
+
+
+@pytest.mark.parametrize("kernels", ["native", "triton"])
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_takes_at_most_one_and_a_half_times_the_host_time_of_plain_pytorch(ratios, op, kernels):
+    if kernels not in ratios[op]:
+        pytest.skip(f"{op} has no kernel of ours in Triton")
+    assert ratios[op][kernels][2] <= 1.5
