@@ -116,7 +116,7 @@ class HSIEncoder(Backbone):
             if not -depth <= index < depth:
                 raise ValueError(f"indices has {index}, allowed is {-depth}..{depth - 1}")
         wanted = {index % depth for index in indices}
-        check_hsi(self.config, hsi)
+        check_hsi(self.config, hsi, self.pos_embed_spatial.device)
         maps: dict[int, Tensor] = {}
         with self.backend():
             volume = register(hsi, self.config.image_size)

@@ -139,7 +139,7 @@ class FastModel(Backbone):
             ValueError: an input does not fit the config; the message says what was given and what is expected.
         """
         config = self.config
-        check_hsi(config, hsi)
+        check_hsi(config, hsi, self.mask_token.device)
         images, presence = check_aux(config, hsi, aux, present)
         check_valid(hsi, valid)
         seed = draw_seed() if seed is None else seed

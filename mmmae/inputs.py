@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 from mmmae_kernels import TokenMask, random_masking
-from mmmae_kernels.checks import check_device, check_floating, check_ids, check_rank, check_shape
+from mmmae_kernels.checks import (
+    check_device,
+    check_dtype,
+    check_floating,
+    check_ids,
+    check_rank,
+    check_shape,
+    check_tensor,
+    described,
+    is_readable,
+)
 from mmmae_kernels.dispatch import in_debug_mode
-from mmmae_kernels.random_masking.op import seed_tensor
+from mmmae_kernels.random_masking.op import check_seed, seed_tensor
 from mmmae_kernels.random_masking.reference import DROPOUT_STREAM, philox_noise
 
 from .config import MMMAEConfig
@@ -28,9 +38,21 @@ class Output(NamedTuple):
     mask: TokenMask  # all of it
 
 
-def check_hsi(config: MMMAEConfig, hsi: Tensor) -> None:
-    """Raise ValueError unless `hsi` is a float `[B, C, T, H, W]` volume with the config's channels and bands."""
+def check_hsi(config: MMMAEConfig, hsi: Tensor, device: torch.device | None = None) -> None:
+    """Raise ValueError unless `hsi` is a float `[B, C, T, H, W]` volume with the config's channels and bands.
+
+    Args:
+        device: the model's, where `hsi` must lie; None, or `meta` for parameters that are yet to come, for any.
+    """
+    check_tensor("hsi", hsi)
+    if hsi.dim() == 4:
+        raise ValueError(
+            f"hsi has shape {list(hsi.shape)}, expected [B, C, T, H, W]; a volume without channel axis needs "
+            "hsi[:, None]"
+        )
     check_rank("hsi", hsi, "[B, C, T, H, W]")
+    if device is not None and device.type != "meta" and hsi.device != device:
+        raise ValueError(f"hsi lies on {hsi.device}, expected {device} as the model's parameters; hsi.to(...) moves it")
     check_floating("hsi", hsi)
     if hsi.shape[1] != config.in_channels:
         raise ValueError(f"hsi has {hsi.shape[1]} channels (C), expected is in_channels = {config.in_channels}")
@@ -51,8 +73,10 @@ def check_aux(
     Raises:
         ValueError: a modality is unknown, an image or a presence does not fit, or a sample has an image not given.
     """
-    aux, present = aux or {}, present or {}
+    aux, present = {} if aux is None else aux, {} if present is None else present
     for argument, names in (("aux", aux), ("present", present)):
+        if not isinstance(names, Mapping):
+            raise ValueError(f"{argument} is {described(names)}, expected a dict of modality name to Tensor")
         for name in names:
             if name not in config.aux:
                 known = ", ".join(config.aux) or "none"
@@ -60,9 +84,8 @@ def check_aux(
     batch = hsi.shape[0]
     images, presence = {}, {}
     for name, has in present.items():
-        if not isinstance(has, Tensor) or has.dtype != torch.bool or tuple(has.shape) != (batch,):
-            given = f"{has.dtype} of shape {list(has.shape)}" if isinstance(has, Tensor) else f"a {type(has).__name__}"
-            raise ValueError(f"present[{name!r}] is {given}, expected is torch.bool of shape [{batch}]")
+        if not isinstance(has, Tensor) or has.is_sparse or has.dtype != torch.bool or tuple(has.shape) != (batch,):
+            raise ValueError(f"present[{name!r}] is {described(has)}, expected a torch.bool Tensor of shape [{batch}]")
         if aux.get(name) is None and _host_may_look(has) and bool(has.any()):
             raise ValueError(f"present[{name!r}] says that samples have it, but aux has no image for it")
     for name, channels in config.aux.items():
@@ -70,6 +93,7 @@ def check_aux(
         if image is None:
             continue
         label = f"aux[{name!r}]"
+        check_tensor(label, image)
         check_rank(label, image, "[B, C, H, W]")
         check_floating(label, image)
         if image.shape[0] != batch or image.shape[1] != channels:
@@ -87,9 +111,8 @@ def check_valid(hsi: Tensor, valid: Tensor | None) -> None:
     """Raise ValueError unless `valid` is None or bool `[B, H, W]` of the HSI's size."""
     if valid is None:
         return
-    if valid.dtype != torch.bool:
-        raise ValueError(f"valid has dtype {valid.dtype}, expected is torch.bool")
     check_shape("valid", valid, (hsi.shape[0], hsi.shape[3], hsi.shape[4]))
+    check_dtype("valid", valid, torch.bool)
     check_device("valid", valid, hsi.device)
 
 
@@ -100,7 +123,10 @@ def draw_mask(config: MMMAEConfig, hsi: Tensor, mask: TokenMask | None, seed: in
         first = first_sample(batch)
         return random_masking(batch, config.tokens, config.keep, seed, device=hsi.device, first_sample=first)
     if not isinstance(mask, TokenMask):
-        raise ValueError(f"mask is a {type(mask).__name__}, expected is a TokenMask")
+        raise ValueError(f"mask is {described(mask)}, expected a TokenMask; TokenMask(*tables) makes one of three")
+    check_seed(seed)
+    for name, ids in zip(mask._fields, mask, strict=True):
+        check_rank(f"mask.{name}", ids, "[B, N]")
     keep, masked = mask.ids_keep.shape[-1], mask.ids_masked.shape[-1]
     if keep == 0 or keep + masked != config.tokens:
         raise ValueError(
@@ -151,7 +177,7 @@ def draw_conditioning(
     noise: Tensor = philox_noise(key, samples, len(config.aux), DROPOUT_STREAM)
     columns = [list(config.aux).index(name) for name in presence]
     chosen = torch.stack([noise[:, column] for column in columns], dim=1)  # a list as index is copied to the device
-    return guides & (chosen >= round(config.conditioning_dropout * 2**32))
+    return guides & (chosen >= config.dropout_threshold)
 
 
 def draw_seed() -> Tensor:
@@ -189,7 +215,7 @@ def _host_may_look(tensor: Tensor) -> bool:
 
 
 def _check_finite(name: str, image: Tensor, present: Tensor | None) -> None:
-    if torch.compiler.is_compiling() or not in_debug_mode():
+    if not in_debug_mode() or not is_readable(image):
         return
     broken = ~image.isfinite().flatten(1).all(1)
     if present is not None:

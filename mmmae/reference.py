@@ -95,7 +95,7 @@ class ReferenceModel(nn.Module):
         seed: int | Tensor | None = None,
     ) -> Output:
         """Mask, encode, guide, decode and score. See `FastModel.forward`, whose arguments and results are the same."""
-        check_hsi(self.config, hsi)
+        check_hsi(self.config, hsi, self.pos_embed_spatial.device)
         images, presence = check_aux(self.config, hsi, aux, present)
         check_valid(hsi, valid)
         seed = draw_seed() if seed is None else seed
@@ -201,7 +201,7 @@ class ReferenceEncoder(nn.Module):
 
     def forward(self, hsi: Tensor) -> Tensor:
         """`[B, C, T, H, W]` -> `[B, N, D]`."""
-        check_hsi(self.config, hsi)
+        check_hsi(self.config, hsi, self.pos_embed_spatial.device)
         tokens = self.patch_embed(register_volume(hsi, self.config.image_size))
         tokens = tokens + _position(self.pos_embed_spectral, self.pos_embed_spatial)
         for block in self.blocks:

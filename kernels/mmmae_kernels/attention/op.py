@@ -143,8 +143,8 @@ def _check(q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
             raise ValueError(f"q has shape {list(q.shape)}, expected is [B, N, 3, h, d] where there is no k")
         check_shape("q", q, (*q.shape[:2], 3, *q.shape[3:]))
         return [q]
-    check_rank("q", q, "[B, Nq, h, d]")
     check_rank("k", k, "[B, Nk, 2, h, d]" if v is None else "[B, Nk, h, d]")
+    check_rank("q", q, "[B, Nq, h, d]")
     packed = (2,) if v is None else ()
     check_shape("k", k, (q.shape[0], k.shape[1], *packed, q.shape[2], q.shape[3]))
     _check_like("k", k, "q", q)

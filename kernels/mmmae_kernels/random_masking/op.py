@@ -97,13 +97,20 @@ def _triton_refuses(arguments: Arguments) -> Reason:
 
 def seed_tensor(seed: int | Tensor) -> Tensor:
     """Return the seed as an int64 scalar, after checking that it is a 64-bit integer."""
+    seed = check_seed(seed)
     if isinstance(seed, Tensor):
-        is_integer = not (seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool)
-        if seed.dim() != 0 or not is_integer or seed.layout is not torch.strided:
-            raise ValueError(f"seed is {described(seed)}, expected a scalar of torch.int64")
         return seed if seed.dtype == torch.int64 else seed.to(torch.int64)
-    whole = check_whole("seed", seed, -(2**63), 2**64 - 1)
-    return torch.tensor(whole - 2**64 if whole >= 2**63 else whole, dtype=torch.int64)
+    return torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64)
+
+
+def check_seed(seed: int | Tensor) -> int | Tensor:
+    """Return the seed, a number of NumPy as an int, after checking that it is a 64-bit integer."""
+    if not isinstance(seed, Tensor):
+        return check_whole("seed", seed, -(2**63), 2**64 - 1)
+    is_integer = not (seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool)
+    if seed.dim() != 0 or not is_integer or seed.layout is not torch.strided:
+        raise ValueError(f"seed is {described(seed)}, expected a scalar of torch.int64")
+    return seed
 
 
 def _check_device(device: torch.device | str) -> torch.device:
