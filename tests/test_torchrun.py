@@ -66,3 +66,11 @@ def test_a_killed_rank_ends_the_run_with_a_message_and_it_goes_on_with_the_losse
     assert max(again) == 59
     for step, loss in again.items():
         assert loss == pytest.approx(undisturbed[step], rel=1e-5), step
+
+
+def test_a_loss_that_is_not_finite_is_diagnosed_where_weights_are_shared(tmp_path):
+    run = start("--out", str(tmp_path / "out"), "--strategy", "fsdp", "--learning-rate", "1e30", "--clip", "1e30")
+    printed, _ = run.communicate(timeout=SECONDS)
+    assert run.returncode == 1
+    assert "the loss is nan in step 2, of phantom-" in printed
+    assert "the first that is not finite is in" in printed

@@ -25,8 +25,8 @@ def largest_activation(model: FastModel, batch: Batch, seed: int) -> str:
     handles = [module.register_forward_hook(_recorder(name, found)) for name, module in watched]
     broken = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
     try:
-        with torch.no_grad():
-            output = FastModel.forward(model, batch.hsi, batch.aux, batch.present, batch.valid, seed=seed)
+        with torch.no_grad():  # a call, not `forward`: FSDP2's hooks gather the weights
+            output = model(batch.hsi, batch.aux, batch.present, batch.valid, seed=seed)
     finally:
         for handle in handles:
             handle.remove()
