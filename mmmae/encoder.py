@@ -65,8 +65,8 @@ class Backbone(Pretrained):
         return None if self.patch_embed.is_plain() else self.patch_embed(volume)
 
     def backend(self) -> contextlib.AbstractContextManager[None]:
-        """The kernels this model was made with; `auto` leaves the choice to `use_backend` and `MMMAE_KERNELS`."""
-        return contextlib.nullcontext() if self.kernels == "auto" else use_backend(self.kernels)
+        """Choose the kernels this model was made with; `auto` leaves that to `use_backend` and `MMMAE_KERNELS`."""
+        return use_backend(current_backend() if self.kernels == "auto" else self.kernels)
 
 
 class HSIEncoder(Backbone):
@@ -114,7 +114,7 @@ class HSIEncoder(Backbone):
         indices = range(depth) if indices is None else indices
         for index in indices:
             if not -depth <= index < depth:
-                raise ValueError(f"indices has {index}, allowed is {-depth}..{depth - 1}")
+                raise ValueError(f"indices has {index}, expected {-depth}..{depth - 1}")
         wanted = {index % depth for index in indices}
         check_hsi(self.config, hsi, self.pos_embed_spatial.device)
         maps: dict[int, Tensor] = {}
@@ -153,7 +153,7 @@ class LinearClassifier(nn.Module):
     def __init__(self, encoder: HSIEncoder, classes: int, *, freeze_encoder: bool = False) -> None:
         super().__init__()
         if classes < 1:
-            raise ValueError(f"classes is {classes}, allowed is a whole number >= 1")
+            raise ValueError(f"classes is {classes}, expected a whole number >= 1")
         self.encoder, self.freeze_encoder = encoder, freeze_encoder
         self.head = nn.Linear(encoder.config.dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)

@@ -111,6 +111,19 @@ def kernels_for(tensor: Tensor, backend: str) -> Any:
     return (_traced if is_watched(tensor) else _direct)[backend]
 
 
+def applied(function: Any) -> Callable[..., Any]:
+    """Return `function.apply` of an `autograd.Function`, in eager mode without what it does for torch.func's sake."""
+    apply: Callable[..., Any] = function.apply
+    if torch.compiler.is_compiling():
+        return apply
+    straight: Callable[..., Any] = super(torch.autograd.Function, function).apply
+
+    def run(*arguments: Any) -> Any:
+        return (apply if torch._C._are_functorch_transforms_active() else straight)(*arguments)
+
+    return run
+
+
 def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Refuse to differentiate the `backward` of an `autograd.Function` again: autograd does not see the kernels in it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..gelu_linear.op import gelu_linear
 from ..gpu import executors
 from ..linear import check_linear, linear, products_for, refuse_native_product
 from ..norm_linear.op import norm_linear
+from ..operators import applied
 from ..patch_embed.op import check_token_ids
 from .fused import FusedBlock, Plan
 from .reference import BlockWeights, take, transformer_block_reference
@@ -105,22 +107,19 @@ def _kind(
     attention: str,
 ) -> Hashable:
     """Return all that checks and choices look at, but for token numbers."""
-    device = x.device
-    kind: list[Hashable] = [
-        heads,
-        attention_backend(attention),
-        dispatch.current_backend(),
-        executors.current() is None,
-    ]
-    kind += [x.dim(), x.shape[-1], x.dtype, device, x.numel() == 0, torch.is_autocast_enabled(device.type)]
-    kind += [matmul_dtype(x), torch.are_deterministic_algorithms_enabled(), ids is None]
-    if residual is not None:
-        kind += [residual.shape == x.shape, residual.dtype, residual.device]
-    if residual_bias is not None:
-        kind += [residual_bias.shape, residual_bias.dtype, residual_bias.device]
-    for weight in weights:
-        kind += [weight.shape, weight.dtype, weight.device]
-    return tuple(kind)
+    device = x.device.type
+    return (
+        *(heads, attention_backend(attention), dispatch.current_backend(), executors.current() is None),
+        *(dispatch.native_unavailable() is None, torch.are_deterministic_algorithms_enabled()),
+        *(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), ids is None),
+        *(x.dim(), x.shape[-1], x.dtype, x.device, x.numel() == 0),
+        *(() if residual is None else (residual.shape == x.shape, residual.dtype, residual.device)),
+        None if residual_bias is None else _facts(residual_bias),
+        *map(_facts, weights),
+    )
+
+
+_facts = operator.attrgetter("shape", "dtype", "device")
 
 
 def _check(
@@ -173,7 +172,7 @@ def _decide(
     attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
     if backend == "eager" or attending not in FLASH:
         return _by_sublayer(choice)
-    plan = Plan(backend, attending, dtype, products_for(x, weights.qkv_weight))
+    plan, apply = Plan(backend, attending, dtype, products_for(x, weights.qkv_weight)), applied(FusedBlock)
 
     def run(
         x: Tensor,
@@ -184,7 +183,7 @@ def _decide(
         ids: Tensor | None,
         epsilon: float,
     ) -> Results:
-        results: Results = FusedBlock.apply(plan, heads, epsilon, ids, x, residual, residual_bias, *weights)  # type: ignore[no-untyped-call]
+        results: Results = apply(plan, heads, epsilon, ids, x, residual, residual_bias, *weights)
         return results
 
     return run
