@@ -17,7 +17,7 @@ from .autocast import is_autocast, matmul_dtype
 from .checks import check_device, check_floating, check_like, check_rank, check_tensor, check_vector
 from .cpu import library
 from .dispatch import Reason, current_backend
-from .operators import first_derivative_only
+from .operators import applied, first_derivative_only
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -38,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_linear("x", x, weight, bias)
     if not by_onednn(x, weight) or current_backend() == "eager" or is_autocast(x):
         return F.linear(x, weight, bias)
-    out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    out: Tensor = _apply(x, weight, bias)
     return out
 
 
@@ -72,6 +72,9 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
         return grad_x, *linear_gradients(grad, x, ctx.needs_input_grad[1:])
+
+
+_apply = applied(_Linear)
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -113,13 +113,12 @@ def kernels_for(tensor: Tensor, backend: str) -> Any:
 
 def applied(function: Any) -> Callable[..., Any]:
     """Return `function.apply` of an `autograd.Function`, in eager mode without what it does for torch.func's sake."""
-    apply: Callable[..., Any] = function.apply
-    if torch.compiler.is_compiling():
-        return apply
     straight: Callable[..., Any] = super(torch.autograd.Function, function).apply
 
     def run(*arguments: Any) -> Any:
-        return (apply if torch._C._are_functorch_transforms_active() else straight)(*arguments)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return function.apply(*arguments)
+        return straight(*arguments)
 
     return run
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..autocast import is_autocast
 from ..checks import check_device, check_epsilon, check_floating, check_like, check_shape, check_tensor, check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
-from ..operators import declare_operator, first_derivative_only, kernels_for
+from ..operators import applied, declare_operator, first_derivative_only, kernels_for
 from .reference import add_layer_norm_reference
 
 LONGEST_ROW = 4096  # channels that a program holds on a GPU: 8 a thread of each of eight rows; more would spill
@@ -95,7 +95,7 @@ def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
         x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, residual_bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.float32 if is_autocast(x) else total_dtype(x, residual)
-        results = _AddLayerNorm.apply(x, residual, residual_bias, weight, bias, epsilon, dtype, backend)  # type: ignore[no-untyped-call]
+        results = _apply(x, residual, residual_bias, weight, bias, epsilon, dtype, backend)
         return (x, results) if residual is None else results
 
     return run
@@ -140,6 +140,9 @@ class _AddLayerNorm(torch.autograd.Function):
                 grad_total, grad_norm, total, weight, None, mean, rstd, ctx.dtypes[2]
             )
         return *summand_gradients(grad, row_sum, ctx.dtypes), grad_weight, grad_bias, None, None, None
+
+
+_apply = applied(_AddLayerNorm)
 
 
 def dtypes_of(*summands: Tensor | None) -> Dtypes:

@@ -13,7 +13,7 @@ from ..autocast import matmul_dtype
 from ..checks import check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
 from ..linear import check_linear, linear_gradients, product, refuse_native_product
-from ..operators import declare_operator, first_derivative_only, kernels_for
+from ..operators import applied, declare_operator, first_derivative_only, kernels_for
 from .reference import gelu_linear_reference
 
 
@@ -46,7 +46,7 @@ def _by_kernels(backend: str) -> Callable[..., Tensor]:
         if weight.dtype != dtype or hidden.dtype != dtype or (bias is not None and bias.dtype != dtype):
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        out: Tensor = _GeluLinear.apply(hidden, weight, bias, hidden_bias, backend)  # type: ignore[no-untyped-call]
+        out: Tensor = _apply(hidden, weight, bias, hidden_bias, backend)
         return out
 
     return run
@@ -70,6 +70,9 @@ class _GeluLinear(torch.autograd.Function):
         activated, grad_hidden_bias = kernels_for(hidden, ctx.backend).gelu_backward(grad_hidden, hidden, hidden_bias)
         grad_weight, grad_bias = linear_gradients(grad, activated, ctx.needs_input_grad[1:3])
         return grad_hidden, grad_weight, grad_bias, None if hidden_bias is None else grad_hidden_bias, None
+
+
+_apply = applied(_GeluLinear)
 
 
 # `gelu(hidden + hidden_bias)`, contiguous, in the type of `hidden`.

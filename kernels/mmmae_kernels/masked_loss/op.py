@@ -20,7 +20,7 @@ from ..checks import (
     check_tensor,
 )
 from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
-from ..operators import declare_operator, first_derivative_only, is_watched, kernels_for
+from ..operators import applied, declare_operator, first_derivative_only, is_watched, kernels_for
 from ..patch_embed.op import (
     as_float,
     check_embedding,
@@ -122,7 +122,7 @@ def _check_prediction(prediction: Tensor, weights: Tensor | None) -> None:
 def _masked_by_kernels(backend: str) -> Callable[..., Tensor]:
     def run(prediction: Tensor, *arguments: Any) -> Tensor:
         with_gradient = prediction.requires_grad and torch.is_grad_enabled()
-        loss: Tensor = _Loss.apply(prediction, "masked_l2_loss_forward", (*arguments, with_gradient), backend)  # type: ignore[no-untyped-call]
+        loss: Tensor = _apply(prediction, "masked_l2_loss_forward", (*arguments, with_gradient), backend)
         return loss
 
     return run
@@ -135,7 +135,7 @@ def _patch_by_kernels(backend: str) -> Callable[..., Tensor]:
         weight = weight if weight.dtype == dtype else weight.to(dtype)
         with_gradient = prediction.requires_grad and torch.is_grad_enabled()
         arguments = (volume, weight, bias, *rest, with_gradient)
-        loss: Tensor = _Loss.apply(prediction, "patch_l2_loss_forward", arguments, backend)  # type: ignore[no-untyped-call]
+        loss: Tensor = _apply(prediction, "patch_l2_loss_forward", arguments, backend)
         return loss
 
     return run
@@ -162,6 +162,9 @@ class _Loss(torch.autograd.Function):
         if not (seen and float(grad_loss) == 1):
             gradient = (gradient * grad_loss.to(gradient.dtype)).to(ctx.dtype)
         return gradient, None, None, None
+
+
+_apply = applied(_Loss)
 
 
 def _loss_and_gradient(prediction: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from ..autocast import matmul_dtype
 from ..checks import check_epsilon
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
 from ..linear import check_linear, linear_gradients, product, refuse_native_product
-from ..operators import first_derivative_only, kernels_for
+from ..operators import applied, first_derivative_only, kernels_for
 from .reference import norm_linear_reference
 
 
@@ -61,7 +61,7 @@ def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
             weight = weight.to(dtype)
         if bias is not None and bias.dtype != dtype:
             bias = bias.to(dtype)
-        results = _NormLinear.apply(x, residual, residual_bias, norm_weight, norm_bias, weight, bias, epsilon, backend)  # type: ignore[no-untyped-call]
+        results = _apply(x, residual, residual_bias, norm_weight, norm_bias, weight, bias, epsilon, backend)
         return (x, results) if residual is None else results
 
     return run
@@ -105,6 +105,9 @@ class _NormLinear(torch.autograd.Function):
         grad_weight, grad_bias = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7])
         summands = summand_gradients(grad, row_sum, ctx.dtypes)
         return *summands, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, None, None
+
+
+_apply = applied(_NormLinear)
 
 
 def _native_refuses(arguments: Arguments) -> Reason:
