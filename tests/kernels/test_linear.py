@@ -1,5 +1,9 @@
 """Linear layers by either library against float64, and which library is taken."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -76,3 +80,38 @@ def test_onednn_is_taken_on_amd_with_avx512(monkeypatch, tmp_path, vendor, capab
     assert module.onednn_is_faster() is faster
     cpuinfo.unlink()
     assert module.onednn_is_faster() is False
+
+
+@needs_onednn
+@pytest.mark.parametrize("kind", ["a column of a matrix", "expanded", "reversed by stride 2"])
+def test_a_bias_of_any_stride_is_read_where_it_lies(monkeypatch, kind):
+    monkeypatch.setattr(module, "ONEDNN_IS_FASTER", True)
+    bias = {
+        "a column of a matrix": torch.arange(26.0).view(13, 2)[:, 0],
+        "expanded": torch.full((1,), 5.0).expand(13),
+        "reversed by stride 2": torch.arange(39.0)[::3],
+    }[kind]
+    x, weight = torch.zeros(2, 3, 16), torch.zeros(13, 16)
+    assert torch.equal(module.linear(x, weight, bias), bias.expand(2, 3, 13))
+    assert torch.equal(module.product(x, weight, bias), bias.expand(2, 3, 13))
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("environment", "served"),
+    [({}, True), ({"OMP_THREAD_LIMIT": "1"}, False), ({"OMP_DYNAMIC": "true"}, False)],
+    ids=["all threads", "OMP_THREAD_LIMIT", "OMP_DYNAMIC"],
+)
+def test_onednn_is_left_where_openmp_gives_fewer_threads_than_it_was_promised(environment, served):
+    code = """
+import torch
+torch.set_num_threads(2)
+from mmmae_kernels import linear
+linear.ONEDNN_IS_FASTER = True
+x, weight = torch.randn(784, 768), torch.randn(768, 768)
+error = (linear.product(x, weight).double() - x.double() @ weight.double().T).norm() / 768
+print(linear.by_onednn(x, weight), float(error) < 1e-3)
+"""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    done = subprocess.run([sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(served), "True"], done.stderr
