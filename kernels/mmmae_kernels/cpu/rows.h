@@ -51,7 +51,7 @@ class ColumnSums {
     // Comes before the part's first row, on the thread that adds to it: its memory is cleared where it is used.
     void begin(int64_t part);
 
-    // For adding one row to a part oneself: the sum to add it to.
+    // For adding a row, or the sum of a few, to a part oneself: the sum to add it to.
     float* recent(int64_t part) {
         if (rows_[part] == ROWS) flush(part);
         ++rows_[part];

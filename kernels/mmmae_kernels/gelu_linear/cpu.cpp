@@ -15,7 +15,8 @@ namespace {
 constexpr int64_t GELU_COST = 8;
 
 // exp(y) for y <= 0, off by at most 2 units in the last place, and 0 below -87.7, where float has no normal numbers left:
-// 2^n times a polynomial of the rest, y - n log 2 with log 2 in two parts. Its coefficients are a relative minimax fit over [-log(2)/2, log(2)/2], off by 2e-9.
+// 2^n times a polynomial of the rest, y - n log 2 with log 2 in two parts. Its coefficients are a relative minimax fit over
+// [-log(2)/2, log(2)/2], off by 2e-9.
 inline float exponential(float y) {
     constexpr float TO_INTEGER = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the lowest bits
     y = y < -88.0f ? -88.0f : y;  // here n is -127, whose bits as a power of two are those of 0; and no branch
