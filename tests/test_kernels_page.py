@@ -49,7 +49,7 @@ AMOUNT = re.compile(r"\| `([^`|]*[*+ \d][^`|]*)` \| ([\d,]+|\?) (?=\|)")  # a fo
 SYMBOLS = re.compile(r"<!-- symbols: (.*?) -->")
 SUMS = re.compile(r"(<!-- sums -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 AOT = re.compile(r"(<!-- aot -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-NO_OPS = {"TokenMask", "explain", "use_backend"}
+NO_OPS = {"BlockWeights", "TokenMask", "explain", "use_backend"}
 NVIDIA = [target for target in SHARED_MEMORY if target.startswith("sm")]
 AMD = [target for target in SHARED_MEMORY if not target.startswith("sm")]
 
