@@ -24,12 +24,11 @@ from mmmae_kernels import (
     BlockWeights,
     add_layer_norm,
     attention,
-    concat_attention,
-    norm_linear,
     use_backend,
 )
 from mmmae_kernels.dispatch import current_backend
 from mmmae_kernels.linear import linear
+from mmmae_kernels.transformer_block.conditioning import ConditioningWeights, run_conditioning
 from mmmae_kernels.transformer_block.op import run_block
 from mmmae_kernels.transformer_block.reference import take
 
@@ -157,28 +156,19 @@ class Conditioning(nn.Module):
             The stream, `[B, K, D]`.
         """
         if self._made.holds(self):
-            x, guidance = self._guidance(Stream(x, residual, residual_bias), vectors, guides)
+            norm, qkv, proj = self._made.parameters
+            weights = ConditioningWeights(
+                *(norm["weight"], norm["bias"], qkv["weight"], qkv["bias"], proj["weight"], proj["bias"])
+            )
+            stream = (x, residual, residual_bias)
+            heads, backend = self.attn.heads, self.attn.backend
+            x, guidance = run_conditioning(*stream, vectors, guides, weights, heads, EPSILON, backend)
         else:
             x = materialised(Stream(x, residual, residual_bias))
             joined = self.norm(torch.cat([x, vectors], dim=1))
             present = torch.cat([guides.new_ones(x.shape[:2]), guides], dim=1)
             guidance = self.attn(joined, key_present=present)[:, : x.shape[1]]
         return Stream(x, torch.where(guides.any(dim=1)[:, None, None], guidance, 0.0))
-
-    def _guidance(self, stream: Stream, vectors: Tensor, guides: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the materialised stream, and its attention to itself and the vectors; those ask for nothing."""
-        norm, qkv, proj = self._made.parameters
-        heads, dim = self.attn.heads, vectors.shape[2]
-        x, residual, residual_bias = stream
-        x, projected = norm_linear(
-            *(x, residual, norm["weight"], norm["bias"], qkv["weight"], qkv["bias"], EPSILON, residual_bias)
-        )
-        _, keys = norm_linear(
-            vectors, None, norm["weight"], norm["bias"], qkv["weight"][dim:], qkv["bias"][dim:], EPSILON
-        )
-        projected, keys = (t.view(*t.shape[:2], parts, heads, dim // heads) for t, parts in ((projected, 3), (keys, 2)))
-        mixed = concat_attention(projected, keys, guides, backend=self.attn.backend)
-        return x, linear(mixed.flatten(2), proj["weight"], proj["bias"])
 
 
 class PatchEmbed(nn.Module):

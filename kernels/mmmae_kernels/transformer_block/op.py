@@ -63,6 +63,8 @@ def transformer_block(
     check_rank("x", x, "[B, N, D]")
     if residual is not None:
         check_tensor("residual", residual)
+    if not isinstance(weights, BlockWeights):
+        raise ValueError(f"weights is {described(weights)}, expected a BlockWeights")
     if ids is not None:
         check_token_ids(ids, x, x.shape[1])
     heads, epsilon = check_whole("heads", heads, least=1), check_epsilon("epsilon", epsilon)
@@ -132,8 +134,6 @@ def _check(
     epsilon: float,
 ) -> None:
     check_rank("x", x, "[B, N, D]")
-    if not isinstance(weights, BlockWeights):
-        raise ValueError(f"weights is {described(weights)}, expected a BlockWeights")
     w, width = weights, x.shape[-1]
     check_norm(x, residual, w.norm1_weight, w.norm1_bias, residual_bias, ("norm1_weight", "norm1_bias"))
     dtype = total_dtype(x, residual)

@@ -1,0 +1,272 @@
+"""Guidance of tokens by vectors as one node of autograd: norm, attention by concatenation, and projection."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import dispatch
+from ..add_layer_norm.op import in_dtype
+from ..add_layer_norm.reference import add_layer_norm_reference
+from ..attention.guidance import gradients_of_vectors, merge
+from ..attention.op import ATTENTION, FLASH, attention_backend, concat_attention
+from ..attention.operators import backward_for, forward_for
+from ..attention.reference import attention_eager
+from ..autocast import matmul_dtype
+from ..gpu import executors
+from ..linear import linear, products_for
+from ..norm_linear.op import NORM_LINEAR, norm_linear
+from ..operators import applied, first_derivative_only, kernels_for
+from .fused import Plan
+
+Results = tuple[Tensor, Tensor]
+
+
+class ConditioningWeights(NamedTuple):
+    """The parameters of a conditioning step of width D."""
+
+    norm_weight: Tensor  # [D]
+    norm_bias: Tensor  # [D]
+    qkv_weight: Tensor  # [3*D, D]
+    qkv_bias: Tensor  # [3*D]
+    proj_weight: Tensor  # [D, D]
+    proj_bias: Tensor  # [D]
+
+
+def conditioning_reference(
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    vectors: Tensor,
+    present: Tensor,
+    weights: ConditioningWeights,
+    heads: int,
+    epsilon: float,
+) -> Results:
+    """Define `run_conditioning`: all attend to all that is present, and the tokens are kept."""
+    w, (batch, tokens, width) = weights, x.shape
+    x, norm = add_layer_norm_reference(x, residual, w.norm_weight, w.norm_bias, epsilon, residual_bias)
+    guides = F.layer_norm(vectors, (width,), w.norm_weight, w.norm_bias, epsilon).to(norm.dtype)
+    qkv = F.linear(torch.cat([norm, guides], dim=1), w.qkv_weight, w.qkv_bias)
+    q, k, v = qkv.view(batch, tokens + vectors.shape[1], 3, heads, width // heads).unbind(2)
+    key_present = torch.cat([present.new_ones(batch, tokens), present], dim=1)
+    mixed = attention_eager(q[:, :tokens], k, v, key_present)
+    return x, F.linear(mixed.flatten(2), w.proj_weight, w.proj_bias)
+
+
+def run_conditioning(
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    vectors: Tensor,
+    present: Tensor,
+    weights: ConditioningWeights,
+    heads: int,
+    epsilon: float,
+    attention: str,
+) -> Results:
+    """Attend from the stream `x + residual + residual_bias` to itself and to the vectors that a sample has.
+
+    Args:
+        x, residual, residual_bias: as in `transformer_block`.
+        vectors: `[B, m, D]`.
+        present: bool `[B, m]`, which vectors a sample has; what absent ones hold does not matter.
+        weights: the step's parameters.
+        heads: h, which divides D.
+        epsilon: added to the variances.
+        attention: backend of attention.
+
+    Returns:
+        The materialised stream, and the guidance, `[B, N, D]` each.
+    """
+    arguments = (x, residual, residual_bias, vectors, present, weights, heads, epsilon)
+    if torch.compiler.is_compiling():
+        return _decide(attention, *arguments)(*arguments)
+    kind = _kind(x, residual, residual_bias, vectors, weights, heads, attention)
+    function = NORM_LINEAR.served.get(kind)
+    if function is None:
+        function = NORM_LINEAR.served[kind] = _decide(attention, *arguments)
+    results: Results = function(*arguments)
+    return results
+
+
+_facts = operator.attrgetter("dtype", "device")
+
+
+def _kind(
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    vectors: Tensor,
+    weights: ConditioningWeights,
+    heads: int,
+    attention: str,
+) -> Hashable:
+    device = x.device.type
+    return (
+        *("conditioning", heads, attention_backend(attention), dispatch.current_backend()),
+        *(executors.current() is None, torch.are_deterministic_algorithms_enabled(), x.numel() == 0),
+        *(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), x.shape[-1]),
+        *(None if tensor is None else _facts(tensor) for tensor in (x, residual, residual_bias, vectors)),
+        *map(_facts, weights),
+    )
+
+
+def _decide(
+    choice: str,
+    x: Tensor,
+    residual: Tensor | None,
+    residual_bias: Tensor | None,
+    vectors: Tensor,
+    present: Tensor,
+    weights: ConditioningWeights,
+    heads: int,
+    epsilon: float,
+) -> Callable[..., Results]:
+    w = weights
+    arguments = (x, residual, w.norm_weight, w.norm_bias, w.qkv_weight, w.qkv_bias, epsilon, residual_bias)
+    backend = NORM_LINEAR.choose(dispatch.current_backend(), *arguments)
+    dtype = matmul_dtype(w.qkv_weight)
+    q = x.new_empty((0, 0, heads, x.shape[-1] // heads), dtype=dtype)
+    attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
+    if backend == "eager" or attending not in FLASH or vectors.dtype != x.dtype:
+        return _by_sublayer(choice)
+    plan, apply = Plan(backend, attending, dtype, products_for(x, w.qkv_weight)), applied(FusedConditioning)
+
+    def run(
+        x: Tensor,
+        residual: Tensor | None,
+        residual_bias: Tensor | None,
+        vectors: Tensor,
+        present: Tensor,
+        weights: ConditioningWeights,
+        heads: int,
+        epsilon: float,
+    ) -> Results:
+        results = apply(plan, heads, epsilon, present, x, residual, residual_bias, vectors, *weights)
+        return (x, results) if residual is None else results
+
+    return run
+
+
+def _by_sublayer(choice: str) -> Callable[..., Results]:
+    def run(
+        x: Tensor,
+        residual: Tensor | None,
+        residual_bias: Tensor | None,
+        vectors: Tensor,
+        present: Tensor,
+        weights: ConditioningWeights,
+        heads: int,
+        epsilon: float,
+    ) -> Results:
+        w, width = weights, x.shape[-1]
+        x, qkv = norm_linear(x, residual, w.norm_weight, w.norm_bias, w.qkv_weight, w.qkv_bias, epsilon, residual_bias)
+        weight, bias = w.qkv_weight[width:], w.qkv_bias[width:]
+        _, kv = norm_linear(vectors, None, w.norm_weight, w.norm_bias, weight, bias, epsilon)
+        qkv = qkv.view(*qkv.shape[:2], 3, heads, width // heads)
+        kv = kv.view(*kv.shape[:2], 2, heads, width // heads)
+        mixed = concat_attention(qkv, kv.to(qkv.dtype), present, backend=choice)
+        return x, linear(mixed.flatten(2), w.proj_weight, w.proj_bias)
+
+    return run
+
+
+class FusedConditioning(torch.autograd.Function):
+    """Gives the stream and the guidance, or the guidance alone where there is nothing to add to the stream."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        heads: int,
+        epsilon: float,
+        present: Tensor,
+        x: Tensor,
+        residual: Tensor | None,
+        residual_bias: Tensor | None,
+        vectors: Tensor,
+        *weights: Tensor,
+    ) -> Any:
+        w = ConditioningWeights(*weights)
+        kernels, product, dtype = kernels_for(x, plan.backend), plan.products.linear, plan.dtype
+        norms = (w.norm_weight, w.norm_bias, epsilon, dtype)
+        qkv_weight, qkv_bias, proj_weight, proj_bias = (
+            weight if weight.dtype == dtype else weight.to(dtype) for weight in weights[2:]
+        )
+        batch, tokens, width = x.shape
+        total, norm, mean, rstd = kernels.add_layer_norm_forward(x, residual, residual_bias, *norms)
+        _, guide, guide_mean, guide_rstd = kernels.add_layer_norm_forward(vectors, None, None, *norms)
+        qkv = product(norm, qkv_weight, qkv_bias).view(batch, tokens, 3, heads, width // heads)
+        kv = product(guide, qkv_weight[width:], qkv_bias[width:])
+        kv = kv.view(batch, vectors.shape[1], 2, heads, width // heads)
+        mixed, lse = merge(qkv.select(2, 0), *forward_for(x)([qkv], None, plan.attention), kv, present)
+        ctx.save_for_backward(
+            *(present, x if residual is None else total, mean, rstd, vectors, guide_mean, guide_rstd),
+            *(qkv, kv, mixed, lse, w.norm_weight, w.norm_bias, qkv_weight, proj_weight),
+        )
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, residual, residual_bias, vectors)]
+        ctx.dtypes += [weight.dtype for weight in weights]
+        guidance = product(mixed.flatten(2), proj_weight, proj_bias)
+        return guidance if residual is None else (total, guidance)
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        grad_total, grad_out = grads if len(grads) == 2 else (None, grads[0])
+        present, total, mean, rstd, vectors, guide_mean, guide_rstd, qkv, kv, mixed, lse, *weights = ctx.saved_tensors
+        norm_weight, norm_bias, qkv_weight, proj_weight = weights
+        plan, dtypes = ctx.plan, ctx.dtypes
+        kernels, products = kernels_for(total, plan.backend), plan.products
+        (batch, tokens, width), guides = total.shape, vectors.shape[1]
+        rows, guide_rows = batch * tokens, batch * guides
+
+        if grad_out is None:
+            grad_out = total.new_zeros(total.shape, dtype=plan.dtype)
+        grad_out = grad_out.reshape(rows, width)
+        grad_proj_weight = products.weight_gradient(grad_out, mixed.view(rows, width))
+        grad_proj_bias = grad_out.sum(0)
+        grad_mixed = products.input_gradient(grad_out, proj_weight).view(mixed.shape)
+        (grad_qkv,) = backward_for(total)(grad_mixed, [qkv], None, mixed, lse, plan.attention)
+        grad_q, grad_kv = gradients_of_vectors(grad_mixed, qkv.select(2, 0), mixed, lse, kv, present)
+        grad_qkv.select(2, 0).add_(grad_q)
+        grad_qkv, grad_kv = grad_qkv.view(rows, 3 * width), grad_kv.view(guide_rows, 2 * width)
+
+        def norm_backward(added: Tensor | None, grad: Tensor, inputs: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+            found: tuple[Tensor, ...] = kernels.add_layer_norm_backward(
+                added, grad, inputs, norm_weight, norm_bias, *rest
+            )
+            return found
+
+        grad, grad_norm_weight, grad_norm_bias, grad_residual_bias, norm = norm_backward(
+            None if grad_total is None else grad_total.reshape(rows, width),
+            *(products.input_gradient(grad_qkv, qkv_weight), total.reshape(rows, width), mean, rstd, dtypes[2]),
+        )
+        grad_vectors, by_guide_weight, by_guide_bias, _, guide = norm_backward(
+            *(None, products.input_gradient(grad_kv, qkv_weight[width:]), vectors.reshape(guide_rows, width)),
+            *(guide_mean, guide_rstd, None),
+        )
+        # The part of the vectors is added where that of the tokens lies.
+        grad_qkv_weight = products.weight_gradient(grad_qkv, norm)
+        grad_qkv_weight[width:].addmm_(grad_kv.t(), guide)
+        grad_qkv_bias = grad_qkv.sum(0)
+        grad_qkv_bias[width:] += grad_kv.sum(0)
+        grad = grad.view(total.shape)
+        by_weights = (
+            *(grad_norm_weight.add_(by_guide_weight), grad_norm_bias.add_(by_guide_bias), grad_qkv_weight),
+            *(grad_qkv_bias, grad_proj_weight, grad_proj_bias),
+        )
+        return (
+            *(None, None, None, None, in_dtype(grad, dtypes[0])),
+            None if dtypes[1] is None else in_dtype(grad, dtypes[1]),
+            None if dtypes[2] is None else grad_residual_bias,
+            in_dtype(grad_vectors.view(vectors.shape), dtypes[3]),
+            *(in_dtype(gradient, dtype) for gradient, dtype in zip(by_weights, dtypes[4:], strict=True)),
+        )
