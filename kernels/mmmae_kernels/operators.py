@@ -96,6 +96,14 @@ def _bound(packet: Callable[..., Any], backend: str) -> Callable[..., Any]:
     return call
 
 
+def declare_calls(**calls: tuple[Callable[..., Any], Callable[..., Any]]) -> None:
+    """Give each backend's kernels further functions: for each name one to call straight, and its operator."""
+    for name, (straight, operator) in calls.items():
+        for backend in _MODULES:
+            setattr(_direct[backend], name, straight)
+            setattr(_traced[backend], name, operator)
+
+
 def is_watched(tensor: Tensor) -> bool:
     """Return whether operators must be seen: by a compiler, a tracer, a dispatch mode, or for want of data."""
     return (

@@ -146,7 +146,7 @@ _apply = applied(_AddLayerNorm)
 
 
 def dtypes_of(*summands: Tensor | None) -> Dtypes:
-    """Return the types of x, residual and residual_bias, None for what is not there."""
+    """Return types, None for what is not there."""
     return tuple([None if summand is None else summand.dtype for summand in summands])
 
 

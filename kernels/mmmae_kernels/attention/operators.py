@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operators import define, first_derivative_only, is_watched
+from ..operators import declare_calls, define, first_derivative_only, is_watched
 from .backends.flash import Triple, flash
 
 
@@ -66,6 +66,8 @@ _backward_operator = define(
     _backward,
     _backward_fake,
 )
+
+declare_calls(attention_forward=(_forward, _forward_operator), attention_backward=(_backward, _backward_operator))
 
 Forward = Callable[[Sequence[Tensor], Tensor | None, str], tuple[Tensor, Tensor]]
 Backward = Callable[[Tensor, Sequence[Tensor], Tensor | None, Tensor, Tensor, str], list[Tensor]]

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import dispatch
-from ..add_layer_norm.op import in_dtype
+from ..add_layer_norm.op import dtypes_of, in_dtype
 from ..add_layer_norm.reference import add_layer_norm_reference
 from ..attention.guidance import gradients_of_vectors, merge
 from ..attention.op import ATTENTION, FLASH, attention_backend, concat_attention
-from ..attention.operators import backward_for, forward_for
 from ..attention.reference import attention_eager
 from ..autocast import matmul_dtype
 from ..gpu import executors
@@ -136,7 +135,9 @@ def _decide(
     attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
     if backend == "eager" or attending not in FLASH or vectors.dtype != x.dtype:
         return _by_sublayer(choice)
-    plan, apply = Plan(backend, attending, dtype, products_for(x, w.qkv_weight)), applied(FusedConditioning)
+    dtypes = dtypes_of(x, residual, residual_bias, vectors, *weights)
+    plan = Plan(backend, attending, dtype, products_for(x, w.qkv_weight), dtypes)
+    apply = applied(FusedConditioning)
 
     def run(
         x: Tensor,
@@ -205,15 +206,14 @@ class FusedConditioning(torch.autograd.Function):
         qkv = product(norm, qkv_weight, qkv_bias).view(batch, tokens, 3, heads, width // heads)
         kv = product(guide, qkv_weight[width:], qkv_bias[width:])
         kv = kv.view(batch, vectors.shape[1], 2, heads, width // heads)
-        mixed, lse = merge(qkv.select(2, 0), *forward_for(x)([qkv], None, plan.attention), kv, present)
+        out, lse = kernels.attention_forward([qkv], None, plan.attention)
+        mixed, lse = merge(qkv.select(2, 0), out, lse, kv, present)
         ctx.save_for_backward(
             *(present, x if residual is None else total, mean, rstd, vectors, guide_mean, guide_rstd),
             *(qkv, kv, mixed, lse, w.norm_weight, w.norm_bias, qkv_weight, proj_weight),
         )
         ctx.set_materialize_grads(False)
         ctx.plan = plan
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, residual, residual_bias, vectors)]
-        ctx.dtypes += [weight.dtype for weight in weights]
         guidance = product(mixed.flatten(2), proj_weight, proj_bias)
         return guidance if residual is None else (total, guidance)
 
@@ -223,7 +223,7 @@ class FusedConditioning(torch.autograd.Function):
         grad_total, grad_out = grads if len(grads) == 2 else (None, grads[0])
         present, total, mean, rstd, vectors, guide_mean, guide_rstd, qkv, kv, mixed, lse, *weights = ctx.saved_tensors
         norm_weight, norm_bias, qkv_weight, proj_weight = weights
-        plan, dtypes = ctx.plan, ctx.dtypes
+        plan, dtypes = ctx.plan, ctx.plan.dtypes
         kernels, products = kernels_for(total, plan.backend), plan.products
         (batch, tokens, width), guides = total.shape, vectors.shape[1]
         rows, guide_rows = batch * tokens, batch * guides
@@ -234,7 +234,7 @@ class FusedConditioning(torch.autograd.Function):
         grad_proj_weight = products.weight_gradient(grad_out, mixed.view(rows, width))
         grad_proj_bias = grad_out.sum(0)
         grad_mixed = products.input_gradient(grad_out, proj_weight).view(mixed.shape)
-        (grad_qkv,) = backward_for(total)(grad_mixed, [qkv], None, mixed, lse, plan.attention)
+        (grad_qkv,) = kernels.attention_backward(grad_mixed, [qkv], None, mixed, lse, plan.attention)
         grad_q, grad_kv = gradients_of_vectors(grad_mixed, qkv.select(2, 0), mixed, lse, kv, present)
         grad_qkv.select(2, 0).add_(grad_q)
         grad_qkv, grad_kv = grad_qkv.view(rows, 3 * width), grad_kv.view(guide_rows, 2 * width)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..add_layer_norm.op import in_dtype
-from ..attention.operators import backward_for, forward_for
 from ..linear import Products
 from ..operators import first_derivative_only, kernels_for
 from .reference import BlockWeights, take
@@ -26,12 +25,14 @@ class Plan(NamedTuple):
         attention: backend of attention, one of the flash kind.
         dtype: of the products.
         products: who multiplies.
+        dtypes: of x, residual, residual_bias and the weights; None for a residual or its bias that is not there.
     """
 
     backend: str
     attention: str
     dtype: torch.dtype
     products: Products
+    dtypes: tuple[Any, ...]
 
 
 class Kept(NamedTuple):
@@ -83,11 +84,10 @@ class FusedBlock(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         w = BlockWeights(*weights)
         kernels, product, dtype = kernels_for(x, plan.backend), plan.products.linear, plan.dtype
-        qkv_weight, proj_weight, fc1_weight, fc2_weight = (
-            weight if weight.dtype == dtype else weight.to(dtype)
-            for weight in (w.qkv_weight, w.proj_weight, w.fc1_weight, w.fc2_weight)
-        )
-        qkv_bias = w.qkv_bias if w.qkv_bias.dtype == dtype else w.qkv_bias.to(dtype)
+        factors: tuple[Tensor, ...] = (w.qkv_weight, w.qkv_bias, w.proj_weight, w.fc1_weight, w.fc2_weight)
+        if plan.dtypes[QKV_WEIGHT] != dtype:  # as autocast has it
+            factors = tuple([factor.to(dtype) for factor in factors])
+        qkv_weight, qkv_bias, proj_weight, fc1_weight, fc2_weight = factors
         batch, tokens, width = x.shape
         head = width // heads
 
@@ -101,7 +101,7 @@ class FusedBlock(torch.autograd.Function):
             q = product(take(norm1, ids), qkv_weight[:width], qkv_bias[:width]).view(batch, ids.shape[1], heads, head)
             kv = product(norm1, qkv_weight[width:], qkv_bias[width:]).view(batch, tokens, 2, heads, head)
             projected, rows = (q, kv), take(total1, ids)
-        mixed, lse = forward_for(x)(projected, None, plan.attention)
+        mixed, lse = kernels.attention_forward(projected, None, plan.attention)
         total2, norm2, mean2, rstd2 = kernels.add_layer_norm_forward(
             rows, product(mixed.flatten(2), proj_weight), w.proj_bias, w.norm2_weight, w.norm2_bias, epsilon, dtype
         )
@@ -116,12 +116,6 @@ class FusedBlock(torch.autograd.Function):
         )
         ctx.set_materialize_grads(False)
         ctx.plan = plan
-        ctx.dtypes = (
-            x.dtype,
-            None if residual is None else residual.dtype,
-            None if residual_bias is None else residual_bias.dtype,
-            *[weight.dtype for weight in weights],
-        )
         return total2, out
 
     @staticmethod
@@ -131,7 +125,7 @@ class FusedBlock(torch.autograd.Function):
         kept, projected = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
         plan: Plan = ctx.plan
         kernels, products = kernels_for(kept.total1, plan.backend), plan.products
-        needs, dtypes = ctx.needs_input_grad[4:], ctx.dtypes
+        needs, dtypes = ctx.needs_input_grad[4:], plan.dtypes
         batch, tokens, width = kept.total1.shape
         rows, all_rows = batch * kept.total2.shape[1], batch * tokens
 
@@ -161,7 +155,7 @@ class FusedBlock(torch.autograd.Function):
         grad_attended = grad_stream if grad_stream.dtype == plan.dtype else grad_stream.to(plan.dtype)
         grad_proj_weight = weight_gradient(PROJ_WEIGHT, grad_attended, kept.mixed.view(rows, width))
         grad_mixed = products.input_gradient(grad_attended, kept.proj_weight).view(kept.mixed.shape)
-        grads = backward_for(grad_mixed)(grad_mixed, projected, None, kept.mixed, kept.lse, plan.attention)
+        grads = kernels.attention_backward(grad_mixed, projected, None, kept.mixed, kept.lse, plan.attention)
         del grad_attended, grad_mixed
         # The same where all tokens ask.
         grad_q = grads[0].view(rows, width if len(grads) == 2 else 3 * width)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..add_layer_norm.op import check_norm, refuse_long_rows, total_dtype
+from ..add_layer_norm.op import check_norm, dtypes_of, refuse_long_rows, total_dtype
 from ..attention.op import ATTENTION, FLASH, attention, attention_backend
 from ..autocast import matmul_dtype
 from ..checks import check_epsilon, check_rank, check_shape, check_tensor, check_whole, described
@@ -172,7 +172,9 @@ def _decide(
     attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
     if backend == "eager" or attending not in FLASH:
         return _by_sublayer(choice)
-    plan, apply = Plan(backend, attending, dtype, products_for(x, weights.qkv_weight)), applied(FusedBlock)
+    dtypes = dtypes_of(x, residual, residual_bias, *weights)
+    plan = Plan(backend, attending, dtype, products_for(x, weights.qkv_weight), dtypes)
+    apply = applied(FusedBlock)
 
     def run(
         x: Tensor,
