@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if not options.allow >= 1:
-        parser.error(f"--allow is {options.allow:g}, allowed is a number >= 1")
+        parser.error(f"--allow is {options.allow:g}, expected a number >= 1")
     older, newer = (_read(path, parser) for path in (options.older, options.newer))
     old, new = figures(older), figures(newer)
     found = changes(old, new)

@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[FOUND] = Found()
     options = Options.of(config)
     if options.only is not None and options.only not in CASES:
-        raise pytest.UsageError(f"--only is {options.only!r}, allowed is one of {', '.join(CASES)}")
+        raise pytest.UsageError(f"--only is {options.only!r}, must be one of {', '.join(CASES)}")
     if options.results.exists() and not options.results.is_dir():
         raise pytest.UsageError(f"--results is {options.results}, which is no folder")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -66,7 +66,7 @@ class OpRace:
         for index, (ours, theirs) in enumerate(zip(self.variants[variant](), self.expected, strict=True)):
             error = relative_error(ours, theirs)
             if not error <= self.allowed:
-                return f"output {index} is off by {error:.1e}, allowed is {self.allowed:.1e}, so it is not timed"
+                return f"output {index} is off by {error:.1e}, expected at most {self.allowed:.1e}, so it is not timed"
         return ""
 
     def run(self, rounds: int) -> None:

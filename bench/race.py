@@ -217,7 +217,7 @@ def compare(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], allow
     errors = relative_errors(outputs, expected)
     worst = max(errors, key=lambda name: errors[name])
     if not errors[worst] <= allowed:
-        return f"{worst} is off by {errors[worst]:.1e}, allowed is {allowed:.1e}"
+        return f"{worst} is off by {errors[worst]:.1e}, expected at most {allowed:.1e}"
     return ""
 
 

@@ -119,7 +119,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few steps and one scene, to see that it runs")
     options = parser.parse_args()
     if not (options.data / "terramesh" / "LULC").is_dir():
-        parser.error(f"--data is {options.data}, expected is a folder with terramesh/S2L2A, S1RTC, DEM and LULC")
+        parser.error(f"--data is {options.data}, expected a folder with terramesh/S2L2A, S1RTC, DEM and LULC")
     return options
 
 

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from mmmae_kernels.checks import described
+
 PRESETS: dict[str, dict[str, Any]] = {
     "base": {},
     "vit": {"mlp_ratio": 4.0},
@@ -152,11 +154,11 @@ class MMMAEConfig:
         for band, wavelength in enumerate(wavelengths):
             if not 0 < wavelength < math.inf:
                 raise ValueError(
-                    f"config: wavelengths has {wavelength:g} for band {band}, allowed is a finite number > 0 in nm"
+                    f"config: wavelengths has {wavelength:g} for band {band}, expected a finite number > 0 in nm"
                 )
         if len(wavelengths) != self.bands:
             given = f"{len(wavelengths)} numbers, {wavelengths[0]:g} to {wavelengths[-1]:g}"
-            raise ValueError(f"config: wavelengths is {given}, allowed is one in nm for each of bands = {self.bands}")
+            raise ValueError(f"config: wavelengths is {given}, expected one in nm for each of bands = {self.bands}")
         object.__setattr__(self, "wavelengths", wavelengths)
 
     def _check_aux(self) -> None:
@@ -185,7 +187,7 @@ class MMMAEConfig:
 
     def _expect(self, field: str, condition: bool, allowed: str) -> None:
         if not condition:
-            raise ValueError(f"config: {field} is {getattr(self, field)!r}, allowed is {allowed}")
+            raise ValueError(f"config: {field} is {getattr(self, field)!r}, expected {allowed}")
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -236,7 +238,7 @@ class MMMAEConfig:
     def preset(cls, name: str, **overrides: Any) -> MMMAEConfig:
         """The preset `base`, `vit` or `tiny`, with `overrides` in place of its fields."""
         if name not in PRESETS:
-            raise ValueError(f"config: preset is {name!r}, allowed is one of {', '.join(PRESETS)}")
+            raise ValueError(f"config: preset is {name!r}, must be one of {', '.join(PRESETS)}")
         return cls.from_dict({**PRESETS[name], **overrides})
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,7 +252,7 @@ class MMMAEConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"config: unknown field {unknown[0]!r}, allowed is one of {', '.join(known)}")
+            raise ValueError(f"config: unknown field {unknown[0]!r}, must be one of {', '.join(known)}")
         return cls(**values)
 
     def to_json(self) -> str:
@@ -265,7 +267,7 @@ class MMMAEConfig:
         except json.JSONDecodeError as error:
             raise ValueError(f"config: not valid JSON: {error}") from error
         if not isinstance(values, dict):
-            raise ValueError(f"config: a JSON object is expected, not {type(values).__name__}")
+            raise ValueError(f"config: the text holds {described(values)}, expected a JSON object")
         return cls.from_dict(values)
 
 
@@ -282,5 +284,5 @@ def resolve_config(config: MMMAEConfig | str, **overrides: Any) -> MMMAEConfig:
     if isinstance(config, str):
         return MMMAEConfig.preset(config, **overrides)
     if not isinstance(config, MMMAEConfig):
-        raise ValueError(f"a config or a preset's name is expected, not {type(config).__name__}")
+        raise ValueError(f"config is {described(config)}, expected a config or a preset's name")
     return config.replace(**overrides) if overrides else config

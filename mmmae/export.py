@@ -51,13 +51,14 @@ def export_encoder(encoder: HSIEncoder, path: str | Path) -> float:
     check_export(path)
     for name, parameter in encoder.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
-            raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}, expected is torch.float32 on cpu")
+            raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}, expected torch.float32 on cpu")
     program = _plain_program(encoder)
     content, run = _to_onnx(path, program) if path.suffix == ".onnx" else _to_pt2(program)
     difference = float(torch.tensor([_difference(encoder, run, batch) for batch in CHECKED]).max())  # NaN if one is
     if not difference <= TOLERANCE:
         raise ValueError(
-            f"{path}: not written: its tokens differ from the encoder's by {difference:.1e}, allowed is {TOLERANCE:.0e}"
+            f"{path}: not written: its tokens differ from the encoder's by {difference:.1e}, expected at most "
+            f"{TOLERANCE:.0e}"
         )
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
     return difference
@@ -66,9 +67,9 @@ def export_encoder(encoder: HSIEncoder, path: str | Path) -> float:
 def check_export(path: Path) -> None:
     """Raise what `export_encoder` raises for this path, before an encoder is read."""
     if path.suffix not in (".pt2", ".onnx"):
-        raise ValueError(f"{path}: its suffix is {path.suffix!r}, allowed is .pt2 (torch.export) or .onnx")
+        raise ValueError(f"{path}: its suffix is {path.suffix!r}, expected .pt2 (torch.export) or .onnx")
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: expected is a file in a folder that exists")
+        raise ValueError(f"{path}: expected a file in a folder that exists")
     check_can_write(path.absolute().parent)
     missing = [package for package in ONNX_PACKAGES if importlib.util.find_spec(package) is None]
     if path.suffix == ".onnx" and missing:

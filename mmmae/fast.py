@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmmae_kernels import TokenMask, decoder_tokens, masked_l2_loss, norm_linear, patch_l2_loss, patchify
+from mmmae_kernels.checks import described
 from mmmae_kernels.cpu import library
 
 from .auxiliary import AUX_ENCODERS
@@ -65,7 +66,7 @@ def fast_model(
         library.module()  # warns once if it is missing
     if isinstance(config, nn.Module):
         if not isinstance(config, (ReferenceModel, FastModel)):
-            raise ValueError(f"a model of this package is expected, not {type(config).__name__}")
+            raise ValueError(f"config is {described(config)}, expected a config, a preset or a model of this package")
         if overrides:
             raise ValueError(f"an existing model keeps its config: {', '.join(overrides)} can't be changed")
         source: ReferenceModel | FastModel = config
@@ -169,7 +170,7 @@ class FastModel(Backbone):
         cls, directory: Path, config: MMMAEConfig, weights: dict[str, Tensor]
     ) -> tuple[MMMAEConfig, dict[str, Tensor]]:
         if "mask_token" not in weights:
-            raise ValueError(f"{directory}: holds an encoder alone, which mmmae.HSIEncoder reads; expected is a model")
+            raise ValueError(f"{directory}: holds an encoder alone, which mmmae.HSIEncoder reads; expected a model")
         return config, weights
 
     def encode(self, tokens: Tensor, vectors: Mapping[str, Tensor], guides: Tensor | None) -> Tensor:

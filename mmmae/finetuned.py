@@ -59,7 +59,7 @@ def load_finetuned(
     directory = Path(directory)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name}: no such file; expected is a folder with a fine-tuned model")
+            raise FileNotFoundError(f"{directory / name}: no such file; expected a folder with a fine-tuned model")
     config = _read_config(directory / CONFIG_NAME)
     try:
         with torch.device("meta"):
@@ -76,7 +76,7 @@ def load_finetuned(
 def build(task: str, encoder: HSIEncoder, classes: int, **head: Any) -> FinetunedModel:
     """A model for the task, with a head that is not trained yet."""
     if task not in TASKS:
-        raise ValueError(f"task is {task!r}, allowed is one of {', '.join(TASKS)}")
+        raise ValueError(f"task is {task!r}, must be one of {', '.join(TASKS)}")
     kind = SegmentationModel if task == "segmentation" else LinearClassifier
     return kind(encoder, classes, **head)
 

@@ -43,7 +43,7 @@ class SegmentationModel(nn.Module):
         depth = encoder.config.depth
         self.blocks = tuple(spread_blocks(depth) if blocks is None else blocks)
         if not self.blocks or not all(-depth <= block < depth for block in self.blocks):
-            raise ValueError(f"blocks is {list(self.blocks)}, allowed are some of {-depth}..{depth - 1}")
+            raise ValueError(f"blocks is {list(self.blocks)}, expected some of {-depth}..{depth - 1}")
         self.head = SegmentationHead(encoder.config, classes, width, len(self.blocks))
 
     def forward(self, hsi: Tensor) -> Tensor:
@@ -73,9 +73,9 @@ class SegmentationHead(nn.Module):
     def __init__(self, config: MMMAEConfig, classes: int, width: int, maps: int) -> None:
         super().__init__()
         if classes < 1:
-            raise ValueError(f"classes is {classes}, allowed is a whole number >= 1")
+            raise ValueError(f"classes is {classes}, expected a whole number >= 1")
         if width < 1 or width % 16:
-            raise ValueError(f"width is {width}, allowed is a multiple of 16")
+            raise ValueError(f"width is {width}, expected a multiple of 16")
         groups, *grid = config.grid
         self.sizes = doubled_sizes((grid[0], grid[1]), config.image_size)
         self.folds = nn.ModuleList(nn.Conv2d(config.dim * groups, width, 1) for _ in range(maps))

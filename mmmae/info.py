@@ -70,17 +70,17 @@ def print_info_for(calls: Sequence[Call], console: Console | None = None) -> Non
 
 def parse_call(text: str) -> Call:
     """A call from `TARGET:DTYPE` or `TARGET:DTYPE:HEAD_WIDTH`, as in `sm_90:bf16`, `gfx942:fp16:80` or `cpu:fp32`."""
-    expected = "expected is TARGET:DTYPE or TARGET:DTYPE:HEAD_WIDTH, as in sm_90:bf16 or gfx942:fp16:80"
+    expected = "expected TARGET:DTYPE or TARGET:DTYPE:HEAD_WIDTH, as in sm_90:bf16 or gfx942:fp16:80"
     parts = text.split(":")
     if len(parts) not in (2, 3):
         raise ValueError(f"--for is {text!r}, {expected}")
     target = parts[0].lower().replace("sm_", "sm")
     if not re.fullmatch(r"cpu|sm\d{2,3}|gfx[0-9a-f]{3,4}", target):
-        raise ValueError(f"--for names the target {parts[0]!r}, allowed is cpu, sm_80, sm_90, gfx942 and the like")
+        raise ValueError(f"--for names the target {parts[0]!r}, expected cpu, sm_80, sm_90, gfx942 and the like")
     if parts[1] not in DTYPES:
-        raise ValueError(f"--for names the type {parts[1]!r}, allowed is one of {', '.join(DTYPES)}")
+        raise ValueError(f"--for names the type {parts[1]!r}, must be one of {', '.join(DTYPES)}")
     if len(parts) == 3 and not re.fullmatch(r"[1-9]\d*", parts[2]):
-        raise ValueError(f"--for names the head width {parts[2]!r}, allowed is a whole number >= 1")
+        raise ValueError(f"--for names the head width {parts[2]!r}, expected a whole number >= 1")
     return Call(target, DTYPES[parts[1]], int(parts[2]) if len(parts) == 3 else HEAD_WIDTH)
 
 

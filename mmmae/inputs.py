@@ -55,12 +55,12 @@ def check_hsi(config: MMMAEConfig, hsi: Tensor, device: torch.device | None = No
         raise ValueError(f"hsi lies on {hsi.device}, expected {device} as the model's parameters; hsi.to(...) moves it")
     check_floating("hsi", hsi)
     if hsi.shape[1] != config.in_channels:
-        raise ValueError(f"hsi has {hsi.shape[1]} channels (C), expected is in_channels = {config.in_channels}")
+        raise ValueError(f"hsi has {hsi.shape[1]} channels (C), expected in_channels = {config.in_channels}")
     if hsi.shape[2] != config.bands:
         multiple = (
             "" if hsi.shape[2] % config.patch[0] == 0 else f", and no multiple of the spectral patch {config.patch[0]}"
         )
-        raise ValueError(f"hsi has {hsi.shape[2]} bands (T), expected is bands = {config.bands}{multiple}")
+        raise ValueError(f"hsi has {hsi.shape[2]} bands (T), expected bands = {config.bands}{multiple}")
     check_not_empty("hsi", hsi)
     _check_finite("hsi", hsi, None)
 
@@ -80,7 +80,7 @@ def check_aux(
         for name in names:
             if name not in config.aux:
                 known = ", ".join(config.aux) or "none"
-                raise ValueError(f"{argument} has an unknown modality {name!r}, allowed is one of: {known}")
+                raise ValueError(f"{argument} has an unknown modality {name!r}, must be one of: {known}")
     batch = hsi.shape[0]
     images, presence = {}, {}
     for name, has in present.items():
@@ -97,7 +97,7 @@ def check_aux(
         check_rank(label, image, "[B, C, H, W]")
         check_floating(label, image)
         if image.shape[0] != batch or image.shape[1] != channels:
-            raise ValueError(f"{label} has shape {list(image.shape)}, expected is [{batch}, {channels}, H, W]")
+            raise ValueError(f"{label} has shape {list(image.shape)}, expected [{batch}, {channels}, H, W]")
         check_not_empty(label, image)
         check_device(label, image, hsi.device)
         images[name] = image
@@ -130,11 +130,11 @@ def draw_mask(config: MMMAEConfig, hsi: Tensor, mask: TokenMask | None, seed: in
     keep, masked = mask.ids_keep.shape[-1], mask.ids_masked.shape[-1]
     if keep == 0 or keep + masked != config.tokens:
         raise ValueError(
-            f"mask has {keep} visible and {masked} masked tokens, expected is {config.tokens} together, one visible"
+            f"mask has {keep} visible and {masked} masked tokens, expected {config.tokens} together, one visible"
         )
     if masked > 0 and config.decoded_of(masked) == 0:
         raise ValueError(
-            f"mask has {masked} masked tokens, expected are enough that decode_fraction = {config.decode_fraction} "
+            f"mask has {masked} masked tokens, expected enough that decode_fraction = {config.decode_fraction} "
             "leaves one to predict"
         )
     for name, ids, width in zip(mask._fields, mask, (keep, masked, config.tokens), strict=True):

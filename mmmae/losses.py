@@ -91,7 +91,7 @@ def _check_batches(queries: Tensor) -> None:
     if queries.device.type == "cpu" or in_debug_mode():
         sizes = _of_all_ranks(torch.tensor([len(queries)], device=queries.device)).tolist()
         if len(set(sizes)) > 1:
-            raise ValueError(f"the ranks have batches of {sizes} samples, expected is one size")
+            raise ValueError(f"the ranks have batches of {sizes} samples, expected one size")
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -126,4 +126,4 @@ def _resize_plane(name: str, weight: Tensor, old: list[int], new: list[int]) -> 
 
 def _check_rows(name: str, weight: Tensor, rows: int) -> None:
     if weight.dim() != 3 or weight.shape[1] != rows:
-        raise ValueError(f"{name} has shape {list(weight.shape)}, expected is [1, {rows}, D] by its config")
+        raise ValueError(f"{name} has shape {list(weight.shape)}, expected [1, {rows}, D] by its config")

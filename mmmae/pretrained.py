@@ -199,7 +199,7 @@ def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
             raise FileNotFoundError(
-                f"{directory / name}: no such file; expected is a folder with a model or an encoder in it"
+                f"{directory / name}: no such file; expected a folder with a model or an encoder in it"
             )
     try:
         config = MMMAEConfig.from_json((directory / CONFIG_NAME).read_text(encoding="utf-8"))

@@ -48,7 +48,7 @@ class ReferenceModel(nn.Module):
     def __init__(self, config: MMMAEConfig, attention: str = "eager") -> None:
         super().__init__()
         if attention not in ("eager", "sdpa"):
-            raise ValueError(f"attention is {attention!r}, allowed is one of eager, sdpa")
+            raise ValueError(f"attention is {attention!r}, must be one of eager, sdpa")
         self.config = config
         groups, rows, columns = config.grid
         dim, width = config.dim, config.decoder_dim

@@ -108,12 +108,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             reason = "refused: it is a plain pickle, and reading it could run any code"
         else:
             reason = "no checkpoint of PyTorch, or a broken one"
-        raise ValueError(f"{path}: {reason}; expected are tensors and plain values") from error
+        raise ValueError(f"{path}: {reason}; expected tensors and plain values") from error
     for wrapper in WRAPPERS:
         if isinstance(contents, Mapping) and isinstance(contents.get(wrapper), Mapping):
             contents = contents[wrapper]
     if not isinstance(contents, Mapping):
-        raise ValueError(f"{path}: holds a {type(contents).__name__}, expected are weights by name")
+        raise ValueError(f"{path}: holds a {type(contents).__name__}, expected weights by name")
     named = {str(name).removeprefix("module."): value for name, value in contents.items()}
     tensors: dict[str, Tensor] = {}
     for name, value in named.items():
@@ -139,17 +139,17 @@ def _config(tensors: Mapping[str, Tensor], heads: int | None) -> MMMAEConfig:
             raise ValueError(f"no encoder of SpectralGPT: it has no {name}")
     projection, spatial, temporal, hidden = (tensors[name] for name in NEEDED)
     if projection.dim() != 5 or 0 in projection.shape:
-        raise ValueError(f"{NEEDED[0]} has shape {list(projection.shape)}, expected is [D, C, bands, rows, columns]")
+        raise ValueError(f"{NEEDED[0]} has shape {list(projection.shape)}, expected [D, C, bands, rows, columns]")
     dim, channels, pt, ph, pw = projection.shape
     for name, position in (("pos_embed_spatial", spatial), ("pos_embed_temporal", temporal)):
         if position.dim() != 3 or position.shape[0] != 1 or position.shape[2] != dim:
-            raise ValueError(f"{name} has shape {list(position.shape)}, expected is [1, tokens, {dim}]")
+            raise ValueError(f"{name} has shape {list(position.shape)}, expected [1, tokens, {dim}]")
     pixels = spatial.shape[1] * ph * pw
     size = math.isqrt(pixels)
     if size**2 != pixels:
         raise ValueError(f"pos_embed_spatial has {spatial.shape[1]} rows, which are no square of {ph} x {pw} patches")
     if hidden.dim() != 2:
-        raise ValueError(f"{NEEDED[3]} has shape {list(hidden.shape)}, expected is [hidden, {dim}]")
+        raise ValueError(f"{NEEDED[3]} has shape {list(hidden.shape)}, expected [hidden, {dim}]")
     if heads is None and dim % HEAD_WIDTH != 0:
         raise ValueError(f"the width {dim} is no multiple of {HEAD_WIDTH}: say how many heads it has")
     blocks = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
@@ -184,7 +184,7 @@ def _weight(name: str, tensors: Mapping[str, Tensor], sources: list[str], config
         shape = [config.dim, config.dim] if name.endswith(".weight") else [config.dim]
         for source in sources:
             if list(tensors[source].shape) != shape:
-                raise ValueError(f"{source} has shape {list(tensors[source].shape)}, expected is {shape}")
+                raise ValueError(f"{source} has shape {list(tensors[source].shape)}, expected {shape}")
     if sources:
         return torch.cat([tensors[source] for source in sources]) if len(sources) > 1 else tensors[sources[0]]
     width = {"qkv": 3 * config.dim, "fc1": round(config.dim * config.mlp_ratio)}.get(name.split(".")[-2], config.dim)

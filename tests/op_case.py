@@ -73,7 +73,8 @@ def check(case: Case, dtype: torch.dtype, tolerance: float = 1e-5, device: str =
             allowed = tolerance * norm + cancelled
         else:
             allowed = max(2 * _distance(theirs[place], wanted), torch.finfo(dtype).eps / 2 * norm) + cancelled
-        assert error <= allowed, f"{case}: result {place} is off by {error:.2e}, allowed is {allowed:.2e} of {norm:.2e}"
+        off = f"{case}: result {place} is off by {error:.2e} of {norm:.2e}, expected at most {allowed:.2e}"
+        assert error <= allowed, off
 
 
 def _results(case: Case, function: Callable[[Inputs], Sequence[Tensor]], inputs: Inputs) -> list[Tensor]:

@@ -155,8 +155,8 @@ def test_other_machines_are_pointed_out(compare):
         (MEASUREMENTS, "[1, 2]", (), "new.json: no results of the bench suite"),
         (MEASUREMENTS, "times", (), "new.json: no results of the bench suite"),
         (MEASUREMENTS, '{"format": 0}', (), "new.json: format 0 is not 1"),
-        (MEASUREMENTS, MEASUREMENTS, ("--allow", "0.9"), "--allow is 0.9, allowed is a number >= 1"),
-        (MEASUREMENTS, MEASUREMENTS, ("--allow", "nan"), "--allow is nan, allowed is a number >= 1"),
+        (MEASUREMENTS, MEASUREMENTS, ("--allow", "0.9"), "--allow is 0.9, expected a number >= 1"),
+        (MEASUREMENTS, MEASUREMENTS, ("--allow", "nan"), "--allow is nan, expected a number >= 1"),
     ],
 )
 def test_what_can_not_be_compared_is_an_error(compare, old, new, options, complaint):

@@ -43,7 +43,7 @@ def test_a_race_times_and_counts_both():
 @pytest.mark.parametrize(
     ("kind", "complaint"),
     [
-        ("off", r"is off by .*, allowed is 1.0e-04, so it is not timed"),
+        ("off", r"is off by .*, expected at most 1.0e-04, so it is not timed"),
         ("infinite", r"is not finite, so it is not timed"),
         ("dead", "its process ended with status 3"),
     ],

@@ -53,7 +53,7 @@ def test_an_op_that_is_off_by_a_hundredth_fails_and_is_not_timed(tmp_path):
         "op", "bench/test_ops.py", "--benchmark", "--quick", "--only", "gelu_linear", "--results", tmp_path
     )
     assert status == 1
-    assert "gelu_linear: native: output 0 is off by 1.0e-02, allowed is 1.0e-05, so it is not timed" in output
+    assert "gelu_linear: native: output 0 is off by 1.0e-02, expected at most 1.0e-05, so it is not timed" in output
     assert timed(tmp_path) == {"F.gelu, F.linear", "eager"}
 
 
@@ -90,7 +90,7 @@ def test_times_are_taken_only_when_asked_for():
 
 def test_a_wrong_option_is_refused_before_any_work():
     complaints = {
-        ("--only", "gleu_linear"): "--only is 'gleu_linear', allowed is one of attention, ",
+        ("--only", "gleu_linear"): "--only is 'gleu_linear', must be one of attention, ",
         ("--batch", "0"): "argument --batch: invalid",
         ("--device", "tpu"): "argument --device: invalid choice: 'tpu'",
         ("--results", __file__): "test_bench_suite.py, which is no folder",

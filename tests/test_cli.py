@@ -57,24 +57,24 @@ def test_pretraining_reads_folders_and_bands_of_files(tmp_path, capsys):
         (["--hsi", "{folder}/empty"], "empty"),
         (["--hsi", "{folder}/truncated"], "subject0.npy"),
         (["--hsi", "{folder}/nan"], "subject0.npy"),
-        (["--hsi", "{folder}/hsi", "--bands", "0,1,2,3"], "bands is 4, allowed is a multiple of the spectral patch 3"),
+        (["--hsi", "{folder}/hsi", "--bands", "0,1,2,3"], "bands is 4, expected a multiple of the spectral patch 3"),
         (["--hsi", "{folder}/hsi", "--bands", "0,1,99"], "99"),
         (["--hsi", "{folder}/hsi", "--wavelengths", "500,600,700"], "wavelengths"),
-        (["--hsi", "{folder}/hsi", "--aux", "vv"], "--aux is 'vv', expected is NAME=DIR or NAME=DIR:BANDS"),
+        (["--hsi", "{folder}/hsi", "--aux", "vv"], "--aux is 'vv', expected NAME=DIR or NAME=DIR:BANDS"),
         (["--hsi", "{folder}/hsi", "--aux", "vv={folder}/none"], "none"),
-        (["--hsi", "{folder}/hsi", "--batch", "9"], "batch is 9, allowed is at most the number of subjects, 3"),
+        (["--hsi", "{folder}/hsi", "--batch", "9"], "batch is 9, expected at most the number of subjects, 3"),
         (["--aux", "vv=x"], "--aux needs --hsi"),
-        (["--set", "depth=0"], "depth is 0, allowed is a whole number >= 1"),
-        (["--set", "depth"], "--set is 'depth', expected is FIELD=VALUE"),
+        (["--set", "depth=0"], "depth is 0, expected a whole number >= 1"),
+        (["--set", "depth"], "--set is 'depth', expected FIELD=VALUE"),
         (["--set", "colour=3"], "unknown field 'colour'"),
         (["--steps", "0"], "steps is 0"),
-        (["--rgb", "1,2"], "--rgb has 2 bands, expected are three"),
+        (["--rgb", "1,2"], "--rgb has 2 bands, expected three"),
         (["--set", "aux={}"], "--set aux can't be chosen: it follows from --aux"),
         (["--set", "in_channels=2"], "--set in_channels can't be chosen"),
         (["--hsi", "{folder}/hsi", "--set", "bands=6"], "--set bands can't be chosen"),
         (["--hsi", "{folder}/hsi", "--aux", "type={folder}/hsi"], "not 'type'"),
         (["--device", "cuda:9"], "device is 'cuda:9', which does not serve"),
-        (["--rgb", "1,2,30"], "allowed are bands 0..11"),
+        (["--rgb", "1,2,30"], "expected bands 0..11"),
         (["--resume", "{folder}/none.ckpt"], "none.ckpt: no such checkpoint"),
         (["--out", "{folder}/hsi/subject0.npy"], "subject0.npy: is no folder"),
         (["--out", "{folder}/hsi/subject0.npy/run"], "subject0.npy is no folder"),
@@ -131,7 +131,7 @@ def test_a_wrong_name_in_the_environment_is_found_before_anything_is_written(tmp
 
 def test_a_page_that_can_not_be_written_is_refused_before_the_model_is_counted(tmp_path, capsys):
     assert main(["profile", "tiny", "--html", str(tmp_path / "none" / "page.html")]) == 2
-    assert "page.html, expected is a file in a folder that exists" in capsys.readouterr().err
+    assert "page.html, expected a file in a folder that exists" in capsys.readouterr().err
 
 
 def test_traceback_is_shown_when_asked_for(tmp_path):
@@ -190,10 +190,10 @@ def test_info_names_the_attention_of_another_machine_and_why_not_the_others(caps
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("sm_90", "--for is 'sm_90', expected is TARGET:DTYPE"),
-        ("h100:bf16", "--for names the target 'h100', allowed is cpu, sm_80"),
-        ("sm_90:int8", "--for names the type 'int8', allowed is one of fp32, fp16, bf16, fp64"),
-        ("sm_90:bf16:0", "--for names the head width '0', allowed is a whole number >= 1"),
+        ("sm_90", "--for is 'sm_90', expected TARGET:DTYPE"),
+        ("h100:bf16", "--for names the target 'h100', expected cpu, sm_80"),
+        ("sm_90:int8", "--for names the type 'int8', must be one of fp32, fp16, bf16, fp64"),
+        ("sm_90:bf16:0", "--for names the head width '0', expected a whole number >= 1"),
     ],
 )
 def test_info_for_an_unknown_machine_says_what_is_known(capsys, target, message):

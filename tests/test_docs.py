@@ -60,7 +60,7 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
             for line in commands(text):
                 run(line, tmp_path)
         else:
-            raise AssertionError(f"{page} has a block in {language or 'no language'}, allowed is python or sh")
+            raise AssertionError(f"{page} has a block in {language or 'no language'}, expected python or sh")
 
 
 def test_the_memory_of_the_troubleshooting_page_is_what_is_counted():

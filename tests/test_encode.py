@@ -89,11 +89,11 @@ def test_a_broken_subject_leaves_the_old_file(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"out": "features.csv"}, "allowed is .safetensors or .npz"),
+        ({"out": "features.csv"}, "expected .safetensors or .npz"),
         ({"out": "folder.npz"}, "is a folder"),
-        ({"pool": "max"}, "pool is 'max', allowed is one of mean, spatial, tokens"),
+        ({"pool": "max"}, "pool is 'max', must be one of mean, spatial, tokens"),
         ({"batch": 0}, "batch is 0"),
-        ({"workers": -1, "out": "new/features.npz"}, "workers is -1, allowed is a whole number >= 0"),
+        ({"workers": -1, "out": "new/features.npz"}, "workers is -1, expected a whole number >= 0"),
         ({"device": "quantum"}, "device is 'quantum', which does not serve"),
         ({"device": "cuda:99"}, "device is 'cuda:99', which does not serve"),
         ({"subjects": Phantom(0, 32)}, "no subject"),

@@ -30,7 +30,7 @@ def test_it_registers_any_size(model, hsi):
     encoder = model.hsi_encoder()
     smaller = torch.nn.functional.interpolate(hsi[:, 0], size=(100, 150), mode="bilinear")[:, None]
     assert encoder(smaller).shape == (2, 784, 64)
-    with pytest.raises(ValueError, match="expected is bands = 12"):
+    with pytest.raises(ValueError, match="expected bands = 12"):
         encoder(hsi[:, :, :6])
 
 
@@ -64,7 +64,7 @@ def test_a_map_has_each_token_in_its_place(model, hsi):
 
 @pytest.mark.parametrize("index", [3, -4])
 def test_an_index_of_no_block_is_refused(model, hsi, index):
-    with pytest.raises(ValueError, match=rf"indices has {index}, allowed is -3..2"):
+    with pytest.raises(ValueError, match=rf"indices has {index}, expected -3..2"):
         model.hsi_encoder().forward_intermediates(hsi, [index])
 
 
@@ -153,7 +153,7 @@ def test_weights_of_another_grid_than_their_config_says_are_refused(model, tmp_p
     model.hsi_encoder().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "image_size": 240}))
-    with pytest.raises(ValueError, match=r"pos_embed_spatial has shape \[1, 196, 64\], expected is \[1, 225, D\]"):
+    with pytest.raises(ValueError, match=r"pos_embed_spatial has shape \[1, 196, 64\], expected \[1, 225, D\]"):
         mmmae.HSIEncoder.from_pretrained(tmp_path)
 
 

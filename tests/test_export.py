@@ -147,12 +147,12 @@ def test_the_check_sees_a_wrong_weight(encoder, tmp_path, monkeypatch):
 
 
 def test_what_can_not_be_exported_is_refused_before_any_work(encoder, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"its suffix is '\.pth', allowed is \.pt2 .* or \.onnx"):
+    with pytest.raises(ValueError, match=r"its suffix is '\.pth', expected \.pt2 .* or \.onnx"):
         export.export_encoder(encoder, tmp_path / "e.pth")
-    with pytest.raises(ValueError, match="expected is a file in a folder that exists"):
+    with pytest.raises(ValueError, match="expected a file in a folder that exists"):
         export.export_encoder(encoder, tmp_path / "absent" / "e.pt2")
     half = mmmae.HSIEncoder(encoder.config).bfloat16()
-    with pytest.raises(ValueError, match=r"pos_embed_spatial is torch.bfloat16 on cpu, expected is torch.float32"):
+    with pytest.raises(ValueError, match=r"pos_embed_spatial is torch.bfloat16 on cpu, expected torch.float32"):
         export.export_encoder(half, tmp_path / "e.pt2")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ValueError, match=r"ONNX needs onnxscript: install mmmae\[onnx\]"):

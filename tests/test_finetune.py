@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_epoch_and_subjects(tm
         ({"subjects": SimpleNamespace(bands=6)}, "the subjects have 6 bands, the encoder takes 12"),
         ({"labels": Labels("segmentation", ["a"], {}, Squares().mask)}, "one class alone, 'a'"),
         ({"settings": FinetuneSettings(class_weights=(1.0,))}, "class_weights has 1 numbers, there are 2 classes"),
-        ({"rgb": (0, 1, 12)}, "allowed are bands 0..11"),
+        ({"rgb": (0, 1, 12)}, "expected bands 0..11"),
         ({"validation": ["nobody"]}, "validation names 'nobody'"),
         ({"settings": FinetuneSettings(device="quantum")}, "device is 'quantum', which does not serve"),
     ],
@@ -292,7 +292,7 @@ def test_a_finished_run_is_not_overwritten(segmented, files):
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(field, value):
-    with pytest.raises(ValueError, match=f"{field} is .*, allowed is"):
+    with pytest.raises(ValueError, match=f"{field} is .*, (expected|must be)"):
         FinetuneSettings(**{field: value})
 
 
@@ -320,7 +320,7 @@ def test_tiles_are_drawn_as_one_scene(files, tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--hsi", "{files}/hsi", "--labels", "{files}/none"], "none"),
-        (["--labels", "{files}/labels"], "expected is --hsi, --cache or --shards"),
+        (["--labels", "{files}/labels"], "expected --hsi, --cache or --shards"),
         (["--hsi", "{files}/hsi", "--labels", "{files}/labels", "--classes", "a,b"], "there are 2 names of classes"),
         (["--hsi", "{files}/hsi", "--labels", "{files}/labels", "--class-weights", "x"], "--class-weights is 'x'"),
         (["--hsi", "{files}/hsi", "--labels", "{files}/labels", "--aux", "ir={files}/ir"], "--aux is not used"),

@@ -94,9 +94,9 @@ def test_damaged_and_other_files_are_refused_by_name(tmp_path):
     ("arguments", "message"),
     [
         ({"classes": 0}, "classes is 0"),
-        ({"width": 20}, "width is 20, allowed is a multiple of 16"),
-        ({"blocks": ()}, r"blocks is \[\], allowed are some of -2..1"),
-        ({"blocks": (2,)}, r"blocks is \[2\], allowed are"),
+        ({"width": 20}, "width is 20, expected a multiple of 16"),
+        ({"blocks": ()}, r"blocks is \[\], expected some of -2..1"),
+        ({"blocks": (2,)}, r"blocks is \[2\], expected"),
     ],
     ids=str,
 )

@@ -55,7 +55,7 @@ def test_a_tile_has_its_scenes_label_unless_it_has_its_own(scenes, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,klass\na,1\n", r"columns \['name', 'klass'\], expected are name and label"),
+        ("name,klass\na,1\n", r"columns \['name', 'klass'\], expected name and label"),
         ("name,label\nd,1\n", "names 'd', which is no subject"),
         ("name,label\na,1\na,2\n", "names 'a' twice"),
         ("name,label\na,\n", "no label for 'a'"),
@@ -105,7 +105,7 @@ def test_a_tile_has_its_window_of_the_mask(scenes):
     [
         ([[0.5, 1], [1, 1]], "values that are no classes"),
         ([[-1, 1], [1, 1]], "values that are no classes"),
-        ([[[1, 1]], [[1, 1]]], "has 2 bands, expected is one band of classes"),
+        ([[[1, 1]], [[1, 1]]], "has 2 bands, expected one band of classes"),
         ([[255, 255]], "no label of any subject"),
     ],
     ids=str,

@@ -111,7 +111,7 @@ def test_a_finished_run_is_not_overwritten(finished):
 
 
 def test_a_batch_larger_than_the_folder_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="batch is 6, allowed is at most the number of subjects, 5"):
+    with pytest.raises(ValueError, match="batch is 6, expected at most the number of subjects, 5"):
         pretrain(CONFIG, phantom(), tmp_path / "run", PretrainSettings(batch=6))
     assert not (tmp_path / "run").exists()
 
@@ -356,7 +356,7 @@ def test_subjects_that_do_not_fit_the_config_are_refused(tmp_path):
     [("steps", 0), ("batch", 0), ("learning_rate", 0.0), ("clip", -1.0), ("warmup", 120), ("seed", -1)],
 )
 def test_a_wrong_setting_is_named(field, value):
-    with pytest.raises(ValueError, match=f"{field} is {value}, allowed is"):
+    with pytest.raises(ValueError, match=f"{field} is {value}, expected"):
         PretrainSettings(**{field: value})
 
 

@@ -227,17 +227,17 @@ def test_each_image_may_be_missing_and_features_do_not_depend_on_batch_mates(tmp
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"precision": "8"}, "precision is '8', allowed is one of 32, bf16, 16"),
-        ({"strategy": "zero"}, "strategy is 'zero', allowed is one of ddp, fsdp"),
+        ({"precision": "8"}, "precision is '8', must be one of 32, bf16, 16"),
+        ({"strategy": "zero"}, "strategy is 'zero', must be one of ddp, fsdp"),
         ({"strategy": "fsdp", "ema": 0.9}, "ema is 0.9, which is kept of whole weights"),
-        ({"strategy": "fsdp", "precision": "16"}, "with 'fsdp' allowed is 'bf16'"),
+        ({"strategy": "fsdp", "precision": "16"}, "with 'fsdp' it must be 'bf16'"),
         ({"patience": 1}, "patience is 1, which needs held-out subjects"),
-        ({"crop": 0.0}, r"crop is 0.0, allowed is a number in \(0, 1\]"),
-        ({"ema": 1.0}, r"ema is 1.0, allowed is a number in \[0, 1\)"),
-        ({"accumulate": 0}, "accumulate is 0, allowed is a whole number >= 1"),
-        ({"log_every": 0}, "log_every is 0, allowed is a whole number >= 1"),
-        ({"compile": "fast"}, "compile is 'fast', allowed is one of False, True, default, reduce-overhead, "),
-        ({"cuda_graph": "yes"}, "cuda_graph is 'yes', allowed is one of auto, on, off"),
+        ({"crop": 0.0}, r"crop is 0.0, expected a number in \(0, 1\]"),
+        ({"ema": 1.0}, r"ema is 1.0, expected a number in \[0, 1\)"),
+        ({"accumulate": 0}, "accumulate is 0, expected a whole number >= 1"),
+        ({"log_every": 0}, "log_every is 0, expected a whole number >= 1"),
+        ({"compile": "fast"}, "compile is 'fast', must be one of False, True, default, reduce-overhead, "),
+        ({"cuda_graph": "yes"}, "cuda_graph is 'yes', must be one of auto, on, off"),
         ({"cuda_graph": "on", "precision": "16"}, "cuda_graph is 'on', but precision is '16', whose loss scaler"),
         ({"cuda_graph": "on", "compile": "max-autotune"}, "cuda_graph is 'on', but compile is 'max-autotune', which"),
     ],
@@ -251,9 +251,9 @@ def test_a_wrong_setting_is_named(fields, message):
 @pytest.mark.parametrize(
     ("validation", "message"),
     [
-        (5, "validation is 5, allowed is less than the number of subjects, 5"),
-        (3, "validation is 3, allowed is a multiple of the samples a forward pass takes on all processes, 2"),
-        (4, "batch is 2, allowed is at most the number of subjects, 1"),
+        (5, "validation is 5, expected less than the number of subjects, 5"),
+        (3, "validation is 3, expected a multiple of the samples a forward pass takes on all processes, 2"),
+        (4, "batch is 2, expected at most the number of subjects, 1"),
     ],
 )
 def test_held_out_subjects_that_do_not_fit_are_refused(tmp_path, validation, message):

@@ -377,12 +377,12 @@ def test_the_formula_of_einsum_is_that_of_the_product_it_stands_for():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((12,), "a config, a preset's name, a FastModel or a ReferenceModel is expected, not int"),
-        ((nn.Linear(2, 2),), "is expected, not Linear"),
-        (("huge",), "preset is 'huge', allowed is one of base, vit, tiny"),
-        (("tiny", 0), "batch is 0, allowed is a whole number >= 1"),
-        (("tiny", 1.5), "batch is 1.5, allowed is a whole number >= 1"),
-        (("tiny", True), "batch is True, allowed is a whole number >= 1"),
+        ((12,), "model is 12, expected a config, a preset's name, a FastModel or a ReferenceModel"),
+        ((nn.Linear(2, 2),), "model is a Linear, expected a config"),
+        (("huge",), "preset is 'huge', must be one of base, vit, tiny"),
+        (("tiny", 0), "batch is 0, expected a whole number >= 1"),
+        (("tiny", 1.5), "batch is 1.5, expected a whole number >= 1"),
+        (("tiny", True), "batch is True, expected a whole number >= 1"),
     ],
 )
 def test_wrong_arguments_are_refused_with_what_is_allowed(arguments, message):

@@ -106,7 +106,7 @@ def test_the_command_reads_a_models_folder_and_masks_as_much_as_it_is_told(tmp_p
         (Phantom(1, 32, 6), {}, "the subjects have 6 bands, the model takes 12"),
         (Phantom(1, 32, aux=("ir", "af")), {}, "the subjects have 'af' with 1 channels, the model has ir"),
         (Phantom(1, 32, aux=("ir",)), {"first": 0}, "first is 0"),
-        (Phantom(1, 32, aux=("ir",)), {"rgb": (0, 1, 12)}, r"allowed are bands 0\.\.11"),
+        (Phantom(1, 32, aux=("ir",)), {"rgb": (0, 1, 12)}, r"expected bands 0\.\.11"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

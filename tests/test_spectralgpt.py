@@ -182,14 +182,14 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(network, tmp_
         (lambda w: w.pop("blocks.1.attn.k.weight"), "it has no blocks.1.attn.k.weight"),
         (lambda w: w.pop("blocks.0.attn.v.bias"), "it has no blocks.0.attn.v.bias"),
         (lambda w: w.update({"blocks.7.norm1.weight": torch.ones(DIM)}), "it has no blocks.2"),
-        (lambda w: w.update({"patch_embed.proj.weight": torch.ones(DIM, 3, 8, 8)}), "expected is .D, C, bands"),
+        (lambda w: w.update({"patch_embed.proj.weight": torch.ones(DIM, 3, 8, 8)}), "expected .D, C, bands"),
         (lambda w: w.update({"pos_embed_spatial": torch.ones(1, 17, DIM)}), "17 rows, which are no square"),
         (lambda w: w.update({"pos_embed_temporal": torch.ones(2, DIM)}), "pos_embed_temporal has shape"),
         (lambda w: w.update({"blocks.0.mlp.fc2.weight": torch.ones(DIM, 5)}), "size mismatch for blocks.0.mlp.fc2"),
-        (lambda w: w.update({"blocks.0.mlp.fc1.weight": torch.tensor(1.0)}), "fc1.weight has shape .., expected is"),
+        (lambda w: w.update({"blocks.0.mlp.fc1.weight": torch.tensor(1.0)}), "fc1.weight has shape .., expected"),
         (
             lambda w: w.update({"blocks.1.attn.q.weight": torch.ones(DIM, 5)}),
-            r"blocks.1.attn.q.weight has shape .64, 5., expected is .64, 64.",
+            r"blocks.1.attn.q.weight has shape .64, 5., expected .64, 64.",
         ),
         (
             lambda w: w.update({"blocks.1.attn.q.bias": torch.tensor(1.0)}),
@@ -218,7 +218,7 @@ def test_a_network_of_other_parts_is_an_error_that_names_the_part(network, tmp_p
     ],
 )
 def test_a_wrong_option_says_what_is_allowed(network, tmp_path, fields, message):
-    with pytest.raises(ValueError, match=f"{message}, allowed is"):
+    with pytest.raises(ValueError, match=f"{message}, expected"):
         import_spectralgpt(saved(tmp_path / "c.pth", checkpoint_of(network)), **fields)
 
 

@@ -130,7 +130,7 @@ def test_the_same_wavelengths_change_no_bit(learned, tmp_path):
 
 def test_other_bands_ask_for_their_wavelengths(learned, tmp_path):
     learned.hsi_encoder().save_pretrained(tmp_path)
-    message = "wavelengths is 12 numbers, 430 to 2190, allowed is one in nm for each of bands = 60"
+    message = "wavelengths is 12 numbers, 430 to 2190, expected one in nm for each of bands = 60"
     with pytest.raises(ValueError, match=message):
         mmmae.HSIEncoder.from_pretrained(tmp_path, bands=60)
     with pytest.raises(ValueError, match=message):

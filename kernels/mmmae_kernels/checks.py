@@ -27,7 +27,7 @@ def check_rank(name: str, tensor: Tensor, layout: str) -> None:
     if not isinstance(tensor, Tensor) or tensor.layout is not STRIDED:
         raise _no_tensor(name, tensor)
     if tensor.dim() != layout.count(",") + 1:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected is {layout}")
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {layout}")
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
@@ -35,7 +35,7 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     if not isinstance(tensor, Tensor) or tensor.layout is not STRIDED:
         raise _no_tensor(name, tensor)
     if tensor.shape != expected:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected is {list(expected)}")
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(expected)}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -43,7 +43,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise _no_tensor(name, tensor)
     if not tensor.is_floating_point():
-        raise ValueError(f"{name} has dtype {tensor.dtype}, expected is a floating point type")
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating point type")
 
 
 def check_real(name: str, tensor: Tensor) -> None:
@@ -68,7 +68,7 @@ def check_like(name: str, tensor: Tensor, dtype: torch.dtype, source: str) -> No
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     """Raise unless `tensor` lies on `device`."""
     if tensor.device != device:
-        raise ValueError(f"{name} lies on {tensor.device}, expected is {device}")
+        raise ValueError(f"{name} lies on {tensor.device}, expected {device}")
 
 
 def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
@@ -83,13 +83,13 @@ def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> 
 def check_ids(name: str, ids: Tensor, tokens: int) -> None:
     """Raise unless `ids` is int64 and, on CPU and in debug mode, within 0..tokens-1."""
     if ids.dtype != torch.int64:
-        raise ValueError(f"{name} has dtype {ids.dtype}, expected is torch.int64")
+        raise ValueError(f"{name} has dtype {ids.dtype}, expected torch.int64")
     if torch.compiler.is_compiling() or ids.is_meta or ids.numel() == 0:
         return
     if type(ids) is Tensor and (ids.device.type == "cpu" or in_debug_mode()):
         low, high = (int(bound) for bound in torch.aminmax(ids))
         if low < 0 or high >= tokens:
-            raise ValueError(f"{name} has a token number {low if low < 0 else high}, allowed is 0..{tokens - 1}")
+            raise ValueError(f"{name} has a token number {low if low < 0 else high}, expected 0..{tokens - 1}")
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -138,8 +138,8 @@ def described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {value.dtype} Tensor of shape {list(value.shape)}"
     kind = type(value)
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]}."
-    return f"{'an' if not module and kind.__name__[0] in 'aeio' else 'a'} {module}{kind.__name__}"
+    name = f"numpy.{kind.__name__}" if kind.__module__ == "numpy" else kind.__name__
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
 def _whole(value: Any) -> Any:

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     if options.encoder is not None and (options.preset or options.set):
         raise ValueError("--preset and --set are for --scratch: the encoder's folder says what the encoder is")
     if options.rgb is not None and len(options.rgb) != 3:
-        raise ValueError(f"--rgb has {len(options.rgb)} bands, expected are three")
+        raise ValueError(f"--rgb has {len(options.rgb)} bands, expected three")
     if options.task == "classification" and (options.classes or options.ignore != 255):
         raise ValueError("--classes and --ignore are for segmentation; a CSV file names its classes")
     from ..recipes.finetune import finetune
@@ -126,7 +126,7 @@ def _settings(options: argparse.Namespace) -> FinetuneSettings:
         try:
             weights = tuple(float(part) for part in weights.split(","))
         except ValueError:
-            raise ValueError(f"--class-weights is {weights!r}, expected is none, balanced or numbers") from None
+            raise ValueError(f"--class-weights is {weights!r}, expected none, balanced or numbers") from None
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(FinetuneSettings)}
     return FinetuneSettings(**{**fields, "class_weights": weights})
 

@@ -132,7 +132,7 @@ def open_subjects(
     if image_size is not None and subjects.image_size != (image_size, image_size):
         height, width = subjects.image_size
         raise ValueError(
-            f"{options.cache or options.shards} holds cubes of {height} x {width}, expected is {image_size} x "
+            f"{options.cache or options.shards} holds cubes of {height} x {width}, expected {image_size} x "
             f"{image_size}: write it with --image-size {image_size}, or choose another image_size for the model"
         )
     return subjects
@@ -141,7 +141,7 @@ def open_subjects(
 def _check_combination(options: argparse.Namespace) -> None:
     named = [f"--{source}" for source in SOURCES if getattr(options, source) is not None]
     if len(named) > 1:
-        raise ValueError(f"{' and '.join(named)} exclude each other; expected is one of them")
+        raise ValueError(f"{' and '.join(named)} exclude each other; expected one of them")
     for option in ("aux", "bands", "wavelengths", "resample", "tile", "overlap", "normalization"):
         if getattr(options, option) not in (None, []) and options.hsi is None:
             raise ValueError(f"--{option} needs --hsi, the folder of cubes" + (f", not {named[0]}" if named else ""))
@@ -154,7 +154,7 @@ def _check_combination(options: argparse.Namespace) -> None:
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile, the size of the tiles")
     if not named and not options.generated:
-        raise ValueError("no data are named, expected is --hsi, --cache or --shards")
+        raise ValueError("no data are named, expected --hsi, --cache or --shards")
 
 
 def aux_folders(options: argparse.Namespace) -> dict[str, str]:
@@ -163,7 +163,7 @@ def aux_folders(options: argparse.Namespace) -> dict[str, str]:
     for item in options.aux:
         name, _, folder = item.partition("=")
         if not name or not folder:
-            raise ValueError(f"--aux is {item!r}, expected is NAME=DIR or NAME=DIR:BANDS")
+            raise ValueError(f"--aux is {item!r}, expected NAME=DIR or NAME=DIR:BANDS")
         if name in folders:
             raise ValueError(f"--aux names {name!r} twice")
         folders[name] = folder
@@ -180,7 +180,7 @@ def config_fields(items: Sequence[str]) -> dict[str, Any]:
     for item in items:
         field, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"--set is {item!r}, expected is FIELD=VALUE")
+            raise ValueError(f"--set is {item!r}, expected FIELD=VALUE")
         try:
             fields[field] = json.loads(value)
         except json.JSONDecodeError:

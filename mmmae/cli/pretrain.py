@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
         fields["target"] = options.target
     preset = options.preset or ("base" if names_data(options) else "tiny")
     if options.rgb is not None and len(options.rgb) != 3:
-        raise ValueError(f"--rgb has {len(options.rgb)} bands, expected are three")
+        raise ValueError(f"--rgb has {len(options.rgb)} bands, expected three")
     changes = {field: getattr(options, field) for field in _setting_defaults() if getattr(options, field) is not None}
     checkpoint = find_checkpoint(options.out, options.resume)
     if checkpoint is not None:

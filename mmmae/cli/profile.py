@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.html is not None:
         if not options.html.parent.is_dir() or options.html.is_dir():
-            raise ValueError(f"--html is {options.html}, expected is a file in a folder that exists")
+            raise ValueError(f"--html is {options.html}, expected a file in a folder that exists")
         check_can_write(options.html.parent)
     config = MMMAEConfig.preset(options.preset, **config_fields(options.set))
     report = profile(reference.reference_model(config) if options.reference else config, batch=options.batch)

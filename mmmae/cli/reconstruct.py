@@ -31,9 +31,9 @@ def run(options: argparse.Namespace) -> None:
     from ..recipes.reconstruct import ALL, reconstruct
 
     if options.rgb is not None and len(options.rgb) != 3:
-        raise ValueError(f"--rgb has {len(options.rgb)} bands, expected are three")
+        raise ValueError(f"--rgb has {len(options.rgb)} bands, expected three")
     if not 0 <= options.seed < 2**31:
-        raise ValueError(f"--seed is {options.seed}, allowed is 0..2^31-1")
+        raise ValueError(f"--seed is {options.seed}, expected 0..2^31-1")
     changes = {} if options.mask_ratio is None else {"mask_ratio": options.mask_ratio}
     device = usable_device(options.device)
     model = FastModel.from_pretrained(options.model, **changes).to(device)

@@ -78,7 +78,7 @@ class Normalization:
             ValueError: the file is something else or damaged. Names the path.
         """
         if Path(path).is_dir():
-            raise IsADirectoryError(f"{path}: is a folder, expected is a file of normalisation statistics")
+            raise IsADirectoryError(f"{path}: is a folder, expected a file of normalisation statistics")
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from mmmae_kernels.checks import described
 from mmmae_kernels.cpu import library
 from mmmae_kernels.dispatch import current_backend
 
@@ -43,14 +44,14 @@ def profile(model: MMMAEConfig | Model | str, batch: int = 1) -> Report:
         RuntimeError: a multiply-add count is unknown or contradictory, see `mmmae.profiling.counting.count`.
     """
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise ValueError(f"batch is {batch!r}, allowed is a whole number >= 1")
+        raise ValueError(f"batch is {batch!r}, expected a whole number >= 1")
     if isinstance(model, (str, MMMAEConfig)):
         config = resolve_config(model)
         with torch.device("meta"):
             model = FastModel(config)
     elif not isinstance(model, Model):
         raise ValueError(
-            f"model: a config, a preset's name, a FastModel or a ReferenceModel is expected, not {type(model).__name__}"
+            f"model is {described(model)}, expected a config, a preset's name, a FastModel or a ReferenceModel"
         )
     config = model.config
     with torch.device("meta"):

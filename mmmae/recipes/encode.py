@@ -60,15 +60,15 @@ def encode(
     """
     out, config = Path(out), encoder.config
     if out.suffix not in SUFFIXES:
-        raise ValueError(f"{out} ends in {out.suffix!r}, allowed is {' or '.join(SUFFIXES)}")
+        raise ValueError(f"{out} ends in {out.suffix!r}, expected {' or '.join(SUFFIXES)}")
     if out.is_dir():
-        raise ValueError(f"{out} is a folder, expected is a file")
+        raise ValueError(f"{out} is a folder, expected a file")
     if pool not in POOLS:
-        raise ValueError(f"pool is {pool!r}, allowed is one of {', '.join(POOLS)}")
+        raise ValueError(f"pool is {pool!r}, must be one of {', '.join(POOLS)}")
     if batch < 1:
-        raise ValueError(f"batch is {batch}, allowed is a whole number >= 1")
+        raise ValueError(f"batch is {batch}, expected a whole number >= 1")
     if workers < 0:
-        raise ValueError(f"workers is {workers}, allowed is a whole number >= 0")
+        raise ValueError(f"workers is {workers}, expected a whole number >= 0")
     if len(subjects) == 0:
         raise ValueError("there is no subject to encode")
     if subjects.bands != config.bands:

@@ -241,14 +241,14 @@ def _check(
     if subjects.bands != encoder.config.bands:
         raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {encoder.config.bands}")
     if len(labels.classes) < 2:
-        raise ValueError(f"the labels have one class alone, {labels.classes[0]!r}; expected are two at least")
+        raise ValueError(f"the labels have one class alone, {labels.classes[0]!r}; expected two at least")
     if not isinstance(settings.class_weights, str) and len(settings.class_weights) != len(labels.classes):
         raise ValueError(
             f"class_weights has {len(settings.class_weights)} numbers, there are {len(labels.classes)} classes: "
             f"{', '.join(labels.classes)}"
         )
     if rgb is not None and not all(0 <= band < subjects.bands for band in rgb):
-        raise ValueError(f"rgb is {rgb}, allowed are bands 0..{subjects.bands - 1}")
+        raise ValueError(f"rgb is {rgb}, expected bands 0..{subjects.bands - 1}")
 
 
 def _trainer(out: Path, settings: FinetuneSettings) -> lightning.Trainer:

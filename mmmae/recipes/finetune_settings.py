@@ -50,21 +50,21 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         for field, allowed in (("mode", ("full", "probe")), ("keep", ("best", "last"))):
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, allowed is one of {', '.join(allowed)}")
+                raise ValueError(f"{field} is {getattr(self, field)!r}, must be one of {', '.join(allowed)}")
         for field, smallest in (("epochs", 1), ("batch", 1), ("workers", 0)):
             if getattr(self, field) < smallest:
-                raise ValueError(f"{field} is {getattr(self, field)}, allowed is a whole number >= {smallest}")
+                raise ValueError(f"{field} is {getattr(self, field)}, expected a whole number >= {smallest}")
         for field in ("learning_rate", "clip"):
             if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f"{field} is {getattr(self, field)}, allowed is a number > 0")
+                raise ValueError(f"{field} is {getattr(self, field)}, expected a number > 0")
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}, allowed is a number in (0, 1]")
+            raise ValueError(f"layer_decay is {self.layer_decay}, expected a number in (0, 1]")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup}, allowed is a share of the steps in [0, 1)")
+            raise ValueError(f"warmup is {self.warmup}, expected a share of the steps in [0, 1)")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}, allowed is a number >= 0")
+            raise ValueError(f"weight_decay is {self.weight_decay}, expected a number >= 0")
         if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}, allowed is 0..2^31-1")
+            raise ValueError(f"seed is {self.seed}, expected 0..2^31-1")
         self._check_class_weights()
 
     def _check_class_weights(self) -> None:
@@ -75,4 +75,4 @@ class FinetuneSettings:
             object.__setattr__(self, "class_weights", tuple(float(weight) for weight in weights))
             known = len(weights) > 0 and all(0 <= weight < math.inf for weight in weights) and any(weights)
         if not known:
-            raise ValueError(f"class_weights is {weights!r}, allowed is none, balanced or a number >= 0 for each class")
+            raise ValueError(f"class_weights is {weights!r}, expected none, balanced or a number >= 0 for each class")

@@ -61,11 +61,11 @@ def read_class_labels(path: str | Path, subjects: Subjects) -> Labels:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected is a CSV file with the columns name and label")
+        raise FileNotFoundError(f"{path}: no such file; expected a CSV file with the columns name and label")
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"name", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path} has the columns {reader.fieldnames}, expected are name and label")
+            raise ValueError(f"{path} has the columns {reader.fieldnames}, expected name and label")
         rows = [((row["name"] or "").strip(), (row["label"] or "").strip()) for row in reader]
     by_name: dict[str, str] = {}
     scenes = scenes_of(subjects)
@@ -142,7 +142,7 @@ def split(
     scenes = sorted(set(of.values()))
     if isinstance(validation, float):
         if not 0 < validation < 1:
-            raise ValueError(f"validation is {validation:g}, allowed is a share in (0, 1), or names")
+            raise ValueError(f"validation is {validation:g}, expected a share in (0, 1), or names")
         count = max(1, round(validation * len(scenes)))
         held = set(np.random.default_rng(seed).permutation(scenes)[:count].tolist())
     else:
@@ -206,8 +206,8 @@ def _order(labels: set[str]) -> Callable[[str], tuple[int, str]]:
 def _read_mask(path: Path, ignore: int) -> Tensor:
     cube = read_cube(path)
     if len(cube.values) != 1:
-        raise ValueError(f"{path} has {len(cube.values)} bands, expected is one band of classes")
+        raise ValueError(f"{path} has {len(cube.values)} bands, expected one band of classes")
     values, unknown = cube.values[0], cube.nodata[0] | (cube.values[0] == ignore)
     if not torch.equal(values, values.round()) or bool((values[~unknown] < 0).any()):
-        raise ValueError(f"{path} has values that are no classes, expected are whole numbers >= 0, {ignore} for none")
+        raise ValueError(f"{path} has values that are no classes, expected whole numbers >= 0, {ignore} for none")
     return values.long().masked_fill(unknown, UNLABELLED)

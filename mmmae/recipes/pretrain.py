@@ -193,7 +193,7 @@ def _check_graph(settings: PretrainSettings, world: World) -> None:
     if world.ranks > 1:
         reason = f"{world.ranks} processes train together, whose collectives are not recorded"
     if reason is not None:
-        raise ValueError(f"cuda_graph is 'on', but {reason}; allowed is 'auto' or 'off'")
+        raise ValueError(f"cuda_graph is 'on', but {reason}; expected 'auto' or 'off'")
 
 
 def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int, int] | None) -> None:
@@ -202,7 +202,7 @@ def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int
     if dict(subjects.modalities) != dict(config.aux):
         raise ValueError(f"the subjects have the modalities {dict(subjects.modalities)}, the config {dict(config.aux)}")
     if rgb is not None and not all(0 <= band < config.bands for band in rgb):
-        raise ValueError(f"rgb is {rgb}, allowed are bands 0..{config.bands - 1}")
+        raise ValueError(f"rgb is {rgb}, expected bands 0..{config.bands - 1}")
 
 
 def _trainer(out: Path, settings: PretrainSettings, world: World, callbacks: list[Callback]) -> lightning.Trainer:

@@ -142,6 +142,6 @@ def _check(model: FastModel, subjects: Subjects, first: int | None, rgb: tuple[i
             known = ", ".join(f"{known} ({of})" for known, of in config.aux.items()) or "none"
             raise ValueError(f"the subjects have {name!r} with {channels} channels, the model has {known}")
     if first is not None and first < 1:
-        raise ValueError(f"first is {first}, allowed is a whole number >= 1")
+        raise ValueError(f"first is {first}, expected a whole number >= 1")
     if rgb is not None and not all(0 <= band < config.bands for band in rgb):
-        raise ValueError(f"rgb is {rgb}, allowed are bands 0..{config.bands - 1}")
+        raise ValueError(f"rgb is {rgb}, expected bands 0..{config.bands - 1}")

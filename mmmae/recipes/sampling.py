@@ -61,7 +61,7 @@ class StepSampler(Sampler[list[int]]):
     ) -> None:
         if subjects < batch * ranks:
             share = f" on each of {ranks} ranks" if ranks > 1 else ""
-            raise ValueError(f"batch is {batch}{share}, allowed is at most the number of subjects, {subjects}")
+            raise ValueError(f"batch is {batch}{share}, expected at most the number of subjects, {subjects}")
         self.subjects, self.batch, self.steps, self.seed = subjects, batch, steps, seed
         self.start, self.rank, self.ranks = start, rank, ranks
 
@@ -103,7 +103,7 @@ def hold_out(subjects: int, validation: int, seed: int) -> tuple[list[int], list
         ValueError: none is left to train on.
     """
     if validation >= subjects:
-        raise ValueError(f"validation is {validation}, allowed is less than the number of subjects, {subjects}")
+        raise ValueError(f"validation is {validation}, expected less than the number of subjects, {subjects}")
     order = np.random.default_rng([seed, HOLD_OUT_STREAM]).permutation(subjects).tolist()
     return sorted(order[validation:]), sorted(order[:validation])
 
@@ -123,7 +123,7 @@ class SubjectData(lightning.LightningDataModule):
         StepSampler(len(self.training), settings.batch, settings.steps, settings.seed, ranks=ranks)  # raises
         if settings.validation % (settings.batch * ranks):
             raise ValueError(
-                f"validation is {settings.validation}, allowed is a multiple of the samples a forward pass takes on "
+                f"validation is {settings.validation}, expected a multiple of the samples a forward pass takes on "
                 f"all processes, {settings.batch * ranks}"
             )
 

@@ -96,20 +96,20 @@ class PretrainSettings:
         for field in (*positive, "warmup", "workers", "validation", "patience", "pictures_every"):
             smallest = 1 if field in positive else 0
             if getattr(self, field) < smallest:
-                raise ValueError(f"{field} is {getattr(self, field)}, allowed is a whole number >= {smallest}")
+                raise ValueError(f"{field} is {getattr(self, field)}, expected a whole number >= {smallest}")
         for field in ("learning_rate", "clip"):
             if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f"{field} is {getattr(self, field)}, allowed is a number > 0")
+                raise ValueError(f"{field} is {getattr(self, field)}, expected a number > 0")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}, allowed is a number >= 0")
+            raise ValueError(f"weight_decay is {self.weight_decay}, expected a number >= 0")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}, allowed is a number in [0, 1)")
+            raise ValueError(f"ema is {self.ema}, expected a number in [0, 1)")
         if not 0 < self.crop <= 1:
-            raise ValueError(f"crop is {self.crop}, allowed is a number in (0, 1]")
+            raise ValueError(f"crop is {self.crop}, expected a number in (0, 1]")
         if self.warmup >= self.steps:
-            raise ValueError(f"warmup is {self.warmup}, allowed is less than steps = {self.steps}")
+            raise ValueError(f"warmup is {self.warmup}, expected less than steps = {self.steps}")
         if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}, allowed is 0..2^31-1")
+            raise ValueError(f"seed is {self.seed}, expected 0..2^31-1")
         for field, allowed in (
             ("precision", PRECISIONS),
             ("strategy", STRATEGIES),
@@ -117,19 +117,17 @@ class PretrainSettings:
             ("cuda_graph", CUDA_GRAPH_CHOICES),
         ):
             if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}, allowed is one of {', '.join(map(str, allowed))}"
-                )
+                raise ValueError(f"{field} is {getattr(self, field)!r}, must be one of {', '.join(map(str, allowed))}")
         reason = self.graph_refused
         if self.cuda_graph == "on" and reason is not None:
-            raise ValueError(f"cuda_graph is 'on', but {reason}; allowed is 'auto' or 'off'")
+            raise ValueError(f"cuda_graph is 'on', but {reason}; expected 'auto' or 'off'")
         if self.patience > 0 and self.validation == 0:
             raise ValueError(f"patience is {self.patience}, which needs held-out subjects: validation is 0")
         if self.strategy == "fsdp" and self.ema > 0:
-            raise ValueError(f"ema is {self.ema}, which is kept of whole weights: strategy is 'fsdp', allowed is 'ddp'")
+            raise ValueError(f"ema is {self.ema}, which is kept of whole weights: strategy is 'fsdp', expected 'ddp'")
         if self.strategy == "fsdp" and self.precision == "16":
             raise ValueError(
-                "precision is '16', whose loss scaler looks at whole gradients: with 'fsdp' allowed is 'bf16'"
+                "precision is '16', whose loss scaler looks at whole gradients: with 'fsdp' it must be 'bf16'"
             )
 
     @property

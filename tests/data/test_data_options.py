@@ -67,7 +67,7 @@ def test_only_pretraining_generates_subjects(tmp_path, capsys, command):
     assert main([*(part.format(model=model) for part in command), "--out", str(out)]) == 2
     error = capsys.readouterr().err
     name = " ".join(command[:2]) if command[0] == "data" else command[0]
-    assert error == f"mmmae {name}: no data are named, expected is --hsi, --cache or --shards\n"
+    assert error == f"mmmae {name}: no data are named, expected --hsi, --cache or --shards\n"
     assert not out.exists()
 
 
@@ -138,12 +138,12 @@ def test_a_wrong_combination_names_the_options(folder, arguments, message):
 def test_a_modality_that_no_model_can_have_is_refused(folder, tmp_path, capsys, name):
     arguments = ["--hsi", str(folder / "hsi"), "--aux", f"{name}={folder / 'ir'}", "--out", str(tmp_path / "cache")]
     assert main(["data", "cache", *arguments]) == 2
-    assert f"--aux: config: aux is {{'{name}': 1}}, allowed is names of letters" in capsys.readouterr().err
+    assert f"--aux: config: aux is {{'{name}': 1}}, expected names of letters" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cache_of_another_size_says_how_to_write_it(folder):
-    with pytest.raises(ValueError, match=r"cache holds cubes of 32 x 32, expected is 64 x 64: .*--image-size 64"):
+    with pytest.raises(ValueError, match=r"cache holds cubes of 32 x 32, expected 64 x 64: .*--image-size 64"):
         open_subjects(parse(folder, "--cache", "{folder}/cache"), 64)
 
 

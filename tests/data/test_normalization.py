@@ -142,7 +142,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, text):
 
 
 def test_a_folder_is_no_file_of_statistics(tmp_path):
-    with pytest.raises(IsADirectoryError, match="is a folder, expected is a file of normalisation statistics"):
+    with pytest.raises(IsADirectoryError, match="is a folder, expected a file of normalisation statistics"):
         Normalization.load(tmp_path)
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import mmmae_kernels
 from mmmae_kernels import (
+    BlockWeights,
     add_layer_norm,
     decoder_tokens,
     gelu_linear,
@@ -17,6 +18,7 @@ from mmmae_kernels import (
     patch_l2_loss,
     patchify,
     random_masking,
+    transformer_block,
     use_backend,
 )
 
@@ -246,27 +248,33 @@ def test_a_sum_whose_norm_nobody_reads_gives_each_summand_its_gradient():
 VOLUME, WEIGHT = torch.zeros(2, 1, 6, 32, 32), torch.zeros(4, 1, 3, 16, 16)
 IDS = torch.zeros(2, 3, dtype=torch.int64)
 ROWS = torch.zeros(2, 3)
+BLOCK = BlockWeights(
+    *(torch.zeros(4) for _ in range(2)),
+    *(torch.zeros(12, 4), torch.zeros(12), torch.zeros(4, 4), torch.zeros(4)),
+    *(torch.zeros(4) for _ in range(2)),
+    *(torch.zeros(6, 4), torch.zeros(6), torch.zeros(4, 6)),
+)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: patch_embed(VOLUME[0], WEIGHT), "volume has shape .*expected is .B, C, T, H, W"),
-        (lambda: patch_embed(VOLUME[:, :, :5], WEIGHT), "volume has T = 5, expected is a multiple of the patch's 3"),
-        (lambda: patch_embed(VOLUME, WEIGHT.expand(4, 2, 3, 16, 16)), "volume has 1 channels, expected is 2"),
+        (lambda: patch_embed(VOLUME[0], WEIGHT), "volume has shape .*expected .B, C, T, H, W"),
+        (lambda: patch_embed(VOLUME[:, :, :5], WEIGHT), "volume has T = 5, expected a multiple of the patch's 3"),
+        (lambda: patch_embed(VOLUME, WEIGHT.expand(4, 2, 3, 16, 16)), "volume has 1 channels, expected 2"),
         (lambda: patch_embed(VOLUME, WEIGHT.int()), "weight has dtype torch.int32"),
-        (lambda: patch_embed(VOLUME, WEIGHT, torch.zeros(5)), "bias has shape .5., expected is .4."),
-        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS + 8), "ids has a token number 8, allowed is 0..7"),
-        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS - 1), "ids has a token number -1, allowed is 0..7"),
-        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS.int()), "ids has dtype torch.int32, expected is torch.int64"),
-        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS[:1]), "ids has shape .1, 3., expected is .2, 3."),
+        (lambda: patch_embed(VOLUME, WEIGHT, torch.zeros(5)), "bias has shape .5., expected .4."),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS + 8), "ids has a token number 8, expected 0..7"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS - 1), "ids has a token number -1, expected 0..7"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS.int()), "ids has dtype torch.int32, expected torch.int64"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS[:1]), "ids has shape .1, 3., expected .2, 3."),
         (
             lambda: patch_embed(VOLUME, WEIGHT, None, IDS, torch.zeros(7, 4)),
-            "position has shape .7, 4., expected is .8, 4.",
+            "position has shape .7, 4., expected .8, 4.",
         ),
-        (lambda: patch_embed(VOLUME, WEIGHT.to("meta")), "weight lies on meta, expected is cpu"),
-        (lambda: patch_embed(VOLUME, WEIGHT, torch.zeros(4, device="meta")), "bias lies on meta, expected is cpu"),
-        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS.to("meta")), "ids lies on meta, expected is cpu"),
+        (lambda: patch_embed(VOLUME, WEIGHT.to("meta")), "weight lies on meta, expected cpu"),
+        (lambda: patch_embed(VOLUME, WEIGHT, torch.zeros(4, device="meta")), "bias lies on meta, expected cpu"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS.to("meta")), "ids lies on meta, expected cpu"),
         (lambda: masked_l2_loss(torch.zeros(2, 3, 4), torch.zeros(2, 9, 5), IDS), "prediction has shape"),
         (lambda: masked_l2_loss(torch.zeros(2, 3, 4), torch.zeros(2, 9, 4), IDS + 9), "ids has a token number 9"),
         (lambda: masked_l2_loss(IDS[..., None], IDS[..., None]), "prediction has dtype torch.int64"),
@@ -275,12 +283,12 @@ ROWS = torch.zeros(2, 3)
             "weights has shape",
         ),
         (lambda: patch_l2_loss(torch.zeros(2, 3, 5), VOLUME, WEIGHT, None, IDS), "prediction has shape"),
-        (lambda: patch_l2_loss(torch.zeros(2, 2, 4), VOLUME, WEIGHT, None, IDS), r"expected is \[2, 3, 4\]"),
+        (lambda: patch_l2_loss(torch.zeros(2, 2, 4), VOLUME, WEIGHT, None, IDS), r"expected \[2, 3, 4\]"),
         (lambda: patch_l2_loss(torch.zeros(2, 3, 4), VOLUME, WEIGHT, torch.zeros(5), IDS), "bias has shape"),
         (lambda: patch_l2_loss(torch.zeros(2, 3, 4), VOLUME, WEIGHT, None, IDS + 8), "ids has a token number 8"),
         (
             lambda: patch_l2_loss(torch.zeros(2, 3, 4, device="meta"), VOLUME, WEIGHT, None, IDS),
-            "prediction lies on meta, expected is cpu",
+            "prediction lies on meta, expected cpu",
         ),
         (lambda: decoder_tokens(torch.zeros(2, 4, 5), torch.zeros(5), IDS, torch.zeros(3, 5)), "visible has 4 tokens"),
         (lambda: decoder_tokens(torch.zeros(2, 2, 5), torch.zeros(4), IDS, torch.zeros(3, 5)), "mask_token has shape"),
@@ -298,29 +306,29 @@ ROWS = torch.zeros(2, 3)
         ),
         (lambda: gelu_linear(ROWS, torch.zeros(5, 4), None), r"hidden has shape .2, 3., expected .\.\.\., 4. as in"),
         (lambda: gelu_linear(ROWS.int(), torch.zeros(5, 3), None), "hidden has dtype torch.int32"),
-        (lambda: gelu_linear(ROWS, torch.zeros(5, 3), torch.zeros(4)), "bias has shape .4., expected is .5."),
+        (lambda: gelu_linear(ROWS, torch.zeros(5, 3), torch.zeros(4)), "bias has shape .4., expected .5."),
         (
             lambda: gelu_linear(ROWS, torch.zeros(5, 3).double(), None),
             "weight has dtype torch.float64, expected torch",
         ),
-        (lambda: gelu_linear(ROWS, torch.zeros(5, 3, device="meta"), None), "weight lies on meta, expected is cpu"),
+        (lambda: gelu_linear(ROWS, torch.zeros(5, 3, device="meta"), None), "weight lies on meta, expected cpu"),
         (
             lambda: norm_linear(ROWS, None, ROWS[0, :2], ROWS[0], ROWS, None),
-            "norm_weight has shape .2., expected is .3.",
+            "norm_weight has shape .2., expected .3.",
         ),
         (
             lambda: norm_linear(ROWS, ROWS[:1], ROWS[0], ROWS[0], ROWS, None),
-            "residual has shape .1, 3., expected is .2, 3.",
+            "residual has shape .1, 3., expected .2, 3.",
         ),
         (lambda: norm_linear(ROWS, None, ROWS[0], ROWS[0], torch.zeros(5, 2), None), "x has shape"),
         (
             lambda: gelu_linear(ROWS, torch.zeros(5, 3), None, torch.zeros(5)),
-            r"hidden_bias has shape .5., expected is .3.",
+            r"hidden_bias has shape .5., expected .3.",
         ),
         (lambda: gelu_linear(ROWS, torch.zeros(5, 3), None, ROWS[0].int()), "hidden_bias has dtype torch.int32"),
         (
             lambda: add_layer_norm(ROWS, ROWS, ROWS[0], ROWS[0], 1e-6, torch.zeros(2)),
-            r"residual_bias has shape .2., expected is .3.",
+            r"residual_bias has shape .2., expected .3.",
         ),
         (
             lambda: norm_linear(ROWS, None, ROWS[0], ROWS[0], torch.zeros(5, 3), None, 1e-6, ROWS[0]),
@@ -382,6 +390,41 @@ ROWS = torch.zeros(2, 3)
 def test_a_wrong_argument_is_named_before_any_work(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"x": None}, "x is None, expected a Tensor"),
+        ({"residual": [1.0]}, "residual is a list, expected a Tensor"),
+        ({"residual_bias": torch.zeros(4)}, "residual_bias is given without a residual"),
+        ({"weights": None}, "weights is None, expected a BlockWeights"),
+        ({"weights": tuple(BLOCK)}, "weights is a tuple, expected a BlockWeights"),
+        ({"weights": BLOCK._replace(norm2_bias=None)}, "norm2_bias is None, expected a Tensor"),
+        (
+            {"weights": BLOCK._replace(qkv_weight=torch.zeros(12, 5))},
+            r"qkv_weight has shape \[12, 5\], expected \[12, 4",
+        ),
+        ({"weights": BLOCK._replace(proj_bias=torch.zeros(4).double())}, "proj_bias has dtype torch.float64, expected"),
+        ({"weights": BLOCK._replace(fc1_weight=BLOCK.fc1_weight.int())}, "fc1_weight has dtype torch.int32, expected"),
+        (
+            {"weights": BLOCK._replace(fc2_weight=torch.zeros(4, 7))},
+            r"fc2_weight has shape \[4, 7\], expected \[4, 6\]",
+        ),
+        ({"heads": 3}, "heads is 3, expected a whole number that divides the width 4"),
+        ({"heads": True}, "heads is True, expected a whole number"),
+        ({"heads": 2.0}, r"heads is 2\.0, expected a whole number"),
+        ({"ids": IDS[0]}, r"ids has shape \[3\], expected \[B, K\]"),
+        ({"ids": IDS + 5}, r"ids has a token number 5, expected 0\.\.4"),
+        ({"epsilon": "small"}, "epsilon is 'small', expected a finite number >= 0"),
+        ({"attention": None}, "attention is None, must be one of auto"),
+    ],
+)
+def test_a_wrong_argument_of_a_block_is_named_after_a_right_call_too(wrong, message):
+    right = {"x": torch.zeros(2, 5, 4), "residual": None, "residual_bias": None, "weights": BLOCK, "heads": 2}
+    transformer_block(**right)
+    with pytest.raises(ValueError, match=message):
+        transformer_block(**{**right, **wrong})
 
 
 def test_an_unknown_backend_lists_the_known():

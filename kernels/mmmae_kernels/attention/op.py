@@ -140,11 +140,12 @@ def _check(q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
             raise ValueError("v is given without k")
         check_rank("q", q, "[B, N, 3, h, d]" if q.dim() == 5 else "[B, Nq, h, d]")
         if q.dim() == 4:
-            raise ValueError(f"q has shape {list(q.shape)}, expected is [B, N, 3, h, d] where there is no k")
+            raise ValueError(f"q has shape {list(q.shape)}, expected [B, N, 3, h, d] where there is no k")
         check_shape("q", q, (*q.shape[:2], 3, *q.shape[3:]))
         return [q]
-    check_rank("k", k, "[B, Nk, 2, h, d]" if v is None else "[B, Nk, h, d]")
+    check_tensor("k", k)
     check_rank("q", q, "[B, Nq, h, d]")
+    check_rank("k", k, "[B, Nk, 2, h, d]" if v is None else "[B, Nk, h, d]")
     packed = (2,) if v is None else ()
     check_shape("k", k, (q.shape[0], k.shape[1], *packed, q.shape[2], q.shape[3]))
     _check_like("k", k, "q", q)
@@ -158,14 +159,14 @@ def _check(q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
 def _check_like(name: str, tensor: Tensor, other: str, model: Tensor) -> None:
     check_device(name, tensor, model.device)
     if tensor.dtype != model.dtype:
-        raise ValueError(f"{name} has dtype {tensor.dtype}, expected is {model.dtype} as in {other}")
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected {model.dtype} as in {other}")
 
 
 def _check_present(name: str, present: Tensor, keys: Tensor) -> None:
     check_shape(name, present, (keys.shape[0], keys.shape[1]))
     check_device(name, present, keys.device)
     if present.dtype != torch.bool:
-        raise ValueError(f"{name} has dtype {present.dtype}, expected is torch.bool")
+        raise ValueError(f"{name} has dtype {present.dtype}, expected torch.bool")
 
 
 def _cast(tensors: list[Tensor]) -> list[Tensor]:

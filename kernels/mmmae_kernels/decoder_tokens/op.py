@@ -36,7 +36,7 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
     batch, keep, width = visible.shape
     tokens = ids_restore.shape[1]
     if keep > tokens:
-        raise ValueError(f"visible has {keep} tokens, allowed is at most {tokens} as in ids_restore")
+        raise ValueError(f"visible has {keep} tokens, expected at most {tokens} as in ids_restore")
     check_shape("ids_restore", ids_restore, (batch, tokens))
     check_vector("mask_token", mask_token, width, visible.device)
     check_shape("position", position, (tokens, width))
@@ -47,7 +47,7 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
     if in_debug_mode() and is_readable(ids_restore):
         ordered = torch.arange(tokens, device=ids_restore.device).expand_as(ids_restore)
         if not torch.equal(ids_restore.sort(dim=1).values, ordered):
-            raise ValueError("ids_restore names a token twice, expected is a permutation in each row")
+            raise ValueError("ids_restore names a token twice, expected a permutation in each row")
     arguments = (visible, mask_token, ids_restore, position)
     kind = (visible.device, visible.dtype, mask_token.dtype, position.dtype)
     sequence: Tensor = DECODER_TOKENS.serve(kind, *arguments)(*arguments)

@@ -75,7 +75,7 @@ def check_embedding(volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Te
     check_floating("weight", weight)
     check_device("weight", weight, volume.device)
     if volume.shape[1] != weight.shape[1]:
-        raise ValueError(f"volume has {volume.shape[1]} channels, expected is {weight.shape[1]} as in weight")
+        raise ValueError(f"volume has {volume.shape[1]} channels, expected {weight.shape[1]} as in weight")
     tokens = check_grid(volume, weight.shape[2:])
     if bias is not None:
         check_vector("bias", bias, weight.shape[0], volume.device)
@@ -90,7 +90,7 @@ def check_grid(volume: Tensor, patch: Sequence[int]) -> int:
     """The number of tokens N of `volume`, after checking that `patch` divides it."""
     for axis, size, part in zip("THW", volume.shape[2:], patch, strict=True):
         if part < 1 or size % part:
-            raise ValueError(f"volume has {axis} = {size}, expected is a multiple of the patch's {part}")
+            raise ValueError(f"volume has {axis} = {size}, expected a multiple of the patch's {part}")
     return token_count(volume, patch)
 
 
