@@ -1,0 +1,58 @@
+"""A few random calls of every public function; tests/soak/test_fuzz.py makes ten thousand. See op_fuzz.py."""
+
+import dataclasses
+
+import pytest
+import torch
+from op_fuzz import Failure, check_right_call, check_wrong_call, failures
+from op_fuzz_arguments import OPS
+
+import mmmae_kernels
+
+CALLS = 20  # of each function, right and wrong
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_right_calls_agree_with_the_definition_in_float64(name):
+    assert failures(check_right_call, name, range(CALLS)) == []
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_nonsense_is_a_value_error_that_names_the_argument(name):
+    assert failures(check_wrong_call, name, range(CALLS)) == []
+
+
+def test_every_public_function_is_called():
+    others = {"BlockWeights", "TokenMask", "use_backend", "explain"}
+    assert set(mmmae_kernels.__all__) - others <= set(OPS)
+
+
+def test_each_kind_of_call_is_served_by_the_backends_at_hand():
+    """Most calls are of float32, which all backends take; a fuzz that none takes would find nothing."""
+    for name in OPS:
+        assert sum(check_right_call(name, seed) for seed in range(CALLS)) >= 1.2 * CALLS, name
+
+
+def test_a_wrong_result_is_found_and_says_how_to_repeat_it(monkeypatch):
+    op = OPS["gelu_linear"]
+
+    def wrong(hidden, weight, bias, hidden_bias):
+        return torch.nn.functional.linear(torch.nn.functional.gelu(hidden, approximate="tanh"), weight, bias)
+
+    monkeypatch.setitem(OPS, "gelu_linear", dataclasses.replace(op, call=wrong))
+    lines = failures(check_right_call, "gelu_linear", range(CALLS))
+    assert len(lines) > CALLS / 4
+    assert "; again: python tests/op_fuzz.py gelu_linear " in lines[0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("dim"), ValueError("no"), TypeError("no"), None])
+def test_an_error_that_names_no_argument_is_found(monkeypatch, error):
+    op = OPS["linear"]
+
+    def careless(**arguments):
+        if error is not None:
+            raise error
+
+    monkeypatch.setitem(OPS, "linear", dataclasses.replace(op, call=careless))
+    with pytest.raises(Failure, match=r"again: python tests/op_fuzz\.py linear 7 --wrong"):
+        check_wrong_call("linear", 7)

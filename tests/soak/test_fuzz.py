@@ -1,0 +1,17 @@
+"""Ten thousand random calls, with other seeds than the default tests', see op_fuzz.py."""
+
+import pytest
+from op_fuzz import check_right_call, check_wrong_call, failures
+from op_fuzz_arguments import OPS
+
+CALLS = 10_000 // (2 * len(OPS)) + 1
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_right_calls_agree_with_the_definition_in_float64(name):
+    assert failures(check_right_call, name, range(1000, 1000 + CALLS)) == []
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_nonsense_is_a_value_error_that_names_the_argument(name):
+    assert failures(check_wrong_call, name, range(1000, 1000 + CALLS)) == []
