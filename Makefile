@@ -50,7 +50,7 @@ sanitize: $(VENV)/.installed ## run the native tests under AddressSanitizer and 
 	MMMAE_NATIVE=1 CMAKE_ARGS=-DMMMAE_SANITIZE=ON \
 	  $(BIN)/python setup.py -q build --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	export LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZED) && \
-	  $(BIN)/python -c 'import mmmae_kernels.cpu.library as n; assert "$(SANITIZED)" in n.library().__file__, n.library()' && \
+	  $(BIN)/python -c 'import mmmae_kernels.cpu.library as n; assert "$(SANITIZED)" in n.module().__file__, n.module()' && \
 	  $(BIN)/python -m pytest --capture=sys tests/kernels/test_native*.py $(ARGS)
 
 clean: ## remove .venv and everything built

@@ -40,12 +40,15 @@ from .reference import ReferenceModel, reference_model
 from .registration import register
 
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
 def fast_model(
     config: MMMAEConfig | str | nn.Module = "base",
     *,
     kernels: str = "auto",
     attention: str = "auto",
-    compile: bool = False,
+    compile: bool | str = False,
     **overrides: Any,
 ) -> FastModel:
     """The model to train with.
@@ -56,12 +59,15 @@ def fast_model(
         kernels: backend of the fused ops: `auto`, `triton`, `native` or `eager`.
         attention: backend of attention: `auto`, or one of `flash_attn_4`, `flash_attn_3`, `flash_attn_2`, `xformers`,
             `native`, `sdpa` and `eager`.
-        compile: hand the forward pass to `torch.compile`.
+        compile: hand the forward pass to `torch.compile`: True for its default, or one of `default`,
+            `reduce-overhead`, `max-autotune` and `max-autotune-no-cudagraphs`.
         overrides: config fields to change.
 
     Raises:
         ValueError: a field or a backend is not allowed; the message says what is.
     """
+    if not isinstance(compile, bool) and compile not in COMPILE_MODES:
+        raise ValueError(f"compile is {compile!r}, must be False, True or one of {', '.join(COMPILE_MODES)}")
     if kernels in ("auto", "native") and not torch.cuda.is_available():
         library.module()  # warns once if it is missing
     if isinstance(config, nn.Module):
@@ -77,7 +83,7 @@ def fast_model(
     adopt_parameters(model, source)
     model.train(source.training)
     if compile:
-        model.compile()
+        model.compile(mode=compile if isinstance(compile, str) else None)
     return model
 
 

@@ -449,6 +449,7 @@ def test_debug_mode_names_the_modality_and_sample_of_a_bad_number(model, monkeyp
         (lambda: mmmae.fast_model("tiny", attention="flash9"), "attention is 'flash9', must be one of auto"),
         (lambda: mmmae.fast_model(torch.nn.Linear(2, 2)), "config is a Linear, expected .* a model of"),
         (lambda: mmmae.fast_model(build(mmmae.reference_model), depth=3), "an existing model keeps its config: depth"),
+        (lambda: mmmae.fast_model("tiny", compile="fast"), "compile is 'fast', must be False, True or one of default"),
         (lambda: mmmae.fast_model(3), "config is 3, expected a config or a preset's name"),
         (
             lambda: mmmae.reference_model("tiny", attention="flash"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from ..fast import COMPILE_MODES
 from ..training.graph import CUDA_GRAPH_CHOICES
 
 # What may change when a run goes on, of its settings and its config: it does not change the run's losses, apart from
@@ -24,7 +25,6 @@ FREE_SETTINGS = (
     "activation_checkpointing",
 )
 PRECISIONS, STRATEGIES = ("32", "bf16", "16"), ("ddp", "fsdp")
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 MODES_WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # record CUDA graphs of their own
 
 
