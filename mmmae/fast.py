@@ -39,7 +39,6 @@ from .position import position_table, resize_positions
 from .reference import ReferenceModel, reference_model
 from .registration import register
 
-
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 

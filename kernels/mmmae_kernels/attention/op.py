@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import dispatch
 from ..autocast import is_autocast
 from ..checks import check_device, check_floating, check_rank, check_shape, check_tensor, described
+from ..operators import applied
 from .backends import flash_attn_2, flash_attn_3, flash_attn_4, native, sdpa, xformers
 from .backends.flash import Flash
 from .call import Call, call_of
@@ -192,9 +193,12 @@ def _refuses(backend: str) -> Callable[[dispatch.Arguments], dispatch.Reason]:
     return lambda arguments: _REFUSES[backend](call_of(arguments["q"], arguments.get("key_present")))
 
 
+_apply_flash, _apply_merged = applied(FlashAttention), applied(MergedAttention)
+
+
 def _by_flash(backend: str) -> Callable[[Sequence[Tensor], Tensor | None], Tensor]:
     def run(projected: Sequence[Tensor], key_present: Tensor | None) -> Tensor:
-        out: Tensor = FlashAttention.apply(key_present, backend, *projected)  # type: ignore[no-untyped-call]
+        out: Tensor = _apply_flash(key_present, backend, *projected)
         return out
 
     return run
@@ -206,7 +210,7 @@ def _plainly(backend: str) -> Callable[[Sequence[Tensor], Tensor | None], Tensor
 
 def _merged_by_flash(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def run(qkv: Tensor, vectors: Tensor, present: Tensor) -> Tensor:
-        out: Tensor = MergedAttention.apply(qkv, vectors, present, backend)  # type: ignore[no-untyped-call]
+        out: Tensor = _apply_merged(qkv, vectors, present, backend)
         return out
 
     return run

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape, check_vector, is_readable
 from ..dispatch import Arguments, declare, in_debug_mode, native_refuses, triton_refuses
-from ..operators import declare_operator, first_derivative_only, kernels_for
+from ..operators import applied, declare_operator, first_derivative_only, kernels_for
 from .reference import decoder_tokens_reference
 
 
@@ -56,7 +56,7 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
 
 def _by_kernels(backend: str) -> Callable[..., Tensor]:
     def run(*arguments: Tensor) -> Tensor:
-        sequence: Tensor = _DecoderTokens.apply(*arguments, backend)  # type: ignore[no-untyped-call]
+        sequence: Tensor = _apply(*arguments, backend)
         return sequence
 
     return run
@@ -83,6 +83,9 @@ class _DecoderTokens(torch.autograd.Function):
             gradient.to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return grad_visible, grad_mask_token, None, grad_position, None
+
+
+_apply = applied(_DecoderTokens)
 
 
 # `[B, N, D]` in the type that visible tokens and position promote to.

@@ -21,7 +21,7 @@ from ..checks import (
 )
 from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
 from ..linear import refuse_native_product
-from ..operators import declare_operator, first_derivative_only, kernels_for
+from ..operators import applied, declare_operator, first_derivative_only, kernels_for
 from .reference import patch_embed_reference, token_count
 
 INTEGERS = (torch.uint8, torch.int16)  # that kernels convert on their way from the volume
@@ -105,9 +105,7 @@ def check_token_ids(ids: Tensor, volume: Tensor, tokens: int) -> None:
 def _by_kernels(backend: str) -> Callable[..., Tensor]:
     def run(volume: Tensor, weight: Tensor, *others: Tensor | None) -> Tensor:
         dtype = matmul_dtype(weight)
-        embedded: Tensor = _PatchEmbed.apply(  # type: ignore[no-untyped-call]
-            volume, weight if weight.dtype == dtype else weight.to(dtype), *others, backend
-        )
+        embedded: Tensor = _apply(volume, weight if weight.dtype == dtype else weight.to(dtype), *others, backend)
         return embedded
 
     return run
@@ -141,6 +139,9 @@ class _PatchEmbed(torch.autograd.Function):
             for gradient, need, dtype in zip(gradients, needs, ctx.dtypes, strict=True)
         )
         return grad_volume, grad_weight, grad_bias, None, grad_position, None
+
+
+_apply = applied(_PatchEmbed)
 
 
 def _forward_fake(volume: Tensor, weight: Tensor, bias: object, ids: Tensor | None, position: Tensor | None) -> Tensor:
