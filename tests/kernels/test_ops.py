@@ -10,6 +10,7 @@ import mmmae_kernels
 from mmmae_kernels import (
     BlockWeights,
     add_layer_norm,
+    attention,
     decoder_tokens,
     gelu_linear,
     masked_l2_loss,
@@ -425,6 +426,18 @@ def test_a_wrong_argument_of_a_block_is_named_after_a_right_call_too(wrong, mess
     transformer_block(**right)
     with pytest.raises(ValueError, match=message):
         transformer_block(**{**right, **wrong})
+
+
+def test_tensors_of_no_data_are_given_their_shapes():
+    meta = {name: torch.zeros(shape, device="meta") for name, shape in {"x": (2, 5, 4), "qkv": (2, 5, 3, 2, 4)}.items()}
+    weights = BlockWeights(*(weight.to("meta") for weight in BLOCK))
+    assert transformer_block(meta["x"], None, None, weights, 2)[1].shape == (2, 5, 4)
+    assert attention(meta["qkv"]).shape == (2, 5, 2, 4)
+    assert gelu_linear(meta["x"], weights.proj_weight, weights.proj_bias).shape == (2, 5, 4)
+    with pytest.raises(ValueError, match="key_present lies on cpu, expected meta"):
+        attention(meta["qkv"], key_present=torch.ones(2, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="norm1_weight lies on cpu, expected meta"):
+        transformer_block(meta["x"], None, None, BLOCK, 2)
 
 
 def test_an_unknown_backend_lists_the_known():

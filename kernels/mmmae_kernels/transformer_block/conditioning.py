@@ -16,7 +16,7 @@ from ..add_layer_norm.reference import add_layer_norm_reference
 from ..attention.guidance import gradients_of_vectors, merge
 from ..attention.op import ATTENTION, FLASH, attention_backend, concat_attention
 from ..attention.reference import attention_eager
-from ..autocast import matmul_dtype
+from ..autocast import autocast_dtype, matmul_dtype
 from ..gpu import executors
 from ..linear import linear, products_for
 from ..norm_linear.op import NORM_LINEAR, norm_linear
@@ -106,11 +106,10 @@ def _kind(
     heads: int,
     attention: str,
 ) -> Hashable:
-    device = x.device.type
     return (
         *("conditioning", heads, attention_backend(attention), dispatch.current_backend()),
         *(executors.current() is None, torch.are_deterministic_algorithms_enabled(), x.numel() == 0),
-        *(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), x.shape[-1]),
+        *(autocast_dtype(x.device.type), x.shape[-1]),
         *(None if tensor is None else _facts(tensor) for tensor in (x, residual, residual_bias, vectors)),
         *map(_facts, weights),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import dispatch
 from ..add_layer_norm.op import check_norm, dtypes_of, refuse_long_rows, total_dtype
 from ..attention.op import ATTENTION, FLASH, attention, attention_backend
-from ..autocast import matmul_dtype
+from ..autocast import autocast_dtype, matmul_dtype
 from ..checks import check_epsilon, check_rank, check_shape, check_tensor, check_whole, described
 from ..dispatch import Arguments, Reason, native_refuses, tensors_of, triton_refuses
 from ..gelu_linear.op import gelu_linear
@@ -109,11 +109,10 @@ def _kind(
     attention: str,
 ) -> Hashable:
     """Return all that checks and choices look at, but for token numbers."""
-    device = x.device.type
     return (
         *(heads, attention_backend(attention), dispatch.current_backend(), executors.current() is None),
         *(dispatch.native_unavailable() is None, torch.are_deterministic_algorithms_enabled()),
-        *(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), ids is None),
+        *(autocast_dtype(x.device.type), ids is None),
         *(x.dim(), x.shape[-1], x.dtype, x.device, x.numel() == 0),
         *(() if residual is None else (residual.shape == x.shape, residual.dtype, residual.device)),
         None if residual_bias is None else _facts(residual_bias),
