@@ -51,7 +51,7 @@ def print_info(console: Console | None = None) -> None:
     for heading in ("op", "implementation", "on this machine"):
         ops.add_column(heading)
     for op, answers in sorted(mmmae_kernels.explain().items()):
-        if op == "attention":
+        if op in ("attention", "concat_attention"):
             continue
         for row, (implementation, answer) in enumerate(answers.items()):
             ops.add_row(op if row == 0 else "", implementation, answer, end_section=row == len(answers) - 1)

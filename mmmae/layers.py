@@ -201,11 +201,22 @@ class Made:
         self.parameters: tuple[dict[str, Any], ...] = tuple(
             child._parameters for *_, child in modules if child._parameters
         )
+        self.names = tuple((parameters, name) for parameters in self.parameters for name in parameters)
+        self.norms = tuple(child for *_, child in modules if isinstance(child, nn.LayerNorm))
 
     def holds(self, layer: nn.Module) -> bool:
-        """Return whether each module is the one that was made, of its class, without hooks and with its own forward."""
+        """Return whether each module is the one that was made.
+
+        It is of its class, without hooks, with its own forward, its parameters and the epsilon of its norm.
+        """
         for modules, name, child, kind in self.places:
             if modules.get(name) is not child or child.__class__ is not kind or "forward" in child.__dict__:
+                return False
+        for parameters, name in self.names:
+            if parameters.get(name) is None:
+                return False
+        for norm in self.norms:
+            if norm.eps != EPSILON:
                 return False
         return layer._modules is self.root and not _has_hooks(self.hooks)
 

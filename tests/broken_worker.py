@@ -11,8 +11,13 @@ import mmmae
 
 def off() -> None:
     """One op gives 1 % too much."""
-    right = mmmae.layers.gelu_linear
-    mmmae.layers.gelu_linear = lambda *args: 1.01 * right(*args)
+    right = mmmae.layers.run_block
+
+    def run_block(*args):
+        x, residual = right(*args)
+        return x, 1.01 * residual
+
+    mmmae.layers.run_block = run_block
 
 
 def slow() -> None:

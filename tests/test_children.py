@@ -86,6 +86,16 @@ def halve(layer):
     layer.forward = lambda x: nn.Linear.forward(layer, x) / 2
 
 
+def set_epsilon(model, path):
+    model.get_submodule(path).eps = 0.5
+
+
+def unregister(layer):
+    weight = layer.weight.detach() * 2
+    del layer.weight
+    layer.weight = weight
+
+
 def each(paths, change):
     def treat(model):
         torch.manual_seed(2)  # norms by power iteration start at random
@@ -106,6 +116,9 @@ TREATMENTS = {
         lambda model, path: model.get_submodule(path).register_forward_hook(lambda module, args, out: 1.25 * out),
     ),
     "another forward": each(LINEARS, lambda model, path: halve(model.get_submodule(path))),
+    "another epsilon": each(("blocks.0.norm1", "conditioning.0.norm"), lambda model, path: set_epsilon(model, path)),
+    "no bias": each(LINEARS, lambda model, path: setattr(model.get_submodule(path), "bias", None)),
+    "a weight that is no parameter": each(LINEARS, lambda model, path: unregister(model.get_submodule(path))),
     "prune": each(LINEARS, lambda model, path: prune.l1_unstructured(model.get_submodule(path), "weight", 0.5)),
     "weight_norm": each(LINEARS, lambda model, path: parametrizations.weight_norm(model.get_submodule(path))),
     "spectral_norm": each(LINEARS, lambda model, path: parametrizations.spectral_norm(model.get_submodule(path))),
@@ -132,7 +145,7 @@ def test_the_fast_model_trains_as_the_reference_treated_alike(name):
     assert parameters.keys() == wanted_parameters.keys()
     for key, parameter in parameters.items():
         torch.testing.assert_close(parameter, wanted_parameters[key], rtol=2e-3, atol=2e-5, msg=key)
-    if name not in ("lora", "weight_norm", "old weight_norm"):  # which begin as what they wrap, or nearly
+    if name not in ("lora", "weight_norm", "old weight_norm", "no bias"):  # which begin as what they change, or nearly
         assert losses[0] != pytest.approx(untreated[0], rel=1e-6)
 
 

@@ -68,16 +68,22 @@ def _as_flops(formula: Callable[..., int]) -> Callable[..., int]:
 class _TellWhenImported(importlib.abc.MetaPathFinder):
     """Waits for the import of torch's counter, which takes a while and brings Triton with it."""
 
+    searching = False
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != _COUNTER:
+        if name != _COUNTER or self.searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self.searching = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.searching = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_tell(module: ModuleType) -> None:
                 execute(module)
+                sys.meta_path.remove(self)
                 _tell(module)
 
             setattr(spec.loader, "exec_module", execute_and_tell)  # noqa: B010

@@ -181,17 +181,19 @@ class Products(NamedTuple):
 
 
 def products_for(x: Tensor, weight: Tensor) -> Products:
-    """Return who multiplies `x` and tensors like it by weights like `weight`."""
-    return _ONEDNN if by_onednn(x, weight) else _TORCH
+    """Return who multiplies tensors of the types and devices of `x` and `weight`."""
+    is_served = x.is_cpu and x.dtype == weight.dtype == torch.float32
+    return _FASTER if ONEDNN_IS_FASTER and is_served and not torch.compiler.is_compiling() else _TORCH
 
 
-def _onednn_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+def _faster_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """Copy the transpose of `grad`, as oneDNN does, where there are few columns for that to cost less than it gains."""
-    return onednn_product(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else torch.mm(grad.t(), x)
+    return product(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else torch.mm(grad.t(), x)
 
 
 _TORCH = Products(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x))
-_ONEDNN = Products(onednn_product, lambda grad, weight: onednn_product(grad, weight.t()), _onednn_weight_gradient)
+# Each asks anew whether oneDNN does it right: that depends on threads and on there being elements.
+_FASTER = Products(product, lambda grad, weight: product(grad, weight.t()), _faster_weight_gradient)
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

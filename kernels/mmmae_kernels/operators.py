@@ -104,10 +104,14 @@ def declare_calls(**calls: tuple[Callable[..., Any], Callable[..., Any]]) -> Non
             setattr(_traced[backend], name, operator)
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def is_watched(tensor: Tensor) -> bool:
-    """Return whether operators must be seen: by a compiler, a tracer, a dispatch mode, or for want of data."""
+    """Return whether operators must be seen: by a compiler, a tracer, a dispatch mode, a subclass, or without data."""
     return (
         torch.compiler.is_compiling()
+        or type(tensor) not in _PLAIN
         or tensor.is_meta
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
@@ -124,8 +128,10 @@ def applied(function: Any) -> Callable[..., Any]:
     straight: Callable[..., Any] = super(torch.autograd.Function, function).apply
 
     def run(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return function.apply(*arguments)
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError("fused kernels take no transforms of torch.func; use_backend('eager') does")
         return straight(*arguments)
 
     return run

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import warnings
+import weakref
 from collections.abc import Hashable, Iterator, Mapping
 
 import torch
@@ -38,7 +39,9 @@ class TrainingStep:
                 print(step.read()[-1].loss)
 
     A recording reads and writes parameters, buffers and optimizer state where they are: change them in place, as
-    `load_state_dict` of a model does. After `load_state_dict` of the optimizer, recordings are made anew.
+    `load_state_dict` of a model does. After `load_state_dict` of the optimizer, recordings are made anew, and where
+    numbers of the optimizer (decay, betas), `clip`, or which parameters need a gradient change, another one is made.
+    After any other change of what a step does (a hook, an adapter, other kernels) call `reset`.
 
     Args:
         model: called as `model(hsi, aux, present, valid, seed=seed)`, returns an `mmmae.Output`.
@@ -90,8 +93,7 @@ class TrainingStep:
             raise ValueError(f"cuda_graph is 'on', but {self.graph_refused}; expected 'auto' or 'off'")
         self.figures = Figures(self.device, read_every, accumulate)
         self.latent: Tensor
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        self._gradients = [torch.zeros_like(p) for p in self._parameters] if accumulate > 1 else []
+        self._gradients: dict[Tensor, Tensor] = {}  # that several calls add to, of each parameter
         self._seed = torch.zeros((), dtype=torch.int64, device=self.device)
         self.set_seed(seed)
         # A rate is a number that changes from step to step: a graph reads it from the device. On the CPU it stays one.
@@ -101,7 +103,8 @@ class TrainingStep:
         self._recorder: GraphRecorder | None = None
         self._inputs: dict[Hashable, dict[str, Tensor]] = {}
         self._calls: dict[Hashable, GraphedCall[Tensor]] = {}
-        optimizer.register_load_state_dict_post_hook(lambda _: self.reset())
+        ours = weakref.ref(self)  # the optimizer must not keep a step that nobody needs
+        optimizer.register_load_state_dict_post_hook(lambda _: _reset(ours()))
 
     def __call__(
         self,
@@ -124,8 +127,8 @@ class TrainingStep:
         """
         first, last = self._passes == 0, self._passes == self.accumulate - 1
         for rate, group in zip(self._rates, self.optimizer.param_groups, strict=False):
-            if last and not isinstance(group["lr"], Tensor):
-                rate.fill_(group["lr"])
+            if last and not self._is_on_device(group["lr"]):
+                rate.fill_(float(group["lr"]))
         given = _by_name(hsi, aux, present, valid)
         call = self._recorded(given, present or {}, first, last)
         if call is None:
@@ -164,6 +167,7 @@ class TrainingStep:
         """Drop the recordings; the next calls make new ones."""
         self._calls.clear()
         self._inputs.clear()
+        self._recorder = None
 
     def _run(self, arguments: Arguments, first: bool, last: bool) -> Tensor:
         """Do all of a call that happens on the device; return the latent."""
@@ -182,13 +186,25 @@ class TrainingStep:
 
     def _begin_gradients(self) -> None:
         """Make gradients none, or zero where several calls add to them: they must then stay where they are."""
-        for number, parameter in enumerate(self._parameters):
-            parameter.grad = self._gradients[number] if self._gradients else None
-        if self._gradients:
-            torch._foreach_zero_(self._gradients)
+        parameters = self._trained()
+        if self.accumulate == 1:
+            for parameter in parameters:
+                parameter.grad = None
+            return
+        for parameter in parameters:
+            if parameter not in self._gradients:
+                self._gradients[parameter] = torch.zeros_like(parameter)
+            parameter.grad = self._gradients[parameter]
+        torch._foreach_zero_([self._gradients[parameter] for parameter in parameters])
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def _is_on_device(self, rate: float | Tensor) -> bool:
+        return isinstance(rate, Tensor) and rate.device == self.device
 
     def _update(self) -> None:
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._trained() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.figures.close(norm)
         # Fused optimizers divide gradients by grad_scale as they read them, and do nothing where found_inf is 1.
@@ -202,7 +218,7 @@ class TrainingStep:
         groups = self.optimizer.param_groups
         kept = [(group["lr"], group["capturable"]) for group in groups]
         for rate, group in zip(self._rates, groups, strict=False):
-            group["lr"] = group["lr"] if isinstance(group["lr"], Tensor) else rate
+            group["lr"] = group["lr"] if self._is_on_device(group["lr"]) else rate
             group["capturable"] = True
         try:
             yield
@@ -227,12 +243,18 @@ class TrainingStep:
         inputs = self._inputs[shapes]
         for name, tensor in given.items():
             inputs[name].copy_(tensor, non_blocking=True)
-        key = (shapes, self.model.training, first, last)
+        key = (shapes, self.model.training, first, last, self.clip, *self._numbers())
         if key not in self._calls:
             self._recorder = self._recorder or GraphRecorder(self.device)
             run = functools.partial(self._run, _as_arguments(inputs, present), first, last)
             self._calls[key] = GraphedCall(run, self._recorder)
         return self._calls[key]
+
+    def _numbers(self) -> Iterator[Hashable]:
+        """Yield what a recording keeps of the host: numbers of the optimizer, and which parameters are trained."""
+        for group in self.optimizer.param_groups:
+            yield tuple((name, value) for name, value in group.items() if name not in ("params", "lr", "initial_lr"))
+            yield tuple(parameter.requires_grad for parameter in group["params"])
 
     def _give_up(self, error: CaptureError) -> None:
         if self.cuda_graph == "on":
@@ -240,6 +262,11 @@ class TrainingStep:
         self.graph_refused = f"a step could not be recorded: {error}"
         warnings.warn(f"training goes on without a CUDA graph: {self.graph_refused}", stacklevel=3)
         self.reset()
+
+
+def _reset(step: TrainingStep | None) -> None:
+    if step is not None:
+        step.reset()
 
 
 def clip_divisor(norm: Tensor, clip: float) -> Tensor:

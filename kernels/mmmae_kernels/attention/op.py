@@ -236,4 +236,4 @@ def _implementations(
 
 ATTENTION = dispatch.Op("attention", attention_eager, _implementations(_by_flash, _plainly))
 # Which backend serves attention to the tokens serves that to tokens and vectors.
-_CONCAT_ATTENTION = dispatch.Op("attention", attention_eager, _implementations(_merged_by_flash, _concatenated))
+_CONCAT_ATTENTION = dispatch.Op("concat_attention", attention_eager, _implementations(_merged_by_flash, _concatenated))

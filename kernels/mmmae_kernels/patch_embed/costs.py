@@ -23,7 +23,7 @@ def patch_embed_backward_macs(
     needs: Sequence[bool],
     *rest: object,
 ) -> int:
-    """As many again for the gradient by the volume and for that by the weight, if they are asked for."""
+    """Return as many again for the gradient of the volume and that of the weight, where asked for."""
     return (needs[0] + needs[1]) * grad[0] * grad[1] * math.prod(weight)
 
 
@@ -31,9 +31,9 @@ def patch_embed_backward_launches(
     grad: object, volume: object, weight: object, ids: object, needs: Sequence[bool], *rest: object
 ) -> int:
     """Each gradient's kernels and sums of partial sums; torch's zeros, sorts and searches where tokens may repeat."""
-    by_volume = 2 if ids is None else 12
-    by_weight = (3 if needs[2] else 2) if needs[1] else int(needs[2])
-    return needs[0] * by_volume + by_weight + needs[3] * (1 if ids is None else 4)
+    volume_launches = 2 if ids is None else 12
+    weight_launches = (3 if needs[2] else 2) if needs[1] else int(needs[2])
+    return needs[0] * volume_launches + weight_launches + needs[3] * (1 if ids is None else 4)
 
 
 MACS: dict[str, Callable[..., int]] = {

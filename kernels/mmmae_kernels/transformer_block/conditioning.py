@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import dispatch
-from ..add_layer_norm.op import dtypes_of, in_dtype
+from ..add_layer_norm.op import dtypes_of, in_dtype, refuse_long_rows
 from ..add_layer_norm.reference import add_layer_norm_reference
 from ..attention.guidance import gradients_of_vectors, merge
 from ..attention.op import ATTENTION, FLASH, attention_backend, concat_attention
 from ..attention.reference import attention_eager
 from ..autocast import autocast_dtype, matmul_dtype
+from ..dispatch import Arguments, Reason, native_refuses, tensors_of, triton_refuses
 from ..gpu import executors
-from ..linear import linear, products_for
-from ..norm_linear.op import NORM_LINEAR, norm_linear
+from ..linear import linear, products_for, refuse_native_product
+from ..norm_linear.op import norm_linear
 from ..operators import applied, first_derivative_only, kernels_for
 from .fused import Plan
 
@@ -87,9 +88,9 @@ def run_conditioning(
     if torch.compiler.is_compiling():
         return _decide(attention, *arguments)(*arguments)
     kind = _kind(x, residual, residual_bias, vectors, weights, heads, attention)
-    function = NORM_LINEAR.served.get(kind)
+    function = CONDITIONING.served.get(kind)
     if function is None:
-        function = NORM_LINEAR.served[kind] = _decide(attention, *arguments)
+        function = CONDITIONING.served[kind] = _decide(attention, *arguments)
     results: Results = function(*arguments)
     return results
 
@@ -107,7 +108,7 @@ def _kind(
     attention: str,
 ) -> Hashable:
     return (
-        *("conditioning", heads, attention_backend(attention), dispatch.current_backend()),
+        *(heads, attention_backend(attention), dispatch.current_backend()),
         *(executors.current() is None, torch.are_deterministic_algorithms_enabled(), x.numel() == 0),
         *(autocast_dtype(x.device.type), x.shape[-1]),
         *(None if tensor is None else _facts(tensor) for tensor in (x, residual, residual_bias, vectors)),
@@ -127,12 +128,12 @@ def _decide(
     epsilon: float,
 ) -> Callable[..., Results]:
     w = weights
-    arguments = (x, residual, w.norm_weight, w.norm_bias, w.qkv_weight, w.qkv_bias, epsilon, residual_bias)
-    backend = NORM_LINEAR.choose(dispatch.current_backend(), *arguments)
+    arguments = (x, residual, residual_bias, vectors, present, weights, heads, epsilon)
+    backend = CONDITIONING.choose(dispatch.current_backend(), *arguments)
     dtype = matmul_dtype(w.qkv_weight)
     q = x.new_empty((0, 0, heads, x.shape[-1] // heads), dtype=dtype)
     attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
-    if backend == "eager" or attending not in FLASH or vectors.dtype != x.dtype:
+    if backend == "eager" or attending not in FLASH:
         return _by_sublayer(choice)
     dtypes = dtypes_of(x, residual, residual_bias, vectors, *weights)
     plan = Plan(backend, attending, dtype, products_for(x, w.qkv_weight), dtypes)
@@ -248,7 +249,7 @@ class FusedConditioning(torch.autograd.Function):
             None if grad_total is None else grad_total.reshape(rows, width),
             *(products.input_gradient(grad_qkv, qkv_weight), total.reshape(rows, width), mean, rstd, dtypes[2]),
         )
-        grad_vectors, by_guide_weight, by_guide_bias, _, guide = norm_backward(
+        grad_vectors, guide_norm_weight, guide_norm_bias, _, guide = norm_backward(
             *(None, products.input_gradient(grad_kv, qkv_weight[width:]), vectors.reshape(guide_rows, width)),
             *(guide_mean, guide_rstd, None),
         )
@@ -258,8 +259,8 @@ class FusedConditioning(torch.autograd.Function):
         grad_qkv_bias = grad_qkv.sum(0)
         grad_qkv_bias[width:] += grad_kv.sum(0)
         grad = grad.view(total.shape)
-        by_weights = (
-            *(grad_norm_weight.add_(by_guide_weight), grad_norm_bias.add_(by_guide_bias), grad_qkv_weight),
+        grad_weights = (
+            *(grad_norm_weight.add_(guide_norm_weight), grad_norm_bias.add_(guide_norm_bias), grad_qkv_weight),
             *(grad_qkv_bias, grad_proj_weight, grad_proj_bias),
         )
         return (
@@ -267,5 +268,27 @@ class FusedConditioning(torch.autograd.Function):
             None if dtypes[1] is None else in_dtype(grad, dtypes[1]),
             None if dtypes[2] is None else grad_residual_bias,
             in_dtype(grad_vectors.view(vectors.shape), dtypes[3]),
-            *(in_dtype(gradient, dtype) for gradient, dtype in zip(by_weights, dtypes[4:], strict=True)),
+            *(in_dtype(gradient, dtype) for gradient, dtype in zip(grad_weights, dtypes[4:], strict=True)),
         )
+
+
+def _tensors(arguments: Arguments) -> list[tuple[str, Tensor]]:
+    streams = [(name, tensor) for name, tensor in tensors_of(arguments) if name != "present"]
+    return [*streams, *arguments["weights"]._asdict().items()]
+
+
+def _native_refuses(arguments: Arguments) -> Reason:
+    return refuse_native_product(arguments["weights"].qkv_weight) or native_refuses(_tensors(arguments))
+
+
+def _triton_refuses(arguments: Arguments) -> Reason:
+    return refuse_long_rows(arguments) or triton_refuses(_tensors(arguments))
+
+
+CONDITIONING = dispatch.declare(
+    "conditioning",
+    conditioning_reference,
+    lambda backend: run_conditioning,
+    native_refuses=_native_refuses,
+    triton_refuses=_triton_refuses,
+)

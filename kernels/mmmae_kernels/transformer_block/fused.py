@@ -101,11 +101,13 @@ class FusedBlock(torch.autograd.Function):
             q = product(take(norm1, ids), qkv_weight[:width], qkv_bias[:width]).view(batch, ids.shape[1], heads, head)
             kv = product(norm1, qkv_weight[width:], qkv_bias[width:]).view(batch, tokens, 2, heads, head)
             projected, rows = (q, kv), take(total1, ids)
+        del norm1
         mixed, lse = kernels.attention_forward(projected, None, plan.attention)
         total2, norm2, mean2, rstd2 = kernels.add_layer_norm_forward(
             rows, product(mixed.flatten(2), proj_weight), w.proj_bias, w.norm2_weight, w.norm2_bias, epsilon, dtype
         )
         hidden = product(norm2, fc1_weight)
+        del norm2
         out = product(kernels.gelu_forward(hidden, w.fc1_bias), fc2_weight)
 
         ctx.save_for_backward(
@@ -181,11 +183,11 @@ class FusedBlock(torch.autograd.Function):
         if needs[QKV_BIAS]:
             grad_qkv_bias = in_dtype(grad_kv.sum(0), dtypes[QKV_BIAS])
         if kept.ids is not None:
-            by_query = weight_gradient(
+            query_weight_gradient = weight_gradient(
                 QKV_WEIGHT, grad_q, take(norm1.view(kept.total1.shape), kept.ids).view(rows, width)
             )
-            if by_query is not None and grad_qkv_weight is not None:
-                grad_qkv_weight = torch.cat([by_query, grad_qkv_weight])
+            if query_weight_gradient is not None and grad_qkv_weight is not None:
+                grad_qkv_weight = torch.cat([query_weight_gradient, grad_qkv_weight])
             if grad_qkv_bias is not None:
                 grad_qkv_bias = torch.cat([in_dtype(grad_q.sum(0), dtypes[QKV_BIAS]), grad_qkv_bias])
         grad = grad.view(kept.total1.shape)
