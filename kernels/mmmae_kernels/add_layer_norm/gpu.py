@@ -186,7 +186,7 @@ def _add_layer_norm_forward(
 @triton.jit
 def _add_layer_norm_backward(
     grad_x_ptr,        # [ROWS, D]
-    partial_ptr,       # [programs, SUMS, D] sums of its rows' gradients with respect to weight, bias and perhaps the sum
+    partial_ptr,       # [programs, SUMS, D] sums over its rows of the gradients of weight, bias and perhaps the sum
     norm_ptr,          # [ROWS, D] the norm again, or None
     grad_total_ptr,    # [ROWS, D] or None
     grad_norm_ptr,     # [ROWS, D]
