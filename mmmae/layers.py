@@ -28,8 +28,8 @@ from mmmae_kernels import (
 )
 from mmmae_kernels.dispatch import current_backend
 from mmmae_kernels.linear import linear
-from mmmae_kernels.transformer_block.conditioning import ConditioningWeights, run_conditioning
-from mmmae_kernels.transformer_block.op import run_block
+from mmmae_kernels.transformer_block.conditioning import ConditioningCall, ConditioningWeights, run_conditioning
+from mmmae_kernels.transformer_block.op import BlockCall, run_block
 from mmmae_kernels.transformer_block.reference import take
 
 from .config import MMMAEConfig
@@ -129,7 +129,7 @@ class Block(nn.Module):
             *(norm1["weight"], norm1["bias"], qkv["weight"], qkv["bias"], proj["weight"], proj["bias"]),
             *(norm2["weight"], norm2["bias"], fc1["weight"], fc1["bias"], fc2["weight"]),
         )
-        x, residual = run_block(*stream, weights, attn.heads, ids, EPSILON, attn.backend)
+        x, residual = run_block(BlockCall(*stream, weights, attn.heads, ids, EPSILON), attn.backend)
         return Stream(x, residual, fc2["bias"])
 
 
@@ -161,8 +161,8 @@ class Conditioning(nn.Module):
                 *(norm["weight"], norm["bias"], qkv["weight"], qkv["bias"], proj["weight"], proj["bias"])
             )
             stream = (x, residual, residual_bias)
-            heads, backend = self.attn.heads, self.attn.backend
-            x, guidance = run_conditioning(*stream, vectors, guides, weights, heads, EPSILON, backend)
+            call = ConditioningCall(*stream, vectors, guides, weights, self.attn.heads, EPSILON)
+            x, guidance = run_conditioning(call, self.attn.backend)
         else:
             x = materialised(Stream(x, residual, residual_bias))
             joined = self.norm(torch.cat([x, vectors], dim=1))

@@ -143,7 +143,7 @@ def test_a_block_under_autocast_errs_at_most_twice_as_much_as_torch(kernels, hal
         plan = Plan(
             *("native", "native", half, products_for(leaves[0], leaves[5])), tuple(leaf.dtype for leaf in leaves)
         )
-        return FusedBlock.apply(plan, HEADS, 1e-6, ids, *leaves)
+        return FusedBlock.apply(plan, HEADS, ids, 1e-6, *leaves)
 
     truth = results(define, leaves_of(tensors, torch.float64, half))
     theirs = results(define, leaves_of(tensors, torch.float32, half), half)

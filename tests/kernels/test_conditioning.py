@@ -7,6 +7,7 @@ from op_case import draw
 from mmmae_kernels import use_backend
 from mmmae_kernels.cpu import library as native
 from mmmae_kernels.transformer_block.conditioning import (
+    ConditioningCall,
     ConditioningWeights,
     FusedConditioning,
     conditioning_reference,
@@ -36,6 +37,10 @@ def inputs_of(shape, dtype, residual):
     return (x, added, bias, vectors, present, ConditioningWeights(*weights), heads, 1e-6), tensors
 
 
+def condition(*arguments):
+    return run_conditioning(ConditioningCall(*arguments[:-1]), arguments[-1])
+
+
 def results(function, arguments, leaves, *options):
     outputs = function(*arguments, *options)
     grads = torch.autograd.grad(sum(output.square().sum() for output in outputs), leaves)
@@ -49,7 +54,7 @@ def results(function, arguments, leaves, *options):
 def test_float32_is_within_1e_5_of_the_definition(shape, residual, attention):
     wanted = results(conditioning_reference, *inputs_of(shape, torch.float64, residual))
     with use_backend("native"):
-        ours = results(run_conditioning, *inputs_of(shape, torch.float32, residual), attention)
+        ours = results(condition, *inputs_of(shape, torch.float32, residual), attention)
     for place, (value, truth) in enumerate(zip(ours, wanted, strict=True)):
         assert (value.double() - truth).norm() <= 1e-5 * truth.norm() + 1e-6 * truth.numel() ** 0.5, place
 
@@ -58,7 +63,7 @@ def test_float32_is_within_1e_5_of_the_definition(shape, residual, attention):
 def test_it_is_one_node():
     arguments, _ = inputs_of("odd", torch.float32, True)
     with use_backend("native"):
-        total, guidance = run_conditioning(*arguments, "native")
+        total, guidance = condition(*arguments, "native")
     assert FusedConditioning.__name__ in total.grad_fn.name()
     assert total.grad_fn is guidance.grad_fn
 
@@ -69,7 +74,5 @@ def test_what_absent_vectors_hold_does_not_matter():
     poisoned = list(arguments)
     poisoned[3] = torch.where(arguments[4][:, :, None], arguments[3], 1e30)
     with use_backend("native"):
-        for ours, theirs in zip(
-            run_conditioning(*poisoned, "native"), run_conditioning(*arguments, "native"), strict=True
-        ):
+        for ours, theirs in zip(condition(*poisoned, "native"), condition(*arguments, "native"), strict=True):
             assert torch.equal(ours, theirs)

@@ -110,19 +110,10 @@ class _AddLayerNorm(torch.autograd.Function):
     """Gives sum and norm, or the norm alone where there is nothing to add."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        residual_bias: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        epsilon: float,
-        dtype: torch.dtype,
-        backend: str,
-    ) -> Any:
-        forward = kernels_for(x, backend).add_layer_norm_forward
-        total, norm, mean, rstd = forward(x, residual, residual_bias, weight, bias, epsilon, dtype)
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *call, backend = arguments
+        x, residual, residual_bias, weight, *_ = call
+        total, norm, mean, rstd = kernels_for(x, backend).add_layer_norm_forward(*call)
         ctx.save_for_backward(x if residual is None else total, weight, mean, rstd)
         ctx.set_materialize_grads(False)
         ctx.dtypes, ctx.backend = dtypes_of(x, residual, residual_bias), backend
@@ -169,9 +160,8 @@ def in_dtype(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad if grad.dtype == dtype else grad.to(dtype)
 
 
-def _forward_fake(
-    x: Tensor, residual: Tensor | None, residual_bias: object, weight: object, bias: object, epsilon: float, dtype: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_fake(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = rest[-1]
     rows = math.prod(x.shape[:-1])
     total = x.new_empty((0,) if residual is None else x.shape, dtype=total_dtype(x, residual))
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))

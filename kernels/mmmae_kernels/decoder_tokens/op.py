@@ -88,18 +88,23 @@ class _DecoderTokens(torch.autograd.Function):
 _apply = applied(_DecoderTokens)
 
 
+def _forward_fake(visible: Tensor, *rest: Tensor) -> Tensor:
+    _, ids_restore, position = rest
+    dtype = torch.promote_types(visible.dtype, position.dtype)
+    return visible.new_empty(*ids_restore.shape, visible.shape[2], dtype=dtype)
+
+
 # `[B, N, D]` in the type that visible tokens and position promote to.
 declare_operator(
     "decoder_tokens",
     "decoder_tokens_forward(Tensor visible, Tensor mask_token, Tensor ids_restore, Tensor position) -> Tensor",
-    lambda visible, mask_token, ids_restore, position: visible.new_empty(
-        *ids_restore.shape, visible.shape[2], dtype=torch.promote_types(visible.dtype, position.dtype)
-    ),
+    _forward_fake,
     name="decoder_tokens",
 )
 
 
-def _backward_fake(grad: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    keep = rest[-1]
     batch, tokens, width = grad.shape
     return grad.new_empty(batch, keep, width), grad.new_empty(width), grad.new_empty(tokens, width)
 

@@ -41,8 +41,8 @@ def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias
 
 
 def _by_kernels(backend: str) -> Callable[..., Tensor]:
-    def run(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None) -> Tensor:
-        dtype = matmul_dtype(weight)
+    def run(hidden: Tensor, weight: Tensor, *biases: Tensor | None) -> Tensor:
+        dtype, (bias, hidden_bias) = matmul_dtype(weight), biases
         if weight.dtype != dtype or hidden.dtype != dtype or (bias is not None and bias.dtype != dtype):
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
@@ -79,7 +79,7 @@ _apply = applied(_GeluLinear)
 declare_operator(
     "gelu_linear",
     "gelu_forward(Tensor hidden, Tensor? hidden_bias) -> Tensor",
-    lambda hidden, hidden_bias: hidden.new_empty(hidden.shape),
+    lambda hidden, *rest: hidden.new_empty(hidden.shape),
     name="gelu",
 )
 

@@ -144,7 +144,8 @@ class _PatchEmbed(torch.autograd.Function):
 _apply = applied(_PatchEmbed)
 
 
-def _forward_fake(volume: Tensor, weight: Tensor, bias: object, ids: Tensor | None, position: Tensor | None) -> Tensor:
+def _forward_fake(volume: Tensor, weight: Tensor, *rest: Tensor | None) -> Tensor:
+    _, ids, position = rest
     tokens = token_count(volume, weight.shape[2:]) if ids is None else ids.shape[1]
     dtype = weight.dtype if position is None else torch.promote_types(weight.dtype, position.dtype)
     return volume.new_empty(volume.shape[0], tokens, weight.shape[0], dtype=dtype)
@@ -159,9 +160,8 @@ declare_operator(
 )
 
 
-def _backward_fake(
-    grad: Tensor, volume: Tensor, weight: Tensor, ids: object, needs: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward_fake(grad: Tensor, volume: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    needs = rest[-1]
     none, width = (0,), weight.shape[0]
     return (
         volume.new_empty(volume.shape) if needs[0] else grad.new_empty(none),

@@ -59,9 +59,8 @@ def random_masking(
     return TokenMask(*RANDOM_MASKING.serve(device, *arguments)(*arguments))
 
 
-def _forward_fake(
-    batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(batch: int, tokens: int, keep: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, device, _ = rest
     ids_keep, ids_masked, ids_restore = (
         torch.empty(batch, count, dtype=torch.int64, device=device) for count in (keep, tokens - keep, tokens)
     )

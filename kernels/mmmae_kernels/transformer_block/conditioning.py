@@ -59,123 +59,83 @@ def conditioning_reference(
     return x, F.linear(mixed.flatten(2), w.proj_weight, w.proj_bias)
 
 
-def run_conditioning(
-    x: Tensor,
-    residual: Tensor | None,
-    residual_bias: Tensor | None,
-    vectors: Tensor,
-    present: Tensor,
-    weights: ConditioningWeights,
-    heads: int,
-    epsilon: float,
-    attention: str,
-) -> Results:
+class ConditioningCall(NamedTuple):
+    """A call of a conditioning step, but for its backend of attention, in the order of its definition."""
+
+    x: Tensor  # [B, N, D]
+    residual: Tensor | None  # [B, N, D]
+    residual_bias: Tensor | None  # [D]
+    vectors: Tensor  # [B, m, D]; what absent ones hold does not matter
+    present: Tensor  # [B, m] bool, which vectors a sample has
+    weights: ConditioningWeights
+    heads: int
+    epsilon: float
+
+
+def run_conditioning(call: ConditioningCall, attention: str) -> Results:
     """Attend from the stream `x + residual + residual_bias` to itself and to the vectors that a sample has.
 
     Args:
-        x, residual, residual_bias: as in `transformer_block`.
-        vectors: `[B, m, D]`.
-        present: bool `[B, m]`, which vectors a sample has; what absent ones hold does not matter.
-        weights: the step's parameters.
-        heads: h, which divides D.
-        epsilon: added to the variances.
+        call: the tensors, which fit each other.
         attention: backend of attention.
 
     Returns:
         The materialised stream, and the guidance, `[B, N, D]` each.
     """
-    arguments = (x, residual, residual_bias, vectors, present, weights, heads, epsilon)
     if torch.compiler.is_compiling():
-        return _decide(attention, *arguments)(*arguments)
-    kind = _kind(x, residual, residual_bias, vectors, weights, heads, attention)
+        return _decide(call, attention)(call)
+    kind = _kind(call, attention)
     function = CONDITIONING.served.get(kind)
     if function is None:
-        function = CONDITIONING.served[kind] = _decide(attention, *arguments)
-    results: Results = function(*arguments)
+        function = CONDITIONING.served[kind] = _decide(call, attention)
+    results: Results = function(call)
     return results
 
 
 _facts = operator.attrgetter("dtype", "device")
 
 
-def _kind(
-    x: Tensor,
-    residual: Tensor | None,
-    residual_bias: Tensor | None,
-    vectors: Tensor,
-    weights: ConditioningWeights,
-    heads: int,
-    attention: str,
-) -> Hashable:
+def _kind(call: ConditioningCall, attention: str) -> Hashable:
+    x, residual, residual_bias, vectors, _, weights, heads, _ = call
     return (
-        *(heads, attention_backend(attention), dispatch.current_backend()),
-        *(executors.current() is None, torch.are_deterministic_algorithms_enabled(), x.numel() == 0),
-        *(autocast_dtype(x.device.type), x.shape[-1]),
+        *(heads, attention_backend(attention), dispatch.current_backend(), executors.current() is None),
+        *(dispatch.native_unavailable() is None, torch.are_deterministic_algorithms_enabled()),
+        *(autocast_dtype(x.device.type), x.numel() == 0, x.shape[-1]),
         *(None if tensor is None else _facts(tensor) for tensor in (x, residual, residual_bias, vectors)),
         *map(_facts, weights),
     )
 
 
-def _decide(
-    choice: str,
-    x: Tensor,
-    residual: Tensor | None,
-    residual_bias: Tensor | None,
-    vectors: Tensor,
-    present: Tensor,
-    weights: ConditioningWeights,
-    heads: int,
-    epsilon: float,
-) -> Callable[..., Results]:
-    w = weights
-    arguments = (x, residual, residual_bias, vectors, present, weights, heads, epsilon)
-    backend = CONDITIONING.choose(dispatch.current_backend(), *arguments)
-    dtype = matmul_dtype(w.qkv_weight)
-    q = x.new_empty((0, 0, heads, x.shape[-1] // heads), dtype=dtype)
+def _decide(call: ConditioningCall, choice: str) -> Callable[[ConditioningCall], Results]:
+    x, weights = call.x, call.weights
+    backend = CONDITIONING.choose(dispatch.current_backend(), *call)
+    dtype = matmul_dtype(weights.qkv_weight)
+    q = x.new_empty((0, 0, call.heads, x.shape[-1] // call.heads), dtype=dtype)
     attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
     if backend == "eager" or attending not in FLASH:
-        return _by_sublayer(choice)
-    dtypes = dtypes_of(x, residual, residual_bias, vectors, *weights)
-    plan = Plan(backend, attending, dtype, products_for(x, w.qkv_weight), dtypes)
+        return lambda call: _by_sublayer(call, choice)
+    dtypes = dtypes_of(x, call.residual, call.residual_bias, call.vectors, *weights)
+    plan = Plan(backend, attending, dtype, products_for(x, weights.qkv_weight), dtypes)
     apply = applied(FusedConditioning)
 
-    def run(
-        x: Tensor,
-        residual: Tensor | None,
-        residual_bias: Tensor | None,
-        vectors: Tensor,
-        present: Tensor,
-        weights: ConditioningWeights,
-        heads: int,
-        epsilon: float,
-    ) -> Results:
-        results = apply(plan, heads, epsilon, present, x, residual, residual_bias, vectors, *weights)
+    def run(call: ConditioningCall) -> Results:
+        x, residual, residual_bias, vectors, present, weights, *numbers = call
+        results = apply(plan, *numbers, present, x, residual, residual_bias, vectors, *weights)
         return (x, results) if residual is None else results
 
     return run
 
 
-def _by_sublayer(choice: str) -> Callable[..., Results]:
-    def run(
-        x: Tensor,
-        residual: Tensor | None,
-        residual_bias: Tensor | None,
-        vectors: Tensor,
-        present: Tensor,
-        weights: ConditioningWeights,
-        heads: int,
-        epsilon: float,
-    ) -> Results:
-        w, width = weights, x.shape[-1]
-        x, qkv = norm_linear(x, residual, w.norm_weight, w.norm_bias, w.qkv_weight, w.qkv_bias, epsilon, residual_bias)
-        weight, bias = w.qkv_weight[width:], w.qkv_bias[width:]
-        _, kv = norm_linear(vectors, None, w.norm_weight, w.norm_bias, weight, bias, epsilon)
-        qkv = qkv.view(*qkv.shape[:2], 3, heads, width // heads)
-        kv = kv.view(*kv.shape[:2], 2, heads, width // heads)
-        mixed = concat_attention(qkv, kv.to(qkv.dtype), present, backend=choice)
-        return x, linear(mixed.flatten(2), w.proj_weight, w.proj_bias)
-
-    return run
+def _by_sublayer(call: ConditioningCall, choice: str) -> Results:
+    x, residual, residual_bias, vectors, present, w, heads, epsilon = call
+    width = x.shape[-1]
+    x, qkv = norm_linear(x, residual, w.norm_weight, w.norm_bias, w.qkv_weight, w.qkv_bias, epsilon, residual_bias)
+    weight, bias = w.qkv_weight[width:], w.qkv_bias[width:]
+    _, kv = norm_linear(vectors, None, w.norm_weight, w.norm_bias, weight, bias, epsilon)
+    qkv = qkv.view(*qkv.shape[:2], 3, heads, width // heads)
+    kv = kv.view(*kv.shape[:2], 2, heads, width // heads)
+    mixed = concat_attention(qkv, kv.to(qkv.dtype), present, backend=choice)
+    return x, linear(mixed.flatten(2), w.proj_weight, w.proj_bias)
 
 
 class FusedConditioning(torch.autograd.Function):
@@ -188,12 +148,9 @@ class FusedConditioning(torch.autograd.Function):
         heads: int,
         epsilon: float,
         present: Tensor,
-        x: Tensor,
-        residual: Tensor | None,
-        residual_bias: Tensor | None,
-        vectors: Tensor,
-        *weights: Tensor,
+        *stream_and_weights: Any,
     ) -> Any:
+        x, residual, residual_bias, vectors, *weights = stream_and_weights
         w = ConditioningWeights(*weights)
         kernels, product, dtype = kernels_for(x, plan.backend), plan.products.linear, plan.dtype
         norms = (w.norm_weight, w.norm_bias, epsilon, dtype)

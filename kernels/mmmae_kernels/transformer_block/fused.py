@@ -75,13 +75,11 @@ class FusedBlock(torch.autograd.Function):
         ctx: Any,
         plan: Plan,
         heads: int,
-        epsilon: float,
         ids: Tensor | None,
-        x: Tensor,
-        residual: Tensor | None,
-        residual_bias: Tensor | None,
-        *weights: Tensor,
+        epsilon: float,
+        *stream_and_weights: Any,
     ) -> tuple[Tensor, Tensor]:
+        x, residual, residual_bias, *weights = stream_and_weights
         w = BlockWeights(*weights)
         kernels, product, dtype = kernels_for(x, plan.backend), plan.products.linear, plan.dtype
         factors: tuple[Tensor, ...] = (w.qkv_weight, w.qkv_bias, w.proj_weight, w.fc1_weight, w.fc2_weight)

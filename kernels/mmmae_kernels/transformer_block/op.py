@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,47 +68,42 @@ def transformer_block(
     if ids is not None:
         check_token_ids(ids, x, x.shape[1])
     heads, epsilon = check_whole("heads", heads, least=1), check_epsilon("epsilon", epsilon)
-    return run_block(x, residual, residual_bias, weights, heads, ids, epsilon, attention)
+    return run_block(BlockCall(x, residual, residual_bias, weights, heads, ids, epsilon), attention)
 
 
-def run_block(
-    x: Tensor,
-    residual: Tensor | None,
-    residual_bias: Tensor | None,
-    weights: BlockWeights,
-    heads: int,
-    ids: Tensor | None,
-    epsilon: float,
-    attention: str,
-) -> Results:
+class BlockCall(NamedTuple):
+    """A call of `transformer_block`, but for its backend of attention, in the order of its definition."""
+
+    x: Tensor
+    residual: Tensor | None
+    residual_bias: Tensor | None
+    weights: BlockWeights
+    heads: int
+    ids: Tensor | None
+    epsilon: float
+
+
+def run_block(call: BlockCall, attention: str) -> Results:
     """Do what `transformer_block` does, with token numbers that are known to be right."""
-    arguments = (x, residual, residual_bias, weights, heads, ids, epsilon)
     if torch.compiler.is_compiling():
-        _check(*arguments)
-        return _decide(attention, *arguments)(*arguments)
+        _check(call)
+        return _decide(call, attention)(call)
     try:
-        kind = _kind(x, residual, residual_bias, weights, heads, ids, attention)
+        kind = _kind(call, attention)
     except (AttributeError, TypeError):  # of what is no tensor
-        _check(*arguments)
+        _check(call)
         raise
     function = TRANSFORMER_BLOCK.served.get(kind)
     if function is None:
-        _check(*arguments)
-        function = TRANSFORMER_BLOCK.served[kind] = _decide(attention, *arguments)
-    results: Results = function(*arguments)
+        _check(call)
+        function = TRANSFORMER_BLOCK.served[kind] = _decide(call, attention)
+    results: Results = function(call)
     return results
 
 
-def _kind(
-    x: Tensor,
-    residual: Tensor | None,
-    residual_bias: Tensor | None,
-    weights: BlockWeights,
-    heads: int,
-    ids: Tensor | None,
-    attention: str,
-) -> Hashable:
+def _kind(call: BlockCall, attention: str) -> Hashable:
     """Return all that checks and choices look at, but for token numbers."""
+    x, residual, residual_bias, weights, heads, ids, _ = call
     return (
         *(heads, attention_backend(attention), dispatch.current_backend(), executors.current() is None),
         *(dispatch.native_unavailable() is None, torch.are_deterministic_algorithms_enabled()),
@@ -123,20 +118,13 @@ def _kind(
 _facts = operator.attrgetter("shape", "dtype", "device")
 
 
-def _check(
-    x: Tensor,
-    residual: Tensor | None,
-    residual_bias: Tensor | None,
-    weights: BlockWeights,
-    heads: int,
-    ids: Tensor | None,
-    epsilon: float,
-) -> None:
+def _check(call: BlockCall) -> None:
+    x, w, heads = call.x, call.weights, call.heads
     check_rank("x", x, "[B, N, D]")
-    w, width = weights, x.shape[-1]
-    check_norm(x, residual, w.norm1_weight, w.norm1_bias, residual_bias, ("norm1_weight", "norm1_bias"))
-    dtype = total_dtype(x, residual)
-    stream = x.new_empty(0, width, dtype=dtype)
+    width = x.shape[-1]
+    names = ("norm1_weight", "norm1_bias")
+    check_norm(x, call.residual, w.norm1_weight, w.norm1_bias, call.residual_bias, names)
+    stream = x.new_empty(0, width, dtype=total_dtype(x, call.residual))
     check_norm(stream, None, w.norm2_weight, w.norm2_bias, None, ("norm2_weight", "norm2_bias"))
     if type(heads) is not int or heads < 1 or width % heads:
         raise ValueError(f"heads is {described(heads)}, expected a whole number that divides the width {width}")
@@ -154,75 +142,49 @@ def _check_layer(name: str, x: Tensor, weight: Tensor, bias: Tensor, outputs: in
     check_linear("x", x, weight, bias, None, (f"{name}_weight", f"{name}_bias"))
 
 
-def _decide(
-    choice: str,
-    x: Tensor,
-    residual: Tensor | None,
-    residual_bias: Tensor | None,
-    weights: BlockWeights,
-    heads: int,
-    *rest: Any,
-) -> Callable[..., Results]:
+def _decide(call: BlockCall, choice: str) -> Callable[[BlockCall], Results]:
     """Return what runs calls of this kind: one node, or one a sublayer where kernels or attention do not allow it."""
-    arguments = (x, residual, residual_bias, weights, heads, *rest)
-    backend = TRANSFORMER_BLOCK.choose(dispatch.current_backend(), *arguments)
+    x, weights = call.x, call.weights
+    backend = TRANSFORMER_BLOCK.choose(dispatch.current_backend(), *call)
     dtype = matmul_dtype(weights.qkv_weight)
-    q = x.new_empty((0, 0, heads, x.shape[-1] // heads), dtype=dtype)
+    q = x.new_empty((0, 0, call.heads, x.shape[-1] // call.heads), dtype=dtype)
     attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
     if backend == "eager" or attending not in FLASH:
-        return _by_sublayer(choice)
-    dtypes = dtypes_of(x, residual, residual_bias, *weights)
+        return lambda call: _by_sublayer(call, choice)
+    dtypes = dtypes_of(x, call.residual, call.residual_bias, *weights)
     plan = Plan(backend, attending, dtype, products_for(x, weights.qkv_weight), dtypes)
     apply = applied(FusedBlock)
 
-    def run(
-        x: Tensor,
-        residual: Tensor | None,
-        residual_bias: Tensor | None,
-        weights: BlockWeights,
-        heads: int,
-        ids: Tensor | None,
-        epsilon: float,
-    ) -> Results:
-        results: Results = apply(plan, heads, epsilon, ids, x, residual, residual_bias, *weights)
+    def run(call: BlockCall) -> Results:
+        x, residual, residual_bias, weights, *numbers = call
+        results: Results = apply(plan, *numbers, x, residual, residual_bias, *weights)
         return results
 
     return run
 
 
-def _by_sublayer(choice: str) -> Callable[..., Results]:
-    def run(
-        x: Tensor,
-        residual: Tensor | None,
-        residual_bias: Tensor | None,
-        weights: BlockWeights,
-        heads: int,
-        ids: Tensor | None,
-        epsilon: float,
-    ) -> Results:
-        w, width = weights, x.shape[-1]
+def _by_sublayer(call: BlockCall, choice: str) -> Results:
+    x, residual, residual_bias, w, heads, ids, epsilon = call
+    width = x.shape[-1]
 
-        def project(x: Tensor, residual: Tensor | None, bias: Tensor | None, first: int, last: int) -> Results:
-            """Return the sum, and the parts first..last of q, k and v of its norm, packed."""
-            part = slice(first * width, last * width)
-            weight, weight_bias = (
-                (w.qkv_weight, w.qkv_bias) if last - first == 3 else (w.qkv_weight[part], w.qkv_bias[part])
-            )
-            x, out = norm_linear(x, residual, w.norm1_weight, w.norm1_bias, weight, weight_bias, epsilon, bias)
-            return x, out.view(*out.shape[:2], last - first, heads, width // heads)
+    def project(x: Tensor, residual: Tensor | None, bias: Tensor | None, first: int, last: int) -> Results:
+        """Return the sum, and the parts first..last of q, k and v of its norm, packed."""
+        part = slice(first * width, last * width)
+        whole = last - first == 3
+        weight, weight_bias = (w.qkv_weight, w.qkv_bias) if whole else (w.qkv_weight[part], w.qkv_bias[part])
+        x, out = norm_linear(x, residual, w.norm1_weight, w.norm1_bias, weight, weight_bias, epsilon, bias)
+        return x, out.view(*out.shape[:2], last - first, heads, width // heads)
 
-        if ids is None:
-            x, qkv = project(x, residual, residual_bias, 0, 3)
-            mixed = attention(qkv, backend=choice)
-        else:
-            x, kv = project(x, residual, residual_bias, 1, 3)
-            x, q = project(take(x, ids), None, None, 0, 1)
-            mixed = attention(q.squeeze(2), kv, backend=choice)
-        attended = linear(mixed.flatten(2), w.proj_weight)
-        x, hidden = norm_linear(x, attended, w.norm2_weight, w.norm2_bias, w.fc1_weight, None, epsilon, w.proj_bias)
-        return x, gelu_linear(hidden, w.fc2_weight, None, w.fc1_bias)
-
-    return run
+    if ids is None:
+        x, qkv = project(x, residual, residual_bias, 0, 3)
+        mixed = attention(qkv, backend=choice)
+    else:
+        x, kv = project(x, residual, residual_bias, 1, 3)
+        x, q = project(take(x, ids), None, None, 0, 1)
+        mixed = attention(q.squeeze(2), kv, backend=choice)
+    attended = linear(mixed.flatten(2), w.proj_weight)
+    x, hidden = norm_linear(x, attended, w.norm2_weight, w.norm2_bias, w.fc1_weight, None, epsilon, w.proj_bias)
+    return x, gelu_linear(hidden, w.fc2_weight, None, w.fc1_bias)
 
 
 def _tensors(arguments: Arguments) -> list[tuple[str, Tensor]]:
