@@ -42,7 +42,7 @@ def _backward(
     q, k, v = unpacked(projected)
     if _is_empty(q, k):
         return [tensor.new_zeros(tensor.shape) for tensor in projected]
-    gradients = [tensor.new_empty(tensor.shape) for tensor in projected]
+    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in projected]
     flash(backend).attention_backward(grad, (q, k, v), key_present, out, lse, unpacked(gradients))
     return gradients
 
