@@ -84,7 +84,8 @@ declare_operator(
 )
 
 
-def _backward_fake(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _backward_fake(grad: Tensor, hidden: Tensor, *rest: Tensor | None) -> tuple[Tensor, Tensor]:
+    (hidden_bias,) = rest
     return hidden.new_empty(hidden.shape), hidden.new_empty(0) if hidden_bias is None else torch.empty_like(hidden_bias)
 
 
