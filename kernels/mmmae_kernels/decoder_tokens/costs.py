@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
+from ..shapes import BATCH, DECODER_WIDTH, KEEP, TOKENS, empty, token_ids
+
 MACS: dict[str, Callable[..., int]] = {}
 WITHOUT_MACS = ("mmmae::decoder_tokens", "mmmae::decoder_tokens_backward")
 LAUNCHES: dict[str, Callable[..., int]] = {"mmmae::decoder_tokens_backward": lambda *arguments: 2}
+
+
+def compile_cases(dtype: torch.dtype) -> None:
+    """Launch each kernel once in each form that compiles to different code."""
+    from . import gpu  # it imports triton
+
+    visible, mask_token = empty(BATCH, KEEP, DECODER_WIDTH, dtype=dtype), empty(DECODER_WIDTH, dtype=dtype)
+    restore = token_ids(TOKENS)
+    gpu.decoder_tokens_forward(visible, mask_token, restore, empty(TOKENS, DECODER_WIDTH, dtype=dtype))
+    grad = empty(BATCH, TOKENS, DECODER_WIDTH, dtype=dtype)
+    gpu.decoder_tokens_backward(grad, restore, KEEP)
+
+
+COMPILED: dict[str, Callable[[torch.dtype], None]] = {"decoder_tokens": compile_cases}

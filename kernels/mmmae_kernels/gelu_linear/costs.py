@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
+from ..shapes import BATCH, HIDDEN, KEEP, empty
+
 MACS: dict[str, Callable[..., int]] = {}
 WITHOUT_MACS = ("mmmae::gelu", "mmmae::gelu_backward")
 LAUNCHES: dict[str, Callable[..., int]] = {"mmmae::gelu_backward": lambda *arguments: 1 + (arguments[2] is not None)}
+
+
+def compile_cases(dtype: torch.dtype) -> None:
+    """Launch each kernel once in each form that compiles to different code."""
+    from . import gpu  # it imports triton
+
+    hidden = empty(BATCH * KEEP, HIDDEN, dtype=dtype)
+    for bias in (empty(HIDDEN, dtype=dtype), None):
+        gpu.gelu_forward(hidden, bias)
+        gpu.gelu_backward(hidden.clone(), hidden, bias)
+
+
+COMPILED: dict[str, Callable[[torch.dtype], None]] = {"gelu_linear": compile_cases}

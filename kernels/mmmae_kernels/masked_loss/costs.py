@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
+
+from ..shapes import BATCH, KEEP, PATCH, TOKENS, WIDTH, empty, precisions, token_ids, volumes
+
 
 def patch_l2_loss_macs(
     prediction: Sequence[int], volume: Sequence[int], weight: Sequence[int], bias: object, *rest: object
@@ -28,4 +32,39 @@ WITHOUT_MACS = ("mmmae::masked_l2_loss",)
 LAUNCHES: dict[str, Callable[..., int]] = {
     "mmmae::masked_l2_loss": loss_launches,
     "mmmae::patch_l2_loss": patch_l2_loss_launches,
+}
+
+
+def compile_patch_cases(dtype: torch.dtype) -> None:
+    """Launch the loss against the patches for volumes of each type."""
+    from . import gpu  # it imports triton
+
+    weight, bias = empty(WIDTH, 1, *PATCH, dtype=dtype), empty(WIDTH, dtype=dtype)
+    ids = token_ids(TOKENS - KEEP)
+    weights = torch.ones(ids.shape)
+    prediction = empty(*ids.shape, WIDTH, dtype=dtype)
+    for precision in precisions(dtype):
+        torch.set_float32_matmul_precision(precision)
+        for volume in volumes(dtype):
+            gpu.patch_l2_loss_forward(prediction, volume, weight, bias, ids, weights, False, True)
+
+
+def compile_masked_cases(dtype: torch.dtype) -> None:
+    """Launch the loss against a target, normalised or not, and of the longest rows."""
+    from . import gpu  # it imports triton
+    from .op import LONGEST_ROW
+
+    prediction, target = empty(BATCH, TOKENS - KEEP, WIDTH, dtype=dtype), empty(BATCH, TOKENS, WIDTH, dtype=dtype)
+    ids = token_ids(TOKENS - KEEP)
+    weights = torch.ones(ids.shape)
+    for normalize in (False, True):
+        gpu.masked_l2_loss_forward(prediction, target, ids, weights, normalize, True)
+    gpu.masked_l2_loss_forward(prediction, prediction, None, None, False, False)
+    longest = empty(1, 2, LONGEST_ROW, dtype=dtype)
+    gpu.masked_l2_loss_forward(longest, longest, None, None, True, True)
+
+
+COMPILED: dict[str, Callable[[torch.dtype], None]] = {
+    "patch_l2_loss": compile_patch_cases,
+    "masked_l2_loss": compile_masked_cases,
 }

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
+
+from ..shapes import BATCH, KEEP, PATCH, SIZE, TOKENS, WIDTH, empty, precisions, token_ids, volumes
+
 
 def patch_embed_macs(
     volume: Sequence[int], weight: Sequence[int], bias: object, ids: Sequence[int] | None, *rest: object
@@ -42,3 +46,39 @@ MACS: dict[str, Callable[..., int]] = {
 }
 WITHOUT_MACS = ("mmmae::gather_patches", "mmmae::scatter_patches")
 LAUNCHES: dict[str, Callable[..., int]] = {"mmmae::patch_embed_backward": patch_embed_backward_launches}
+
+
+def compile_cases(dtype: torch.dtype) -> None:
+    """Launch each kernel once in each form that compiles to different code."""
+    from . import gpu  # it imports triton
+
+    weight, bias = empty(WIDTH, 1, *PATCH, dtype=dtype), empty(WIDTH, dtype=dtype)
+    position, ids = empty(TOKENS, WIDTH, dtype=dtype), token_ids(KEEP)
+    for precision in precisions(dtype):
+        torch.set_float32_matmul_precision(precision)
+        for volume in volumes(dtype):
+            gpu.patch_embed_forward(volume, weight, bias, ids, position)
+            grad = empty(BATCH, KEEP, WIDTH, dtype=dtype)
+            gpu.patch_embed_backward(grad, volume, weight, ids, (volume.is_floating_point(), True, True, False))
+    _compile_auxiliary_patches(dtype)
+
+
+def _compile_auxiliary_patches(dtype: torch.dtype) -> None:
+    """Launch those of an auxiliary encoder: one flat image, all its patches."""
+    from . import gpu  # it imports triton
+
+    volume, weight = empty(BATCH, 1, 1, SIZE, SIZE, dtype=dtype), empty(256, 1, 1, 32, 32, dtype=dtype)
+    gpu.patch_embed_forward(volume, weight, empty(256, dtype=dtype), None, empty(49, 256, dtype=dtype))
+    grad = empty(BATCH, 49, 256, dtype=dtype)
+    gpu.patch_embed_backward(grad, volume, weight, None, (False, True, True, True))
+
+
+def compile_patchify_cases(dtype: torch.dtype) -> None:
+    """Launch the gather for volumes of each type."""
+    from . import gpu  # it imports triton
+
+    for volume in volumes(dtype):
+        gpu.gather_patches(volume, token_ids(TOKENS - KEEP), PATCH)
+
+
+COMPILED: dict[str, Callable[[torch.dtype], None]] = {"patch_embed": compile_cases, "patchify": compile_patchify_cases}
