@@ -1,5 +1,6 @@
 """A pre-norm transformer block as one op."""
 
+from . import conditioning  # noqa: F401  # declares an op
 from .op import transformer_block
 from .reference import BlockWeights
 
