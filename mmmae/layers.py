@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
 from mmmae_kernels import (
@@ -236,7 +235,8 @@ def hooks_only_mark() -> Iterator[None]:
 
 
 def _has_hooks(hooks: tuple[dict[int, Callable[..., object]], ...]) -> bool:
-    return not _hooks_only_mark and (any(hooks) or torch_module._has_any_global_hook())  # type: ignore[no-untyped-call]
+    """Return whether there are hooks on a layer itself; those on all modules of a process are a counter's, and mark."""
+    return not _hooks_only_mark and any(hooks)
 
 
 def _descendants(layer: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
