@@ -251,3 +251,15 @@ def test_a_copy_watches_its_own_children(how, tmp_path):
     assert fast.blocks[0]._made.holds(fast.blocks[0])
     assert not twin.blocks[0]._made.holds(twin.blocks[0])
     assert twin.blocks[1]._made.holds(twin.blocks[1])
+
+
+def test_a_flop_counter_sees_the_block_that_runs_without_it():
+    """It hooks all modules of the process to know where it is, which changes nothing of the work."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    _, fast = models()
+    hsi, aux = data()
+    with FlopCounterMode(display=False) as counter:
+        assert fast.blocks[0]._made.holds(fast.blocks[0])
+        fast(hsi, aux, seed=0)
+    assert counter.get_total_flops() > 0
