@@ -14,26 +14,17 @@ import torch
 import bench.options
 import mmmae
 from bench.contenders import PEERS
+from bench.found import Found
 from bench.op_cases import CASES
 from bench.op_race import OpRace, measure_speeds
 from bench.options import Options
 from bench.page_tables import title_of
 from bench.race import BASELINE, Entry, Result, race
 from bench.results import Measurement
-from mmmae.profiling import Report
-from mmmae.profiling.counting import StepCost, count_step
+from mmmae.cost import Report
+from mmmae.cost.counting import StepCost, count_step
 
 STEP_BATCH = 8
-
-
-@dataclasses.dataclass
-class Found:
-    """What a run has found so far."""
-
-    measurements: list[Measurement] = dataclasses.field(default_factory=list)
-    reports: dict[str, Report] = dataclasses.field(default_factory=dict)
-    steps: dict[str, dict[str, StepCost]] = dataclasses.field(default_factory=dict)
-    speeds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 FOUND = pytest.StashKey[Found]()

@@ -1,8 +1,9 @@
 """Host time of a training step, what Python and dispatch take apart from arithmetic: `python -m bench.host_time`.
 
 Sizes are so small that arithmetic takes next to nothing. Triton's launches go through its real launcher, over a driver
-that launches nothing (`tests/stub_driver`); attention's native kernel is left out. Times are the process's own, the
-best of interleaved rounds, as ratios to the reference with SDPA, and of single ops to the same in plain PyTorch.
+that launches nothing (`tests/emulator/stub_driver`); attention's native kernel is left out. Times are the process's
+own, the best of interleaved rounds, as ratios to the reference with SDPA, and of single ops to the same in plain
+PyTorch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import mmmae
 import mmmae_kernels
 from mmmae_kernels import use_backend
 from mmmae_kernels.gpu.executors import StandInGpu, execute_by
-from tests.stub_driver import install
+from tests.emulator.stub_driver import install
 
 TARGET = "sm90"
 SETTLING, ROUNDS = 3, 15

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.limits import copy_speed, gemm_speed, gemms_of, seconds_alone, synchronize
 from bench.op_cases import CASES, OpWork, Place, Run, compiled
 from bench.options import Options
-from mmmae.profiling.counting import flop_counter
+from mmmae.cost.counting import flop_counter
 
 TOLERANCE = 1e-5  # float32: sums of up to 1568 rows in another order
 

@@ -37,7 +37,7 @@ from bench.page_tables import (
 )
 from bench.predictions import GPUS
 from bench.results import Measurement, Prediction, Results, by_case, ratio
-from mmmae.profiling.page import STYLE
+from mmmae.cost.page import STYLE
 
 LOOK = """
 body { max-width: 70rem; }

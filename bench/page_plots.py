@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from bench.results import exponent
-from mmmae.profiling.page import COLOURS
+from mmmae.cost.page import COLOURS
 
 BLUE, RED, GREY, SOFT, INK = "#3f7fdc", "#d64f63", "#8b93a1", "#5c6675", "#1c2330"
 PALETTE = (BLUE, "#e0912f", "#35a06b", "#9a6fd0", "#1f9fb5", "#c9a227")

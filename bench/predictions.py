@@ -24,8 +24,8 @@ import mmmae
 from bench.contenders import Task
 from bench.op_cases import CASES, Place
 from bench.results import Prediction
-from mmmae.profiling.components import Encoder, Model, Traced
-from mmmae.profiling.counting import Cost, Uncomputed, count_operators, count_step
+from mmmae.cost.components import Encoder, Model, Traced
+from mmmae.cost.counting import Cost, Uncomputed, count_operators, count_step
 from mmmae_kernels.cpu import library
 
 BATCH = 64

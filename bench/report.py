@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from rich import box
@@ -14,14 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 import bench.results
+from bench.found import Found
 from bench.options import Options
 from bench.page import render
 from bench.page_tables import slower, title_of
 from bench.predictions import predict
 from bench.results import Measurement, Results
-
-if TYPE_CHECKING:
-    from bench.conftest import Found
 
 WIDTH = 126
 

@@ -9,16 +9,15 @@ import torch
 
 import mmmae
 from bench.op_cases import BACKENDS, CASES, Place, Run
-from mmmae.profiling.budget import check_budget
-from mmmae.profiling.components import blank_copy
-from mmmae.profiling.counting import count, flop_counter
+from mmmae.cost.components import blank_copy
+from mmmae.cost.counting import count, flop_counter
 
 PRESETS = ("base", "vit", "tiny")
 
 
 def test_base_is_within_its_budget(report):
     base = report("base")
-    assert check_budget(base) == []
+    assert base.out_of_budget == []
     assert 90e6 <= base.pretraining.total.parameters <= 110e6
     assert 10.8e9 <= base.encoder.total.macs <= 13.2e9
 

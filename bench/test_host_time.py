@@ -11,7 +11,7 @@ import torch
 
 from bench.options import Options
 from mmmae_kernels import explain
-from tests.stub_driver import lacking
+from tests.emulator.stub_driver import lacking
 
 pytest.importorskip("triton", reason="needs triton")
 if lacking() is not None:

@@ -23,7 +23,7 @@ from torch import Tensor
 import mmmae
 from bench.contenders import COMPILED, Task, Work
 from bench.limits import gemm_speed, gemms_of, macs_of, peak_bytes, seconds_alone, synchronize
-from mmmae.profiling.counting import flop_counter
+from mmmae.cost.counting import flop_counter
 from mmmae_kernels import use_backend
 
 SAMPLED = 4096  # numbers of a tensor that are compared

@@ -28,11 +28,11 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 import mmmae
 from mmmae.data import PairedFolder, Sample, read_cube
-from mmmae.recipes.finetune import finetune
-from mmmae.recipes.finetune_settings import FinetuneSettings
-from mmmae.recipes.labels import UNLABELLED, Labels, read_mask_labels
-from mmmae.recipes.pretrain import pretrain
-from mmmae.recipes.settings import PretrainSettings
+from mmmae.training.finetuning.finetune import finetune
+from mmmae.training.finetuning.labels import UNLABELLED, Labels, read_mask_labels
+from mmmae.training.finetuning.settings import FinetuneSettings
+from mmmae.training.pretrain import pretrain
+from mmmae.training.settings import PretrainSettings
 
 TILE = 64
 AUX = {"vv": "S1RTC:0", "vh": "S1RTC:1", "dem": "DEM"}

@@ -1,15 +1,15 @@
 """Multi-modal guided masked autoencoders for hyperspectral images, made fast."""
 
 from .config import MMMAEConfig
-from .encoder import HSIEncoder, LinearClassifier
-from .export import export_encoder
-from .fast import FastModel, fast_model
-from .finetuned import load_finetuned
-from .heads import SegmentationModel
-from .inputs import Output
-from .profiling import profile
-from .reference import ReferenceModel, reference_model
-from .spectralgpt import import_spectralgpt
+from .cost import profile
+from .model.encoder import HSIEncoder, LinearClassifier
+from .model.export import export_encoder
+from .model.fast import FastModel, fast_model
+from .model.finetuned import load_finetuned
+from .model.heads import SegmentationModel
+from .model.inputs import Output
+from .model.reference import ReferenceModel, reference_model
+from .model.spectralgpt import import_spectralgpt
 from .training import TrainingStep
 from .tuning import tune_cpu
 

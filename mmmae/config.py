@@ -40,7 +40,7 @@ class MMMAEConfig:
         bands: spectral bands T of the HSI volume; a multiple of the spectral patch.
         in_channels: channels C of the HSI volume, 1 for reflectance cubes.
         wavelengths: of the bands in nm, if known: positions along the spectrum then start from them, see
-            `mmmae.position.wavelength_embedding`, and can be carried over to bands of other wavelengths.
+            `mmmae.model.position.wavelength_embedding`, and can be carried over to bands of other wavelengths.
         patch: bands x rows x columns of one token.
         dim, depth, heads, mlp_ratio: width, blocks, attention heads and hidden ratio of the HSI encoder.
         aux: name -> channels of each auxiliary modality, in the order of their vectors.

@@ -13,7 +13,7 @@ import torch
 
 import mmmae
 from mmmae.cli import main
-from mmmae.profiling.counting import count_step
+from mmmae.cost.counting import count_step
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(page.name for page in (ROOT / "docs").glob("*.md") if "```" in page.read_text())

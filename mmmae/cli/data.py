@@ -158,7 +158,7 @@ def _run_shard(options: argparse.Namespace) -> None:
 
 
 def _run_phantom(options: argparse.Namespace) -> None:
-    from ..data import write_phantom
+    from ..phantom import write_phantom
 
     for option, least in (("subjects", 1), ("size", 1), ("bands", 1), ("seed", 0)):
         if (value := getattr(options, option)) < least:

@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Encode, and write."""
-    from ..recipes.encode import encode
+    from ..training.inference.encode import encode
 
     encoder, subjects = load_encoder(options, options.encoder)
     shape = encode(

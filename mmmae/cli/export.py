@@ -31,8 +31,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Export, and say what came out."""
-    from ..encoder import HSIEncoder
-    from ..export import check_export, export_encoder
+    from ..model.encoder import HSIEncoder
+    from ..model.export import check_export, export_encoder
 
     check_export(options.out)
     encoder = HSIEncoder.from_pretrained(options.encoder, **config_fields(options.set))

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import PRESETS, MMMAEConfig
-from ..recipes.finetune_settings import FinetuneSettings
+from ..training.finetuning.settings import FinetuneSettings
 from .options import Commands, add_data_options, band_numbers, config_fields
 from .trained import add_statistics_option, load_encoder, trained_subjects
 
 if TYPE_CHECKING:
-    from ..encoder import HSIEncoder
-    from ..recipes.sampling import Subjects
+    from ..data.subjects import Subjects
+    from ..model.encoder import HSIEncoder
 
 MEANINGS = {
     "epochs": "passes over the training subjects",
@@ -89,9 +89,9 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--rgb has {len(options.rgb)} bands, expected three")
     if options.task == "classification" and (options.classes or options.ignore != 255):
         raise ValueError("--classes and --ignore are for segmentation; a CSV file names its classes")
-    from ..recipes.finetune import finetune
-    from ..recipes.labels import read_class_labels, read_mask_labels
-    from ..recipes.scores import main_score
+    from ..training.finetuning.finetune import finetune
+    from ..training.finetuning.labels import read_class_labels, read_mask_labels
+    from ..training.finetuning.scores import main_score
 
     encoder, subjects = _from_scratch(options) if options.scratch else load_encoder(options, options.encoder)
     if options.task == "classification":
@@ -134,7 +134,7 @@ def _settings(options: argparse.Namespace) -> FinetuneSettings:
 def _from_scratch(options: argparse.Namespace) -> tuple[HSIEncoder, Subjects]:
     import torch
 
-    from ..encoder import HSIEncoder
+    from ..model.encoder import HSIEncoder
 
     if options.aux:
         raise ValueError("--aux is not used: an encoder takes hyperspectral cubes alone")

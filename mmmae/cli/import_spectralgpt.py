@@ -29,8 +29,8 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..pretrained import check_can_write
-    from ..spectralgpt import import_spectralgpt
+    from ..files import check_can_write
+    from ..model.spectralgpt import import_spectralgpt
 
     check_can_write(options.out)
     encoder, entries = import_spectralgpt(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..config import MMMAEConfig
 
 if TYPE_CHECKING:
-    from ..recipes.sampling import Subjects
+    from ..data.subjects import Subjects
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -108,7 +108,8 @@ def open_subjects(
     Raises:
         ValueError: two options exclude each other, or one needs another (names both), or the data do not fit.
     """
-    from ..data import CachedSubjects, PairedFolder, Phantom, ShardedSubjects
+    from ..data import CachedSubjects, PairedFolder, ShardedSubjects
+    from ..phantom import Phantom
 
     _check_combination(options)
     if options.hsi is not None:

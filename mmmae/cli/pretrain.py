@@ -11,7 +11,7 @@ from ..config import PRESETS, MMMAEConfig
 from .options import Commands, add_data_options, band_numbers, config_fields, names_data, subjects_of
 
 if TYPE_CHECKING:
-    from ..recipes.sampling import Subjects
+    from ..data.subjects import Subjects
 
 SETTINGS = {
     "steps": "optimiser steps",
@@ -64,7 +64,7 @@ def add(commands: Commands) -> None:
         "--resume", metavar="FILE", help="checkpoint to go on from; auto: the last one in --out, if any"
     )
     course.add_argument("--rgb", type=band_numbers, metavar="R,G,B", help="bands that the picture shows as colours")
-    from ..recipes.settings import PretrainSettings
+    from ..training.settings import PretrainSettings
 
     for field in dataclasses.fields(PretrainSettings):
         _add_setting(course, field.name, field.default, SETTINGS[field.name])
@@ -73,10 +73,10 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train."""
-    from ..recipes.checkpoints import find_checkpoint, resumed_settings
-    from ..recipes.distributed import find_world
-    from ..recipes.pretrain import pretrain
-    from ..recipes.settings import PretrainSettings
+    from ..training.checkpoints import find_checkpoint, resumed_settings
+    from ..training.distributed import find_world
+    from ..training.pretrain import pretrain
+    from ..training.settings import PretrainSettings
 
     fields = config_fields(options.set)
     if options.target is not None:
@@ -130,6 +130,6 @@ def _add_setting(group: Any, field: str, default: Any, meaning: str) -> None:
 
 
 def _setting_defaults() -> dict[str, Any]:
-    from ..recipes.settings import PretrainSettings
+    from ..training.settings import PretrainSettings
 
     return dataclasses.asdict(PretrainSettings())

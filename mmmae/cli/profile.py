@@ -27,8 +27,9 @@ def run(options: argparse.Namespace) -> None:
     """Count, and print or write."""
     from rich.console import Console
 
-    from .. import profile, reference
-    from ..pretrained import check_can_write, write_atomically
+    from .. import profile
+    from ..files import check_can_write, write_atomically
+    from ..model import reference
 
     if options.html is not None:
         if not options.html.parent.is_dir() or options.html.is_dir():

@@ -26,9 +26,9 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Reconstruct, and write."""
-    from ..fast import FastModel
-    from ..recipes.encode import usable_device
-    from ..recipes.reconstruct import ALL, reconstruct
+    from ..model.fast import FastModel
+    from ..training.inference.encode import usable_device
+    from ..training.inference.reconstruct import ALL, reconstruct
 
     if options.rgb is not None and len(options.rgb) != 3:
         raise ValueError(f"--rgb has {len(options.rgb)} bands, expected three")

@@ -10,8 +10,8 @@ from ..config import MMMAEConfig
 from .options import subjects_for
 
 if TYPE_CHECKING:
-    from ..encoder import HSIEncoder
-    from ..recipes.sampling import Subjects
+    from ..data.subjects import Subjects
+    from ..model.encoder import HSIEncoder
 
 STATISTICS = "normalization.json"
 
@@ -69,7 +69,7 @@ def load_encoder(options: argparse.Namespace, folder: Path) -> tuple[HSIEncoder,
         ValueError: files, options and data do not fit.
         FileNotFoundError: there is no encoder.
     """
-    from ..encoder import HSIEncoder
+    from ..model.encoder import HSIEncoder
 
     if options.aux:
         raise ValueError("--aux is not used: an encoder takes hyperspectral cubes alone")

@@ -1,15 +1,14 @@
-"""Data: files to samples to batches, with missing modalities; caches and shards; and a generated phantom."""
+"""Data: files to samples to batches, with missing modalities; caches and shards."""
 
 from .augment import augment
 from .bands import resample_bands, select_bands
-from .cache import CachedSubjects, write_cache
-from .cube import Cube, read_cube
 from .folder import PairedFolder
 from .normalization import Normalization, robust_percentiles
-from .phantom import Phantom
-from .phantom_files import write_phantom
+from .readers.cube import Cube, read_cube
 from .sample import Batch, Sample, collate
-from .shards import ShardedSubjects, write_shards
+from .store.cache import CachedSubjects, write_cache
+from .store.shards import ShardedSubjects, write_shards
+from .subjects import Subjects
 from .tiles import Position, untile
 
 __all__ = [
@@ -18,10 +17,10 @@ __all__ = [
     "Cube",
     "Normalization",
     "PairedFolder",
-    "Phantom",
     "Position",
     "Sample",
     "ShardedSubjects",
+    "Subjects",
     "augment",
     "collate",
     "read_cube",
@@ -30,6 +29,5 @@ __all__ = [
     "select_bands",
     "untile",
     "write_cache",
-    "write_phantom",
     "write_shards",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cube import Cube
+from .readers.cube import Cube
 
 
 def select_bands(

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from .bands import select_bands
-from .cube import Cube, read_cube, read_layout
 from .pairing import images_in, split_location
-from .stored import StoredSubjects, Track
-from .windows import Window
+from .readers.cube import Cube, read_cube, read_layout
+from .readers.windows import Window
+from .store.stored import StoredSubjects, Track
 
 VALUES_AT_ONCE = 2**24
 

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from .image_files import BandChoice, ImageFiles
 from .normalization import Normalization, load_or_save, robust_percentiles
 from .pairing import Modality, pair_files
+from .readers.windows import Window, tile_grid
 from .sample import Sample
 from .tiles import Position, grid_factor, scaled
-from .windows import Window, tile_grid
 
 
 class PairedFolder(Dataset[Sample]):

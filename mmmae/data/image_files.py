@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .bands import resample_bands, select_bands
-from .cube import Cube, Layout, read_cube, read_layout
-from .windows import Window
+from .readers.cube import Cube, Layout, read_cube, read_layout
+from .readers.windows import Window
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pretrained import write_atomically
-from .cube import Cube
+from ..files import write_atomically
+from .readers.cube import Cube
 
 PERCENTILES = (2, 50, 98)
 MAX_PIXELS_PER_FILE = 8192

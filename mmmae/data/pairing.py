@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cube import SUFFIXES
-from .rasters import ENVI_DATA_SUFFIXES, envi_header
+from .readers.cube import SUFFIXES
+from .readers.rasters import ENVI_DATA_SUFFIXES, envi_header
 
 _FOLDER_AND_BANDS = re.compile(r"(?P<folder>.+):(?P<bands>\d+(?:,\d+)*)")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from .windows import Window
+from .readers.windows import Window
 
 
 class Position(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs import Output, is_distributed
+from ..model.inputs import Output, is_distributed
 
 
 class StepFigures(NamedTuple):

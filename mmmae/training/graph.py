@@ -9,7 +9,7 @@ import torch
 
 from mmmae_kernels.dispatch import in_debug_mode
 
-from ..inputs import is_distributed
+from ..model.inputs import is_distributed
 
 WARM_UPS = 3  # calls before a recording, in which kernels are compiled and tuned, and an optimizer makes its state
 CUDA_GRAPH_CHOICES = ("auto", "on", "off")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmmae.data import Phantom, Sample, augment
+from mmmae.data import Sample, augment
+from mmmae.phantom import Phantom
 
 
 def ramps(size, aux_size, aux_name="ir"):

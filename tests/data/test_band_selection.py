@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmmae.data import select_bands
-from mmmae.data.cube import Cube
+from mmmae.data.readers.cube import Cube
 
 NM = np.array([450.0, 500.0, 550.0, 600.0, 650.0])
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mmmae.cli import main
-from mmmae.data import PairedFolder, check, write_cache, write_phantom, write_shards
+from mmmae.data import PairedFolder, check, write_cache, write_shards
 from mmmae.data.check import Kind, check_files
+from mmmae.phantom import write_phantom
 
 NM = np.arange(450, 750, 100.0)
 

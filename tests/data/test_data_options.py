@@ -7,7 +7,8 @@ import pytest
 from mmmae import MMMAEConfig, fast_model
 from mmmae.cli import main
 from mmmae.cli.options import add_data_options, open_subjects, subjects_for, subjects_of
-from mmmae.data import CachedSubjects, PairedFolder, Phantom, ShardedSubjects, write_phantom
+from mmmae.data import CachedSubjects, PairedFolder, ShardedSubjects
+from mmmae.phantom import Phantom, write_phantom
 
 
 @pytest.fixture(scope="module")

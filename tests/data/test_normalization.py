@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmmae.data import Normalization, robust_percentiles
-from mmmae.data.cube import Cube
+from mmmae.data.readers.cube import Cube
 
 STATISTICS = Normalization(
     {"hsi": ((1.0, 2.0, 5.0), (-3.0, 0.0, 3.0)), "ir": ((7.0, 7.0, 7.0),)}, {"hsi": "bands 0,1", "ir": "bands 0"}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mmmae.data import Batch, Phantom, Sample, collate
+from mmmae.data import Batch, Sample, collate
+from mmmae.phantom import Phantom
 
 
 def sample(name, aux=(), size=4, bands=3):

@@ -11,18 +11,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mmmae.data import (
-    CachedSubjects,
-    PairedFolder,
-    Phantom,
-    ShardedSubjects,
-    cache,
-    collate,
-    write_cache,
-    write_phantom,
-    write_shards,
-)
-from mmmae.data.shards import sample_of
+from mmmae.data import CachedSubjects, PairedFolder, ShardedSubjects, collate, write_cache, write_shards
+from mmmae.data.store import cache
+from mmmae.data.store.shards import sample_of
+from mmmae.phantom import Phantom, write_phantom
 
 WRITERS = {"cache": (write_cache, CachedSubjects), "shards": (partial(write_shards, per_shard=2), ShardedSubjects)}
 

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from mmmae.data import Normalization, PairedFolder, Position, collate, image_files, read_cube, untile
-from mmmae.data.cube import read_layout
-from mmmae.data.windows import Window, tile_grid
+from mmmae.data.readers.cube import read_layout
+from mmmae.data.readers.windows import Window, tile_grid
 
 IDENTITY = Normalization({"hsi": ((-1.0, 0.0, 1.0),) * 3, "fine": ((-1.0, 0.0, 1.0),), "coarse": ((-1.0, 0.0, 1.0),)})
 

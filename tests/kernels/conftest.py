@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from attention_stand_ins import STAND_INS, plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +15,7 @@ from mmmae_kernels.attention import call
 from mmmae_kernels.attention.backends import packages
 from mmmae_kernels.attention.backends.flash import flash
 from mmmae_kernels.cpu import library as native
+from tests.kernels.attention_stand_ins import STAND_INS, plain
 
 GUARD = -12345
 

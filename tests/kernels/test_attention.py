@@ -8,12 +8,12 @@ import dataclasses
 
 import pytest
 import torch
-from attention_cases import CASES, MASKED, presence
-from op_case import check, draw
 
 from mmmae_kernels import attention, concat_attention, explain
 from mmmae_kernels.attention.op import BACKENDS, FLASH
 from mmmae_kernels.cpu import library as native
+from tests.cases.attention import CASES, MASKED, presence
+from tests.cases.case import check, draw
 
 GPU = torch.cuda.is_available()
 

@@ -5,14 +5,14 @@ import types
 
 import pytest
 import torch
-from attention_stand_ins import STAND_INS, flash_attn_3, flash_attn_4
-from op_case import draw
 
 from mmmae_kernels import attention, concat_attention, explain
 from mmmae_kernels.attention.backends import packages
 from mmmae_kernels.attention.call import Call
 from mmmae_kernels.attention.op import ATTENTION, BACKENDS, explain_call
 from mmmae_kernels.cpu import library as native
+from tests.cases.case import draw
+from tests.kernels.attention_stand_ins import STAND_INS, flash_attn_3, flash_attn_4
 
 ALL = tuple(STAND_INS)
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32

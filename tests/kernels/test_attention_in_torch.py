@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from op_case import draw
 
 from mmmae_kernels import attention, concat_attention
 from mmmae_kernels.attention.op import FLASH
 from mmmae_kernels.cpu import library as native
+from tests.cases.case import draw
 
 needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 HERE = [pytest.param("native", marks=needs_library), "sdpa", "eager"]

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from attention_stand_ins import STAND_INS, flash_attn_2, flash_attn_4, plain, xformers
-from attention_stand_ins.plain import Corrupts
+
+from tests.kernels.attention_stand_ins import STAND_INS, flash_attn_2, flash_attn_4, plain, xformers
+from tests.kernels.attention_stand_ins.plain import Corrupts
 
 SCALE = 32**-0.5
 PLAIN = {"dropout_p": 0.0, "softmax_scale": SCALE, **flash_attn_2.PLAIN}

@@ -8,7 +8,7 @@ import torch
 triton = pytest.importorskip("triton", reason="needs triton")
 
 from mmmae_kernels.gpu import autotune  # noqa: E402
-from mmmae_kernels.gpu.launch import Config, Launch  # noqa: E402
+from mmmae_kernels.gpu.config import Config, Launch  # noqa: E402
 
 
 class Kernel:

@@ -7,7 +7,6 @@ import types
 
 import pytest
 import torch
-from op_case import draw, draw_ids
 from torch.nn import functional as F
 
 from mmmae_kernels import BlockWeights, operators
@@ -19,6 +18,7 @@ from mmmae_kernels.transformer_block.conditioning import (
 )
 from mmmae_kernels.transformer_block.fused import FusedBlock, Plan
 from mmmae_kernels.transformer_block.reference import transformer_block_reference
+from tests.cases.case import draw, draw_ids
 
 BATCH, TOKENS, WIDTH, HEADS, HIDDEN = 2, 33, 48, 3, 80
 SHAPES = {
@@ -106,7 +106,7 @@ def kernels(monkeypatch):
 
 
 def compare(ours, theirs, truth, dtype):
-    """The rule of op_case: at most twice the error of the same in PyTorch, or one rounding of a right result."""
+    """The rule of tests/cases: at most twice the error of the same in PyTorch, or one rounding of a right result."""
     for place, (value, other, wanted) in enumerate(zip(ours, theirs, truth, strict=True)):
         assert value.dtype == other.dtype, place
         error = (value.double() - wanted).norm()

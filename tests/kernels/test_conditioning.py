@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from op_case import draw
 
 from mmmae_kernels import use_backend
 from mmmae_kernels.cpu import library as native
@@ -13,6 +12,7 @@ from mmmae_kernels.transformer_block.conditioning import (
     conditioning_reference,
     run_conditioning,
 )
+from tests.cases.case import draw
 
 needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 SHAPES = {

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from op_cases import CASES
 from torch.autograd import forward_ad
 
 from mmmae_kernels import attention, concat_attention, use_backend
 from mmmae_kernels import linear as linear_module
 from mmmae_kernels.cpu import library as native
+from tests.cases.ops import CASES
 
 needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 

@@ -18,14 +18,14 @@ if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("TRITON_INTERPRET is set: there is no compiled code to execute", allow_module_level=True)
 
 import triton
-from gpu_emulation import MUTATIONS, Emulator, emulated
-from op_case import check
-from op_cases import CASES, far_cases
-from ptx_emulator import EmulatorError
 
 import mmmae
 import mmmae_kernels
 from mmmae_kernels import random_masking, use_backend
+from tests.cases.case import check
+from tests.cases.ops import CASES, far_cases
+from tests.emulator.gpu import MUTATIONS, Emulator, emulated
+from tests.emulator.ptx import EmulatorError
 
 SMALL = [case for case in CASES if case.small]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

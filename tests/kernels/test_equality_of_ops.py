@@ -8,11 +8,11 @@ import os
 
 import pytest
 import torch
-from op_case import check
-from op_cases import CASES, far_cases
 
 import mmmae_kernels
 from mmmae_kernels import masked_l2_loss, patch_l2_loss, random_masking, use_backend
+from tests.cases.case import check
+from tests.cases.ops import CASES, far_cases
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") != "0"
 SERVING = [name for name, answer in mmmae_kernels.explain("patch_embed").items() if answer == "serves"]

@@ -12,16 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import op_case
 import pytest
 import torch
-from stub_driver import lacking
+
+from tests.cases import case as case_module
+from tests.emulator.stub_driver import lacking
 
 pytest.importorskip("triton", reason="needs triton")
 if lacking() is not None:
     pytest.skip(lacking(), allow_module_level=True)
-
-from op_cases import CASES, far_cases
 
 from mmmae_kernels import random_masking, use_backend
 from mmmae_kernels.gpu import launch as door
@@ -29,8 +28,9 @@ from mmmae_kernels.gpu import plans
 from mmmae_kernels.gpu.compilation import kernel_source
 from mmmae_kernels.gpu.executors import StandInGpu, execute_by
 from mmmae_kernels.patch_embed.gpu import gather_patches
+from tests.cases.ops import CASES, far_cases
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Of the three models that are trained; the volume's gradient and noise in memory are not asked for by any of them.
 KERNELS = {
@@ -55,8 +55,8 @@ KERNELS = {
 @pytest.mark.parametrize("target", ["sm80", "sm90"])
 def test_what_reaches_the_driver_is_what_executors_are_told(target):
     """In a process of its own: Triton's driver is chosen once."""
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "stub_driver.step", target]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "tests.emulator.stub_driver.step", target]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -127,8 +127,8 @@ def as_it_is(tensor):
 
 def run(case, dtype, change=as_it_is):
     """A case forward and backward, on inputs that were changed."""
-    inputs = {name: op_case._converted(t, case.kept.get(name, dtype)) for name, t in case.make().items()}
-    op_case._results(case, case.call, {name: None if t is None else change(t) for name, t in inputs.items()})
+    inputs = {name: case_module._converted(t, case.kept.get(name, dtype)) for name, t in case.make().items()}
+    case_module._results(case, case.call, {name: None if t is None else change(t) for name, t in inputs.items()})
 
 
 @pytest.mark.parametrize("op", sorted({case.op for case in CASES}))

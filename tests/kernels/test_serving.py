@@ -11,8 +11,9 @@ pytest.importorskip("triton", reason="needs triton")
 from mmmae_kernels import explain, use_backend
 from mmmae_kernels.add_layer_norm import add_layer_norm
 from mmmae_kernels.gpu import autotune, plans
+from mmmae_kernels.gpu.config import Config, Launch, family_of
 from mmmae_kernels.gpu.executors import StandInGpu, execute_by
-from mmmae_kernels.gpu.launch import Config, Launch, family_of, launch, target_of
+from mmmae_kernels.gpu.launch import launch, target_of
 
 CPU = torch.device("cpu")
 

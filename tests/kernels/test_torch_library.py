@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from op_case import check, draw_ids
-from op_cases import CASES
 
 import mmmae
 import mmmae_kernels
 from mmmae_kernels import use_backend
 from mmmae_kernels.cpu import library as native
+from tests.cases.case import check, draw_ids
+from tests.cases.ops import CASES
 
 needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 

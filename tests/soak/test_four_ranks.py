@@ -1,8 +1,9 @@
 """Four ranks against one process with the joined batch, and whole models compiled under DDP."""
 
 import pytest
-from ranks import Case, check, steps_of_ranks
-from test_distributed import CASES
+
+from tests.training.ranks import Case, check, steps_of_ranks
+from tests.training.test_distributed import CASES
 
 WHOLE = Case("ddp", compiled="whole")
 

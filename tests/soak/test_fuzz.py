@@ -1,8 +1,9 @@
 """Ten thousand random calls, with other seeds than the default tests', see op_fuzz.py."""
 
 import pytest
-from op_fuzz import check_right_call, check_wrong_call, failures
-from op_fuzz_arguments import OPS
+
+from tests.fuzz.arguments import OPS
+from tests.fuzz.calls import check_right_call, check_wrong_call, failures
 
 CALLS = 10_000 // (2 * len(OPS)) + 1
 

@@ -6,9 +6,9 @@ import sys
 import time
 
 import torch
-from test_pretrain import logged
 
-from mmmae.recipes.checkpoints import read_checkpoint
+from mmmae.training.checkpoints import read_checkpoint
+from tests.training.test_pretrain import logged
 
 KILLS = 20
 STEPS = 3000  # more than the kills leave time for

@@ -4,7 +4,8 @@ import json
 import sys
 
 import torch
-from test_land_cover import data, land_cover  # noqa: F401  fixtures
+
+from tests.training.test_land_cover import data, land_cover  # noqa: F401  fixtures
 
 
 def test_a_quick_run_measures_each_method_once(land_cover, data, tmp_path, monkeypatch, capsys):  # noqa: F811

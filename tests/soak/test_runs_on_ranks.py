@@ -5,8 +5,9 @@ import signal
 import time
 
 import pytest
-from test_pretrain import logged
-from test_torchrun import SECONDS, start
+
+from tests.training.test_pretrain import logged
+from tests.training.test_torchrun import SECONDS, start
 
 SHORT = ["--steps", "4", "--checkpoint-every", "2"]
 

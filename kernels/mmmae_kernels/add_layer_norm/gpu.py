@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import Launch, launch, row_config
+from ..gpu.config import Launch, row_config
+from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 
 PROGRAMS = 1024  # at most, of backward: enough for any GPU

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from ..gpu.launch import SHARED_MEMORY
+from ..gpu.config import SHARED_MEMORY
 from .cases import CASES, DTYPES
 from .rows import HEADS, Row, compile_rows, faults_of
 

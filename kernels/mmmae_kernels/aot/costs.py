@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..gpu.launch import Launch
+from ..gpu.config import Launch
 
 
 def cost(launch: Launch) -> tuple[int, int]:

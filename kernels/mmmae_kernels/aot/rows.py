@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..gpu.compilation import compile_kernel
+from ..gpu.config import SHARED_MEMORY, Config, Launch
 from ..gpu.executors import execute_by
-from ..gpu.launch import SHARED_MEMORY, Config, Launch
 from .assembly import load_bytes, matrix_instructions, registers_and_spills
 from .cases import CASES, DTYPES
 from .costs import cost

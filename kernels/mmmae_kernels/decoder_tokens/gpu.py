@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import Config, Launch, element_config, launch, strides
+from ..gpu.config import Config, Launch, element_config, strides
+from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 
 FORWARD_TILES = ((8, 128), (8, 256), (16, 128))

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import Launch, element_config, launch
+from ..gpu.config import Launch, element_config
+from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 
 PROGRAMS = 1024  # at most, along the rows: with a few blocks of channels enough for any GPU

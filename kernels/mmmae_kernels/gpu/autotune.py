@@ -15,7 +15,7 @@ import torch
 import triton
 
 if TYPE_CHECKING:
-    from .launch import Config, Launch
+    from .config import Config, Launch
 
 _found: dict[str, str] = {}
 

@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from .launch import Config
+from .config import Config
 
 
 def compile_kernel(kernel: Any, arguments: Mapping[str, Any], config: Config, target: str) -> Any:

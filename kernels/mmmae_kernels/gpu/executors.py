@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from .launch import Config, Launch
+    from .config import Config, Launch
 
 
 class Executor(Protocol):

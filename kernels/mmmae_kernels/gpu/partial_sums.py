@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, element_config, launch, next_power_of_2
+from .config import Launch, element_config, next_power_of_2
+from .launch import launch
 
 
 def sum_partials(partials: Tensor, outputs: Sequence[Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.runtime import driver
 
 if TYPE_CHECKING:
-    from .launch import Config, Launch
+    from .config import Config, Launch
 
 HIP = torch.version.hip is not None
 

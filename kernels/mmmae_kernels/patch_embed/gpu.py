@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import Launch, element_config, launch, strides
+from ..gpu.config import Launch, element_config, strides
+from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 from .patch_rows import patch_arguments, patch_corners, patch_offsets, project_patches
 from .reference import token_count

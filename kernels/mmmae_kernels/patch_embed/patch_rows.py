@@ -10,7 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..gpu.launch import strides
+from ..gpu.config import strides
 
 
 def patch_arguments(shape: tuple[int, ...], stride: tuple[int, ...], patch: tuple[int, ...]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ..gpu.launch import Config, family_of, target_of
+from ..gpu.config import Config, family_of
+from ..gpu.launch import target_of
 
 PROGRAMS = 128  # about the multiprocessors of the larger GPUs: fewer programs leave some idle
 

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.launch import Launch, element_config, launch, next_power_of_2
+from ..gpu.config import Launch, element_config, next_power_of_2
+from ..gpu.launch import launch
 from .reference import MASK_STREAM, random_masking_of_noise
 
 LONGEST_ROW = 4096  # keys of 8 bytes: 16 warps hold 8 a thread, and the sort exchanges 32 KiB through shared memory

@@ -1,0 +1,348 @@
+"""Counts what a pass costs: multiply-adds, bytes, launches; of a forward pass by component, by two counters that agree.
+
+Only integers are computed for it, so that it takes seconds and hardly any memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mmmae_kernels import use_backend
+from mmmae_kernels.attention.op import PLAIN
+from mmmae_kernels.counting import launches_of
+
+from ..model.encoder import Backbone
+from ..model.layers import Attention, hooks_only_mark
+from .components import Encoder, Model, Step, Traced
+from .mac_formulas import ALLOCATIONS, MAC_FORMULAS, WITHOUT_MACS
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclasses.dataclass
+class Cost:
+    """What was counted.
+
+    Args:
+        macs: multiply-adds of matrix products, convolutions and attention. Nothing else has any here: norms, softmax,
+            activations, interpolation and reductions are left out.
+        bytes: of the inputs and outputs of every launch, each element of a tensor once, whether or not it is in a
+            cache, and whether or not a gather reads it.
+        launches: ATen and custom operators that write memory. Views, allocations and metadata are none.
+    """
+
+    macs: int = 0
+    bytes: int = 0
+    launches: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.bytes + other.bytes, self.launches + other.launches)
+
+
+@dataclasses.dataclass
+class StepCost:
+    """What was counted of a training step.
+
+    Args:
+        saved_bytes: kept from the forward for the backward pass: distinct storages, without the parameters'.
+        operators: what each operator of both passes costs that is a launch, or several, in their order.
+    """
+
+    saved_bytes: int
+    operators: list[Cost]
+
+    @property
+    def total(self) -> Cost:
+        """Of both passes."""
+        return sum(self.operators, Cost())
+
+    @property
+    def launches(self) -> int:
+        """Of both passes."""
+        return self.total.launches
+
+
+def count(model: Model | Encoder, batch: int) -> dict[str, Cost]:
+    """The forward pass of `batch` samples with all modalities, by component, in float32, as dispatched on the CPU.
+
+    Args:
+        model: see `Traced`, which spoils it.
+
+    Raises:
+        RuntimeError: an operator's multiply-adds are unknown, or the two counters disagree.
+    """
+    traced = Traced(model)
+    inputs = traced.inputs(batch)
+    costs = _count_by_torch(traced, inputs)
+    by_fvcore = _count_by_fvcore(traced, inputs)
+    for component in sorted({*costs, *by_fvcore}):
+        by_torch = costs[component].macs if component in costs else 0
+        if by_torch != by_fvcore[component]:
+            raise RuntimeError(
+                f"{component}: torch counts {by_torch} multiply-adds and fvcore {by_fvcore[component]}; one of them "
+                "meets an operator that it does not know, see mmmae.cost.mac_formulas"
+            )
+    return costs
+
+
+def count_step(model: Model, batch: int) -> StepCost:
+    """A training step of `batch` samples, without its optimizer.
+
+    Args:
+        model: see `Traced`, which spoils it.
+    """
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
+    traced = Traced(model)
+    inputs = traced.inputs(batch)
+
+    def step() -> None:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, *_ = traced(*inputs)
+        loss.backward()
+
+    operators = count_operators(step)
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    saved = sum(storage.nbytes() for key, storage in storages.items() if key not in parameters)
+    return StepCost(saved, operators)
+
+
+def count_operators(function: Callable[[], object]) -> list[Cost]:
+    """What each operator of a function costs that is a launch, or several, in their order."""
+    uncomputed, launches = Uncomputed(), Launches()  # type: ignore[no-untyped-call]
+    with uncomputed, launches:
+        function()
+    return launches.costs
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, silent, with the formulas that it lacks; it counts two operations a multiply-add."""
+    from torch.utils.flop_counter import FlopCounterMode  # it imports triton, which takes a while
+
+    formulas = {}
+    for name, formula in MAC_FORMULAS.items():
+        namespace, operator = name.split("::")
+        if hasattr(getattr(torch.ops, namespace), operator):
+            formulas[getattr(getattr(torch.ops, namespace), operator)] = _as_flops(formula)
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers operators that give floating point tensors with tensors of the right shape that nobody has written.
+
+    The system has no memory to find for those, and the model still sees the CPU, true token numbers and true presence.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _has_floating((args, kwargs)) or _returns_an_argument(func) or not _does_work(func):
+            return func(*args, **kwargs)
+        meta_args, meta_kwargs = tree_map(functools.partial(_unwritten, device="meta"), (args, kwargs))
+        result = func(*meta_args, **meta_kwargs)
+        if not _has_floating(result):
+            return func(*args, **kwargs)
+        return tree_map(functools.partial(_unwritten, device="cpu"), result)
+
+
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes in `costs` what each operator costs that writes memory.
+
+    Raises:
+        RuntimeError: an operator's multiply-adds are unknown. What ATen has no formula for is taken to have none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.formulas = flop_counter().flop_registry
+        self.costs: list[Cost] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        written = _tensors(result)
+        if written and _does_work(func):
+            moved = sum(map(_bytes, _tensors((args, kwargs)) + written))
+            launches = launches_of(func._schema.name, args)
+            self.book(Cost(self._macs(func, args, kwargs, result), moved, launches))
+        return result
+
+    def book(self, cost: Cost) -> None:
+        """Note what an operator cost."""
+        self.costs.append(cost)
+
+    def is_without_macs(self, func: Any) -> bool:
+        """Whether an operator that no formula is known of multiplies no matrices."""
+        return bool(func.namespace == "aten")
+
+    def _macs(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> int:
+        formula = self.formulas.get(func._overloadpacket)
+        if formula is not None:
+            return int(formula(*args, **kwargs, out_val=result)) // 2
+        if self.is_without_macs(func):
+            return 0
+        raise RuntimeError(
+            f"the multiply-adds of {func._schema.name} are unknown: give their formula in "
+            "mmmae.cost.mac_formulas.MAC_FORMULAS, or name it in WITHOUT_MACS"
+        )
+
+    @property
+    def count(self) -> int:
+        """Of launches."""
+        return sum(self.costs, Cost()).launches
+
+
+class Ledger(Launches):  # type: ignore[no-untyped-call]
+    """Books what each operator of a forward pass costs on the component in force.
+
+    Args:
+        traced: tells the component.
+    """
+
+    def __init__(self, traced: Traced) -> None:
+        super().__init__()
+        self.traced = traced
+        self.by_component: defaultdict[str, Cost] = defaultdict(Cost)
+
+    def book(self, cost: Cost) -> None:
+        """Add to the costs of the component."""
+        self.by_component[self.traced.component] += cost
+
+    def is_without_macs(self, func: Any) -> bool:
+        """Whether the operator is known to be: those of a forward pass are few enough to name."""
+        namespace, name = func._schema.name.split("::")
+        return namespace == "aten" and (torch.Tag.pointwise in func.tags or name in WITHOUT_MACS)
+
+
+def _count_by_torch(traced: Traced, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
+    uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
+    with uncomputed, torch.no_grad(), Ledger(traced) as ledger:
+        traced(*inputs)
+    return dict(ledger.by_component)
+
+
+def _as_flops(formula: Callable[..., int]) -> Callable[..., int]:
+    def flops(*shapes: Any, out_shape: object = None, **options: object) -> int:
+        return 2 * formula(*shapes)
+
+    return flops
+
+
+def _count_by_fvcore(traced: Traced, inputs: tuple[Tensor, ...]) -> Counter[str]:
+    """Multiply-adds by component. What fvcore counts for norms and interpolation is left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it compiles losses that nobody here asks for
+        from fvcore.nn import FlopCountAnalysis, jit_handles
+
+    current = traced.start
+
+    def booked(macs_of: Callable[[list[Any], list[Any]], Any]) -> Callable[[list[Any], list[Any]], Counter[str]]:
+        def macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+            nonlocal current
+            # The graph is in the order of execution, and a node knows the modules that it was called in.
+            scopes = [scope for scope in outputs[0].node().scopeName().split("/") if scope.startswith("steps.")]
+            if scopes:
+                step = traced.get_submodule(scopes[-1])
+                assert isinstance(step, Step)
+                current = step.component
+            counted = macs_of(inputs, outputs)
+            return Counter({current: sum(counted.values()) if isinstance(counted, Counter) else counted})
+
+        return macs
+
+    handles = {
+        "aten::_convolution": jit_handles.conv_flop_jit,
+        "aten::addmm": jit_handles.addmm_flop_jit,
+        "aten::bmm": jit_handles.bmm_flop_jit,
+        "aten::linear": jit_handles.linear_flop_jit,
+        "aten::matmul": jit_handles.matmul_flop_jit,
+        "aten::mm": jit_handles.matmul_flop_jit,
+    } | {name: _as_handle(formula) for name, formula in MAC_FORMULAS.items()}
+    if isinstance(traced.model, Backbone):
+        traced.model.kernels = "auto"
+    for name, module in traced.named_modules():
+        is_read = isinstance(traced.model, Backbone) and "patch_embed" in name.split(".")
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)) and not is_read:
+            setattr(module, "forward", functools.partial(_convolve, module))  # noqa: B010
+        if isinstance(module, Attention) and module.backend not in PLAIN:
+            module.backend = "sdpa"
+    # The plain implementations: the tracer can't take operators with lists, and these check their formulas.
+    uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
+    with uncomputed, torch.no_grad(), use_backend("eager"), hooks_only_mark():
+        analysis = FlopCountAnalysis(traced, inputs).clear_op_handles()
+        analysis.set_op_handle(**{name: booked(handle) for name, handle in handles.items()})
+        # An operator that fvcore does not know shows as a disagreement; not every model calls every step.
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        counts: Counter[str] = analysis.by_operator()
+    return counts
+
+
+def _convolve(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """The layer by the operator that the tracer records; of any other it loses sight under a dispatch mode."""
+    assert not isinstance(layer.padding, str)
+    sizes = (layer.stride, layer.padding, layer.dilation, False, layer.output_padding, layer.groups)
+    return torch._convolution(x, layer.weight, layer.bias, *sizes, False, False, False, False)
+
+
+def _as_handle(formula: Callable[..., int]) -> Callable[[list[Any], list[Any]], int]:
+    def handle(inputs: list[Any], outputs: list[Any]) -> int:
+        return formula(*map(_shape_or_constant, inputs))
+
+    return handle
+
+
+def _shape_or_constant(value: Any) -> Any:
+    if value.isCompleteTensor():
+        return value.type().sizes()
+    if value.node().kind() == "prim::ListConstruct":
+        return [_shape_or_constant(item) for item in value.node().inputs()]
+    return value.toIValue()
+
+
+def _does_work(func: Any) -> bool:
+    namespace, name = func._schema.name.split("::")
+    return not func.is_view and not (namespace == "aten" and name in ALLOCATIONS)
+
+
+def _returns_an_argument(func: Any) -> bool:
+    return any(returned.alias_info is not None for returned in func._schema.returns)
+
+
+def _unwritten(leaf: Any, device: str) -> Any:
+    """A tensor like this one, elsewhere; a device replaced likewise."""
+    if isinstance(leaf, Tensor):
+        return torch.empty_like(leaf, device=device)
+    return torch.device(device) if isinstance(leaf, torch.device) else leaf
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _has_floating(tree: Any) -> bool:
+    return any(tensor.is_floating_point() for tensor in _tensors(tree))
+
+
+def _bytes(tensor: Tensor) -> int:
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * math.prod(size for size, stride in sizes if stride != 0)

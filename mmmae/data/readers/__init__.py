@@ -1,0 +1,1 @@
+"""Readers of files: rasters, containers and arrays as cubes with wavelengths."""

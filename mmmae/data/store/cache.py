@@ -1,0 +1,149 @@
+"""A cache of registered, normalised subjects: one memory-mapped safetensors file each, and an index."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...files import check_can_write, write_atomically
+from ..readers.rasters import envi_data_file
+from .stored import (
+    INDEX_NAME,
+    StoredSubjects,
+    Track,
+    describe,
+    entry_of,
+    read_index,
+    samples_of,
+    to_tensors,
+    write_index,
+)
+
+if TYPE_CHECKING:
+    from ..subjects import Subjects
+
+FORMAT = "mmmae-cache-1"
+PLAN_NAME = "unfinished.json"
+METADATA = "subject"  # under this a file says whose it is, with the checksums of what was written
+FILES_A_FOLDER = 1000
+
+
+class CachedSubjects(StoredSubjects):
+    """What `write_cache` wrote; of a subject's file, only the pages of the asked images are read."""
+
+    FORMAT = FORMAT
+
+    def _check_files(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        for entry in entries:
+            path = self.folder / entry["file"]
+            if not path.is_file():
+                raise ValueError(f"{path}: is missing; write the cache again")
+            if path.stat().st_size != entry["bytes"]:
+                raise ValueError(f"{path}: has {path.stat().st_size} bytes; expected {entry['bytes']}")
+
+    def _read(self, entry: Mapping[str, Any], wanted: Sequence[str]) -> tuple[Path, dict[str, Tensor]]:
+        path = self.folder / entry["file"]
+        try:
+            with safe_open(path, framework="pt") as file:
+                return path, {key: file.get_tensor(key) for key in wanted}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: is damaged: {error}") from error
+
+
+def write_cache(subjects: "Subjects", folder: str | os.PathLike[str], *, workers: int = 0, track: Track = iter) -> Path:
+    """Write every subject as its data set gives it, with statistics and names; `CachedSubjects` reads the folder.
+
+    A file a subject, with its checksums: a run that was interrupted, or a cache of which files are missing or damaged,
+    is completed by the same call, and no whole file is written again. The index is written last: a folder without one
+    is not taken for a cache.
+
+    Args:
+        subjects: at least one.
+        folder: is made; may hold the same cache or its beginning.
+        workers: processes that read.
+        track: wraps the numbers of the subjects that are left to write, to show progress.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: there is no subject, or the folder holds something else: a cache of other data, or of source files
+            that have changed since.
+        OSError: the folder can't be written.
+    """
+    folder = Path(folder)
+    if len(subjects) == 0:
+        raise ValueError("no subjects; expected at least one")
+    check_can_write(folder)
+    names = subjects.names
+    plan = {**describe(subjects, FORMAT), "names": names, "source_files": _source_files(subjects)}
+    listed = _listed(folder, plan)
+    files = [f"{index // FILES_A_FOLDER:04d}/{index:07d}.safetensors" for index in range(len(names))]
+
+    def entry(index: int) -> dict[str, Any] | None:
+        """What the index says of a file that is whole; None if it is missing or damaged."""
+        path = folder / files[index]
+        try:
+            with safe_open(path, framework="pt") as file:
+                written = (file.metadata() or {}).get(METADATA)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
+        except (FileNotFoundError, SafetensorError):
+            return None
+        subject = entry_of(subjects, index, names[index], tensors)
+        return {**subject, "file": files[index], "bytes": path.stat().st_size} if _text(subject) == written else None
+
+    entries = [entry(index) for index in range(len(names))]
+    if listed == entries:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_index(folder / PLAN_NAME, plan)
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    missing = [index for index, found in enumerate(entries) if found is None]
+    for index, sample in zip(track(missing), samples_of(subjects, missing, workers), strict=True):
+        path, tensors = folder / files[index], to_tensors(sample)
+        path.parent.mkdir(exist_ok=True)
+        subject = entry_of(subjects, index, names[index], tensors)
+        write_atomically(path, partial(save_file, tensors, metadata={METADATA: _text(subject)}))
+        entries[index] = {**subject, "file": files[index], "bytes": path.stat().st_size}
+    write_index(folder / INDEX_NAME, {**plan, "subjects": entries})
+    (folder / PLAN_NAME).unlink()
+    for rest in folder.rglob(".*.partial"):  # of runs that were killed while they wrote
+        rest.unlink()
+    return folder
+
+
+def _source_files(subjects: "Subjects") -> dict[str, list[int]]:
+    """Size and time of change of each file that a data set of files reads."""
+    files_of = getattr(subjects, "files", None)
+    if files_of is None:
+        return {}
+    paths = {path for index in range(len(subjects)) for path in files_of(index).values()}
+    paths |= {envi_data_file(path) for path in paths if path.suffix.lower() == ".hdr"}
+    return {str(path): [(found := path.stat()).st_size, found.st_mtime_ns] for path in sorted(paths)}
+
+
+def _listed(folder: Path, plan: Mapping[str, Any]) -> Any:
+    """The subjects that the index of the planned cache lists, None if it is not finished.
+
+    Raises:
+        ValueError: the folder holds anything but the planned cache or its beginning.
+    """
+    for name in (INDEX_NAME, PLAN_NAME):
+        if (folder / name).exists():
+            found = read_index(folder / name, FORMAT)
+            if other := [key for key, value in plan.items() if found.get(key) != value]:
+                raise ValueError(f"{folder}: holds a cache of other data; different are {', '.join(other)}")
+            return found.get("subjects")
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ValueError(f"{folder}: is not empty and holds no cache; expected a new folder")
+    return None
+
+
+def _text(subject: Mapping[str, Any]) -> str:
+    return json.dumps(subject, sort_keys=True)

@@ -1,0 +1,142 @@
+"""Tar shards of registered, normalised subjects, as webdataset streams them, with an index for random access."""
+
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ...files import PERMISSIONS, check_can_write
+from ..sample import Sample
+from .stored import (
+    INDEX_NAME,
+    StoredSubjects,
+    Track,
+    describe,
+    entry_of,
+    samples_of,
+    to_sample,
+    to_tensors,
+    write_index,
+)
+
+if TYPE_CHECKING:
+    from ..subjects import Subjects
+
+FORMAT = "mmmae-shards-1"
+MEMBER = ".safetensors"
+
+
+class ShardedSubjects(StoredSubjects):
+    """What `write_shards` wrote, with random access: a subject is one read at a known place of one shard."""
+
+    FORMAT = FORMAT
+
+    def _check_files(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        ends: dict[str, int] = {}
+        for entry in entries:
+            ends[entry["file"]] = max(ends.get(entry["file"], 0), entry["offset"] + entry["bytes"])
+        for file, end in ends.items():
+            path = self.folder / file
+            if not path.is_file():
+                raise ValueError(f"{path}: is missing; write the shards again")
+            if path.stat().st_size < end:
+                raise ValueError(f"{path}: has {path.stat().st_size} bytes; expected at least {end}")
+
+    def _read(self, entry: Mapping[str, Any], wanted: Sequence[str]) -> tuple[Path, dict[str, Tensor]]:
+        path = self.folder / entry["file"]
+        with path.open("rb") as stream:
+            stream.seek(entry["offset"])
+            content = stream.read(entry["bytes"])
+        try:
+            tensors = load(content)
+            return path, {key: tensors[key] for key in wanted}
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path}: is damaged at subject {entry['name']!r}: {error}") from error
+
+
+def sample_of(record: Mapping[str, Any]) -> Sample:
+    """The sample in a record of `webdataset.WebDataset(...)`, for its `map`."""
+    return to_sample(record["txt"].decode("utf-8"), load(record["safetensors"]))
+
+
+def write_shards(
+    subjects: "Subjects",
+    folder: str | os.PathLike[str],
+    *,
+    per_shard: int = 100,
+    workers: int = 0,
+    track: Track = iter,
+) -> Path:
+    """Write every subject as its data set gives it into tar files; `ShardedSubjects` reads the folder.
+
+    Each subject is a member NUMBER.safetensors, and NUMBER.txt with its name. A folder beside is filled and renamed in
+    the end: there are all shards or none.
+
+    Args:
+        subjects: at least one.
+        folder: is made; may be there if it is empty.
+        per_shard: subjects in a tar file, which ends at 3 GB at the latest.
+        workers: processes that read.
+        track: wraps the numbers of the subjects, to show progress.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ImportError: webdataset is not installed.
+        ValueError: there is no subject, `per_shard` is below 1, or the folder is not empty.
+        OSError: the folder can't be written.
+    """
+    try:
+        from webdataset import ShardWriter
+    except ImportError as error:
+        raise ImportError("shards are written by webdataset: pip install 'mmmae[shards]'") from error
+    folder = Path(folder)
+    if len(subjects) == 0 or per_shard < 1:
+        raise ValueError(f"{len(subjects)} subjects, {per_shard} a shard; expected at least one of each")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: is not empty; expected a new folder")
+    check_can_write(folder)
+    index = describe(subjects, FORMAT)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    try:
+        numbers, entries = range(len(subjects)), []
+        pattern = os.path.abspath(partial).replace("%", "%%") + "/shard-%06d.tar"
+        with ShardWriter(pattern, maxcount=per_shard, verbose=0, encoder=False, post=_flush) as writer:
+            for number, sample in zip(track(numbers), samples_of(subjects, numbers, workers), strict=True):
+                tensors = to_tensors(sample)
+                text = sample.name.encode("utf-8")
+                writer.write({"__key__": f"{number:08d}", "safetensors": save(tensors), "txt": text})
+                entries.append(entry_of(subjects, number, sample.name, tensors))
+        places = [place for shard in sorted(partial.glob("*.tar")) for place in _members(shard)]
+        index["subjects"] = [{**entry, **place} for entry, place in zip(entries, places, strict=True)]
+        write_index(partial / INDEX_NAME, index)
+        partial.chmod(PERMISSIONS | (PERMISSIONS & 0o444) >> 2)  # who may read may enter
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _flush(shard: str) -> None:
+    with open(shard, "rb") as written:
+        os.fsync(written.fileno())
+
+
+def _members(shard: Path) -> list[dict[str, Any]]:
+    with tarfile.open(shard) as archive:
+        return [
+            {"file": shard.name, "offset": member.offset_data, "bytes": member.size}
+            for member in archive
+            if member.name.endswith(MEMBER)
+        ]

@@ -1,0 +1,189 @@
+"""Samples written once and read many times: what a cache and shards have in common."""
+
+import json
+import os
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ...files import write_atomically
+from ..normalization import Normalization
+from ..readers.windows import Window
+from ..sample import Sample
+from ..tiles import Position
+
+if TYPE_CHECKING:
+    from ..subjects import Subjects
+
+INDEX_NAME = "index.json"
+
+Track: TypeAlias = Callable[[Iterable[int]], Iterable[int]]
+
+
+class StoredSubjects(Dataset[Sample]):
+    """Subjects that an index lists; item i is, bit by bit, what the data set gave that was stored.
+
+    Args:
+        folder: what was written.
+        modalities: the auxiliary images to read; None for all.
+        check_files: False leaves files that are missing or truncated to be found on access.
+
+    Attributes:
+        names, positions, modalities, bands, wavelengths, normalization, image_size: of the data set that was stored;
+            `image_size` is (height, width) of the samples.
+
+    Raises:
+        FileNotFoundError: the folder has no index: it is something else, or was not finished.
+        ValueError: at construction, an index or file that is damaged, or a modality that is not there; on access,
+            values that are not those written. Names the path.
+    """
+
+    FORMAT = ""
+
+    def __init__(
+        self, folder: str | os.PathLike[str], modalities: Sequence[str] | None = None, *, check_files: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        index = read_index(self.folder / INDEX_NAME, self.FORMAT)
+        try:
+            self.bands, self.image_size = int(index["bands"]), (int(index["height"]), int(index["width"]))
+            self.modalities = {str(name): int(channels) for name, channels in index["modalities"].items()}
+            nm = index["wavelengths"]
+            self.wavelengths = None if nm is None else torch.tensor(nm, dtype=torch.float32)
+            self.normalization = Normalization.from_json(index["normalization"])
+            self._entries: list[dict[str, Any]] = index["subjects"]
+            self.names = [str(entry["name"]) for entry in self._entries]
+            places = [entry["position"] for entry in self._entries if "position" in entry]  # of all or none
+            self.positions = [Position(str(scene), Window(*map(int, window))) for scene, *window in places]
+            for entry in self._entries:
+                _check_entry(entry)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.folder / INDEX_NAME}: is damaged: {type(error).__name__} {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.folder / INDEX_NAME}: is damaged: {error}") from error
+        if check_files:
+            self._check_files(self._entries)
+        if modalities is not None:
+            if unknown := [name for name in modalities if name not in self.modalities]:
+                raise ValueError(f"{self.folder} has no modality {unknown}; it has {list(self.modalities)}")
+            self.modalities = {name: self.modalities[name] for name in modalities}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = self._entries[index]
+        wanted = ["hsi", "valid", *(f"aux.{name}" for name in self.modalities if f"aux.{name}" in entry["crc32"])]
+        path, tensors = self._read(entry, wanted)
+        for key in wanted:
+            if checksum(tensors[key]) != entry["crc32"][key]:
+                raise ValueError(f"{path}: is damaged: {key} of subject {entry['name']!r} is not what was written")
+        return to_sample(entry["name"], tensors)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        kind = f"{type(self).__name__}({self.folder}: {len(self)} subjects"
+        return f"{kind}, {self.bands} bands, {self.modalities}, image_size={(height, width)})"
+
+    def file(self, index: int) -> Path:
+        """The file that item `index` is read from."""
+        return self.folder / str(self._entries[index]["file"])
+
+    @abstractmethod
+    def _check_files(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Raise a ValueError that names a file which is not there or has not the size that the index says."""
+
+    @abstractmethod
+    def _read(self, entry: Mapping[str, Any], wanted: Sequence[str]) -> tuple[Path, dict[str, Tensor]]:
+        """The file of a subject, and those of its tensors that are named."""
+
+
+def _check_entry(entry: Mapping[str, Any]) -> None:
+    """Raise a ValueError, KeyError or TypeError if something of a subject's entry is missing or of another kind."""
+    place = Path(entry["file"])
+    if place.is_absolute() or ".." in place.parts:
+        raise ValueError(f"file is {str(place)!r}; expected a path within the folder")
+    crc32 = entry["crc32"]
+    numbers = [entry["bytes"], entry.get("offset", 0), crc32["hsi"], crc32["valid"], *crc32.values()]
+    if wrong := [number for number in numbers if type(number) is not int or number < 0]:
+        raise ValueError(f"subject {entry['name']!r} has {wrong[0]!r} for a number")
+
+
+def describe(subjects: "Subjects", form: str) -> dict[str, Any]:
+    """An index's head: all that a data set says of itself and its samples, but no subject's entry."""
+    subjects.normalization  # noqa: B018  computed here, once, and not in every worker
+    wavelengths = getattr(subjects, "wavelengths", None)
+    height, width = subjects[0].hsi.shape[-2:]
+    return {
+        "format": form,
+        "source": repr(subjects),
+        "height": height,
+        "width": width,
+        "bands": subjects.bands,
+        "wavelengths": None if wavelengths is None else wavelengths.tolist(),
+        "modalities": dict(subjects.modalities),
+        "normalization": subjects.normalization.to_json(),
+    }
+
+
+def entry_of(subjects: "Subjects", index: int, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the index says of a subject but for its file: name, checksums, and position if it is a tile."""
+    entry: dict[str, Any] = {"name": name, "crc32": {key: checksum(tensor) for key, tensor in tensors.items()}}
+    if positions := getattr(subjects, "positions", None):
+        scene, window = positions[index]
+        entry["position"] = [scene, *window]
+    return entry
+
+
+def samples_of(subjects: "Subjects", chosen: Sequence[int], workers: int) -> Iterator[Sample]:
+    """The chosen subjects in order, read by `workers` processes."""
+    # Without a batch size the loader hands samples through as they are; a Sampler may be any sequence.
+    yield from DataLoader(subjects, batch_size=None, sampler=chosen, num_workers=workers)  # type: ignore[arg-type]
+
+
+def to_tensors(sample: Sample) -> dict[str, Tensor]:
+    """A sample's tensors by the names that they are stored under."""
+    tensors = {"hsi": sample.hsi, "valid": sample.valid, **{f"aux.{name}": image for name, image in sample.aux.items()}}
+    return {key: tensor.contiguous() for key, tensor in tensors.items()}
+
+
+def to_sample(name: str, tensors: Mapping[str, Tensor]) -> Sample:
+    """What `to_tensors` took apart."""
+    aux = {key.removeprefix("aux."): tensor for key, tensor in tensors.items() if key.startswith("aux.")}
+    return Sample(name, tensors["hsi"], aux, tensors["valid"])
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.numpy().view(np.uint8).data if tensor.numel() else b"")
+
+
+def write_index(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an index; a reader finds all of it or none."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content) + "\n"))
+
+
+def read_index(path: Path, form: str) -> dict[str, Any]:
+    """Read what `write_index` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is of another format or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; expected a folder that `mmmae data` wrote to its end") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != form:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise ValueError(f"{path}: has the format {found!r}; expected {form!r}")
+    return content

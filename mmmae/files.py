@@ -1,0 +1,46 @@
+"""Writing files: whole or not at all, and where it can't be done, an error before any work."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+_umask = os.umask(0o077)  # it can only be read by setting it; at import no other thread of ours is there
+os.umask(_umask)
+PERMISSIONS = 0o666 & ~_umask
+
+
+def check_can_write(directory: str | Path) -> None:
+    """Raise an OSError that names `directory` if it could not be made, with its parents, and filled."""
+    directory = Path(directory)
+    there = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{directory}: {'is' if there == directory else f'{there} is'} no folder")
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # permissions alone do not tell of read-only and virtual file systems
+    except OSError as error:
+        raise OSError(f"{directory}: can't write into {there}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: a reader finds the old file or the new one."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    except OSError as error:
+        raise OSError(f"{path}: can't be written: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(PERMISSIONS)
+        os.replace(temporary, path)
+    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
+        raise OSError(f"{path}: could not be written: {str(error).splitlines()[0]}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""The HSI encoder: what a model keeps after pretraining, alone or inside the masked autoencoder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmmae_kernels import patch_embed, use_backend
+from mmmae_kernels.attention.op import attention_backend
+from mmmae_kernels.dispatch import check_backend, current_backend
+from mmmae_kernels.transformer_block.reference import take
+
+from ..config import MMMAEConfig
+from .initialisation import initialise
+from .inputs import check_hsi
+from .layers import EPSILON, Block, PatchEmbed, Stream, materialised, norm
+from .position import position_table
+from .pretrained import Pretrained
+from .registration import register
+
+
+class Backbone(Pretrained):
+    """Parameters and steps that the encoder and the masked autoencoder have in common."""
+
+    def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.kernels, self.attention = check_backend(kernels), attention
+        current_backend(), attention_backend(attention)  # a wrong name in the environment is found now, not in a step
+        groups, rows, columns = config.grid
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed_spatial = nn.Parameter(torch.empty(1, rows * columns, config.dim))
+        self.pos_embed_spectral = nn.Parameter(torch.empty(1, groups, config.dim))
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.heads, config.mlp_ratio, attention, config.activation_checkpointing)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim, eps=EPSILON)
+
+    def embed(self, volume: Tensor, ids: Tensor | None, embedded: Tensor | None = None) -> Tensor:
+        """Return tokens with their positions.
+
+        Args:
+            volume: `[B, C, T, image_size, image_size]`, registered.
+            ids: `[B, K]`, tokens that are wanted; None means all.
+            embedded: what `embed_by_module` gave of the volume.
+
+        Returns:
+            `[B, K, D]`.
+        """
+        position = position_table(self.pos_embed_spatial, self.pos_embed_spectral)
+        if embedded is not None:
+            tokens = embedded + position
+            return tokens if ids is None else take(tokens, ids)
+        projection = self.patch_embed.proj
+        return patch_embed(volume, projection.weight, projection.bias, ids, position)
+
+    def embed_by_module(self, volume: Tensor) -> Tensor | None:
+        """Return all tokens `[B, N, D]` from the layer itself, if it is not what it was made; else None."""
+        return None if self.patch_embed.is_plain() else self.patch_embed(volume)
+
+    def backend(self) -> contextlib.AbstractContextManager[None]:
+        """Choose the kernels this model was made with; `auto` leaves that to `use_backend` and `MMMAE_KERNELS`."""
+        return use_backend(current_backend() if self.kernels == "auto" else self.kernels)
+
+
+class HSIEncoder(Backbone):
+    """Registration, patch embedding, positions and transformer blocks over all tokens; no masking, no guidance.
+
+    Args:
+        config: as for the whole model; what belongs to decoder and auxiliary images is kept, not used.
+        kernels, attention: see `mmmae.fast_model`.
+    """
+
+    def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
+        super().__init__(config, kernels, attention)
+        initialise(self, config)
+
+    def forward(self, hsi: Tensor) -> Tensor:
+        """Encode `[B, C, T, H, W]`, of any H and W, to tokens `[B, N, D]`, row-major over (t, h, w).
+
+        Raises:
+            ValueError: the volume has another rank, channel count or band count than the config names.
+        """
+        return self.forward_features(hsi)
+
+    def forward_features(self, hsi: Tensor) -> Tensor:
+        """The same as `forward`, under the name that timm's models give it."""
+        tokens, _ = self.forward_intermediates(hsi, ())
+        return tokens
+
+    def forward_intermediates(
+        self, hsi: Tensor, indices: Sequence[int] | None = None, *, normalize: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encode, and keep what some blocks give, as maps for dense heads.
+
+        Args:
+            hsi: `[B, C, T, H, W]`.
+            indices: numbers of blocks, negative ones from the end; None means all.
+            normalize: apply the final norm to the maps too.
+
+        Returns:
+            The tokens `[B, N, D]`, and a map `[B, D, t, h, w]` for each index, in the order of `indices`.
+
+        Raises:
+            ValueError: an index names no block, or see `forward`.
+        """
+        depth = len(self.blocks)
+        indices = range(depth) if indices is None else indices
+        for index in indices:
+            if not -depth <= index < depth:
+                raise ValueError(f"indices has {index}, expected {-depth}..{depth - 1}")
+        wanted = {index % depth for index in indices}
+        check_hsi(self.config, hsi, self.pos_embed_spatial.device)
+        maps: dict[int, Tensor] = {}
+        with self.backend():
+            volume = register(hsi, self.config.image_size)
+            stream = Stream(self.embed(volume, None, self.embed_by_module(volume)))
+            for number, block in enumerate(self.blocks):
+                stream = block(*stream)
+                if number in wanted:
+                    tokens: Any = norm(self.norm, stream) if normalize else materialised(stream)
+                    maps[number] = tokens.transpose(1, 2).unflatten(2, self.config.grid)
+            encoded = norm(self.norm, stream)
+        return encoded, [maps[index % depth] for index in indices]
+
+    @classmethod
+    def _own_part(
+        cls, directory: Path, config: MMMAEConfig, weights: dict[str, Tensor]
+    ) -> tuple[MMMAEConfig, dict[str, Tensor]]:
+        if "mask_token" not in weights:
+            return config, weights
+        config = config.replace(aux={})  # a whole model's: as `FastModel.hsi_encoder` does
+        with torch.device("meta"):
+            names = cls(config).state_dict().keys()
+        return config, {name: weight for name, weight in weights.items() if name in names}
+
+
+class LinearClassifier(nn.Module):
+    """An encoder with a linear head on the mean of its tokens, for probing and fine-tuning.
+
+    Args:
+        encoder: its parameters are the classifier's own `encoder.*`.
+        classes: number of classes.
+        freeze_encoder: train the head alone, without gradients through the encoder.
+    """
+
+    def __init__(self, encoder: HSIEncoder, classes: int, *, freeze_encoder: bool = False) -> None:
+        super().__init__()
+        if classes < 1:
+            raise ValueError(f"classes is {classes}, expected a whole number >= 1")
+        self.encoder, self.freeze_encoder = encoder, freeze_encoder
+        self.head = nn.Linear(encoder.config.dim, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, hsi: Tensor) -> Tensor:
+        """`[B, C, T, H, W]` -> logits `[B, classes]`."""
+        with torch.no_grad() if self.freeze_encoder else contextlib.nullcontext():
+            tokens = self.encoder(hsi)
+        logits: Tensor = self.head(tokens.mean(dim=1))
+        return logits
+
+
+def adopt_parameters(module: nn.Module, source: nn.Module) -> None:
+    """Make the parameters of `module` those of the same names in `source`: the same tensors, not copies."""
+    for path, child in module.named_modules():
+        for name in [name for name, _ in child.named_parameters(recurse=False)]:
+            child.register_parameter(name, source.get_parameter(f"{path}.{name}" if path else name))

@@ -1,0 +1,294 @@
+"""The fast model's layers: the reference's parameters under the reference's names, computed by `mmmae_kernels`.
+
+A residual stream travels as three tensors, a `Stream`, whose sum is its value: the next norm adds them on its way. So
+the last linear layer of a block multiplies only; its bias is added, and the bias's gradient summed up, by kernels that
+pass over these numbers anyway.
+
+A layer whose children are what it made them computes with their parameters. Where one was replaced, wrapped, hooked or
+parametrised, it calls its children one by one: the same numbers, and whatever was done to a child has its effect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mmmae_kernels import (
+    BlockWeights,
+    add_layer_norm,
+    attention,
+    use_backend,
+)
+from mmmae_kernels.dispatch import current_backend
+from mmmae_kernels.linear import linear
+from mmmae_kernels.transformer_block.conditioning import ConditioningCall, ConditioningWeights, run_conditioning
+from mmmae_kernels.transformer_block.op import BlockCall, run_block
+from mmmae_kernels.transformer_block.reference import take
+
+from ..config import MMMAEConfig
+
+EPSILON = 1e-6
+
+
+class Stream(NamedTuple):
+    """A residual stream that is x + residual + residual_bias: `[B, N, D]` twice and `[D]`, None for zero."""
+
+    x: Tensor
+    residual: Tensor | None = None
+    residual_bias: Tensor | None = None
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, dim: int, heads: int, backend: str) -> None:
+        super().__init__()
+        self.heads, self.backend = heads, backend
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, ids: Tensor | None = None, key_present: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: `[B, N, D]`.
+            ids: `[B, M]`, tokens whose attention is wanted; None means all.
+            key_present: bool `[B, N]`, tokens that may be attended to; None means all.
+
+        Returns:
+            `[B, N, D]` or `[B, M, D]`.
+        """
+        qkv = self.qkv(x)
+        q, k, v = qkv.view(*x.shape[:2], 3, self.heads, qkv.shape[2] // (3 * self.heads)).unbind(2)  # [B, N, h, d]
+        q = q if ids is None else take(q, ids)
+        mixed = attention(q, k, v, key_present=key_present, backend=self.backend)
+        out: Tensor = self.proj(mixed.flatten(2))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, N, D]` -> the same."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on a residual stream; `recompute`: in training, see `recomputed`."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, backend: str, recompute: bool = False) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.norm1 = nn.LayerNorm(dim, eps=EPSILON)
+        self.attn = Attention(dim, heads, backend)
+        self.norm2 = nn.LayerNorm(dim, eps=EPSILON)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self._made = Made(self)
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, residual_bias: Tensor | None = None, ids: Tensor | None = None
+    ) -> Stream:
+        """Run the block on a stream `[B, N, D]`.
+
+        Args:
+            x, residual, residual_bias: see `Stream`.
+            ids: `[B, M]`, tokens that are wanted; None means all.
+
+        Returns:
+            The stream behind the block, `[B, N, D]` or `[B, M, D]`.
+        """
+        stream = Stream(x, residual, residual_bias)
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return recomputed(lambda stream: self.transform(stream, ids), stream)
+        return self.transform(stream, ids)
+
+    def transform(self, stream: Stream, ids: Tensor | None) -> Stream:
+        """Run the block, as one op where its children are what it made them."""
+        attn, mlp = self.attn, self.mlp
+        if not self._made.holds(self):
+            x = materialised(stream)
+            attended = attn(self.norm1(x)) if ids is None else attn(self.norm1(x), ids)
+            x = (x if ids is None else take(x, ids)) + attended
+            return Stream(x, mlp(self.norm2(x)))
+        norm1, qkv, proj, norm2, fc1, fc2 = self._made.parameters
+        weights = BlockWeights(
+            *(norm1["weight"], norm1["bias"], qkv["weight"], qkv["bias"], proj["weight"], proj["bias"]),
+            *(norm2["weight"], norm2["bias"], fc1["weight"], fc1["bias"], fc2["weight"]),
+        )
+        x, residual = run_block(BlockCall(*stream, weights, attn.heads, ids, EPSILON), attn.backend)
+        return Stream(x, residual, fc2["bias"])
+
+
+class Conditioning(nn.Module):
+    """Guidance by concatenation: tokens attend to themselves and the auxiliary vectors a sample has."""
+
+    def __init__(self, dim: int, heads: int, backend: str) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=EPSILON)
+        self.attn = Attention(dim, heads, backend)
+        self._made = Made(self)
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, residual_bias: Tensor | None, vectors: Tensor, guides: Tensor
+    ) -> Stream:
+        """Guide a stream `[B, K, D]` by vectors.
+
+        Args:
+            x, residual, residual_bias: see `Stream`.
+            vectors: `[B, m, D]`.
+            guides: bool `[B, m]`, which vector guides which sample.
+
+        Returns:
+            The stream, `[B, K, D]`.
+        """
+        if self._made.holds(self):
+            norm, qkv, proj = self._made.parameters
+            weights = ConditioningWeights(
+                *(norm["weight"], norm["bias"], qkv["weight"], qkv["bias"], proj["weight"], proj["bias"])
+            )
+            stream = (x, residual, residual_bias)
+            call = ConditioningCall(*stream, vectors, guides, weights, self.attn.heads, EPSILON)
+            x, guidance = run_conditioning(call, self.attn.backend)
+        else:
+            x = materialised(Stream(x, residual, residual_bias))
+            joined = self.norm(torch.cat([x, vectors], dim=1))
+            present = torch.cat([guides.new_ones(x.shape[:2]), guides], dim=1)
+            guidance = self.attn(joined, key_present=present)[:, : x.shape[1]]
+        return Stream(x, torch.where(guides.any(dim=1)[:, None, None], guidance, 0.0))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping 3D patches, linearly embedded."""
+
+    def __init__(self, config: MMMAEConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(config.in_channels, config.dim, kernel_size=config.patch, stride=config.patch)
+        self._made = Made(self)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """`[B, C, T, H, W]` -> all tokens `[B, N, D]`; `mmmae_kernels.patch_embed` gives those that are asked for."""
+        embedded: Tensor = self.proj(volume.to(self.proj.weight.dtype))  # [B, D, t, h, w]
+        return embedded.flatten(2).transpose(1, 2)
+
+    def is_plain(self) -> bool:
+        """Return whether the projection, and this layer, are what they were made."""
+        return self._made.holds(self) and is_plain(self, PatchEmbed)
+
+
+class Made:
+    """Remembers the modules in a layer, and tells whether they are what they were when it was made."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        modules = [*_descendants(layer)]
+        self.root = layer._modules
+        self.places = tuple((parent._modules, name, child, type(child)) for parent, name, child in modules)
+        self.hooks = tuple(hooks for *_, child in modules for hooks in _hooks_of(child))
+        # Of those that have some, in the order in which they were made.
+        self.parameters: tuple[dict[str, Any], ...] = tuple(
+            child._parameters for *_, child in modules if child._parameters
+        )
+        self.names = tuple((parameters, name) for parameters in self.parameters for name in parameters)
+        self.norms = tuple(child for *_, child in modules if isinstance(child, nn.LayerNorm))
+
+    def holds(self, layer: nn.Module) -> bool:
+        """Return whether each module is the one that was made.
+
+        It is of its class, without hooks, with its own forward, its parameters and the epsilon of its norm.
+        """
+        for modules, name, child, kind in self.places:
+            if modules.get(name) is not child or child.__class__ is not kind or "forward" in child.__dict__:
+                return False
+        for parameters, name in self.names:
+            if parameters.get(name) is None:
+                return False
+        for norm in self.norms:
+            if norm.eps != EPSILON:
+                return False
+        return layer._modules is self.root and not _has_hooks(self.hooks)
+
+
+_hooks_only_mark = False
+
+
+@contextlib.contextmanager
+def hooks_only_mark() -> Iterator[None]:
+    """Overlook hooks in the block: they only mark where a pass is, as a tracer's do."""
+    global _hooks_only_mark
+    before, _hooks_only_mark = _hooks_only_mark, True
+    try:
+        yield
+    finally:
+        _hooks_only_mark = before
+
+
+def _has_hooks(hooks: tuple[dict[int, Callable[..., object]], ...]) -> bool:
+    """Return whether there are hooks on a layer itself; those on all modules of a process are a counter's, and mark."""
+    return not _hooks_only_mark and any(hooks)
+
+
+def _descendants(layer: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for name, child in layer.named_children():
+        yield layer, name, child
+        yield from _descendants(child)
+
+
+def _hooks_of(module: nn.Module) -> tuple[dict[int, Callable[..., object]], ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a module is exactly of a class, without hooks and with its class's forward."""
+    return module.__class__ is kind and "forward" not in module.__dict__ and not _has_hooks(_hooks_of(module))
+
+
+def norm(layer: nn.Module, stream: Stream) -> Tensor:
+    """Return the norm of a stream, `[B, N, D]`."""
+    if not is_plain(layer, nn.LayerNorm):
+        normed: Tensor = layer(materialised(stream))
+        return normed
+    x, residual, residual_bias = stream
+    assert isinstance(layer, nn.LayerNorm)
+    return add_layer_norm(x, residual, layer.weight, layer.bias, layer.eps, residual_bias)[1]
+
+
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return what a linear layer makes of `[..., H]`."""
+    if not is_plain(layer, nn.Linear):
+        projected: Tensor = layer(x)
+        return projected
+    assert isinstance(layer, nn.Linear)
+    return linear(x, layer.weight, layer.bias)
+
+
+def recomputed(layers: Callable[[Stream], Stream], stream: Stream) -> Stream:
+    """Return `layers(stream)`, of which the input alone is kept: backward computes the rest again."""
+    # Backward comes after the block that chose the kernels; what is compiled made its choice when it was traced.
+    chosen = current_backend()
+
+    def run(x: Tensor) -> Tensor:
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else use_backend(chosen):
+            return materialised(layers(Stream(x)))
+
+    # Nothing in a block is random.
+    return Stream(checkpoint(run, materialised(stream), use_reentrant=False, preserve_rng_state=False))
+
+
+def materialised(stream: Stream) -> Tensor:
+    """Return the stream's value."""
+    x, residual, residual_bias = stream
+    if residual is None:
+        return x
+    return x + (residual if residual_bias is None else residual + residual_bias)

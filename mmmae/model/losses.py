@@ -1,0 +1,138 @@
+"""The losses around the fused ones: which tokens count, and the contrast of volumes with their auxiliary images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmmae_kernels.dispatch import in_debug_mode
+
+from ..config import MMMAEConfig
+from .inputs import first_sample, is_distributed
+from .registration import register
+
+VALID_SHARE = 0.3  # a token with a smaller share of valid pixels does not count in the reconstruction loss
+
+
+def token_weights(config: MMMAEConfig, valid: Tensor, ids: Tensor) -> Tensor:
+    """Weight in the reconstruction loss of the tokens `ids [B, M]`: 1 with enough valid pixels, else 0.
+
+    Args:
+        valid: `[B, H, W]` bool.
+
+    Returns:
+        `[B, M]` float32.
+    """
+    _, rows, columns = config.grid
+    share = F.avg_pool2d(register(valid.to(torch.float32), config.image_size)[:, None], config.patch[1:])
+    enough = (share >= VALID_SHARE).to(torch.float32).flatten(1)  # [B, h*w]
+    return enough.gather(1, ids % (rows * columns))
+
+
+# Collectives stay out of compiled graphs: Inductor's code for these does not build.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def share_of_rank(weights: Tensor) -> Tensor:
+    """The factor that makes the mean over ranks of their means over tokens the mean over all tokens.
+
+    Args:
+        weights: `[B, M]` of the tokens; integers stand for 1 each.
+    """
+    if weights.is_floating_point():
+        total = weights.sum()
+    else:  # filled in on the device: a copy is waited for
+        total = torch.full((), weights.numel(), dtype=torch.float32, device=weights.device)
+    of_all = total.clone()
+    torch.distributed.all_reduce(of_all)
+    return total * torch.distributed.get_world_size() / of_all.clamp(min=1)
+
+
+def contrastive_loss(
+    config: MMMAEConfig, queries: Tensor, vectors: Mapping[str, Tensor], presence: Mapping[str, Tensor]
+) -> Tensor:
+    """InfoNCE (van den Oord et al., 2018) of each sample against the auxiliary vectors of all samples, of all ranks.
+
+    Args:
+        config: its `temperature` divides the cosine similarities; `symmetric` contrasts vectors against queries too,
+            and takes the mean of both directions, as CLIP does.
+        queries: `[B, D]`, one a sample.
+        vectors: name -> `[B, D]` of the modalities that any sample of this rank has.
+        presence: name -> bool `[B]`: a sample without the modality is neither query nor negative.
+
+    Returns:
+        The mean over the modalities that any sample has; 0 where there is none. Under torch.distributed the mean of
+        this over the ranks is the loss of the joined batch, and so is the mean of its gradients.
+    """
+    # Every rank takes part in every gather, forward and backward, also for modalities that only others have.
+    names = [name for name in config.aux if is_distributed() or name in vectors]
+    if not names:
+        return queries.new_zeros(())
+    if is_distributed():
+        _check_batches(queries)
+    nobody = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
+    keys = torch.stack([vectors[name] if name in vectors else queries * 0.0 for name in names], dim=1)  # [B, m, D]
+    has = torch.stack([presence[name] if name in vectors else nobody for name in names], dim=1)  # [B, m]
+    with torch.autocast(queries.device.type, enabled=False):
+        query, key, all_has = _unit(queries), _unit(keys), _of_all_ranks(has)
+        logits = torch.einsum("bd,amd->mba", query, _of_all_ranks(key))
+        loss = _cross_entropy(logits / config.temperature, has, all_has)
+        if config.symmetric:
+            logits = torch.einsum("bmd,ad->mba", key, _of_all_ranks(query))
+            loss = (loss + _cross_entropy(logits / config.temperature, has, all_has)) / 2
+        ranks = len(all_has) // len(has)
+        loss = loss * ranks / all_has.sum(0).clamp(min=1)
+        return loss.sum() / all_has.any(0).sum().clamp(min=1)
+
+
+def _check_batches(queries: Tensor) -> None:
+    """Raise ValueError if ranks have batches of different size; on GPUs, where it costs a wait, in debug mode alone."""
+    if queries.device.type == "cpu" or in_debug_mode():
+        sizes = _of_all_ranks(torch.tensor([len(queries)], device=queries.device)).tolist()
+        if len(set(sizes)) > 1:
+            raise ValueError(f"the ranks have batches of {sizes} samples, expected one size")
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+
+
+def _cross_entropy(logits: Tensor, has: Tensor, all_has: Tensor) -> Tensor:
+    """Sum over this rank's samples that have the modality, `[m]`.
+
+    Args:
+        logits: `[m, B, A]`, of this rank's samples against those of all ranks.
+        has, all_has: bool `[B, m]` and `[A, m]`, which samples have the modality.
+    """
+    # Rows that do not count are made harmless before the softmax: all -inf would be NaN in backward.
+    logits = logits.masked_fill(~all_has.T[:, None, :], float("-inf")).masked_fill(~has.T[:, :, None], 0.0)
+    modalities, batch, _ = logits.shape
+    own = torch.arange(batch, device=logits.device) + first_sample(batch)
+    losses = F.cross_entropy(logits.transpose(1, 2), own.expand(modalities, batch), reduction="none")
+    return losses.masked_fill(~has.T, 0.0).sum(1)
+
+
+def _of_all_ranks(local: Tensor) -> Tensor:
+    """`[B, ...]` of each rank put together in rank order, with gradients back to each rank; equal B on all ranks."""
+    return _gather(local) if is_distributed() else local
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _gather(local: Tensor) -> Tensor:
+    gathered: Tensor = _AllGather.apply(local)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        summed = grad.contiguous()
+        torch.distributed.all_reduce(summed)
+        return summed.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]

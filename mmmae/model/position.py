@@ -1,0 +1,129 @@
+"""Learned separable position embeddings on grids, and at wavelengths, other than those they were learned on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..config import MMMAEConfig
+
+NANOMETRES_A_POSITION = 10.0  # about a band of an imaging spectrometer
+AMPLITUDE = 0.02 * math.sqrt(2)  # a sinusoid of it has the standard deviation 0.02 of positions that are drawn
+
+
+def position_table(spatial: Tensor, spectral: Tensor) -> Tensor:
+    """One row a token, `[t*h*w, D]`, from `spatial [1, h*w, D]` and `spectral [1, t, D]`."""
+    return (spectral[0, :, None] + spatial[0, None, :]).flatten(0, 1)
+
+
+def wavelength_embedding(wavelengths: Sequence[float], patch: int, dim: int) -> Tensor:
+    """Where spectral positions start from: sinusoids of the mean wavelength of each token's bands.
+
+    The frequencies are those of Vaswani et al. (2017), whose position is counted in steps of 10 nm. The periods then
+    run from 63 nm, in which the neighbouring bands of a spectrometer differ and still resemble each other, to beyond
+    the thermal infrared.
+
+    Args:
+        wavelengths: of T bands, in nm.
+        patch: bands of a token.
+        dim: D.
+
+    Returns:
+        `[1, T / patch, D]` float32: sines in the first half of D, cosines in the second.
+    """
+    position = mean_wavelengths(wavelengths, patch)[:, None] / NANOMETRES_A_POSITION
+    pairs = math.ceil(dim / 2)
+    angle = position * 10000 ** (-torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
+    return AMPLITUDE * torch.cat([angle.sin(), angle.cos()], dim=1)[None, :, :dim].to(torch.float32)
+
+
+def mean_wavelengths(wavelengths: Sequence[float], patch: int) -> Tensor:
+    """Mean wavelength in nm of each token's bands, `[T / patch]` float64, on the CPU."""
+    return torch.tensor(wavelengths, dtype=torch.float64, device="cpu").view(-1, patch).mean(dim=1)
+
+
+def resize_positions(weights: dict[str, Tensor], old: MMMAEConfig, new: MMMAEConfig) -> dict[str, Tensor]:
+    """The position embeddings among `weights` that another grid or other wavelengths change, on those of `new`.
+
+    Args:
+        weights: of a model or encoder of the config `old`.
+
+    Raises:
+        ValueError: an embedding has not the size of `old`'s grid, or `new` has wavelengths and `old` has none.
+    """
+    if new.wavelengths is not None and old.wavelengths is None:
+        raise ValueError(
+            "wavelengths are given, but the weights were pretrained without: leave them out, and positions are "
+            "interpolated by the bands' numbers, or pretrain with the config field wavelengths"
+        )
+    (old_groups, *old_plane), (groups, *plane) = old.grid, new.grid
+    resized = {}
+    for name, weight in weights.items():
+        if name.endswith("pos_embed_spatial"):
+            resized[name] = _resize_plane(name, weight, old_plane, plane)
+        elif name.startswith("aux_encoders.") and name.endswith(".pos_embed"):
+            old_side, side = (config.image_size // config.aux_patch for config in (old, new))
+            resized[name] = _resize_plane(name, weight, [old_side, old_side], [side, side])
+        elif name.endswith("pos_embed_spectral"):
+            _check_rows(name, weight, old_groups)
+            if new.wavelengths is not None and old.wavelengths is not None:
+                resized[name] = move_spectral(weight, old.wavelengths, new.wavelengths)
+            else:
+                resized[name] = resize_spectral(weight, groups)
+    return {name: weight for name, weight in resized.items() if weight is not weights[name]}
+
+
+def resize_spatial(spatial: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """`[1, h*w, D]` of the grid `old` to that of `new` by bicubic interpolation, the usual way for ViTs.
+
+    With antialias the kernel is Keys' with a = -0.5, which keeps straight ramps straight; PyTorch's other one does not.
+    """
+    image = spatial.reshape(1, *old, -1).permute(0, 3, 1, 2).to(torch.float32)
+    resized = F.interpolate(image, size=new, mode="bicubic", align_corners=False, antialias=True)
+    return resized.permute(0, 2, 3, 1).flatten(1, 2).to(spatial.dtype)
+
+
+def resize_spectral(spectral: Tensor, groups: int) -> Tensor:
+    """`[1, t, D]` to `[1, groups, D]` by linear interpolation along the bands; the tensor itself if it has them."""
+    if spectral.shape[1] == groups:
+        return spectral
+    bands = spectral.transpose(1, 2).to(torch.float32)
+    return F.interpolate(bands, size=groups, mode="linear", align_corners=False).transpose(1, 2).to(spectral.dtype)
+
+
+def move_spectral(spectral: Tensor, old: Sequence[float], new: Sequence[float]) -> Tensor:
+    """`[1, t, D]`, learned at the wavelengths `old`, at those of `new`; the tensor itself if they are the same.
+
+    The sinusoids are those of the new wavelengths. What was learned on top of them is interpolated linearly over the
+    mean wavelengths of the tokens, and held beyond the first and last.
+    """
+    if tuple(old) == tuple(new):
+        return spectral
+    patch, dim = len(old) // spectral.shape[1], spectral.shape[2]
+    learned = spectral[0].detach().to("cpu", torch.float64) - wavelength_embedding(old, patch, dim)[0]
+    known, order = mean_wavelengths(old, patch).sort()
+    learned = interpolate(learned[order], known, mean_wavelengths(new, patch))
+    return (wavelength_embedding(new, patch, dim) + learned[None]).to(spectral)
+
+
+def interpolate(rows: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+    """Rows `[t, D]`, known at rising positions `[t]`, at the positions `wanted [g]`, linearly; held beyond the ends."""
+    right = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+    left = (right - 1).clamp(min=0)
+    gap = (known[right] - known[left]).clamp(min=torch.finfo(known.dtype).tiny)
+    share = ((wanted - known[left]) / gap).clamp(0, 1)
+    return torch.lerp(rows[left], rows[right], share[:, None])
+
+
+def _resize_plane(name: str, weight: Tensor, old: list[int], new: list[int]) -> Tensor:
+    _check_rows(name, weight, old[0] * old[1])
+    return weight if old == new else resize_spatial(weight, (old[0], old[1]), (new[0], new[1]))
+
+
+def _check_rows(name: str, weight: Tensor, rows: int) -> None:
+    if weight.dim() != 3 or weight.shape[1] != rows:
+        raise ValueError(f"{name} has shape {list(weight.shape)}, expected [1, {rows}, D] by its config")

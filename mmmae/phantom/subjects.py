@@ -1,0 +1,115 @@
+"""Generated retina-like subjects, for runs and tests without data."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data.normalization import Normalization, robust_percentiles
+from ..data.readers.cube import Cube
+from ..data.sample import Sample
+from .retina import MODALITIES, render
+
+REFERENCE_SUBJECTS, REFERENCE_SIZE = 12, (96, 96)
+MISSING_STREAM = 9
+
+
+class Phantom(Dataset[Sample]):
+    """Generated subjects, no measurements: a fundus with vessels, and images derived from the same maps of pigments.
+
+    Smooth maps of melanin, blood, macular pigment (xanthophyll) and lipofuscin, a vessel tree, an optic disc and a
+    fovea absorb light by the Beer-Lambert law, `R = R0 exp(-2 sum_p c_p e_p(wavelength))`, with Gaussian mixtures in
+    place of measured spectra. The infrared (820 nm), autofluorescence (488 nm) and thickness images come from the same
+    maps, each with a blur, a shift of at most 1.5 % of the image and noise of its own. Item i depends on (seed, i) and
+    the arguments alone. A scene does not change with `image_size`, only its noise does.
+
+    Args:
+        length: number of subjects.
+        image_size: side, or (height, width).
+        bands: T; wavelengths are even over 450 to 900 nm.
+        aux: the modalities, of "ir", "af" and "thickness".
+        seed: of the data set.
+        missing: probability, for each subject and modality, that the image is missing.
+
+    Attributes:
+        names, modalities, bands, wavelengths: as in `PairedFolder`. Values are normalised as there, by the statistics
+            of 12 fixed subjects; they are 0 and not `valid` outside the fundus disc.
+    """
+
+    def __init__(
+        self,
+        length: int = 64,
+        image_size: int | tuple[int, int] = 224,
+        bands: int = 12,
+        aux: Sequence[str] = MODALITIES,
+        seed: int = 0,
+        missing: float = 0.15,
+    ) -> None:
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        unknown = [name for name in aux if name not in MODALITIES]
+        if unknown:
+            raise ValueError(f"unknown modalities {unknown}; expected some of {list(MODALITIES)}")
+        if length < 0 or min(*self.image_size, bands) < 1 or seed < 0 or not 0 <= missing <= 1:
+            raise ValueError(
+                f"length {length}, image_size {image_size}, bands {bands}, seed {seed}, missing {missing}; expected "
+                "a length and seed of at least 0, sizes and bands of at least 1, and a probability"
+            )
+        self.length, self.bands, self.seed, self.missing = length, bands, seed, missing
+        self.modalities = dict.fromkeys(aux, 1)
+        self.wavelengths: Tensor = torch.linspace(450, 900, bands)
+
+    @property
+    def names(self) -> list[str]:
+        return [self._name(index) for index in range(self.length)]
+
+    @property
+    def normalization(self) -> Normalization:
+        """The statistics of the twelve fixed subjects, in reflectance and the images' own units."""
+        return _statistics(tuple(self.wavelengths.tolist()))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -self.length <= index < self.length:
+            raise IndexError(f"index {index}: the data set has {self.length} subjects")
+        index %= self.length
+        aux = [name for name in self.modalities if name in images_of(self.seed, index, self.missing)]
+        images = render(self.seed, index, self.image_size, self.wavelengths.tolist(), aux)
+        normalized = {
+            name: self.normalization.apply(name, torch.from_numpy(image)).masked_fill_(torch.from_numpy(~field), 0.0)
+            for name, (image, field) in images.items()
+        }
+        valid = torch.from_numpy(images["hsi"][1])
+        return Sample(self._name(index), normalized["hsi"][None], {name: normalized[name] for name in aux}, valid)
+
+    def __repr__(self) -> str:
+        return (
+            f"Phantom({self.length} generated subjects, image_size={self.image_size}, bands={self.bands}, "
+            f"aux={list(self.modalities)}, seed={self.seed}, missing={self.missing})"
+        )
+
+    def _name(self, index: int) -> str:
+        return f"phantom-{self.seed}-{index:05d}"
+
+
+def images_of(seed: int, index: int, missing: float) -> set[str]:
+    """The modalities that a subject has where each is missing with the probability `missing`."""
+    chance = np.random.default_rng([seed, index, MISSING_STREAM]).random(len(MODALITIES))
+    return {name for name, value in zip(MODALITIES, chance, strict=True) if value >= missing}
+
+
+@lru_cache(maxsize=8)
+def _statistics(wavelengths: tuple[float, ...]) -> Normalization:
+    subjects = [render(0, index, REFERENCE_SIZE, wavelengths, MODALITIES) for index in range(REFERENCE_SUBJECTS)]
+    percentiles = {}
+    for name in ("hsi", *MODALITIES):
+        cubes = []
+        for subject in subjects:
+            image, field = (torch.from_numpy(array) for array in subject[name])
+            cubes.append(Cube(image, None, ~field.expand(image.shape)))
+        percentiles[name] = robust_percentiles(cubes, len(cubes))
+    return Normalization(percentiles)

@@ -1,1 +1,0 @@
-"""Training runs on Lightning; `mmmae.recipes.pretrain` imports it."""

@@ -1,0 +1,1 @@
+"""Training an encoder with a head on labels."""

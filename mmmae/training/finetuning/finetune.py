@@ -1,0 +1,275 @@
+"""Fine-tuning on Lightning: an encoder, labelled subjects, and a folder that holds the model and what it is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...data.subjects import Subjects
+from ...files import check_can_write, write_atomically
+from ...model.encoder import HSIEncoder
+from ...model.finetuned import FinetunedModel, build, load_finetuned, save_finetuned
+from ...tuning import tune_cpu
+from .labelled import Item, Labelled, loader
+from .labels import UNLABELLED, Labels, split
+from .maps import write_maps
+from .scores import Scores, main_score, write_confusion
+from .settings import FinetuneSettings
+
+
+def finetune(
+    encoder: HSIEncoder,
+    subjects: Subjects,
+    labels: Labels,
+    out: str | Path,
+    settings: FinetuneSettings | None = None,
+    *,
+    validation: Sequence[str] | float = 0.2,
+    rgb: tuple[int, int, int] | None = None,
+    maps: int = 8,
+) -> tuple[FinetunedModel, dict[str, Any]]:
+    """Train a head on an encoder, and the encoder too, and leave the run's folder.
+
+    The folder then holds `config.json`, `normalization.json`, `model/` for `mmmae.load_finetuned` with the statistics
+    of its input beside it, `metrics.json`, `confusion.csv` and `.png`, `logs/` (CSV), and for a segmentation `maps/`
+    with pictures of subjects held out.
+
+    Args:
+        encoder: pretrained, or from random weights; trained in place, unless the mode is `probe`.
+        subjects: with the encoder's bands.
+        labels: of `read_class_labels` or `read_mask_labels`; subjects without one are not used.
+        out: the run's folder.
+        settings: None means the defaults.
+        validation: names of subjects or scenes to hold out, or the share of them to draw.
+        rgb: bands that maps show as red, green and blue; None spreads three over the spectrum.
+        maps: how many maps are drawn, at most.
+
+    Returns:
+        The model that was kept, in evaluation mode, and what `metrics.json` holds.
+
+    Raises:
+        ValueError: encoder, subjects and labels do not fit, the folder holds a run, or a loss is not finite.
+        OSError: a file can't be read or written.
+    """
+    tune_cpu()
+    settings = settings or FinetuneSettings()
+    out = Path(out)
+    _check(encoder, subjects, labels, settings, rgb)
+    training, held_out = split(subjects, labels, validation, settings.seed)
+    check_can_write(out)
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} holds a run already: name another folder (--out)")
+    normalization = subjects.normalization  # computed before workers start, and before the folder is made
+    trainer = _trainer(out, settings)
+    torch.manual_seed(settings.seed)
+    model = build(labels.task, encoder, len(labels.classes), freeze_encoder=settings.mode == "probe")
+    sides = {"training": training, "validation": held_out}
+    names = {side: [subjects.names[index] for index in chosen] for side, chosen in sides.items()}
+    described = {"task": labels.task, "classes": labels.classes, "encoder": encoder.config.to_dict()}
+    described |= {"settings": dataclasses.asdict(settings), "subjects": repr(subjects), **names}
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / "config.json", described)
+    for folder in (out, out / "model"):
+        folder.mkdir(exist_ok=True)
+        normalization.save(folder / "normalization.json")
+
+    train = Labelled(subjects, labels, training, settings, augmented=settings.augment)
+    validate = Labelled(subjects, labels, held_out, settings, augmented=False)
+    module = Finetuning(model, labels, training, out, settings)
+    with warnings.catch_warnings():
+        for message in ("does not have many workers", "LeafSpec", "smaller than the logging interval", "exists and is"):
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        try:
+            trainer.fit(module, loader(train, settings, shuffled=True), loader(validate, settings, shuffled=False))
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
+    trained = torch.stack([labels.counts[index] for index in training]).sum(0)
+    missing = [name for name, count in zip(labels.classes, trained.tolist(), strict=True) if count == 0]
+    report = {
+        "epoch": module.kept,
+        "epochs": settings.epochs,
+        "keep": settings.keep,
+        **module.report,
+        "not_trained": missing,
+        **names,
+    }
+    _write_json(out / "metrics.json", report)
+    write_confusion(labels.classes, report["confusion"], out)
+    kept, _ = load_finetuned(out / "model")
+    if labels.task == "segmentation" and maps > 0:
+        write_maps(kept, subjects, labels, held_out, out / "maps", count=maps, rgb=rgb)
+    return kept, report
+
+
+class Finetuning(lightning.LightningModule):
+    """A model with its head, its optimiser and schedule, and the scores of each epoch.
+
+    Attributes:
+        report: the scores of the epoch whose model is kept.
+        kept: the number of that epoch, from 1.
+    """
+
+    def __init__(
+        self, model: FinetunedModel, labels: Labels, training: Sequence[int], out: Path, settings: FinetuneSettings
+    ) -> None:
+        super().__init__()
+        self.model, self.labels, self.out, self.settings = model, labels, out, settings
+        self.scores = Scores(labels.task, labels.classes)
+        self.register_buffer("class_weights", class_weights(labels, training, settings), persistent=False)
+        self.report: dict[str, Any] = {}
+        self.kept = 0
+        self.losses: list[Tensor] = []
+
+    def training_step(self, batch: Item, batch_idx: int) -> Tensor:
+        """The weighted cross-entropy of the labelled targets."""
+        loss = self.loss(batch)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, of {', '.join(batch.name)}; "
+                "a lower learning rate may help"
+            )
+        self.losses.append(loss.detach())
+        return loss
+
+    def loss(self, batch: Item) -> Tensor:
+        """Mean over the labelled targets, each with the weight of its class; 0 where none is labelled."""
+        assert isinstance(self.class_weights, Tensor)
+        sums = F.cross_entropy(
+            self.model(batch.hsi), batch.target, self.class_weights, ignore_index=UNLABELLED, reduction="sum"
+        )
+        known = batch.target[batch.target != UNLABELLED]
+        return sums / self.class_weights[known].sum().clamp(min=torch.finfo(sums.dtype).tiny)
+
+    def validation_step(self, batch: Item, batch_idx: int) -> None:
+        """Collect predictions."""
+        self.scores.update(self.model(batch.hsi), batch.target)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the epoch, and keep its model if it is to be kept."""
+        scores = self.scores.compute()
+        self.scores.reset()
+        loss = torch.stack(self.losses).mean()
+        self.losses.clear()
+        name, epoch = main_score(self.labels.task), self.current_epoch + 1
+        self.log("loss", loss)
+        self.log_dict({f"validation_{key}": scores[key] for key in ("accuracy", "f1_macro", name)})
+        better = not self.report or scores[name] > self.report[name]
+        if keep := better or self.settings.keep == "last":
+            self.report, self.kept = scores, epoch
+            save_finetuned(self.out / "model", self.model, self.labels.classes)
+        print(
+            f"epoch {epoch}/{self.settings.epochs}  loss {loss:.4f}  validation {name} {scores[name]:.4f}, accuracy "
+            f"{scores['accuracy']:.4f}{', kept' if keep else ''}",
+            flush=True,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with less learning rate in earlier blocks, a linear warm-up and half a cosine to 0."""
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.settings), lr=self.settings.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.settings.warmup * steps)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def parameter_groups(model: FinetunedModel, settings: FinetuneSettings) -> list[dict[str, Any]]:
+    """The parameters that are trained, by learning rate and weight decay.
+
+    The head and the encoder's last norm have the whole learning rate, block i of L has `layer_decay ** (L - i)` of it,
+    patch embedding and positions have `layer_decay ** (L + 1)`. A frozen encoder has no part.
+    """
+    depth = model.encoder.config.depth
+    groups: dict[tuple[int, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        frozen = settings.mode == "probe" and name.startswith("encoder.")
+        parameter.requires_grad_(not frozen)
+        if frozen:
+            continue
+        distance = 0
+        if name.startswith("encoder.blocks."):
+            distance = depth - int(name.split(".")[2])
+        elif name.startswith(("encoder.patch_embed.", "encoder.pos_embed_")):
+            distance = depth + 1
+        decays = parameter.dim() > 1 and "pos_embed" not in name
+        groups.setdefault((distance, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": settings.learning_rate * settings.layer_decay**distance,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for (distance, decays), parameters in sorted(groups.items(), key=lambda group: group[0])
+    ]
+
+
+def class_weights(labels: Labels, training: Sequence[int], settings: FinetuneSettings) -> Tensor:
+    """The weight `[classes]` of each class in the loss; a balanced one has the same sum over all training labels."""
+    counts = torch.stack([labels.counts[index] for index in training]).sum(0).double()
+    if settings.class_weights == "none":
+        return torch.ones(len(counts))
+    if settings.class_weights == "balanced":
+        return (counts.sum() / (len(counts) * counts.clamp(min=1))).float()
+    return torch.tensor(settings.class_weights)
+
+
+def _check(
+    encoder: HSIEncoder,
+    subjects: Subjects,
+    labels: Labels,
+    settings: FinetuneSettings,
+    rgb: tuple[int, int, int] | None,
+) -> None:
+    if subjects.bands != encoder.config.bands:
+        raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {encoder.config.bands}")
+    if len(labels.classes) < 2:
+        raise ValueError(f"the labels have one class alone, {labels.classes[0]!r}; expected two at least")
+    if not isinstance(settings.class_weights, str) and len(settings.class_weights) != len(labels.classes):
+        raise ValueError(
+            f"class_weights has {len(settings.class_weights)} numbers, there are {len(labels.classes)} classes: "
+            f"{', '.join(labels.classes)}"
+        )
+    if rgb is not None and not all(0 <= band < subjects.bands for band in rgb):
+        raise ValueError(f"rgb is {rgb}, expected bands 0..{subjects.bands - 1}")
+
+
+def _trainer(out: Path, settings: FinetuneSettings) -> lightning.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        return lightning.Trainer(
+            accelerator=settings.device,
+            devices=1,
+            max_epochs=settings.epochs,
+            check_val_every_n_epoch=settings.epochs if settings.keep == "last" else 1,
+            gradient_clip_val=settings.clip,
+            logger=CSVLogger(out, name="logs"),
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise ValueError(f"device is {settings.device!r}, which does not serve: {error}") from error
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))

@@ -1,0 +1,91 @@
+"""Labelled subjects in batches; which make up a batch, and how they are flipped, the seed alone decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ...data import Sample
+from ...data.augment import augment
+from ...data.subjects import Subjects
+from .labels import UNLABELLED, Labels
+from .settings import FinetuneSettings
+
+
+def loader(data: Labelled, settings: FinetuneSettings, *, shuffled: bool) -> DataLoader[Item]:
+    """Batches of one pass after another, shuffled or in order."""
+    return DataLoader(
+        data,
+        batch_sampler=Order(len(data.chosen), settings.batch, settings.seed, shuffled=shuffled),
+        collate_fn=_collate,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class Item(NamedTuple):
+    """A labelled subject, or with one more dimension in front, a batch of them."""
+
+    name: Any  # str, or a list
+    hsi: Tensor  # [1, T, S, S]
+    target: Tensor  # int64 [] or [S, S]
+
+
+def labelled(sample: Sample, labels: Labels, index: int) -> Item:
+    """A subject with its target; where a pixel is not valid there is no label."""
+    height, width = sample.valid.shape
+    target = labels.target(index, (height, width))
+    if target.dim() == 2:
+        target = target.masked_fill(~sample.valid, UNLABELLED)
+    return Item(sample.name, sample.hsi, target)
+
+
+class Labelled(Dataset[Item]):
+    """Labelled subjects by visit, flipped by (seed, visit) alone; item v is subject `chosen[v % len(chosen)]`."""
+
+    def __init__(
+        self, subjects: Subjects, labels: Labels, chosen: Sequence[int], settings: FinetuneSettings, *, augmented: bool
+    ) -> None:
+        self.subjects, self.labels, self.chosen = subjects, labels, chosen
+        self.seed, self.augmented = settings.seed, augmented
+
+    def __getitem__(self, visit: int) -> Item:
+        index = self.chosen[visit % len(self.chosen)]
+        item = labelled(self.subjects[index], self.labels, index)
+        if not self.augmented:
+            return item
+        mask = item.target if item.target.dim() == 2 else torch.zeros(item.hsi.shape[-2:], dtype=torch.int64)
+        carrier = Sample(item.name, item.hsi, {"label": mask[None].double()}, torch.ones_like(mask, dtype=torch.bool))
+        generator = np.random.default_rng([self.seed, visit])
+        flipped = augment(carrier, generator, crop=None, flip=True)  # without a crop nothing is interpolated
+        target = item.target if item.target.dim() == 0 else flipped.aux["label"][0].long()
+        return Item(item.name, flipped.hsi, target)
+
+
+class Order(Sampler[list[int]]):
+    """Batches of the visits `epoch * subjects + subject`: each subject once an epoch, shuffled or in order."""
+
+    def __init__(self, subjects: int, batch: int, seed: int, *, shuffled: bool) -> None:
+        self.subjects, self.batch, self.seed, self.shuffled, self.epoch = subjects, batch, seed, shuffled, 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.subjects / self.batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 2**31 + self.epoch)
+        order = torch.randperm(self.subjects, generator=generator) if self.shuffled else torch.arange(self.subjects)
+        visits = (order + self.epoch * self.subjects).tolist()
+        self.epoch += 1
+        yield from (visits[start : start + self.batch] for start in range(0, self.subjects, self.batch))
+
+
+def _collate(items: Sequence[Item]) -> Item:
+    names, volumes, targets = zip(*items, strict=True)
+    return Item(list(names), torch.stack(volumes), torch.stack(targets))

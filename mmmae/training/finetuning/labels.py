@@ -1,0 +1,213 @@
+"""Labels of subjects: a class each from a CSV file, or a class for each pixel from rasters of the same names."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...data import read_cube
+from ...data.pairing import pair_files
+from ...data.subjects import Subjects
+
+UNLABELLED = -100  # of a target; what cross_entropy leaves out
+IGNORE = 255  # in a raster
+
+
+class Labels:
+    """The targets of those subjects that have one.
+
+    Args:
+        task: `classification` or `segmentation`.
+        classes: names, in the order of the targets' numbers.
+        counts: subject number -> `[classes]`, how often each class occurs in its target.
+        read: subject number -> target: int64 `[]`, or `[H, W]` with `UNLABELLED` where there is none. Workers that do
+            not fork need one that pickles.
+    """
+
+    def __init__(
+        self, task: str, classes: Sequence[str], counts: dict[int, Tensor], read: Callable[[int], Tensor]
+    ) -> None:
+        self.task, self.classes, self.counts, self._read = task, list(classes), counts, read
+
+    def only(self, chosen: Sequence[int]) -> Labels:
+        """These labels, but those of the subjects `chosen` alone."""
+        return Labels(self.task, self.classes, {index: self.counts[index] for index in chosen}, self._read)
+
+    def target(self, index: int, size: tuple[int, int]) -> Tensor:
+        """The target of subject `index`: int64 `[]`, or `[*size]`, by the nearest pixel."""
+        target = self._read(index)
+        if target.dim() == 0 or tuple(target.shape) == size:
+            return target
+        # nearest-exact takes the pixel under the centre, where the bilinear resizing of the cubes is centred too
+        return F.interpolate(target[None, None].double(), size, mode="nearest-exact")[0, 0].long()
+
+
+def read_class_labels(path: str | Path, subjects: Subjects) -> Labels:
+    """Read a class for each subject from a CSV file with the columns `name` and `label`.
+
+    Tiles have their own label, or else their scene's. The classes are the labels that occur, sorted: as numbers if all
+    are whole numbers, else as words.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column lacks, a name is unknown or stands twice, a label is empty, or no subject has a label.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a CSV file with the columns name and label")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"name", "label"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path} has the columns {reader.fieldnames}, expected name and label")
+        rows = [((row["name"] or "").strip(), (row["label"] or "").strip()) for row in reader]
+    by_name: dict[str, str] = {}
+    scenes = scenes_of(subjects)
+    known = {*subjects.names, *scenes}
+    for name, label in rows:
+        if name not in known:
+            raise ValueError(f"{path} names {name!r}, which is no subject")
+        if name in by_name:
+            raise ValueError(f"{path} names {name!r} twice")
+        if not label:
+            raise ValueError(f"{path} has no label for {name!r}")
+        by_name[name] = label
+    labels = {
+        index: by_name[name if name in by_name else scene]
+        for index, (name, scene) in enumerate(zip(subjects.names, scenes, strict=True))
+        if name in by_name or scene in by_name
+    }
+    if not labels:
+        raise ValueError(f"{path} has no label of any subject")
+    classes = sorted(set(labels.values()), key=_order(set(labels.values())))
+    numbers = {index: classes.index(label) for index, label in labels.items()}
+    counts = {index: F.one_hot(torch.tensor(number), len(classes)) for index, number in numbers.items()}
+    return Labels("classification", classes, counts, functools.partial(_class_target, numbers))
+
+
+def read_mask_labels(
+    folder: str | Path, subjects: Subjects, *, ignore: int = IGNORE, names: Sequence[str] | None = None
+) -> Labels:
+    """Read a class for each pixel from rasters whose stems are the subjects' names.
+
+    Every file is read once here, for its classes, and again when its subject is asked for.
+
+    Args:
+        folder: of rasters of whole numbers in one band, in any format of `read_cube`.
+        subjects: of tiles, each takes its window of the scene's raster, which has the size of the scene.
+        ignore: the number that means "not labelled"; so does what a file declares as nodata.
+        names: of the classes, in ascending order of their numbers; None names them by these.
+
+    Raises:
+        ValueError: the folder or a file can't be read, a value is no whole number, a raster does not fit its scene,
+            there are other classes than `names`, or no subject has a label.
+    """
+    masks = _Masks(pair_files(folder, {})[0].files, subjects, ignore)
+    found: dict[int, dict[int, int]] = {}
+    for index, scene in enumerate(masks.scenes):
+        if scene in masks.files:
+            values, counts = np.unique(masks.raw(index).numpy(), return_counts=True)
+            found[index] = {int(v): int(c) for v, c in zip(values, counts, strict=True) if v != UNLABELLED}
+    if not any(found.values()):
+        raise ValueError(f"{folder} has no label of any subject, such as {subjects.names[0]!r}")
+    numbers = sorted(set().union(*found.values()))
+    if names is not None and len(names) != len(numbers):
+        raise ValueError(f"there are {len(names)} names of classes, but the labels are {numbers}")
+    counted = {index: torch.tensor([of.get(number, 0) for number in numbers]) for index, of in found.items() if of}
+    classes = [str(number) for number in numbers] if names is None else list(names)
+    return Labels("segmentation", classes, counted, functools.partial(masks.target, torch.tensor(numbers)))
+
+
+def split(
+    subjects: Subjects, labels: Labels, validation: Sequence[str] | float, seed: int
+) -> tuple[list[int], list[int]]:
+    """The numbers of labelled subjects to train with and to validate with; the tiles of a scene stay together.
+
+    Args:
+        subjects: whose names count.
+        labels: which of them are labelled.
+        validation: names of subjects or, of tiles, of scenes; or the share of them to draw, at least one.
+        seed: of the draw.
+
+    Raises:
+        ValueError: a name is unknown, or no subject is left on one of the sides.
+    """
+    of = {index: scene for index, scene in enumerate(scenes_of(subjects)) if index in labels.counts}
+    scenes = sorted(set(of.values()))
+    if isinstance(validation, float):
+        if not 0 < validation < 1:
+            raise ValueError(f"validation is {validation:g}, expected a share in (0, 1), or names")
+        count = max(1, round(validation * len(scenes)))
+        held = set(np.random.default_rng(seed).permutation(scenes)[:count].tolist())
+    else:
+        held = set(validation)
+        if unknown := sorted(held - set(scenes)):
+            raise ValueError(
+                f"validation names {unknown[0]!r}, which is no labelled subject or scene, such as {scenes[0]!r}"
+            )
+    held_out = [index for index, scene in of.items() if scene in held]
+    training = [index for index, scene in of.items() if scene not in held]
+    if not training or not held_out:
+        raise ValueError(f"{len(training)} subjects are left to train with and {len(held_out)} to validate with")
+    return training, held_out
+
+
+def scenes_of(subjects: Subjects) -> list[str]:
+    """The scene that each subject is a tile of, or its name."""
+    positions = getattr(subjects, "positions", [])
+    return [position.scene for position in positions] if positions else list(subjects.names)
+
+
+class _Masks:
+    """Rasters of classes, of which the last one read is kept: the tiles of a scene follow each other."""
+
+    def __init__(self, files: dict[str, Path], subjects: Subjects, ignore: int) -> None:
+        self.files, self.ignore = files, ignore
+        self.names, self.scenes = list(subjects.names), scenes_of(subjects)
+        self.positions = getattr(subjects, "positions", [])
+        self.last: tuple[Path | None, Tensor] = (None, torch.empty(0))
+
+    def raw(self, index: int) -> Tensor:
+        """The numbers `[H, W]` of the raster of a subject, or of its tile of it; `UNLABELLED` where there is none."""
+        path = self.files[self.scenes[index]]
+        if self.last[0] != path:
+            self.last = (path, _read_mask(path, self.ignore))
+        mask = self.last[1]
+        if not self.positions:
+            return mask
+        window = self.positions[index].window
+        try:
+            window.check_within(*mask.shape)
+        except ValueError as error:
+            raise ValueError(f"{path}, subject {self.names[index]!r}: {error}") from error
+        return mask[window.slices].contiguous()
+
+    def target(self, numbers: Tensor, index: int) -> Tensor:
+        """The places `[H, W]` of a subject's numbers among all `numbers`, which ascend."""
+        mask = self.raw(index)
+        return torch.searchsorted(numbers, mask).masked_fill(mask == UNLABELLED, UNLABELLED)
+
+
+def _class_target(numbers: dict[int, int], index: int) -> Tensor:
+    return torch.tensor(numbers[index])
+
+
+def _order(labels: set[str]) -> Callable[[str], tuple[int, str]]:
+    numbers = all(label.lstrip("-").isdigit() for label in labels)
+    return lambda label: (int(label) if numbers else 0, label)
+
+
+def _read_mask(path: Path, ignore: int) -> Tensor:
+    cube = read_cube(path)
+    if len(cube.values) != 1:
+        raise ValueError(f"{path} has {len(cube.values)} bands, expected one band of classes")
+    values, unknown = cube.values[0], cube.nodata[0] | (cube.values[0] == ignore)
+    if not torch.equal(values, values.round()) or bool((values[~unknown] < 0).any()):
+        raise ValueError(f"{path} has values that are no classes, expected whole numbers >= 0, {ignore} for none")
+    return values.long().masked_fill(unknown, UNLABELLED)

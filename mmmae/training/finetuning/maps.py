@@ -1,0 +1,128 @@
+"""Map pictures of a segmentation: input in false colours, label, prediction, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...data.subjects import Subjects
+from ...data.tiles import untile
+from ..pictures import GREY, contrast, save_figure, show, spread
+from .labelled import labelled
+from .labels import UNLABELLED, Labels, scenes_of
+
+RIGHT, WRONG = (0.85, 0.9, 0.85), (0.8, 0.1, 0.1)
+MOST_TILES = 400  # of a scene that is drawn whole: more are more pixels than a picture shows
+
+
+def write_maps(
+    model: nn.Module,
+    subjects: Subjects,
+    labels: Labels,
+    chosen: Sequence[int],
+    folder: Path,
+    *,
+    count: int,
+    rgb: tuple[int, int, int] | None = None,
+) -> None:
+    """Write pictures of the first `count` subjects, or scenes, of those `chosen`: `NAME.png`.
+
+    The tiles of a scene are put together, with the mean of their logits where they overlap; those of a scene of more
+    than 400 tiles are drawn one by one.
+    """
+    folder.mkdir(exist_ok=True)
+    scenes = scenes_of(subjects)
+    groups: dict[str, list[int]] = {}
+    for index in chosen:
+        groups.setdefault(scenes[index], []).append(index)
+    pictures: list[tuple[str, list[int]]] = []
+    for scene, indices in groups.items():
+        whole = len(indices) <= MOST_TILES
+        pictures += [(scene, indices)] if whole else [(subjects.names[index], [index]) for index in indices]
+    for name, indices in pictures[:count]:
+        hsi, target, logits, valid = _whole(model, subjects, labels, indices)
+        save_figure(draw_map(name, hsi, target, logits.argmax(0), valid, labels.classes, rgb), folder / f"{name}.png")
+
+
+def draw_map(
+    name: str,
+    hsi: Tensor,
+    target: Tensor,
+    predicted: Tensor,
+    valid: Tensor,
+    classes: Sequence[str],
+    rgb: tuple[int, int, int] | None = None,
+) -> Figure:
+    """Draw one subject, or one scene put together of tiles.
+
+    Args:
+        name: in the title.
+        hsi: `[T, H, W]`, normalised.
+        target: int64 `[H, W]`, `UNLABELLED` where there is no label; drawn grey.
+        predicted: int64 `[H, W]`.
+        valid: bool `[H, W]`; other pixels have no input to predict from, and are drawn grey.
+        classes: their names.
+        rgb: bands shown as red, green and blue; None spreads three over the spectrum.
+    """
+    bands = list(rgb or spread(len(hsi)))
+    labelled = target != UNLABELLED
+    low, high = contrast(hsi[bands], valid)
+    colours = class_colours(len(classes))
+    wrong = (predicted != target) & labelled
+    error = np.where(wrong[..., None].numpy(), WRONG, RIGHT)
+    error[~labelled.numpy()] = GREY
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    panels = figure.subplots(1, 4)
+    picture = (((hsi[bands] - low) / (high - low)).clamp(0, 1) * valid).permute(1, 2, 0)
+    show(panels[0], picture.numpy(), f"input, bands {', '.join(map(str, bands))}")
+    given = np.where(labelled[..., None].numpy(), colours[target.clamp(min=0).numpy()], GREY)
+    show(panels[1], given, "label")
+    found = np.where(valid[..., None].numpy(), colours[predicted.numpy()], GREY)
+    show(panels[2], found, "prediction")
+    share = float(wrong.sum()) / max(1, int(labelled.sum()))
+    show(panels[3], error, f"error: {share:.1%} of the labelled pixels")
+    present = sorted({*target[labelled].tolist(), *predicted[valid].tolist()})
+    handles = [Patch(color=colours[number], label=classes[number]) for number in present]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, max(1, len(handles))), frameon=False)
+    figure.suptitle(name)
+    return figure
+
+
+def class_colours(classes: int) -> np.ndarray:
+    """A colour for each class `[classes, 3]`, none of them grey: the same in every picture of a model."""
+    if classes > 18:
+        return np.asarray(colormaps["gist_ncar"](np.linspace(0.05, 0.95, classes)))[:, :3]
+    palette = np.asarray(colormaps["tab20"](range(20)))[:, :3]
+    dark_then_light = [*range(0, 20, 2), *range(1, 20, 2)]
+    return palette[[number for number in dark_then_light if number not in (14, 15)][:classes]]  # these are grey
+
+
+def _whole(
+    model: nn.Module, subjects: Subjects, labels: Labels, indices: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cube `[T, H, W]`, target `[H, W]`, logits `[classes, H, W]` and valid `[H, W]` of a subject, or of tiles."""
+    samples = [subjects[index] for index in indices]
+    targets = [labelled(sample, labels, index).target for sample, index in zip(samples, indices, strict=True)]
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        logits = [model(sample.hsi[None].to(device))[0].cpu() for sample in samples]
+    if len(indices) == 1:
+        return samples[0].hsi[0], targets[0], logits[0], samples[0].valid
+    places = [subjects.positions[index] for index in indices]  # type: ignore[attr-defined]  # what has scenes has them
+
+    def together(tiles: Sequence[Tensor]) -> Tensor:
+        return next(iter(untile(tiles, places).values()))
+
+    known = [F.one_hot(target.clamp(min=0) + (target >= 0), len(labels.classes) + 1) for target in targets]
+    target = together([one_hot.permute(2, 0, 1) for one_hot in known]).argmax(0) - 1
+    valid = together([sample.valid[None].float() for sample in samples])[0] >= 0.5
+    cube = together([sample.hsi[0] for sample in samples])
+    return cube, target.masked_fill(target < 0, UNLABELLED), together(logits), valid

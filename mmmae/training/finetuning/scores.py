@@ -1,0 +1,109 @@
+"""What a classifier is worth: accuracy, F1, IoU and the confusion matrix, by torchmetrics."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassJaccardIndex,
+)
+
+from ...files import write_atomically
+from ..pictures import save_figure
+from .labels import UNLABELLED
+
+
+class Scores(nn.Module):
+    """Collects predictions over batches, and scores them together."""
+
+    def __init__(self, task: str, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.task, self.classes = task, list(classes)
+        options: dict[str, Any] = {"ignore_index": UNLABELLED, "validate_args": False}
+        self.metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(len(classes), average="micro", **options),
+                "f1": MulticlassF1Score(len(classes), average=None, **options),
+                "iou": MulticlassJaccardIndex(len(classes), average=None, **options),
+                "confusion": MulticlassConfusionMatrix(len(classes), **options),
+            }
+        )
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Add logits `[B, classes, ...]` and their targets `[B, ...]`."""
+        self.metrics.update(logits.argmax(1), target)
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.metrics.reset()
+
+    def compute(self) -> dict[str, Any]:
+        """The scores of all that was added.
+
+        Returns:
+            `accuracy`, and the means `f1_macro` and (of a segmentation) `miou` over the classes that occur in the
+            targets; the same for each class by name; `confusion`, a row a true class and a column a predicted one.
+            Targets without a label do not count.
+        """
+        scores = self.metrics.compute()
+        labelled = scores["confusion"].sum(1)
+        occurs = labelled > 0
+        names = {"f1": "f1_macro", **({"iou": "miou"} if self.task == "segmentation" else {})}
+        by_class = {
+            name: {"labelled": int(labelled[i]), **{score: float(scores[score][i]) for score in names}}
+            for i, name in enumerate(self.classes)
+        }
+        means = {mean: float(scores[score][occurs].mean()) if occurs.any() else 0.0 for score, mean in names.items()}
+        confusion = scores["confusion"].tolist()
+        return {"accuracy": float(scores["accuracy"]), **means, "classes": by_class, "confusion": confusion}
+
+
+def main_score(task: str) -> str:
+    """The score that decides which epoch is the best."""
+    return "miou" if task == "segmentation" else "f1_macro"
+
+
+def write_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]], out: Path) -> None:
+    """Write `confusion.csv` and `confusion.png`: a row a true class, a column a predicted one."""
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["true \\ predicted", *classes])
+            writer.writerows([name, *row] for name, row in zip(classes, confusion, strict=True))
+
+    write_atomically(out / "confusion.csv", write)
+    save_figure(draw_confusion(classes, confusion), out / "confusion.png")
+
+
+def draw_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> Figure:
+    """Draw the matrix: colours are shares of the true class, numbers are counts and shares."""
+    counts = torch.tensor(confusion, dtype=torch.float64)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = 2.5 + 0.8 * len(classes)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    panel = figure.subplots()
+    drawn = panel.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    places = range(len(classes))
+    panel.set_xticks(places, labels=list(classes), rotation=45, ha="right")
+    panel.set_yticks(places, labels=list(classes))
+    panel.set_xlabel("predicted")
+    panel.set_ylabel("true")
+    for row in places:
+        for column in places:
+            share = float(shares[row, column])
+            text = f"{share:.0%}\n{int(counts[row, column]):,}"
+            colour = "white" if share > 0.5 else "black"
+            panel.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(drawn, ax=panel, shrink=0.7, label="share of the true class")
+    return figure

@@ -1,0 +1,1 @@
+"""Features and reconstructions of trained models."""

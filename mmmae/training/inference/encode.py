@@ -1,0 +1,155 @@
+"""Features of subjects, written row by row: a folder of any size needs the memory of a batch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ...data import Batch, collate
+from ...data.subjects import Subjects
+from ...files import check_can_write, write_atomically
+from ...model.encoder import HSIEncoder
+
+POOLS = ("mean", "spatial", "tokens")
+SUFFIXES = (".safetensors", ".npz")
+
+
+def encode(
+    encoder: HSIEncoder,
+    subjects: Subjects,
+    out: str | Path,
+    *,
+    pool: str = "mean",
+    batch: int = 8,
+    workers: int = 0,
+    device: str = "cpu",
+) -> tuple[int, ...]:
+    """Write the features of all subjects into one file, whole or not at all.
+
+    A `.safetensors` file holds the tensor `features` and in its metadata `names`, a JSON list, and `pool`. A `.npz`
+    file holds the arrays `features` and `names` (unicode). Row i of `features` is subject `names[i]`.
+
+    Args:
+        encoder: brought into evaluation mode and onto `device`.
+        subjects: with the encoder's bands.
+        out: the file; its suffix is `.safetensors` or `.npz`.
+        pool: `mean` of all tokens, `[D]` a subject; `spatial`, the mean over the spectral groups, `[h, w, D]`;
+            `tokens`, all of them, `[t, h, w, D]`.
+        batch: subjects a forward pass. A subject's features do not depend on the others, apart from rounding.
+        workers: processes that read data.
+        device: to compute on.
+
+    Returns:
+        The shape of `features`, float32.
+
+    Raises:
+        ValueError: an argument is not allowed, or the subjects do not fit the encoder.
+        OSError: a file can't be read or written.
+    """
+    out, config = Path(out), encoder.config
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"{out} ends in {out.suffix!r}, expected {' or '.join(SUFFIXES)}")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder, expected a file")
+    if pool not in POOLS:
+        raise ValueError(f"pool is {pool!r}, must be one of {', '.join(POOLS)}")
+    if batch < 1:
+        raise ValueError(f"batch is {batch}, expected a whole number >= 1")
+    if workers < 0:
+        raise ValueError(f"workers is {workers}, expected a whole number >= 0")
+    if len(subjects) == 0:
+        raise ValueError("there is no subject to encode")
+    if subjects.bands != config.bands:
+        raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {config.bands}")
+    usable_device(device)
+    check_can_write(out.parent)
+    groups, height, width = config.grid
+    row = {"mean": (), "spatial": (height, width), "tokens": (groups, height, width)}[pool]
+    shape = (len(subjects), *row, config.dim)
+    _ = subjects.normalization  # computed before workers start
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = features(encoder, subjects, pool, batch, workers, device)
+    write = _write_npz if out.suffix == ".npz" else _write_safetensors
+    write_atomically(out, lambda path: write(path, rows, shape, list(subjects.names), pool))
+    return shape
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is none, or it can't be used here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        raise ValueError(f"device is {name!r}, which does not serve: {str(error).splitlines()[0]}") from error
+
+
+def features(
+    encoder: HSIEncoder, subjects: Subjects, pool: str, batch: int, workers: int, device: str
+) -> Iterator[Tensor]:
+    """The features of one batch after another, float32 on the CPU; shows how far it is."""
+    loader: DataLoader[Batch] = DataLoader(
+        subjects,  # type: ignore[arg-type]
+        batch_size=batch,
+        collate_fn=functools.partial(collate, modalities=()),
+        num_workers=workers,
+    )
+    encoder = encoder.eval().to(device)
+    columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress, torch.inference_mode():
+        bar = progress.add_task("", total=len(subjects))
+        for samples in loader:
+            tokens = encoder(samples.hsi.to(device)).float()
+            yield pooled(tokens.unflatten(1, encoder.config.grid), pool).cpu()
+            progress.advance(bar, len(samples))
+
+
+def pooled(tokens: Tensor, pool: str) -> Tensor:
+    """Tokens `[B, t, h, w, D]` as `mean` `[B, D]`, `spatial` `[B, h, w, D]`, or all of them."""
+    if pool == "tokens":
+        return tokens
+    return tokens.mean(1) if pool == "spatial" else tokens.mean((1, 2, 3))
+
+
+def _write_npz(path: Path, rows: Iterator[Tensor], shape: tuple[int, ...], names: list[str], pool: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("names.npy", "w") as file:
+            np.lib.format.write_array(file, np.array(names, dtype=np.str_), allow_pickle=False)
+        with archive.open("features.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            _write_rows(file, rows)
+
+
+def _write_safetensors(path: Path, rows: Iterator[Tensor], shape: tuple[int, ...], names: list[str], pool: str) -> None:
+    """As `safetensors` does, which wants all of a tensor in memory: length of the header, header, values."""
+    size = int(np.prod(shape, dtype=np.int64)) * 4
+    header = {
+        "__metadata__": {"format": "pt", "pool": pool, "names": json.dumps(names)},
+        "features": {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]},
+    }
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the values begin at a multiple of eight bytes
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        _write_rows(file, rows)
+
+
+def _write_rows(file: IO[bytes], rows: Iterator[Tensor]) -> None:
+    for part in rows:
+        file.write(part.contiguous().numpy().astype("<f4", copy=False).tobytes())

@@ -1,0 +1,286 @@
+"""The model in training: steps and their figures, optimiser, schedule, and what stops a run that has gone wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+
+from ..data import Batch
+from ..model.fast import FastModel
+from ..model.inputs import Output, is_distributed
+from .diagnosis import largest_activation
+from .distributed import compile_blocks, of_all_processes, shard
+from .figures import Figures, StepFigures
+from .reports import Throughput, measure_contrast, measure_features
+from .settings import PretrainSettings
+from .step import TrainingStep, clip_divisor
+
+VALIDATION_SEED = 2**63 - 1  # no step of a run has it: held-out subjects have the same masks each time
+
+
+class Pretraining(lightning.LightningModule):
+    """A masked autoencoder, its optimiser and its schedule.
+
+    One process without a loss scaler trains by `mmmae.TrainingStep`, which does all of a step by itself, and Lightning
+    counts. Several processes, or a loss scaler, train as Lightning does. Neither waits for the device before the next
+    reading of figures.
+
+    Args:
+        model: to train.
+        settings: of the run.
+        run: what goes into checkpoints, of `describe`.
+        throughput: measured where it is given.
+    """
+
+    def __init__(
+        self, model: FastModel, settings: PretrainSettings, run: dict[str, Any], throughput: Throughput | None = None
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.model, self.settings, self.throughput = model, settings, throughput
+        self.configured = False
+        self.step: TrainingStep | None = None
+        self.figures: Figures | None = None
+        self.begin = 0  # step that this process began with
+        self.names: list[list[str]] = []  # of this process's subjects of each step that was not read yet
+        self.rates: list[float] = []  # learning rates of these steps
+        self.last: dict[str, float] = {}  # what was read of the last step that was
+
+    def configure_model(self) -> None:
+        """Compile the model, and share it among processes, where the settings say so; Lightning may call it twice."""
+        if self.configured:
+            return
+        self.configured = True
+        if self.settings.compile_mode is not None:
+            compile_blocks(self.model, self.settings.compile_mode)
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def on_train_start(self) -> None:
+        """Prepare the steps, which begin where the run does."""
+        settings, self.begin = self.settings, self.global_step
+        if trains_by_itself(settings, self.trainer.world_size):
+            self.step = TrainingStep(
+                self.model,
+                self.optimizers(use_pl_optimizer=False),  # type: ignore[arg-type]
+                clip=settings.clip,
+                accumulate=settings.accumulate,
+                autocast=torch.bfloat16 if settings.precision == "bf16" else None,
+                seed=self._seed(self.begin * settings.accumulate),
+                read_every=settings.log_every,
+                cuda_graph="off" if settings.graph_refused is not None else settings.cuda_graph,
+            )
+            self.figures = self.step.figures
+        else:
+            self.figures = Figures(self.device, settings.log_every, settings.accumulate)
+        if self.throughput is not None:
+            self.throughput.start(self.device)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Leave a batch to the training step, which copies it to where it reads it; move others without a wait."""
+        if self.step is not None and self.trainer.training:
+            return batch
+        return batch.to(device, non_blocking=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Train by a forward pass, under a mask that (seed, pass, sample) alone decide.
+
+        Returns:
+            The loss, for Lightning to go on with; None where `TrainingStep` has done all.
+        """
+        accumulate = self.settings.accumulate
+        number = batch_idx % accumulate
+        if number == 0:
+            self.names.append([])
+            self.rates.append(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.names[-1] += batch.names
+        if self.throughput is not None:
+            self.throughput.samples += len(batch)
+        reports = self.global_step % self.settings.report_every == 0 and number == 0
+        if self.step is not None:
+            complete = self.step(batch.hsi, batch.aux, batch.present, batch.valid)
+            if reports:
+                self._report(batch, self.step.latent)
+            if complete:
+                self._read_if_due()
+            return None
+        assert self.figures is not None
+        seed = self._seed(self.global_step * accumulate + number)
+        output = self.model(batch.hsi, batch.aux, batch.present, batch.valid, seed=seed)
+        self.figures.add_pass(output, first=number == 0)
+        if reports:
+            self._report(batch, output.latent)
+        return output.loss  # type: ignore[no-any-return]
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step as Lightning does, or let `TrainingStep` do all of it, in the closure."""
+        if self.step is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        elif optimizer_closure is not None:
+            optimizer_closure()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Drop gradients, unless `TrainingStep` does."""
+        if self.step is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the losses of held-out subjects, under the masks of every validation."""
+        with self._autocast():
+            output: Output = self.model(
+                batch.hsi, batch.aux, batch.present, batch.valid, seed=VALIDATION_SEED - batch_idx
+            )
+        names = ("loss", "loss_reconstruction", "loss_contrastive")
+        losses = torch.stack([getattr(output, name).to(torch.float32) for name in names])
+        if is_distributed():
+            distributed.all_reduce(losses)
+            losses /= distributed.get_world_size()
+        for name, value in zip(names, losses, strict=True):
+            self.log(f"validation_{name}", value, on_epoch=True, batch_size=len(batch), sync_dist=True)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm over all parameters; keep a step that is not finite from the weights."""
+        assert self.figures is not None
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        scaler = self.settings.precision == "16"  # which skips a step by itself, and begins with too large a scale
+        self.figures.close(norm, norm_counts=not scaler)
+        if scaler:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
+        else:
+            optimizer.grad_scale, optimizer.found_inf = clip_divisor(norm, self.settings.clip), self.figures.broken
+        self.figures.count()
+        self._read_if_due()
+
+    def on_validation_start(self) -> None:
+        """Write what there is of the steps before."""
+        self._read()
+
+    def on_train_end(self) -> None:
+        """Write what there is of the last steps."""
+        self._read()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the run was made with; raise ValueError where a step before was not finite."""
+        self._read()
+        checkpoint["run"] = self.run
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with betas (0.9, 0.95) as in MAE, linear warm-up and cosine."""
+        settings = self.settings
+        named = list(self.model.named_parameters())
+        groups = [
+            {"params": [p for name, p in named if _decays(name, p)], "weight_decay": settings.weight_decay},
+            {"params": [p for name, p in named if not _decays(name, p)], "weight_decay": 0.0},
+        ]
+        # The fused one unscales gradients on its own, behind the clipping.
+        fused = settings.precision != "16"
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _seed(self, number: int) -> int:
+        """Return the seed of a forward pass; passes of a run count from 0."""
+        return self.settings.seed * 2**32 + number
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return autocast where Lightning does not bring it: `TrainingStep` casts its own forward passes alone."""
+        if self.step is None or self.step.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.step.autocast)
+
+    def _report(self, batch: Batch, latent: Tensor) -> None:
+        """Write figures of this step alone."""
+        batch = batch.to(self.device, non_blocking=True)
+        with self._autocast():
+            figures = measure_features(latent) | measure_contrast(self.model, batch, latent)
+        for logger in self.loggers:
+            logger.log_metrics(figures, self.global_step)
+
+    def _read_if_due(self) -> None:
+        """Read the figures of a complete step, of which Lightning does not know yet, and those before."""
+        step = self.global_step + 1
+        if not reading_waits(self.device) or step % self.settings.log_every == 0 or step == self.settings.steps:
+            self._read()
+
+    def _read(self) -> None:
+        """Write the figures since the last reading; raise ValueError at the first step that is not finite."""
+        rows = [] if self.figures is None else self.figures.read()
+        if not rows:
+            return
+        names, self.names = self.names[: len(rows)], self.names[len(rows) :]
+        rates, self.rates = self.rates[: len(rows)], self.rates[len(rows) :]
+        speed = {} if self.throughput is None else self.throughput.read()
+        for row, subjects, rate in zip(rows, names, rates, strict=True):
+            step = self.begin + row.step
+            if not row.finite:
+                self._stop(row, step, subjects)
+            figures = row._asdict()
+            del figures["step"], figures["finite"]
+            self.last = {**figures, "learning_rate": rate, **speed}
+            for logger in self.loggers:
+                logger.log_metrics({**self.last, "epoch": self.current_epoch}, step)
+
+    def _stop(self, row: StepFigures, step: int, names: list[str]) -> None:
+        """Raise ValueError with all that helps to find the reason; every process comes here in the same step."""
+        subjects = self._subjects(names)
+        if math.isfinite(row.loss):
+            raise ValueError(
+                f"the norm of the gradient is {row.gradient_norm} in step {step + 1}, of {subjects}, though the loss "
+                "is finite; the weights and the last checkpoint are from before"
+            )
+        # No step since has changed a weight: its forward passes can be made again.
+        accumulate = self.settings.accumulate
+        found = []
+        for number in range(step * accumulate, (step + 1) * accumulate):
+            batch = self.trainer.datamodule.training_batch(number).to(self.device)  # type: ignore[attr-defined]
+            with self._autocast():
+                found.append(largest_activation(self.model, batch, self._seed(number)))
+        where = next((sentence for sentence in found if "not finite" in sentence), found[0])
+        raise ValueError(
+            f"the loss is {row.loss} in step {step + 1}, of {subjects}; {where}; "
+            "a lower learning rate may help, and the last checkpoint is from before"
+        )
+
+    def _subjects(self, names: list[str]) -> str:
+        """Name the subjects of a step on all processes, with the files they are read from where the data set tells."""
+        names = [name for of_rank in of_all_processes(names) for name in of_rank]
+        subjects = self.trainer.datamodule.subjects  # type: ignore[attr-defined]
+        if not hasattr(subjects, "files"):
+            return ", ".join(names)
+        files = [subjects.files(subjects.names.index(name)).values() for name in names]
+        return ", ".join(f"{name} ({', '.join(map(str, paths))})" for name, paths in zip(names, files, strict=True))
+
+
+def trains_by_itself(settings: PretrainSettings, ranks: int) -> bool:
+    """Return whether a run's steps are those of `TrainingStep`: of one process without a loss scaler."""
+    return ranks == 1 and settings.precision != "16"
+
+
+def reading_waits(device: torch.device) -> bool:
+    """Return whether the host waits where it reads a number from the device."""
+    return device.type != "cpu"
+
+
+def learning_rate_factor(step: int, settings: PretrainSettings) -> float:
+    """Share of the peak learning rate at a step: linear up to the end of the warm-up, then half a cosine down to 0."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    share = (step - settings.warmup) / (settings.steps - settings.warmup)
+    return 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _decays(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() > 1 and "pos_embed" not in name and name != "mask_token"

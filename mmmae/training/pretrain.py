@@ -1,0 +1,277 @@
+"""Pretraining on Lightning: a masked autoencoder, subjects, and a folder that holds all of the run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from torch import distributed
+
+from ..config import MMMAEConfig
+from ..data import Normalization
+from ..data.subjects import Subjects
+from ..files import check_can_write, write_atomically
+from ..model.fast import FastModel, fast_model
+from ..tuning import tune_cpu
+from .averages import Average
+from .checkpoints import (
+    LAST,
+    LastCheckpoint,
+    WholeCheckpoints,
+    check_resumed,
+    describe,
+    find_checkpoint,
+    is_finished,
+    model_weights,
+    read_checkpoint,
+    remove_partial,
+)
+from .distributed import World, choose_strategy, find_world, of_all_processes, whole_model
+from .graph import graph_refuses
+from .module import Pretraining, trains_by_itself
+from .pictures import draw, save_figure
+from .progress import StepProgress
+from .reports import Pictures, Throughput
+from .sampling import SubjectData
+from .settings import PretrainSettings
+
+# Warnings that do not hold here.
+UNFOUNDED = (
+    "does not have many workers",  # whoever wants them says --workers
+    "your dataloader is not resumable",  # the data module holds the position in the data
+    "exists and is not empty", "dirpath", "ckpt_path",  # of a run that goes on
+    "WeightAveraging callback with a model that overrides",  # ours shares no weights then
+    "overridden `transfer_batch_to_device`",
+    "returned `None`",  # the step is made, and Lightning only counts it
+    "returned a view tensor",  # nothing changes what FSDP2's modules give in place
+    "LeafSpec",
+    "Detected call of `lr_scheduler.step",  # the loss scaler skips a step now and then
+)  # fmt: skip
+
+
+def pretrain(
+    config: MMMAEConfig,
+    subjects: Subjects,
+    out: str | Path,
+    settings: PretrainSettings | None = None,
+    *,
+    resume: str | Path | None = None,
+    rgb: tuple[int, int, int] | None = None,
+) -> FastModel:
+    """Pretrain a model and leave the run's folder.
+
+    The folder then holds `config.json`, `normalization.json`, `checkpoints/last.ckpt`, `logs/` (CSV, and TensorBoard
+    where it is installed), `model/` for `mmmae.FastModel.from_pretrained`, `encoder/` for
+    `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`. The process keeps the memory that it frees from here
+    on, see `mmmae.tune_cpu`. Started by torchrun, the processes train one model together, and the first of them writes.
+
+    Args:
+        config: of the model; its bands and modalities are those of the subjects.
+        subjects: a `PairedFolder`, `Phantom` or the like.
+        out: the run's folder.
+        settings: None means the defaults.
+        resume: a checkpoint to go on from, or `auto` for the one in `out` if there is one. The run then has the losses
+            of one that was never stopped, which is why config, settings, subjects and statistics must be those of its
+            beginning. Of a run that has ended, what it leaves is written again.
+        rgb: bands that the picture shows as red, green and blue; None spreads three over the spectrum.
+
+    Returns:
+        The model, whole on every process.
+
+    Raises:
+        ValueError: subjects and config do not fit, the folder holds another run, a checkpoint is broken or of another
+            run, or a loss or gradient is not finite.
+        OSError: a file can't be read or written.
+        ConnectionError: another process of the run is gone.
+        KeyboardInterrupt: the run was interrupted; it can be resumed.
+    """
+    tune_cpu()
+    settings = settings or PretrainSettings()
+    out, world = Path(out), find_world()
+    _check_subjects(config, subjects, rgb)
+    _check_graph(settings, world)
+    data = SubjectData(subjects, settings, world.ranks)
+    check_can_write(out)
+    checkpoint = find_checkpoint(out, resume)
+    if checkpoint is not None:
+        check_resumed(checkpoint, describe(config, settings, world.ranks, subjects.names))
+    normalization = subjects.normalization  # computed before workers start, and before the folder is made
+    _check_normalization(out, normalization, resumed=checkpoint is not None)
+    run = describe(config, settings, world.ranks, subjects.names)
+    torch.manual_seed(settings.seed)
+    model = fast_model(config)
+    if checkpoint is not None and is_finished(checkpoint, settings):
+        model.load_state_dict(model_weights(checkpoint))  # a run that ended before it had written what it leaves
+    else:
+        folder = RunFolder(out, {**run, "subjects": repr(subjects)}, normalization, checkpoint)
+        callbacks: list[Callback] = [folder]
+        if settings.pictures_every:
+            callbacks.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
+        trainer = _trainer(out, settings, world, callbacks)
+        module = Pretraining(model, settings, run, Throughput(config, settings.precision, world.ranks))
+        _fit(trainer, module, data, checkpoint)
+        module.run["finished"] = True
+        trainer.save_checkpoint(out / LAST)
+        if settings.strategy == "fsdp" and world.ranks > 1:
+            model = whole_model(model, config)
+        if world.ranks > 1:
+            trainer.strategy.barrier()
+            distributed.destroy_process_group()
+    model.eval()
+    if world.rank == 0:
+        for name, part in (("model", model), ("encoder", model.hsi_encoder())):
+            part.save_pretrained(out / name)
+            normalization.save(out / name / "normalization.json")
+        save_figure(draw(model, subjects, seed=settings.seed, rgb=rgb), out / "reconstruction.png")
+    return model
+
+
+class RunFolder(Callback):
+    """Makes the run's folder, when every process has found its input right, and all begin with the same step."""
+
+    def __init__(
+        self, out: Path, described: dict[str, Any], normalization: Normalization, checkpoint: Path | None
+    ) -> None:
+        self.out, self.described, self.normalization = out, described, normalization
+        self.first = 0 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Write what the run is made with."""
+        first = of_all_processes(self.first)  # and none looks for another run in the folder any more
+        if len(set(first)) > 1:
+            raise ValueError(f"the processes begin behind the steps {first}: {self.out} must be one folder for all")
+        if trainer.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            remove_partial(self.out)
+            text = json.dumps(self.described, indent=2) + "\n"
+            write_atomically(self.out / "config.json", lambda path: path.write_text(text))
+            self.normalization.save(self.out / "normalization.json")
+
+
+def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, checkpoint: Path | None) -> None:
+    with warnings.catch_warnings():
+        for message in UNFOUNDED:
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
+        except RuntimeError as error:
+            if distributed.is_initialized() and _tells_of_a_lost_process(error):
+                raise ConnectionError(
+                    f"another process of the run is gone or hangs ({str(error).splitlines()[0]}); "
+                    "start the run again with --resume auto"
+                ) from error
+            raise
+
+
+def _tells_of_a_lost_process(error: RuntimeError) -> bool:
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")  # gloo's
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
+
+
+def _check_normalization(out: Path, normalization: Normalization, *, resumed: bool) -> None:
+    path = out / "normalization.json"
+    if resumed and path.exists() and Normalization.load(path) != normalization:
+        raise ValueError(f"the statistics of the subjects are not those of the run; give --normalization {path}")
+
+
+def _check_graph(settings: PretrainSettings, world: World) -> None:
+    """Raise ValueError where a CUDA graph is asked for and this machine or run can't have one."""
+    if settings.cuda_graph != "on":
+        return
+    reason = graph_refuses(_device(settings, world))
+    if world.ranks > 1:
+        reason = f"{world.ranks} processes train together, whose collectives are not recorded"
+    if reason is not None:
+        raise ValueError(f"cuda_graph is 'on', but {reason}; expected 'auto' or 'off'")
+
+
+def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int, int] | None) -> None:
+    if subjects.bands != config.bands:
+        raise ValueError(f"the subjects have {subjects.bands} bands, the config has bands = {config.bands}")
+    if dict(subjects.modalities) != dict(config.aux):
+        raise ValueError(f"the subjects have the modalities {dict(subjects.modalities)}, the config {dict(config.aux)}")
+    if rgb is not None and not all(0 <= band < config.bands for band in rgb):
+        raise ValueError(f"rgb is {rgb}, expected bands 0..{config.bands - 1}")
+
+
+def _trainer(out: Path, settings: PretrainSettings, world: World, callbacks: list[Callback]) -> lightning.Trainer:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=10)]
+    if importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(out, name="logs", version=loggers[0].version))
+    callbacks = [*callbacks, _checkpoints(out, settings), StepProgress()]
+    if settings.ema:
+        callbacks.append(Average(_device(settings, world), decay=settings.ema))
+    if settings.patience:
+        callbacks.append(EarlyStopping("validation_loss", patience=settings.patience, check_finite=False))
+    try:
+        return _lightning_trainer(settings, world, loggers, callbacks)
+    except (MisconfigurationException, ValueError) as error:
+        raise ValueError(f"device is {settings.device!r}, which does not serve: {error}") from error
+
+
+def _precision(settings: PretrainSettings, world: World) -> Precision:
+    if settings.precision == "32" or trains_by_itself(settings, world.ranks):  # which casts by itself
+        return Precision()
+    # By hand, because Lightning would take bf16 for fp16 on a CPU.
+    device, half = _device(settings, world).type, settings.precision == "16"
+    scaler = torch.amp.GradScaler(device) if half else None
+    return MixedPrecision("16-mixed" if half else "bf16-mixed", device, scaler)
+
+
+def _device(settings: PretrainSettings, world: World) -> torch.device:
+    """Of this process."""
+    if settings.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", world.rank % world.ranks_of_node)
+
+
+def _checkpoints(out: Path, settings: PretrainSettings) -> LastCheckpoint:
+    # Behind a validation where there is one, so that a run that goes on does not miss or repeat it.
+    steps = None if settings.validation else settings.checkpoint_every
+    return LastCheckpoint(
+        (out / LAST).parent,
+        filename=LAST.stem,
+        every_n_train_steps=steps,
+        every_n_epochs=1 if settings.validation else None,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+
+
+def _lightning_trainer(
+    settings: PretrainSettings, world: World, loggers: list[Logger], callbacks: list[Callback]
+) -> lightning.Trainer:
+    validates = settings.validation > 0
+    return lightning.Trainer(
+        accelerator=settings.device,
+        devices=world.ranks_of_node,
+        num_nodes=world.nodes,
+        strategy=choose_strategy(settings.strategy, world),
+        max_steps=settings.steps,
+        max_epochs=1,  # one pass of the loader is the whole run
+        accumulate_grad_batches=settings.accumulate,
+        limit_val_batches=None if validates else 0,
+        val_check_interval=min(settings.checkpoint_every, settings.steps) * settings.accumulate if validates else None,
+        num_sanity_val_steps=0,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[WholeCheckpoints(), _precision(settings, world)],
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )

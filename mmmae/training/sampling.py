@@ -1,0 +1,163 @@
+"""Which subjects make up which batch: a function of seed and step alone, so that a run can stop and go on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..data import Batch, Sample, Subjects, collate
+from ..data.augment import augment
+from .settings import PretrainSettings
+
+HOLD_OUT_STREAM = 1  # of the draws from a run's seed
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of visits for the steps `start..steps-1` of a run.
+
+    Each pass over the subjects has an order of its own, drawn from (seed, pass); the rest that does not fill a batch on
+    every rank is left out of that pass, so that no batch holds a subject twice. A visit is the number
+    `pass * subjects + subject`.
+
+    Args:
+        subjects: how many there are.
+        batch: samples a step and rank.
+        steps: of the whole run.
+        seed: of the orders.
+        start: the first step to make.
+        rank, ranks: of this process among those that share a step.
+
+    Raises:
+        ValueError: there are fewer subjects than one step takes.
+    """
+
+    def __init__(
+        self, subjects: int, batch: int, steps: int, seed: int, *, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> None:
+        if subjects < batch * ranks:
+            share = f" on each of {ranks} ranks" if ranks > 1 else ""
+            raise ValueError(f"batch is {batch}{share}, expected at most the number of subjects, {subjects}")
+        self.subjects, self.batch, self.steps, self.seed = subjects, batch, steps, seed
+        self.start, self.rank, self.ranks = start, rank, ranks
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        a_pass = self.subjects // (self.batch * self.ranks)
+        for step in range(self.start, self.steps):
+            number, place = divmod(step, a_pass)
+            if place == 0 or step == self.start:
+                generator = torch.Generator().manual_seed(self.seed * 2**31 + number)
+                order = torch.randperm(self.subjects, generator=generator).tolist()
+            first = (place * self.ranks + self.rank) * self.batch
+            yield [number * self.subjects + subject for subject in order[first : first + self.batch]]
+
+
+class Visits(Dataset[Sample]):
+    """Subjects by visit, cropped and flipped by (seed, visit) alone; item v is subject `chosen[v % len(chosen)]`."""
+
+    def __init__(
+        self, subjects: Subjects, chosen: Sequence[int], settings: PretrainSettings, *, augmented: bool
+    ) -> None:
+        self.subjects, self.chosen, self.seed = subjects, chosen, settings.seed
+        self.crop, self.flip = (settings.crop, settings.flip) if augmented else (1.0, False)
+
+    def __getitem__(self, visit: int) -> Sample:
+        sample = self.subjects[self.chosen[visit % len(self.chosen)]]
+        if self.crop == 1 and not self.flip:
+            return sample
+        generator = np.random.default_rng([self.seed, visit])
+        return augment(sample, generator, crop=(self.crop, 1.0) if self.crop < 1 else None, flip=self.flip)
+
+
+def hold_out(subjects: int, validation: int, seed: int) -> tuple[list[int], list[int]]:
+    """Subjects to train on and `validation` others, drawn from the seed, each in ascending order.
+
+    Raises:
+        ValueError: none is left to train on.
+    """
+    if validation >= subjects:
+        raise ValueError(f"validation is {validation}, expected less than the number of subjects, {subjects}")
+    order = np.random.default_rng([seed, HOLD_OUT_STREAM]).permutation(subjects).tolist()
+    return sorted(order[validation:]), sorted(order[:validation])
+
+
+class SubjectData(lightning.LightningDataModule):
+    """Feeds a run; its state in a checkpoint is the number of steps made.
+
+    Raises:
+        ValueError: there are fewer subjects than a batch on each of `ranks` processes takes, or the held-out ones do
+            not fill whole batches.
+    """
+
+    def __init__(self, subjects: Subjects, settings: PretrainSettings, ranks: int) -> None:
+        super().__init__()
+        self.subjects, self.settings, self.start = subjects, settings, 0
+        self.training, self.held_out = hold_out(len(subjects), settings.validation, settings.seed)
+        StepSampler(len(self.training), settings.batch, settings.steps, settings.seed, ranks=ranks)  # raises
+        if settings.validation % (settings.batch * ranks):
+            raise ValueError(
+                f"validation is {settings.validation}, expected a multiple of the samples a forward pass takes on "
+                f"all processes, {settings.batch * ranks}"
+            )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The batches from the next step on."""
+        settings = self.settings
+        passes = settings.steps * settings.accumulate
+        return self._loader(self.training, passes, start=self.start * settings.accumulate, augmented=True)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """One pass over the held-out subjects."""
+        assert self.trainer is not None
+        if not self.held_out:
+            return []
+        steps = len(self.held_out) // (self.settings.batch * self.trainer.world_size)
+        return self._loader(self.held_out, steps, start=0, augmented=False)
+
+    def training_batch(self, number: int) -> Batch:
+        """Read the batch of a forward pass of this process again, on the CPU; passes of a run count from 0."""
+        assert self.trainer is not None
+        loader = self._loader(self.training, number + 1, start=number, augmented=True, workers=0)
+        batch: Batch = next(iter(loader))
+        return batch
+
+    def _loader(
+        self, chosen: Sequence[int], steps: int, *, start: int, augmented: bool, workers: int | None = None
+    ) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        settings = self.settings
+        workers = settings.workers if workers is None else workers
+        sampler = StepSampler(
+            len(chosen),
+            settings.batch,
+            steps,
+            settings.seed,
+            start=start,
+            rank=self.trainer.global_rank,
+            ranks=self.trainer.world_size,
+        )
+        return DataLoader(
+            Visits(self.subjects, chosen, settings, augmented=augmented),  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=functools.partial(collate, modalities=list(self.subjects.modalities)),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps made."""
+        assert self.trainer is not None
+        return {"step": self.trainer.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind the steps made."""
+        self.start = int(state_dict["step"])

@@ -1,0 +1,201 @@
+"""The command line as its user meets it: output, exit status, and one line for what is wrong."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmmae.cli import main
+from mmmae.phantom import Phantom
+from mmmae_kernels.attention.op import BACKENDS
+
+SMALL = ["--set", "image_size=32", "--set", "patch=[3,8,8]", "--steps", "4", "--batch", "2"]
+
+
+def cubes(folder, count=3, bands=12, size=32):
+    folder.mkdir()
+    for number in range(count):
+        cube = np.random.default_rng(number).normal(size=(bands, size, size)).astype(np.float32)
+        np.save(folder / f"subject{number}.npy", cube)
+    return folder
+
+
+def test_info_names_each_op_and_each_reason(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("torch", "patch_embed", "random_masking", "attention", "sdpa", "eager", "serves"):
+        assert word in printed
+
+
+def test_pretraining_alone_runs_on_the_phantom_and_says_that_it_is_generated(tmp_path, capsys):
+    assert main(["pretrain", "--out", str(tmp_path / "run"), *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "generated" in printed
+    assert "preset tiny" in printed
+    assert (tmp_path / "run" / "reconstruction.png").stat().st_size > 0
+
+
+def test_pretraining_reads_folders_and_bands_of_files(tmp_path, capsys):
+    hsi, radar = cubes(tmp_path / "hsi"), cubes(tmp_path / "radar", count=2, bands=2)
+    command = ["pretrain", "--preset", "tiny", "--hsi", str(hsi), "--aux", f"vv={radar}:0", "--aux", f"both={radar}"]
+    assert main([*command, "--out", str(tmp_path / "run"), "--target", "pixels", *SMALL]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert config["aux"] == {"vv": 1, "both": 2}
+    assert config["target"] == "pixels"
+    assert "3 subjects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hsi", "{folder}/none"], "none"),
+        (["--hsi", "{folder}/empty"], "empty"),
+        (["--hsi", "{folder}/truncated"], "subject0.npy"),
+        (["--hsi", "{folder}/nan"], "subject0.npy"),
+        (["--hsi", "{folder}/hsi", "--bands", "0,1,2,3"], "bands is 4, expected a multiple of the spectral patch 3"),
+        (["--hsi", "{folder}/hsi", "--bands", "0,1,99"], "99"),
+        (["--hsi", "{folder}/hsi", "--wavelengths", "500,600,700"], "wavelengths"),
+        (["--hsi", "{folder}/hsi", "--aux", "vv"], "--aux is 'vv', expected NAME=DIR or NAME=DIR:BANDS"),
+        (["--hsi", "{folder}/hsi", "--aux", "vv={folder}/none"], "none"),
+        (["--hsi", "{folder}/hsi", "--batch", "9"], "batch is 9, expected at most the number of subjects, 3"),
+        (["--aux", "vv=x"], "--aux needs --hsi"),
+        (["--set", "depth=0"], "depth is 0, expected a whole number >= 1"),
+        (["--set", "depth"], "--set is 'depth', expected FIELD=VALUE"),
+        (["--set", "colour=3"], "unknown field 'colour'"),
+        (["--steps", "0"], "steps is 0"),
+        (["--rgb", "1,2"], "--rgb has 2 bands, expected three"),
+        (["--set", "aux={}"], "--set aux can't be chosen: it follows from --aux"),
+        (["--set", "in_channels=2"], "--set in_channels can't be chosen"),
+        (["--hsi", "{folder}/hsi", "--set", "bands=6"], "--set bands can't be chosen"),
+        (["--hsi", "{folder}/hsi", "--aux", "type={folder}/hsi"], "not 'type'"),
+        (["--device", "cuda:9"], "device is 'cuda:9', which does not serve"),
+        (["--rgb", "1,2,30"], "expected bands 0..11"),
+        (["--resume", "{folder}/none.ckpt"], "none.ckpt: no such checkpoint"),
+        (["--out", "{folder}/hsi/subject0.npy"], "subject0.npy: is no folder"),
+        (["--out", "{folder}/hsi/subject0.npy/run"], "subject0.npy is no folder"),
+        (["--out", "/proc/run"], "/proc/run: can't write into /proc"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_status_two_and_writes_nothing(tmp_path, capsys, options, message):
+    cubes(tmp_path / "hsi")
+    (tmp_path / "empty").mkdir()
+    truncated = cubes(tmp_path / "truncated") / "subject0.npy"
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    broken = np.load(cubes(tmp_path / "nan") / "subject0.npy")
+    broken[0, 0, 0] = np.nan
+    np.save(tmp_path / "nan" / "subject0.npy", broken)
+    out = tmp_path / "run"
+    options = [option.replace("{folder}", str(tmp_path)) for option in options]
+    assert main(["pretrain", "--preset", "tiny", "--out", str(out), *SMALL[:4], *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mmmae pretrain: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not out.exists()
+
+
+def test_an_interrupted_run_says_so_and_goes_on_with_its_own_settings(tmp_path, capsys, monkeypatch):
+    command = ["pretrain", "--out", str(tmp_path), *SMALL[:4]]
+    read, left = Phantom.__getitem__, iter(range(2 * 3 + 1))
+
+    def interrupted(self, index):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return read(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Phantom, "__getitem__", interrupted)
+        settings = ["--steps", "5", "--batch", "2", "--checkpoint-every", "2", "--learning-rate", "1e-3", "--seed", "3"]
+        assert main([*command, *settings]) == 130
+    assert "interrupted; the run goes on with --resume auto" in capsys.readouterr().err
+    assert main([*command, "--resume", "auto", "--seed", "4"]) == 2
+    assert "seed is 4, but the run of" in capsys.readouterr().err
+    assert main([*command, "--resume", "auto"]) == 0
+    assert "5 steps of 2 subjects" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize("variable", ["MMMAE_KERNELS", "MMMAE_ATTENTION"])
+def test_a_wrong_name_in_the_environment_is_found_before_anything_is_written(tmp_path, capsys, monkeypatch, variable):
+    monkeypatch.setenv(variable, "fastest")
+    assert main(["pretrain", "--out", str(tmp_path / "run"), *SMALL]) == 2
+    assert f"{variable} is 'fastest', must be one of auto, " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_page_that_can_not_be_written_is_refused_before_the_model_is_counted(tmp_path, capsys):
+    assert main(["profile", "tiny", "--html", str(tmp_path / "none" / "page.html")]) == 2
+    assert "page.html, expected a file in a folder that exists" in capsys.readouterr().err
+
+
+def test_traceback_is_shown_when_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="steps is 0"):
+        main(["--traceback", "pretrain", "--steps", "0"])
+
+
+def test_python_dash_m_runs_it_and_unknown_commands_are_refused():
+    run = subprocess.run([sys.executable, "-m", "mmmae", "train"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "invalid choice: 'train'" in run.stderr
+
+
+SCENES = Path(os.environ.get("MMMAE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "terramesh"
+
+
+@pytest.mark.skipif(not SCENES.is_dir(), reason=f"needs the TerraMesh scenes at MMMAE_DATA (now {SCENES.parent})")
+@pytest.mark.parametrize("hide_one_radar_file", [False, True])
+def test_tiny_learns_from_the_real_scenes(tmp_path, hide_one_radar_file):
+    radar = tmp_path / "radar"
+    radar.mkdir()
+    for path in sorted((SCENES / "S1RTC").glob("*.tif"))[hide_one_radar_file:]:
+        (radar / path.name).symlink_to(path)
+    command = ["pretrain", "--preset", "tiny", "--target", "pixels", "--steps", "30", "--batch", "5"]
+    folders = ["--hsi", str(SCENES / "S2L2A"), "--aux", f"vv={radar}:0", "--aux", f"vh={radar}:1"]
+    out = tmp_path / "run"
+    assert (
+        main([*command, *folders, "--aux", f"dem={SCENES / 'DEM'}", "--learning-rate", "3e-3", "--out", str(out)]) == 0
+    )
+    rows = (out / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("loss_reconstruction")
+    losses = [float(value) for value in (row.split(",")[column] for row in rows[1:]) if value]
+    assert losses[-1] < 2 / 3 * losses[0]
+    assert (out / "reconstruction.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("target", "chosen"),
+    [
+        ("sm_80:fp16", "flash_attn_2"),
+        ("sm_90:bf16", "flash_attn_4"),
+        ("sm_100:bf16", "flash_attn_4"),
+        ("gfx942:bf16", "flash_attn_2"),
+        ("cpu:fp32", "native"),
+        ("sm_75:fp32:80", "sdpa"),
+    ],
+)
+def test_info_names_the_attention_of_another_machine_and_why_not_the_others(capsys, target, chosen):
+    assert main(["info", "--for", target]) == 0
+    answers = dict(re.findall(r"^│ (\w+) +│ (.+?) +│$", capsys.readouterr().out, re.MULTILINE))
+    assert list(answers) == list(BACKENDS)
+    assert [name for name, answer in answers.items() if answer.startswith("chosen")] == [chosen]
+    assert all(len(answer) > 10 for name, answer in answers.items() if name != chosen)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("sm_90", "--for is 'sm_90', expected TARGET:DTYPE"),
+        ("h100:bf16", "--for names the target 'h100', expected cpu, sm_80"),
+        ("sm_90:int8", "--for names the type 'int8', must be one of fp32, fp16, bf16, fp64"),
+        ("sm_90:bf16:0", "--for names the head width '0', expected a whole number >= 1"),
+    ],
+)
+def test_info_for_an_unknown_machine_says_what_is_known(capsys, target, message):
+    assert main(["info", "--for", target]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""Runs blocks: binds a program once, then walks through it with all threads, or with those that are there."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tests.emulator.ptx import arithmetic, conversion, logic, matrix, transfers, warp
+from tests.emulator.ptx.decoder import Decoders, vet
+from tests.emulator.ptx.number_types import Array, Mask
+from tests.emulator.ptx.program import BasicBlock, Instruction, Program
+from tests.emulator.ptx.state import State, Step
+
+DECODERS: Decoders = {
+    **arithmetic.DECODERS,
+    **logic.DECODERS,
+    **conversion.DECODERS,
+    **transfers.DECODERS,
+    **matrix.DECODERS,
+    **warp.DECODERS,
+}
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A basic block, ready to run."""
+
+    steps: tuple[Step, ...]
+    length: int
+    end: str  # "", "branch", "return" or "barrier"
+    condition: Array | None
+    negated: bool
+    target: int
+
+
+class Executor:
+    """A program with the state that `block_count` blocks of it need.
+
+    Where threads part, those at the lowest basic block run first, so that they meet again as early as the code's order
+    lets them.
+
+    Raises:
+        UnknownInstruction: something in the program can't be executed; nothing has run then.
+    """
+
+    def __init__(self, program: Program, threads_per_block: int, block_count: int, shared_bytes: int) -> None:
+        self.state = State(program, threads_per_block, block_count, shared_bytes)
+        self._labels = program.labels
+        self._blocks = [self._bind_block(block) for block in program.blocks]
+
+    def run(self) -> int:
+        """Run the blocks that the state was started with to their end; how many instructions that took."""
+        count, current, end = 0, 0, len(self._blocks)
+        while current < end:
+            block = self._blocks[current]
+            for step in block.steps:
+                step(True)
+            count += block.length
+            if not block.end:
+                current += 1
+            elif block.end == "barrier":
+                self.state.shared.barrier()
+                current += 1
+            else:
+                taken = self._taken(block)
+                if taken is not True and taken.any() and not taken.all():
+                    return count + self._run_apart(taken, block.target, current + 1)
+                everyone = taken is True or bool(taken.all())
+                current = block.target if everyone else current + 1
+        return count
+
+    def _run_apart(self, taken: Mask, target: int, following: int) -> int:
+        """Go on from where some threads went to `target` and the others on; until all have returned."""
+        count, end, state = 0, len(self._blocks), self.state
+        at = np.where(taken, target, following)  # [threads] number of a block; `end` when returned
+        waiting = np.zeros(state.threads, bool)
+        while True:
+            runnable = np.where(waiting, end, at)
+            current = int(runnable.min())
+            if current == end:
+                if not waiting.any():
+                    return count
+                state.shared.barrier()
+                waiting[:] = False
+                continue
+            mask: Mask = runnable == current
+            block = self._blocks[current]
+            together = True if mask.all() else mask
+            for step in block.steps:
+                step(together)
+            count += block.length
+            if block.end in ("branch", "return"):
+                taken = self._taken(block)
+                at[mask] = block.target if taken is True else np.where(taken, block.target, current + 1)[mask]
+            else:
+                at[mask] = current + 1
+                waiting |= mask & (block.end == "barrier")
+
+    @staticmethod
+    def _taken(block: _Bound) -> Mask:
+        """The threads for which the end of the block leads to its target."""
+        if block.condition is None:
+            return True
+        return ~block.condition if block.negated else block.condition
+
+    def _bind_block(self, block: BasicBlock) -> _Bound:
+        steps: list[Step] = []
+        run: list[Instruction] = []
+        for instruction in block.instructions:
+            if run and not matrix.may_follow(run[-1], instruction):
+                steps += matrix.bind_mma(self.state, run)
+                run = []
+            if matrix.may_follow(instruction, instruction):
+                self._vet(instruction)
+                run.append(instruction)
+            else:
+                steps.append(self._bind(instruction))
+        steps += matrix.bind_mma(self.state, run) if run else []
+        length = len(block.instructions) + (block.end is not None)
+        end = block.end
+        if end is None:
+            return _Bound(tuple(steps), length, "", None, False, 0)
+        condition = self.state.registers.read(end.predicate, "pred") if end.predicate else None
+        kind, target = self._end(end)
+        return _Bound(tuple(steps), length, kind, condition, end.negated, target)
+
+    def _end(self, instruction: Instruction) -> tuple[str, int]:
+        """Kind and target of the last instruction of a block; one that returns goes to the block after the last."""
+        last = len(self.state.program.blocks)
+        if instruction.opcode in ("ret", "exit") and not instruction.operands:
+            return "return", last
+        if instruction.opcode == "bra" and set(instruction.modifiers) <= {"uni"} and len(instruction.operands) == 1:
+            if instruction.operands[0] not in self._labels:
+                raise instruction.refused("label")
+            return "branch", self._labels[instruction.operands[0]]
+        everyone = set(instruction.modifiers) <= {"sync", "cta", "aligned"} and instruction.operands == ("0",)
+        if instruction.opcode in ("bar", "barrier") and everyone and instruction.predicate is None:
+            return "barrier", 0
+        raise instruction.refused("form")
+
+    def _vet(self, instruction: Instruction) -> None:
+        if instruction.opcode not in DECODERS:
+            raise instruction.refused("not known here")
+        vet(instruction, DECODERS[instruction.opcode])
+
+    def _bind(self, instruction: Instruction) -> Step:
+        self._vet(instruction)
+        step = DECODERS[instruction.opcode].bind(self.state, instruction)
+        return self._predicated(instruction, step) if instruction.predicate else step
+
+    def _predicated(self, instruction: Instruction, step: Step) -> Step:
+        assert instruction.predicate is not None
+        predicate = self.state.registers.read(instruction.predicate, "pred")
+        negated, threads = instruction.negated, self.state.threads
+
+        def run(mask: Mask) -> None:
+            chosen = ~predicate if negated else predicate
+            if mask is not True:
+                chosen = chosen & mask
+            count = np.count_nonzero(chosen)
+            if count == threads:
+                step(True)
+            elif count:
+                step(chosen.copy())
+
+        return run

@@ -1,0 +1,105 @@
+"""Segmentation models: what their head gives, what a probe trains, and that files hold all of one."""
+
+import json
+
+import pytest
+import torch
+
+import mmmae
+from mmmae.model.finetuned import load_finetuned, save_finetuned
+from mmmae.model.heads import SegmentationModel, doubled_sizes, spread_blocks
+
+CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), aux={})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"patch": (12, 4, 16)}, {"image_size": 48, "patch": (6, 24, 16)}, {"patch": (3, 1, 1), "image_size": 8}],
+    ids=str,
+)
+def test_each_pixel_has_logits_for_each_patch_and_size(fields):
+    config = CONFIG.replace(**fields)
+    model = SegmentationModel(mmmae.HSIEncoder(config), 5)
+    assert model(torch.randn(2, 1, 12, config.image_size, config.image_size)).shape == (
+        2,
+        5,
+        config.image_size,
+        config.image_size,
+    )
+    assert model(torch.randn(1, 1, 12, 20, 30)).shape == (1, 5, config.image_size, config.image_size)
+
+
+def test_blocks_are_spread_to_the_last_and_sizes_double_to_the_pixels():
+    assert [spread_blocks(depth) for depth in (1, 2, 4, 16)] == [[0], [0, 1], [0, 1, 2, 3], [3, 7, 11, 15]]
+    assert doubled_sizes((14, 14), 224) == [(28, 28), (56, 56), (112, 112), (224, 224)]
+    assert doubled_sizes((3, 8), 32) == [(6, 16), (12, 32), (24, 32), (32, 32)]
+    assert doubled_sizes((32, 32), 32) == []
+
+
+def test_a_pixel_of_the_input_reaches_its_own_logits_at_full_resolution():
+    model = SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, freeze_encoder=True)
+    hsi = torch.randn(1, 1, 12, 32, 32, requires_grad=True)
+    model(hsi)[0, :, 7, 21].sum().backward()
+    # The frozen encoder passes no gradient: what is left comes through the spectra, and all over by the group norm.
+    row, column = divmod(int(hsi.grad[0, 0].abs().sum(0).argmax()), 32)
+    assert abs(row - 7) <= 1
+    assert abs(column - 21) <= 1
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_a_free_one_does():
+    for frozen in (True, False):
+        model = SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, freeze_encoder=frozen)
+        model(torch.randn(1, 1, 12, 32, 32)).square().mean().backward()
+        assert model.head.spectra[0].weight.grad.any()
+        assert any(parameter.grad is not None for parameter in model.encoder.parameters()) is not frozen
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_a_saved_model_gives_the_same_logits(tmp_path, kind):
+    encoder = mmmae.HSIEncoder(CONFIG)
+    model = (
+        SegmentationModel(encoder, 3, width=32, blocks=(1,))
+        if kind == "segmentation"
+        else mmmae.LinearClassifier(encoder, 3)
+    )
+    save_finetuned(tmp_path / "model", model, ["a", "b", "c"])
+    back, classes = load_finetuned(tmp_path / "model")
+    hsi = torch.randn(2, 1, 12, 32, 32)
+    assert classes == ["a", "b", "c"]
+    assert torch.equal(back(hsi), model.eval()(hsi))
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in back.parameters())
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_damaged_and_other_files_are_refused_by_name(tmp_path):
+    save_finetuned(tmp_path, SegmentationModel(mmmae.HSIEncoder(CONFIG), 3), ["a", "b", "c"])
+    config, weights = (tmp_path / name for name in ("config.json", "model.safetensors"))
+    whole = config.read_text(), weights.read_bytes()
+    with pytest.raises(FileNotFoundError, match="none"):
+        load_finetuned(tmp_path / "none")
+    for text in ("{", "[]", CONFIG.to_json(), json.dumps({**json.loads(whole[0]), "task": "detection"})):
+        config.write_text(text)
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            load_finetuned(tmp_path)
+    config.write_text(json.dumps({**json.loads(whole[0]), "classes": ["a", "b"]}))
+    with pytest.raises(ValueError, match="classify"):
+        load_finetuned(tmp_path)
+    config.write_text(whole[0])
+    weights.write_bytes(whole[1][:-100])
+    with pytest.raises(ValueError, match="do not make a fine-tuned model"):
+        load_finetuned(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 0}, "classes is 0"),
+        ({"width": 20}, "width is 20, expected a multiple of 16"),
+        ({"blocks": ()}, r"blocks is \[\], expected some of -2..1"),
+        ({"blocks": (2,)}, r"blocks is \[2\], expected"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SegmentationModel(mmmae.HSIEncoder(CONFIG), **{"classes": 3, **arguments})

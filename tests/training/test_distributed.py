@@ -1,0 +1,25 @@
+"""Two ranks against one process with the joined batch: masks, losses and every gradient."""
+
+import pytest
+
+from tests.training.ranks import Case, check, steps_of_ranks
+
+CASES = [
+    Case("ddp"),
+    Case("ddp", {"symmetric": True}),
+    Case("ddp", {"decode_fraction": 0.5, "activation_checkpointing": True}),
+    Case("ddp", compiled="blocks"),
+    Case("fsdp"),
+    Case("fsdp", {"decode_fraction": 0.5, "activation_checkpointing": True}),
+    Case("fsdp", compiled="blocks"),
+]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    return steps_of_ranks(2, CASES, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_ranks_equal_one_process_with_the_joined_batch(case, answers):
+    check(case, answers[str(case)])

@@ -1,0 +1,167 @@
+"""Labels of subjects and pixels: what files may say, what they may not, and who is held out."""
+
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mmmae.data import PairedFolder
+from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels, scenes_of, split
+
+SUBJECTS = SimpleNamespace(names=["a", "b", "c"])
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Two scenes of 24 x 40 pixels as tiles of 16, and masks in which every pixel has a class of its own."""
+    for folder in ("hsi", "labels"):
+        (tmp_path / folder).mkdir()
+    for number, name in enumerate(("north", "south")):
+        np.save(tmp_path / "hsi" / f"{name}.npy", np.random.default_rng(number).random((3, 24, 40)))
+        np.save(tmp_path / "labels" / f"{name}.npy", np.arange(24 * 40).reshape(24, 40) + 1000 * number)
+    return PairedFolder(tmp_path / "hsi", tile=16), tmp_path / "labels"
+
+
+def written(tmp_path, **masks):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for name, mask in masks.items():
+        np.save(folder / f"{name}.npy", np.array(mask))
+    return folder
+
+
+def test_classes_of_a_csv_file_are_sorted_words_or_numbers(tmp_path):
+    path = tmp_path / "classes.csv"
+    path.write_text("name,label,comment\na,tall,x\nc, short ,y\n")
+    labels = read_class_labels(path, SUBJECTS)
+    assert labels.classes == ["short", "tall"]
+    assert {index: int(labels.target(index, (4, 4))) for index in labels.counts} == {0: 1, 2: 0}
+    path.write_text("label,name\n10,a\n9,b\n")
+    assert read_class_labels(path, SUBJECTS).classes == ["9", "10"]
+
+
+def test_a_tile_has_its_scenes_label_unless_it_has_its_own(scenes, tmp_path):
+    path = tmp_path / "classes.csv"
+    path.write_text("name,label\nnorth,wet\nnorth@0,16,dry\n".replace("north@0,16", '"north@0,16"'))
+    labels = read_class_labels(path, scenes[0])
+    named = {scenes[0].names[index]: labels.classes[int(labels.target(index, (16, 16)))] for index in labels.counts}
+    assert named["north@0,16"] == "dry"
+    assert named["north@0,0"] == named["north@8,24"] == "wet"
+    assert len(named) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,klass\na,1\n", r"columns \['name', 'klass'\], expected name and label"),
+        ("name,label\nd,1\n", "names 'd', which is no subject"),
+        ("name,label\na,1\na,2\n", "names 'a' twice"),
+        ("name,label\na,\n", "no label for 'a'"),
+        ("name,label\n", "no label of any subject"),
+        ("", "columns None"),
+    ],
+    ids=str,
+)
+def test_a_broken_csv_file_is_one_error_with_its_path(tmp_path, text, message):
+    path = tmp_path / "classes.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_class_labels(path, SUBJECTS)
+    assert str(path) in str(caught.value)
+
+
+def test_classes_of_masks_are_numbered_without_gaps_and_255_is_no_label(tmp_path):
+    folder = written(tmp_path, a=[[2, 7], [255, 2]], b=[[9, 9], [9, 255]])
+    labels = read_mask_labels(folder, SUBJECTS)
+    assert labels.classes == ["2", "7", "9"]
+    assert labels.target(0, (2, 2)).tolist() == [[0, 1], [UNLABELLED, 0]]
+    assert {index: counts.tolist() for index, counts in labels.counts.items()} == {0: [2, 1, 0], 1: [0, 0, 3]}
+    assert read_mask_labels(folder, SUBJECTS, ignore=9).classes == ["2", "7", "255"]
+    assert read_mask_labels(folder, SUBJECTS, names=["x", "y", "z"]).classes == ["x", "y", "z"]
+
+
+def test_a_mask_of_another_size_takes_the_pixel_under_each_centre(tmp_path):
+    mask = np.arange(16).reshape(4, 4)
+    labels = read_mask_labels(written(tmp_path, a=mask), SUBJECTS)
+    assert torch.equal(
+        labels.target(0, (8, 8)), torch.arange(16).view(4, 4).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    )
+    assert labels.target(0, (2, 2)).tolist() == [[5, 7], [13, 15]]  # a centre on an edge belongs to what follows
+
+
+def test_a_tile_has_its_window_of_the_mask(scenes):
+    subjects, folder = scenes
+    labels = read_mask_labels(folder, subjects)
+    place = subjects.names.index("south@8,24")
+    numbers = torch.tensor([int(labels.classes[number]) for number in labels.target(place, (16, 16)).flatten()])
+    expected = torch.arange(24 * 40).view(24, 40)[8:24, 24:40] + 1000
+    assert torch.equal(numbers.view(16, 16), expected)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[0.5, 1], [1, 1]], "values that are no classes"),
+        ([[-1, 1], [1, 1]], "values that are no classes"),
+        ([[[1, 1]], [[1, 1]]], "has 2 bands, expected one band of classes"),
+        ([[255, 255]], "no label of any subject"),
+    ],
+    ids=str,
+)
+def test_a_mask_that_is_none_is_refused(tmp_path, mask, message):
+    with pytest.raises(ValueError, match=message):
+        read_mask_labels(written(tmp_path, a=mask), SUBJECTS)
+
+
+def test_a_mask_smaller_than_its_scene_and_wrong_names_are_refused(scenes):
+    subjects, folder = scenes
+    with pytest.raises(ValueError, match="there are 2 names of classes"):
+        read_mask_labels(folder, subjects, names=["x", "y"])
+    np.save(folder / "north.npy", np.ones((20, 40)))
+    with pytest.raises(ValueError, match=r"north.npy, subject 'north@8,0': the window of 16 x 16"):
+        read_mask_labels(folder, subjects)
+
+
+def test_the_tiles_of_a_scene_are_held_out_together(scenes):
+    subjects, folder = scenes
+    labels = read_mask_labels(folder, subjects)
+    of = scenes_of(subjects)
+    for validation in (["south"], 0.5, 0.01, 0.6):
+        training, held_out = split(subjects, labels, validation, seed=3)
+        assert len(training) == len(held_out) == 6
+        assert not {of[index] for index in training} & {of[index] for index in held_out}
+    assert {of[index] for index in split(subjects, labels, ["south"], seed=0)[1]} == {"south"}
+
+
+def test_subjects_without_a_label_are_on_no_side(tmp_path):
+    labels = read_mask_labels(written(tmp_path, a=[[1]], c=[[2]]), SUBJECTS)
+    training, held_out = split(SUBJECTS, labels, 0.5, seed=0)
+    assert sorted(training + held_out) == [0, 2]
+    assert split(SUBJECTS, labels, ["c"], seed=0) == ([0], [2])
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (["b"], "names 'b', which is no labelled"),
+        (["a", "c"], "0 subjects are left to train"),
+        (0.9, "0 subjects"),
+        (1.5, "validation is 1.5"),
+    ],
+    ids=str,
+)
+def test_a_side_without_subjects_is_refused(tmp_path, validation, message):
+    labels = read_mask_labels(written(tmp_path, a=[[1]], c=[[2]]), SUBJECTS)
+    with pytest.raises(ValueError, match=message):
+        split(SUBJECTS, labels, validation, seed=0)
+
+
+def test_labels_can_be_sent_to_a_worker(scenes, tmp_path):
+    subjects, folder = scenes
+    path = tmp_path / "classes.csv"
+    path.write_text("name,label\nnorth,wet\nsouth,dry\n")
+    for labels in (read_mask_labels(folder, subjects), read_class_labels(path, subjects)):
+        sent = pickle.loads(pickle.dumps(labels))
+        assert all(torch.equal(sent.target(index, (16, 16)), labels.target(index, (16, 16))) for index in range(12))

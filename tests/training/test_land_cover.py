@@ -1,0 +1,39 @@
+"""The experiment on real scenes holds out what it says; tests/soak runs it."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def land_cover():
+    spec = importlib.util.spec_from_file_location("land_cover", ROOT / "experiments" / "land_cover.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["land_cover"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["land_cover"]
+
+
+@pytest.fixture
+def data():
+    folder = Path(os.environ.get("MMMAE_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "terramesh" / "LULC").is_dir():
+        pytest.skip(f"needs the TerraMesh scenes with labels in the folder MMMAE_DATA names, not in {folder}")
+    return folder
+
+
+def test_no_crop_of_a_held_out_scene_is_trained_with(land_cover, data, tmp_path):
+    scenes, _ = land_cover.write_scenes(data / "terramesh" / "S2L2A", tmp_path / "scenes")
+    crops = land_cover.Remembered(land_cover.PairedFolder(scenes, image_size=64, tile=64))
+    experiment = land_cover.Experiment(crops, crops, None, tmp_path, land_cover.QUICK, 1)
+    for held in land_cover.HELD_OUT:
+        of = {share: experiment.training_crops(held, share, seed=0) for share in ("few", "all")}
+        assert len(of["few"]) == 4 * land_cover.FEW
+        assert len(of["all"]) == 4 * 16
+        assert held not in {crops.positions[index].scene for chosen in of.values() for index in chosen}
