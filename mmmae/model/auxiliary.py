@@ -10,7 +10,7 @@ from mmmae_kernels import patch_embed
 
 from ..config import MMMAEConfig
 from .layers import EPSILON, Block, Stream, is_plain, norm
-from .registration import register
+from .resize import resize
 
 GROUPS = 8  # of the group norms; batch norm would tie samples to their batch mates
 
@@ -27,7 +27,7 @@ class AuxiliaryEncoder(nn.Module):
         # NaN in an absent image would reach the weights' gradients even through a zero gradient.
         dtype = next(self.parameters()).dtype
         image = torch.where(present[:, None, None, None], image.to(dtype), 0.0)
-        return self.encode(register(image, self.image_size))
+        return self.encode(resize(image, self.image_size))
 
     def encode(self, image: Tensor) -> Tensor:
         """`[B, C, image_size, image_size]` -> `[B, aux_dim]`."""

@@ -21,7 +21,7 @@ from .inputs import check_hsi
 from .layers import EPSILON, Block, PatchEmbed, Stream, materialised, norm
 from .position import position_table
 from .pretrained import Pretrained
-from .registration import register
+from .resize import resize
 
 
 class Backbone(Pretrained):
@@ -119,7 +119,7 @@ class HSIEncoder(Backbone):
         check_hsi(self.config, hsi, self.pos_embed_spatial.device)
         maps: dict[int, Tensor] = {}
         with self.backend():
-            volume = register(hsi, self.config.image_size)
+            volume = resize(hsi, self.config.image_size)
             stream = Stream(self.embed(volume, None, self.embed_by_module(volume)))
             for number, block in enumerate(self.blocks):
                 stream = block(*stream)

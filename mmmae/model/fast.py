@@ -37,7 +37,7 @@ from .layers import EPSILON, Block, Conditioning, Stream, is_plain, materialised
 from .losses import contrastive_loss, share_of_rank, token_weights
 from .position import position_table, resize_positions
 from .reference import ReferenceModel, reference_model
-from .registration import register
+from .resize import resize
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -151,7 +151,7 @@ class FastModel(Backbone):
         seed = draw_seed() if seed is None else seed
         with self.backend():
             mask = draw_mask(config, hsi, mask, seed)
-            volume = register(hsi, config.image_size)
+            volume = resize(hsi, config.image_size)
             vectors = {name: self.aux_encoders[name](image, presence[name]) for name, image in images.items()}
             guides = draw_conditioning(config, presence, seed, training=self.training) if presence else None
             embedded = self.embed_by_module(volume)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..config import MMMAEConfig
 from .encoder import HSIEncoder
-from .registration import register
+from .resize import resize
 
 
 class SegmentationModel(nn.Module):
@@ -50,7 +50,7 @@ class SegmentationModel(nn.Module):
         """`[B, C, T, H, W]` -> logits `[B, classes, S, S]` of the volume registered to S = image_size."""
         with torch.no_grad() if self.freeze_encoder else contextlib.nullcontext():
             _, maps = self.encoder.forward_intermediates(hsi, self.blocks, normalize=True)
-        logits: Tensor = self.head(maps, register(hsi, self.encoder.config.image_size))
+        logits: Tensor = self.head(maps, resize(hsi, self.encoder.config.image_size))
         return logits
 
 

@@ -12,7 +12,7 @@ from mmmae_kernels.dispatch import in_debug_mode
 
 from ..config import MMMAEConfig
 from .inputs import first_sample, is_distributed
-from .registration import register
+from .resize import resize
 
 VALID_SHARE = 0.3  # a token with a smaller share of valid pixels does not count in the reconstruction loss
 
@@ -27,7 +27,7 @@ def token_weights(config: MMMAEConfig, valid: Tensor, ids: Tensor) -> Tensor:
         `[B, M]` float32.
     """
     _, rows, columns = config.grid
-    share = F.avg_pool2d(register(valid.to(torch.float32), config.image_size)[:, None], config.patch[1:])
+    share = F.avg_pool2d(resize(valid.to(torch.float32), config.image_size)[:, None], config.patch[1:])
     enough = (share >= VALID_SHARE).to(torch.float32).flatten(1)  # [B, h*w]
     return enough.gather(1, ids % (rows * columns))
 

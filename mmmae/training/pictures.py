@@ -20,7 +20,7 @@ from ..data.subjects import Subjects
 from ..files import write_atomically
 from ..model.fast import FastModel
 from ..model.inputs import Output, decoded_ids
-from ..model.registration import register
+from ..model.resize import resize
 
 GREY = 0.5  # of what the model was not shown, or did not predict
 
@@ -56,12 +56,12 @@ def draw_pixels(
 ) -> Figure:
     """Input, masked input, reconstruction and error of one subject, and spectra of three of its pixels."""
     config = model.config
-    volume = register(batch.hsi, config.image_size)
+    volume = resize(batch.hsi, config.image_size)
     restored = restore(config, volume, output)[0, 0]  # [T, H, W]
     masked = pixels_of(config, output.mask.ids_masked)[0, 0]
     decoded = pixels_of(config, decoded_ids(config, output.mask))[0, 0]
     cube = volume[0, 0]
-    valid = register(batch.valid.to(torch.float32), config.image_size)[0] >= 0.5
+    valid = resize(batch.valid.to(torch.float32), config.image_size)[0] >= 0.5
     bands = rgb or spread(config.bands)
     low, high = contrast(cube[list(bands)], valid)
 
@@ -111,7 +111,7 @@ def draw_embeddings(
 ) -> Figure:
     """Input, masked input, target embeddings, predicted embeddings and their error, a row a spectral group."""
     config = model.config
-    volume = register(batch.hsi, config.image_size)
+    volume = resize(batch.hsi, config.image_size)
     projection = model.patch_embed.proj
     with torch.no_grad():
         target = patch_embed(volume, projection.weight, projection.bias)[0]  # [N, D]

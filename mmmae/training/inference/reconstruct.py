@@ -19,7 +19,7 @@ from ...files import check_can_write, write_atomically
 from ...model.fast import FastModel
 from ...model.inputs import Output, decoded_ids
 from ...model.losses import token_weights
-from ...model.registration import register
+from ...model.resize import resize
 from ..pictures import draw_embeddings, draw_pixels, pixels_of, restore, save_figure
 
 ALL = "all subjects"
@@ -94,9 +94,9 @@ def reconstruct(
 def pixel_sums(model: FastModel, subjects: Subjects, batch: Batch, output: Output) -> Tensor:
     """Of each band: predicted valid pixels, squared and absolute error in the files' units and normalised: `[T, 5]`."""
     config = model.config
-    volume = register(batch.hsi, config.image_size)
+    volume = resize(batch.hsi, config.image_size)
     found = restore(config, volume, output)[0, 0]
-    valid = register(batch.valid.float(), config.image_size)[0] >= 0.5
+    valid = resize(batch.valid.float(), config.image_size)[0] >= 0.5
     counts = pixels_of(config, decoded_ids(config, output.mask))[0, 0] & valid  # [T, H, W]
     units = [subjects.normalization.invert("hsi", cube.cpu()) for cube in (found, volume[0, 0])]
     errors = ((units[0] - units[1]).to(found.device), found - volume[0, 0])
@@ -108,7 +108,7 @@ def token_sums(model: FastModel, batch: Batch, output: Output) -> Tensor:
     """Of each group of bands: predicted tokens that count, mean squared and mean absolute error of each: `[t, 3]`."""
     config, projection = model.config, model.patch_embed.proj
     ids = decoded_ids(config, output.mask)
-    target = patch_embed(register(batch.hsi, config.image_size), projection.weight, projection.bias, ids)
+    target = patch_embed(resize(batch.hsi, config.image_size), projection.weight, projection.bias, ids)
     if config.normalize_target:
         target = normalize_target(target)
     error = (output.prediction - target)[0].double()  # [M', D]

@@ -1,4 +1,4 @@
-"""Spatial registration: every image of a subject on one pixel grid."""
+"""Resizing of images to the model's pixel grid, which registers all images of a subject."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def register(image: Tensor, size: int) -> Tensor:
-    """Resize `[..., H, W]` bilinearly to `[..., size, size]`; no work when it fits already.
+def resize(image: Tensor, size: int) -> Tensor:
+    """Resize `[..., H, W]` bilinearly to `[..., size, size]`; an image of that size is returned as it is.
 
     Pixel centres are aligned (align_corners off) and shrinking does not filter (antialias off).
     """
