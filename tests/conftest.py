@@ -24,6 +24,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture(autouse=True)
 def _decides_anew() -> Iterator[None]:
     """Forget which backend serves which kind of call: a test may pretend to be on another machine."""
-    dispatch.forget()
+    dispatch.reset()
     yield
-    dispatch.forget()
+    dispatch.reset()

@@ -68,7 +68,7 @@ def check_like(name: str, tensor: Tensor, dtype: torch.dtype, source: str) -> No
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     """Raise unless `tensor` lies on `device`."""
     if tensor.device != device:
-        raise ValueError(f"{name} lies on {tensor.device}, expected {device}")
+        raise ValueError(f"{name} is on {tensor.device}, expected {device}")
 
 
 def check_vector(name: str, tensor: Tensor, size: int, device: torch.device) -> None:

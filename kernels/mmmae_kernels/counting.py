@@ -47,7 +47,7 @@ def launches_of(operator: str, arguments: Sequence[object]) -> int:
     return LAUNCHES[operator](*arguments) if operator in LAUNCHES else 1
 
 
-def _tell(counter: ModuleType) -> None:
+def _register_formulas(counter: ModuleType) -> None:
     """Give the formulas to torch's counter."""
     for name, formula in MAC_FORMULAS.items():
         namespace, operator = name.split("::")
@@ -65,7 +65,7 @@ def _as_flops(formula: Callable[..., int]) -> Callable[..., int]:
     return flops
 
 
-class _TellWhenImported(importlib.abc.MetaPathFinder):
+class _RegisterOnImport(importlib.abc.MetaPathFinder):
     """Waits for the import of torch's counter, which takes a while and brings Triton with it."""
 
     searching = False
@@ -81,16 +81,16 @@ class _TellWhenImported(importlib.abc.MetaPathFinder):
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_tell(module: ModuleType) -> None:
+            def execute_and_register(module: ModuleType) -> None:
                 execute(module)
                 sys.meta_path.remove(self)
-                _tell(module)
+                _register_formulas(module)
 
-            setattr(spec.loader, "exec_module", execute_and_tell)  # noqa: B010
+            setattr(spec.loader, "exec_module", execute_and_register)  # noqa: B010
         return spec
 
 
 if _COUNTER in sys.modules:
-    _tell(sys.modules[_COUNTER])
+    _register_formulas(sys.modules[_COUNTER])
 else:
-    sys.meta_path.insert(0, _TellWhenImported())
+    sys.meta_path.insert(0, _RegisterOnImport())

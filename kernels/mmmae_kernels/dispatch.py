@@ -30,7 +30,7 @@ _interprets = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 _forced: list[str] = []
 
 
-def _serves(arguments: Arguments) -> Reason:
+def _refuses_nothing(arguments: Arguments) -> Reason:
     return None
 
 
@@ -45,7 +45,7 @@ class Implementation:
     """
 
     function: Callable[..., Any]
-    refuses: Callable[[Arguments], Reason] = _serves
+    refuses: Callable[[Arguments], Reason] = _refuses_nothing
     unavailable: Callable[[], Reason] = lambda: None
 
 
@@ -63,10 +63,10 @@ class Op:
     def __init__(self, name: str, definition: Callable[..., Any], implementations: Mapping[str, Implementation]):
         self.name, self.implementations = name, dict(implementations)
         self.parameters = tuple(inspect.signature(definition).parameters)
-        self.served: dict[Hashable, Callable[..., Any]] = {}
+        self.selected: dict[Hashable, Callable[..., Any]] = {}
         _ops.append(self)
 
-    def serve(self, kind: Hashable, *arguments: Any, forced: str | None = None) -> Callable[..., Any]:
+    def select(self, kind: Hashable, *arguments: Any, forced: str | None = None) -> Callable[..., Any]:
         """Return the function that serves a call.
 
         Args:
@@ -81,20 +81,20 @@ class Op:
         if torch.compiler.is_compiling():
             return self.implementations[self.choose(forced, *arguments)].function
         key = (kind, forced, executors.current() is None)
-        function = self.served.get(key)
+        function = self.selected.get(key)
         if function is None:
-            function = self.served[key] = self.implementations[self.choose(forced, *arguments)].function
+            function = self.selected[key] = self.implementations[self.choose(forced, *arguments)].function
         return function
 
     def choose(self, forced: str, *arguments: Any) -> str:
-        """Return the backend that serves a call; for the arguments and errors see `serve`."""
+        """Return the backend that serves a call; for the arguments and errors see `select`."""
         named = dict(zip(self.parameters, arguments))  # noqa: B905  # those left out have defaults
         reason: Reason = None
         for backend in self.implementations if forced == "auto" else (forced,):
             reason = self.reason(backend, named)
             if reason is None:
                 return backend
-        raise ValueError(f"{self.name}: the backend {forced!r} can't serve this call: {reason}")
+        raise ValueError(f"{self.name}: backend {forced!r} does not support this call: {reason}")
 
     def reason(self, backend: str, arguments: Arguments | None = None) -> Reason:
         """Return None if `backend` serves a call, or any call where there are no arguments, else the reason."""
@@ -103,9 +103,9 @@ class Op:
             return "no such implementation"
         return implementation.unavailable() or (None if arguments is None else implementation.refuses(arguments))
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Decide anew from here on."""
-        self.served.clear()
+        self.selected.clear()
 
 
 _ops: list[Op] = []
@@ -116,8 +116,8 @@ def declare(
     definition: Callable[..., Any],
     function: Callable[[str], Callable[..., Any]],
     *,
-    native_refuses: Callable[[Arguments], Reason] = _serves,
-    triton_refuses: Callable[[Arguments], Reason] = _serves,
+    native_refuses: Callable[[Arguments], Reason] = _refuses_nothing,
+    triton_refuses: Callable[[Arguments], Reason] = _refuses_nothing,
 ) -> Op:
     """Return an op of the backends `triton`, `native` and `eager`, the last of which is its definition.
 
@@ -186,10 +186,10 @@ def explain(op: str | None = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return {backend: known.reason(backend, named) or "serves" for backend in known.implementations}
 
 
-def forget() -> None:
+def reset() -> None:
     """Decide anew which backend serves each kind of call, as after a change of what this machine offers."""
     for op in _ops:
-        op.forget()
+        op.reset()
 
 
 def in_debug_mode() -> bool:
@@ -224,7 +224,7 @@ def triton_refuses(tensors: Iterable[tuple[str, Tensor]]) -> Reason:
     """Return None if Triton kernels take these floating point tensors, else the reason why not."""
     for name, tensor in tensors:
         if tensor.device.type != "cuda" and not _interprets and executors.current() is None:
-            return f"{name} lies on {tensor.device}, Triton kernels run on GPUs"
+            return f"{name} is on {tensor.device}, Triton kernels run on GPUs"
         if tensor.dtype not in TRITON_DTYPES:
             return f"{name} has dtype {tensor.dtype}, Triton kernels take float32, float16 and bfloat16"
     return None
@@ -237,7 +237,7 @@ def native_refuses(tensors: Iterable[tuple[str, Tensor]]) -> Reason:
     """Return None if native kernels take these floating point tensors, else the reason why not."""
     for name, tensor in tensors:
         if tensor.device.type != "cpu":
-            return f"{name} lies on {tensor.device}, native kernels run on the CPU"
+            return f"{name} is on {tensor.device}, native kernels run on the CPU"
         if tensor.dtype != torch.float32:
             return f"{name} has dtype {tensor.dtype}, native kernels take float32"
     return None

@@ -17,7 +17,7 @@ from .autocast import is_autocast, matmul_dtype
 from .checks import check_device, check_floating, check_like, check_rank, check_tensor, check_vector
 from .cpu import library
 from .dispatch import Reason, current_backend
-from .operators import applied, first_derivative_only
+from .operators import fast_apply, first_derivative_only
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -36,23 +36,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         ValueError: shapes, types or devices do not fit.
     """
     check_linear("x", x, weight, bias)
-    if not by_onednn(x, weight) or current_backend() == "eager" or is_autocast(x):
+    if not uses_onednn(x, weight) or current_backend() == "eager" or is_autocast(x):
         return F.linear(x, weight, bias)
     out: Tensor = _apply(x, weight, bias)
     return out
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_no_grad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute `F.linear(x, weight, bias)` by oneDNN where that is the faster library; it has no gradient there.
 
     `weight` may be a transposed view, which is not copied.
     """
-    if not by_onednn(x, weight):
+    if not uses_onednn(x, weight):
         return F.linear(x, weight, bias)
-    return onednn_product(x, weight, bias)
+    return onednn_linear(x, weight, bias)
 
 
-def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute `F.linear(x, weight, bias)`, float32, by oneDNN, without a gradient."""
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()  # the operator takes its elements for neighbours
@@ -64,20 +64,20 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
+        return linear_no_grad(x, weight, bias)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_x = linear_no_grad(grad, weight.t()) if ctx.needs_input_grad[0] else None
         return grad_x, *linear_gradients(grad, x, ctx.needs_input_grad[1:])
 
 
-_apply = applied(_Linear)
+_apply = fast_apply(_Linear)
 
 
-def by_onednn(x: Tensor, weight: Tensor) -> bool:
+def uses_onednn(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN multiplies these, and does it right and faster than MKL.
 
     Not in what is compiled: Inductor takes weights of oneDNN for constants, and chooses libraries itself.
@@ -162,11 +162,11 @@ def check_linear(
 def linear_gradients(grad: Tensor, x: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of weight and bias of a linear layer of `x [..., H]`, given its output's `[..., D]`."""
     rows = _as_rows(grad)
-    grad_weight = products_for(rows, x).weight_gradient(rows, _as_rows(x)) if needs[0] else None
+    grad_weight = matmuls_for(rows, x).weight_gradient(rows, _as_rows(x)) if needs[0] else None
     return grad_weight, rows.sum(0) if needs[1] else None
 
 
-class Products(NamedTuple):
+class Matmuls(NamedTuple):
     """Who multiplies the matrices of a layer; rows are `[R, H]` before it and `[R, D]` behind it, its weight `[D, H]`.
 
     Args:
@@ -180,7 +180,7 @@ class Products(NamedTuple):
     weight_gradient: Callable[[Tensor, Tensor], Tensor]
 
 
-def products_for(x: Tensor, weight: Tensor) -> Products:
+def matmuls_for(x: Tensor, weight: Tensor) -> Matmuls:
     """Return who multiplies tensors of the types and devices of `x` and `weight`."""
     is_served = x.is_cpu and x.dtype == weight.dtype == torch.float32
     return _FASTER if ONEDNN_IS_FASTER and is_served and not torch.compiler.is_compiling() else _TORCH
@@ -188,12 +188,12 @@ def products_for(x: Tensor, weight: Tensor) -> Products:
 
 def _faster_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """Copy the transpose of `grad`, as oneDNN does, where there are few columns for that to cost less than it gains."""
-    return product(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else torch.mm(grad.t(), x)
+    return linear_no_grad(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else torch.mm(grad.t(), x)
 
 
-_TORCH = Products(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x))
+_TORCH = Matmuls(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x))
 # Each asks anew whether oneDNN does it right: that depends on threads and on there being elements.
-_FASTER = Products(product, lambda grad, weight: product(grad, weight.t()), _faster_weight_gradient)
+_FASTER = Matmuls(linear_no_grad, lambda grad, weight: linear_no_grad(grad, weight.t()), _faster_weight_gradient)
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def declare_calls(**calls: tuple[Callable[..., Any], Callable[..., Any]]) -> Non
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def is_watched(tensor: Tensor) -> bool:
+def needs_operators(tensor: Tensor) -> bool:
     """Return whether operators must be seen: by a compiler, a tracer, a dispatch mode, a subclass, or without data."""
     return (
         torch.compiler.is_compiling()
@@ -120,10 +120,10 @@ def is_watched(tensor: Tensor) -> bool:
 
 def kernels_for(tensor: Tensor, backend: str) -> Any:
     """Return the kernels of `triton` or `native`, as operators where `tensor` is watched."""
-    return (_traced if is_watched(tensor) else _direct)[backend]
+    return (_traced if needs_operators(tensor) else _direct)[backend]
 
 
-def applied(function: Any) -> Callable[..., Any]:
+def fast_apply(function: Any) -> Callable[..., Any]:
     """Return `function.apply` of an `autograd.Function`, in eager mode without what it does for torch.func's sake."""
     straight: Callable[..., Any] = super(torch.autograd.Function, function).apply
 

@@ -52,7 +52,7 @@ def check_hsi(config: MMMAEConfig, hsi: Tensor, device: torch.device | None = No
         )
     check_rank("hsi", hsi, "[B, C, T, H, W]")
     if device is not None and device.type != "meta" and hsi.device != device:
-        raise ValueError(f"hsi lies on {hsi.device}, expected {device} as the model's parameters; hsi.to(...) moves it")
+        raise ValueError(f"hsi is on {hsi.device}, expected {device} as the model's parameters; hsi.to(...) moves it")
     check_floating("hsi", hsi)
     if hsi.shape[1] != config.in_channels:
         raise ValueError(f"hsi has {hsi.shape[1]} channels (C), expected in_channels = {config.in_channels}")

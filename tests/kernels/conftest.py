@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmmae_kernels.attention import call
 from mmmae_kernels.attention.backends import packages
-from mmmae_kernels.attention.backends.flash import flash
+from mmmae_kernels.attention.backends.flash import flash_backend
 from mmmae_kernels.cpu import library as native
 from tests.kernels.attention_stand_ins import STAND_INS, plain
 
@@ -131,7 +131,7 @@ def on_gpu(monkeypatch) -> Iterator[Callable[..., None]]:
                     ):
                         pytest.skip(f"the real {name} is loaded, its operators can't be registered twice")
                     operators.enter_context(stand_in.registered())
-            modules = {flash(name).PACKAGE[1]: STAND_INS[name] for name in installed}
+            modules = {flash_backend(name).PACKAGE[1]: STAND_INS[name] for name in installed}
             monkeypatch.setattr(call, "target_of", lambda device, index: target)
             monkeypatch.setattr(plain, "target", target)
             monkeypatch.setattr(torch.version, "hip", "6.4" if target.startswith("gfx") else None)

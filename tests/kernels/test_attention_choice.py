@@ -110,7 +110,7 @@ def test_a_backend_that_cannot_serve_says_why(on_gpu, backend, call, reason):
     assert answers["eager"] is None
     if not (call.masked or call.deterministic or backend == "native"):
         on_gpu(call.target, *ALL)
-        message = re.escape(f"attention: the backend {backend!r} can't serve this call: {reason}")
+        message = re.escape(f"attention: backend {backend!r} does not support this call: {reason}")
         with pytest.raises(ValueError, match=f"^{message}$"):
             choice(call.dtype, call.head_width, backend)
 
@@ -177,7 +177,7 @@ def test_an_outdated_library_is_refused(on_gpu, monkeypatch, backend, outdated, 
     on_gpu("sm90")
     monkeypatch.setattr(packages, "refuses", lambda distribution, module: None)
     monkeypatch.setattr(packages, "load", lambda module: outdated)
-    with pytest.raises(ValueError, match=f"the backend '{backend}' can't serve this call: {reason}"):
+    with pytest.raises(ValueError, match=f"backend '{backend}' does not support this call: {reason}"):
         choice(HALF, backend=backend)
 
 
@@ -215,7 +215,7 @@ PACKED, VECTORS, PRESENT = torch.zeros(2, 3, 3, 4, 8), torch.zeros(2, 1, 2, 4, 8
         (lambda: attention(*[HEADS.int()] * 3), "q has dtype torch.int32"),
         (lambda: attention(HEADS, HEADS.half(), HEADS), "k has dtype torch.float16, expected torch.float32 as in q"),
         (lambda: attention(HEADS, HEADS, HEADS.half()), "v has dtype torch.float16, expected torch.float32 as in q"),
-        (lambda: attention(HEADS, HEADS.to("meta"), HEADS), "k lies on meta, expected cpu"),
+        (lambda: attention(HEADS, HEADS.to("meta"), HEADS), "k is on meta, expected cpu"),
         (lambda: attention(*[HEADS] * 3, backend="fast"), f"backend is 'fast', must be one of {KNOWN}"),
         (lambda: attention(*[HEADS] * 3, key_present=torch.ones(2, 3)), "key_present has dtype torch.float32"),
         (lambda: attention(*[HEADS] * 3, key_present=PRESENT), "key_present has shape [2, 1], expected [2, 3]"),
@@ -234,7 +234,7 @@ PACKED, VECTORS, PRESENT = torch.zeros(2, 3, 3, 4, 8), torch.zeros(2, 1, 2, 4, 8
         (lambda: concat_attention(PACKED, VECTORS, PRESENT, backend="no"), f"'no', must be one of {KNOWN}"),
         (
             lambda: concat_attention(PACKED, VECTORS, PRESENT, backend="flash_attn_3"),
-            "attention: the backend 'flash_attn_3' can't serve this call: ",
+            "attention: backend 'flash_attn_3' does not support this call: ",
         ),
     ],
 )
@@ -255,7 +255,7 @@ def test_the_environment_chooses_and_an_argument_overrides_it(on_gpu, monkeypatc
         attention(qkv)
     attention(qkv, backend="eager")
     monkeypatch.setenv("MMMAE_ATTENTION", "native")
-    with pytest.raises(ValueError, match="the backend 'native' can't serve this call: "):
+    with pytest.raises(ValueError, match="backend 'native' does not support this call: "):
         attention(qkv)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from mmmae_kernels import BlockWeights, operators
-from mmmae_kernels.linear import products_for
+from mmmae_kernels.linear import matmuls_for
 from mmmae_kernels.transformer_block.conditioning import (
     ConditioningWeights,
     FusedConditioning,
@@ -141,7 +141,7 @@ def test_a_block_under_autocast_errs_at_most_twice_as_much_as_torch(kernels, hal
 
     def node(*leaves):
         plan = Plan(
-            *("native", "native", half, products_for(leaves[0], leaves[5])), tuple(leaf.dtype for leaf in leaves)
+            *("native", "native", half, matmuls_for(leaves[0], leaves[5])), tuple(leaf.dtype for leaf in leaves)
         )
         return FusedBlock.apply(plan, HEADS, ids, 1e-6, *leaves)
 
@@ -164,7 +164,7 @@ def test_conditioning_under_autocast_errs_at_most_twice_as_much_as_torch(kernels
 
     def node(*leaves):
         plan = Plan(
-            *("native", "native", half, products_for(leaves[0], leaves[6])), tuple(leaf.dtype for leaf in leaves)
+            *("native", "native", half, matmuls_for(leaves[0], leaves[6])), tuple(leaf.dtype for leaf in leaves)
         )
         return FusedConditioning.apply(plan, HEADS, 1e-6, present, *leaves)
 

@@ -110,7 +110,7 @@ from mmmae_kernels import linear
 linear.ONEDNN_IS_FASTER = True
 x, weight = torch.randn(784, 768), torch.randn(768, 768)
 error = (linear.product(x, weight).double() - x.double() @ weight.double().T).norm() / 768
-print(linear.by_onednn(x, weight), float(error) < 1e-3)
+print(linear.uses_onednn(x, weight), float(error) < 1e-3)
 """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     done = subprocess.run([sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True)

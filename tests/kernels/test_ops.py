@@ -273,9 +273,9 @@ BLOCK = BlockWeights(
             lambda: patch_embed(VOLUME, WEIGHT, None, IDS, torch.zeros(7, 4)),
             "position has shape .7, 4., expected .8, 4.",
         ),
-        (lambda: patch_embed(VOLUME, WEIGHT.to("meta")), "weight lies on meta, expected cpu"),
-        (lambda: patch_embed(VOLUME, WEIGHT, torch.zeros(4, device="meta")), "bias lies on meta, expected cpu"),
-        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS.to("meta")), "ids lies on meta, expected cpu"),
+        (lambda: patch_embed(VOLUME, WEIGHT.to("meta")), "weight is on meta, expected cpu"),
+        (lambda: patch_embed(VOLUME, WEIGHT, torch.zeros(4, device="meta")), "bias is on meta, expected cpu"),
+        (lambda: patch_embed(VOLUME, WEIGHT, None, IDS.to("meta")), "ids is on meta, expected cpu"),
         (lambda: masked_l2_loss(torch.zeros(2, 3, 4), torch.zeros(2, 9, 5), IDS), "prediction has shape"),
         (lambda: masked_l2_loss(torch.zeros(2, 3, 4), torch.zeros(2, 9, 4), IDS + 9), "ids has a token number 9"),
         (lambda: masked_l2_loss(IDS[..., None], IDS[..., None]), "prediction has dtype torch.int64"),
@@ -289,7 +289,7 @@ BLOCK = BlockWeights(
         (lambda: patch_l2_loss(torch.zeros(2, 3, 4), VOLUME, WEIGHT, None, IDS + 8), "ids has a token number 8"),
         (
             lambda: patch_l2_loss(torch.zeros(2, 3, 4, device="meta"), VOLUME, WEIGHT, None, IDS),
-            "prediction lies on meta, expected cpu",
+            "prediction is on meta, expected cpu",
         ),
         (lambda: decoder_tokens(torch.zeros(2, 4, 5), torch.zeros(5), IDS, torch.zeros(3, 5)), "visible has 4 tokens"),
         (lambda: decoder_tokens(torch.zeros(2, 2, 5), torch.zeros(4), IDS, torch.zeros(3, 5)), "mask_token has shape"),
@@ -312,7 +312,7 @@ BLOCK = BlockWeights(
             lambda: gelu_linear(ROWS, torch.zeros(5, 3).double(), None),
             "weight has dtype torch.float64, expected torch",
         ),
-        (lambda: gelu_linear(ROWS, torch.zeros(5, 3, device="meta"), None), "weight lies on meta, expected cpu"),
+        (lambda: gelu_linear(ROWS, torch.zeros(5, 3, device="meta"), None), "weight is on meta, expected cpu"),
         (
             lambda: norm_linear(ROWS, None, ROWS[0, :2], ROWS[0], ROWS, None),
             "norm_weight has shape .2., expected .3.",
@@ -434,9 +434,9 @@ def test_tensors_of_no_data_are_given_their_shapes():
     assert transformer_block(meta["x"], None, None, weights, 2)[1].shape == (2, 5, 4)
     assert attention(meta["qkv"]).shape == (2, 5, 2, 4)
     assert gelu_linear(meta["x"], weights.proj_weight, weights.proj_bias).shape == (2, 5, 4)
-    with pytest.raises(ValueError, match="key_present lies on cpu, expected meta"):
+    with pytest.raises(ValueError, match="key_present is on cpu, expected meta"):
         attention(meta["qkv"], key_present=torch.ones(2, 5, dtype=torch.bool))
-    with pytest.raises(ValueError, match="norm1_weight lies on cpu, expected meta"):
+    with pytest.raises(ValueError, match="norm1_weight is on cpu, expected meta"):
         transformer_block(meta["x"], None, None, BLOCK, 2)
 
 
@@ -449,13 +449,13 @@ def test_an_unknown_backend_lists_the_known():
 
 
 def test_a_forced_backend_that_cannot_serve_says_why():
-    with use_backend("native"), pytest.raises(ValueError, match=r"'native' can't serve this call: .*float64"):
+    with use_backend("native"), pytest.raises(ValueError, match=r"'native' does not support this call: .*float64"):
         patch_embed(VOLUME.double(), WEIGHT.double())
 
 
 def test_the_environment_chooses_a_backend_and_use_backend_overrides_it(monkeypatch):
     monkeypatch.setenv("MMMAE_KERNELS", "triton")
-    with pytest.raises(ValueError, match="'triton' can't serve"):
+    with pytest.raises(ValueError, match="'triton' does not support"):
         patch_embed(VOLUME, WEIGHT)
     with use_backend("eager"):
         patch_embed(VOLUME, WEIGHT)

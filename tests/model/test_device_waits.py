@@ -57,7 +57,7 @@ def meta(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)
     monkeypatch.setattr(sys.modules[torch.optim.Adam.__module__], "_device_dtype_check_for_fused", lambda *_: None)
-    monkeypatch.setattr(operators, "is_watched", lambda tensor: False)  # launchers are what is watched
+    monkeypatch.setattr(operators, "needs_operators", lambda tensor: False)  # launchers are what is watched
     with execute_by(AcceptsLaunches()):
         yield
 

@@ -34,7 +34,7 @@ def model(request):
         ({"hsi": HSI.short()}, r"^hsi has dtype torch\.int16, expected a floating point type$"),
         ({"hsi": HSI.to(torch.complex64)}, r"^hsi has dtype torch\.complex64"),
         ({"hsi": HSI[:1].to_sparse()}, r"^hsi has layout torch\.sparse_coo, expected torch\.strided"),
-        ({"hsi": HSI.to("meta")}, r"^hsi lies on meta, expected cpu as the model's parameters"),
+        ({"hsi": HSI.to("meta")}, r"^hsi is on meta, expected cpu as the model's parameters"),
         ({"aux": [IMAGE]}, r"^aux is a list, expected a dict of modality name to Tensor$"),
         ({"aux": IMAGE}, r"^aux is a torch\.float32 Tensor of shape \[2, 1, 8, 8\], expected a dict"),
         ({"aux": "ir"}, r"^aux is 'ir', expected a dict"),

@@ -402,8 +402,8 @@ MASK = random_masking(2, 784, 196, seed=1)
         ({"present": {"ir": torch.ones(2).bool()}}, r"present\['ir'\] says that samples have it, but aux has no image"),
         ({"valid": torch.ones(2, 224, 224)}, "valid has dtype torch.float32, expected torch.bool"),
         ({"valid": torch.ones(2, 8, 8).bool()}, r"valid has shape \[2, 8, 8\], expected \[2, 224, 224\]"),
-        ({"valid": torch.ones(2, 224, 224).bool().to("meta")}, "valid lies on meta, expected cpu"),
-        ({"aux": {"ir": AUX.to("meta")}}, r"aux\['ir'\] lies on meta, expected cpu"),
+        ({"valid": torch.ones(2, 224, 224).bool().to("meta")}, "valid is on meta, expected cpu"),
+        ({"aux": {"ir": AUX.to("meta")}}, r"aux\['ir'\] is on meta, expected cpu"),
         ({"mask": MASK._replace(ids_keep=MASK.ids_keep[:, :9])}, "mask has 9 visible and 588 masked tokens"),
         (
             {"mask": MASK._replace(ids_keep=MASK.ids_keep + 784)},

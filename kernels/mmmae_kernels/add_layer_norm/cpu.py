@@ -40,10 +40,10 @@ def add_layer_norm_forward(
     rstd = empty_like(mean)
     sizes, x_strides, residual_strides = (1, rows, width), (0, width), (0, width)
     if not (x.is_contiguous() and (residual is None or residual.is_contiguous())):
-        x = library.in_three_axes(x)
+        x = library.to_three_axes(x)
         sizes, x_strides = (x.size(0), x.size(1), width), (x.stride(0), x.stride(1))
         if residual is not None:
-            residual = library.in_three_axes(residual)
+            residual = library.to_three_axes(residual)
             residual_strides = residual.stride(0), residual.stride(1)
     if residual_bias is not None:
         residual_bias = residual_bias.contiguous()
@@ -96,12 +96,12 @@ def add_layer_norm_backward(
     sizes, strides = (1, mean.numel(), width), (0, width)
     grad_total_strides = grad_norm_strides = total_strides = strides
     if not (total.is_contiguous() and grad_norm.is_contiguous() and (grad_total is None or grad_total.is_contiguous())):
-        total, grad_norm = library.in_three_axes(total), library.in_three_axes(grad_norm)
+        total, grad_norm = library.to_three_axes(total), library.to_three_axes(grad_norm)
         sizes = total.size(0), total.size(1), width
         total_strides = total.stride(0), total.stride(1)
         grad_norm_strides = grad_norm.stride(0), grad_norm.stride(1)
         if grad_total is not None:
-            grad_total = library.in_three_axes(grad_total)
+            grad_total = library.to_three_axes(grad_total)
             grad_total_strides = grad_total.stride(0), grad_total.stride(1)
     weight = weight.contiguous()
     if bias is not None:

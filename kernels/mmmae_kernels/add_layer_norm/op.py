@@ -12,7 +12,7 @@ from torch import Tensor
 from ..autocast import is_autocast
 from ..checks import check_device, check_epsilon, check_floating, check_like, check_shape, check_tensor, check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
-from ..operators import applied, declare_operator, first_derivative_only, kernels_for
+from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import add_layer_norm_reference
 
 LONGEST_ROW = 4096  # channels that a program holds on a GPU: 8 a thread of each of eight rows; more would spill
@@ -50,7 +50,7 @@ def add_layer_norm(
     check_norm(x, residual, weight, bias, residual_bias)
     epsilon = check_epsilon("epsilon", epsilon)
     arguments = (x, residual, weight, bias, epsilon, residual_bias)
-    total, norm = ADD_LAYER_NORM.serve(kind_of(x, residual, weight, bias, residual_bias), *arguments)(*arguments)
+    total, norm = ADD_LAYER_NORM.select(dispatch_key(x, residual, weight, bias, residual_bias), *arguments)(*arguments)
     return total, norm
 
 
@@ -85,7 +85,7 @@ def check_norm(
         check_like(names[1], bias, weight.dtype, names[0])
 
 
-def kind_of(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+def dispatch_key(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Return what backends look at of a row-wise op on one device: device, width, and the types."""
     return x.device, x.shape[-1], x.dtype, *[None if other is None else other.dtype for other in others]
 
@@ -133,7 +133,7 @@ class _AddLayerNorm(torch.autograd.Function):
         return *summand_gradients(grad, row_sum, ctx.dtypes), grad_weight, grad_bias, None, None, None
 
 
-_apply = applied(_AddLayerNorm)
+_apply = fast_apply(_AddLayerNorm)
 
 
 def dtypes_of(*summands: Tensor | None) -> Dtypes:

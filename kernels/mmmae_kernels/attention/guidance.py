@@ -36,7 +36,7 @@ def merge(q: Tensor, out: Tensor, lse: Tensor, vectors: Tensor, present: Tensor)
     Returns:
         The same two of tokens and vectors.
     """
-    keys, values = _of_present(vectors, present)
+    keys, values = _present_keys_and_values(vectors, present)
     with torch.autocast(q.device.type, enabled=False):
         scores = _scores(q, keys, present)
         merged = torch.logaddexp(lse, scores.logsumexp(-1))
@@ -46,7 +46,7 @@ def merge(q: Tensor, out: Tensor, lse: Tensor, vectors: Tensor, present: Tensor)
     return mixed.to(out.dtype), merged
 
 
-def gradients_of_vectors(
+def merge_backward(
     grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, vectors: Tensor, present: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What the vectors add to the gradient of q, and their own.
@@ -59,7 +59,7 @@ def gradients_of_vectors(
     Returns:
         Float32 `[B, N, h, d]`, and `[B, m, 2, h, d]` like `vectors`.
     """
-    keys, values = _of_present(vectors, present)
+    keys, values = _present_keys_and_values(vectors, present)
     grad, q_floats = _floats(grad), _floats(q)
     with torch.autocast(q.device.type, enabled=False):
         share = (_scores(q, keys, present) - lse[..., None]).exp()
@@ -71,7 +71,7 @@ def gradients_of_vectors(
     return grad_q, torch.stack([grad_keys, grad_values], dim=2).to(vectors.dtype)
 
 
-def _of_present(vectors: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+def _present_keys_and_values(vectors: Tensor, present: Tensor) -> tuple[Tensor, ...]:
     """Keys and values `[B, m, h, d]`; zeros for absent vectors, whose contents may be anything."""
     return torch.where(present[:, :, None, None, None], _floats(vectors), 0.0).unbind(2)
 
@@ -106,6 +106,6 @@ class MergedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, vectors, present, out, lse = ctx.saved_tensors
         (grad_qkv,) = backward_for(grad)(grad, [qkv], None, out, lse, ctx.backend)
-        grad_q, grad_vectors = gradients_of_vectors(grad, qkv.select(2, 0), out, lse, vectors, present)
+        grad_q, grad_vectors = merge_backward(grad, qkv.select(2, 0), out, lse, vectors, present)
         grad_qkv.select(2, 0).add_(grad_q)
         return grad_qkv, grad_vectors, None, None

@@ -11,16 +11,16 @@ from torch import Tensor
 from .. import dispatch
 from ..autocast import is_autocast
 from ..checks import check_device, check_floating, check_rank, check_shape, check_tensor, described
-from ..operators import applied
+from ..operators import fast_apply
 from .backends import flash_attn_2, flash_attn_3, flash_attn_4, native, sdpa, xformers
-from .backends.flash import Flash
+from .backends.flash import FlashBackend
 from .call import Call, call_of
 from .guidance import MergedAttention
 from .operators import FlashAttention, unpacked
 from .reference import attention_eager
 
 # In order of preference; those of the flash kind first.
-FLASH: dict[str, Flash] = {
+FLASH: dict[str, FlashBackend] = {
     "flash_attn_4": flash_attn_4,
     "flash_attn_3": flash_attn_3,
     "flash_attn_2": flash_attn_2,
@@ -64,8 +64,8 @@ def attention(
     if key_present is not None:
         _check_present("key_present", key_present, k if k is not None else q)
     forced = attention_backend(backend, "backend")
-    kind = (*_kind_of(projected[0]), key_present is None)
-    mixed: Tensor = ATTENTION.serve(kind, *unpacked(projected), key_present, forced=forced)(projected, key_present)
+    kind = (*_dispatch_key(projected[0]), key_present is None)
+    mixed: Tensor = ATTENTION.select(kind, *unpacked(projected), key_present, forced=forced)(projected, key_present)
     return mixed
 
 
@@ -96,7 +96,9 @@ def concat_attention(qkv: Tensor, vectors: Tensor, present: Tensor, *, backend: 
     _check_present("present", present, vectors)
     qkv, vectors = _cast([qkv, vectors])
     forced = attention_backend(backend, "backend")
-    mixed: Tensor = _CONCAT_ATTENTION.serve(_kind_of(qkv), *unpacked([qkv]), None, forced=forced)(qkv, vectors, present)
+    mixed: Tensor = _CONCAT_ATTENTION.select(_dispatch_key(qkv), *unpacked([qkv]), None, forced=forced)(
+        qkv, vectors, present
+    )
     return mixed
 
 
@@ -185,7 +187,7 @@ _REFUSES: dict[str, Callable[[Call], dispatch.Reason]] = {
 }
 
 
-def _kind_of(q: Tensor) -> tuple[object, ...]:
+def _dispatch_key(q: Tensor) -> tuple[object, ...]:
     return q.device, q.dtype, q.shape[-1], torch.are_deterministic_algorithms_enabled()
 
 
@@ -193,7 +195,7 @@ def _refuses(backend: str) -> Callable[[dispatch.Arguments], dispatch.Reason]:
     return lambda arguments: _REFUSES[backend](call_of(arguments["q"], arguments.get("key_present")))
 
 
-_apply_flash, _apply_merged = applied(FlashAttention), applied(MergedAttention)
+_apply_flash, _apply_merged = fast_apply(FlashAttention), fast_apply(MergedAttention)
 
 
 def _by_flash(backend: str) -> Callable[[Sequence[Tensor], Tensor | None], Tensor]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operators import declare_calls, define, first_derivative_only, is_watched
-from .backends.flash import Triple, flash
+from ..operators import declare_calls, define, first_derivative_only, needs_operators
+from .backends.flash import Triple, flash_backend
 
 
 def unpacked(projected: Sequence[Tensor]) -> Triple:
@@ -31,7 +31,7 @@ def _forward(projected: Sequence[Tensor], key_present: Tensor | None, backend: s
     if _is_empty(q, k):
         batch, queries, heads, _ = q.shape
         return q.new_zeros(q.shape), q.new_full((batch, heads, queries), -math.inf, dtype=torch.float32)
-    out, lse = flash(backend).attention_forward(q, k, v, key_present)
+    out, lse = flash_backend(backend).attention_forward(q, k, v, key_present)
     return out.contiguous(), lse.contiguous()
 
 
@@ -43,7 +43,7 @@ def _backward(
     if _is_empty(q, k):
         return [tensor.new_zeros(tensor.shape) for tensor in projected]
     gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in projected]
-    flash(backend).attention_backward(grad, (q, k, v), key_present, out, lse, unpacked(gradients))
+    flash_backend(backend).attention_backward(grad, (q, k, v), key_present, out, lse, unpacked(gradients))
     return gradients
 
 
@@ -75,12 +75,12 @@ Backward = Callable[[Tensor, Sequence[Tensor], Tensor | None, Tensor, Tensor, st
 
 def forward_for(tensor: Tensor) -> Forward:
     """Return attention of the flash kind, as an operator where `tensor` is watched."""
-    return _forward_operator if is_watched(tensor) else _forward
+    return _forward_operator if needs_operators(tensor) else _forward
 
 
 def backward_for(tensor: Tensor) -> Backward:
     """Return the gradients of attention of the flash kind, as an operator where `tensor` is watched."""
-    return _backward_operator if is_watched(tensor) else _backward
+    return _backward_operator if needs_operators(tensor) else _backward
 
 
 class FlashAttention(torch.autograd.Function):

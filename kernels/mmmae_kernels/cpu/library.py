@@ -48,7 +48,7 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def rows_of(tensor: Tensor) -> Tensor:
+def contiguous_rows(tensor: Tensor) -> Tensor:
     """Return the tensor with its last axis in one piece.
 
     Only what must be is copied: an axis that is expanded stays so.
@@ -63,14 +63,14 @@ def rows_of(tensor: Tensor) -> Tensor:
     return tensor.contiguous().expand(shape)
 
 
-def in_three_axes(tensor: Tensor) -> Tensor:
-    """Return `rows_of` of a tensor `[..., D]` as `[A, B, D]`, a view where there is one."""
+def to_three_axes(tensor: Tensor) -> Tensor:
+    """Return `contiguous_rows` of a tensor `[..., D]` as `[A, B, D]`, a view where there is one."""
     tensor = tensor.detach()
     if tensor.dim() > 3:
         tensor = tensor.flatten(0, -3)
     while tensor.dim() < 3:
         tensor = tensor.unsqueeze(0)
-    return rows_of(tensor)
+    return contiguous_rows(tensor)
 
 
 def _load() -> tuple[ModuleType | None, str | None]:

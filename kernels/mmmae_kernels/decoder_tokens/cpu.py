@@ -19,8 +19,8 @@ def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Ten
     batch, keep, width = visible.shape
     tokens = ids_restore.size(1)
     out = visible.new_empty(batch, tokens, width)
-    visible, mask_token = library.rows_of(visible), mask_token.contiguous()
-    position = library.rows_of(position)
+    visible, mask_token = library.contiguous_rows(visible), mask_token.contiguous()
+    position = library.contiguous_rows(position)
     _forward(
         visible.data_ptr(),
         visible.stride()[:2],
@@ -51,7 +51,7 @@ def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tup
     batch, tokens, width = grad.shape
     grad_visible, grad_mask_token = grad.new_empty(batch, keep, width), grad.new_empty(width)
     grad_position = grad.new_empty(tokens, width)
-    grad = library.rows_of(grad)
+    grad = library.contiguous_rows(grad)
     _backward(
         grad.data_ptr(),
         grad.stride()[:2],

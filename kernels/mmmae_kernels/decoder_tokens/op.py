@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_device, check_floating, check_ids, check_rank, check_shape, check_vector, is_readable
 from ..dispatch import Arguments, declare, in_debug_mode, native_refuses, triton_refuses
-from ..operators import applied, declare_operator, first_derivative_only, kernels_for
+from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import decoder_tokens_reference
 
 
@@ -50,7 +50,7 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
             raise ValueError("ids_restore names a token twice, expected a permutation in each row")
     arguments = (visible, mask_token, ids_restore, position)
     kind = (visible.device, visible.dtype, mask_token.dtype, position.dtype)
-    sequence: Tensor = DECODER_TOKENS.serve(kind, *arguments)(*arguments)
+    sequence: Tensor = DECODER_TOKENS.select(kind, *arguments)(*arguments)
     return sequence
 
 
@@ -85,7 +85,7 @@ class _DecoderTokens(torch.autograd.Function):
         return grad_visible, grad_mask_token, None, grad_position, None
 
 
-_apply = applied(_DecoderTokens)
+_apply = fast_apply(_DecoderTokens)
 
 
 def _forward_fake(visible: Tensor, *rest: Tensor) -> Tensor:

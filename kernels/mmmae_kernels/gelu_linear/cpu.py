@@ -72,5 +72,5 @@ def _rows(hidden: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int, int]
     if hidden.is_contiguous():
         rows = hidden.numel() // width if width else math.prod(hidden.shape[:-1])
         return hidden, (0, width), (1, rows, width)
-    hidden = library.in_three_axes(hidden)
+    hidden = library.to_three_axes(hidden)
     return hidden, (hidden.stride(0), hidden.stride(1)), (hidden.size(0), hidden.size(1), width)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..add_layer_norm.op import kind_of
+from ..add_layer_norm.op import dispatch_key
 from ..autocast import matmul_dtype
 from ..checks import check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
-from ..linear import check_linear, linear_gradients, product, refuse_native_product
-from ..operators import applied, declare_operator, first_derivative_only, kernels_for
+from ..linear import check_linear, linear_gradients, linear_no_grad, refuse_native_product
+from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import gelu_linear_reference
 
 
@@ -35,8 +35,8 @@ def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias
     if hidden_bias is not None:
         check_vector("hidden_bias", hidden_bias, hidden.shape[-1], hidden.device)
     arguments = (hidden, weight, bias, hidden_bias)
-    kind = (*kind_of(*arguments), matmul_dtype(weight))
-    out: Tensor = GELU_LINEAR.serve(kind, *arguments)(*arguments)
+    kind = (*dispatch_key(*arguments), matmul_dtype(weight))
+    out: Tensor = GELU_LINEAR.select(kind, *arguments)(*arguments)
     return out
 
 
@@ -59,20 +59,20 @@ class _GeluLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, hidden_bias)
         ctx.backend = backend
-        return product(kernels_for(hidden, backend).gelu_forward(hidden, hidden_bias), weight, bias)
+        return linear_no_grad(kernels_for(hidden, backend).gelu_forward(hidden, hidden_bias), weight, bias)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         hidden, weight, hidden_bias = ctx.saved_tensors
         # With respect to the activation, and then in the same memory with respect to what was activated.
-        grad_hidden = product(grad, weight.t())
+        grad_hidden = linear_no_grad(grad, weight.t())
         activated, grad_hidden_bias = kernels_for(hidden, ctx.backend).gelu_backward(grad_hidden, hidden, hidden_bias)
         grad_weight, grad_bias = linear_gradients(grad, activated, ctx.needs_input_grad[1:3])
         return grad_hidden, grad_weight, grad_bias, None if hidden_bias is None else grad_hidden_bias, None
 
 
-_apply = applied(_GeluLinear)
+_apply = fast_apply(_GeluLinear)
 
 
 # `gelu(hidden + hidden_bias)`, contiguous, in the type of `hidden`.

@@ -131,8 +131,8 @@ def _masked_l2_loss(
     out: Tensor,
 ) -> float:
     """Return the weighted sum of squared errors; write `factor * weight * (prediction - target)` into `out`, if any."""
-    prediction = library.rows_of(prediction)
-    target = library.rows_of(target.detach().to(torch.float32))
+    prediction = library.contiguous_rows(prediction)
+    target = library.contiguous_rows(target.detach().to(torch.float32))
     error: float = _loss_of_target(
         prediction.data_ptr(),
         prediction.stride()[:2],

@@ -20,13 +20,13 @@ from ..checks import (
     check_tensor,
 )
 from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
-from ..operators import applied, declare_operator, first_derivative_only, is_watched, kernels_for
+from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for, needs_operators
 from ..patch_embed.op import (
     as_float,
     check_embedding,
+    dispatch_key,
     embedding_native_refuses,
     embedding_triton_refuses,
-    kind_of,
 )
 from .reference import gradient_dtype, masked_l2_loss_reference, patch_l2_loss_reference
 
@@ -68,8 +68,8 @@ def masked_l2_loss(
         check_device("ids", ids, prediction.device)
         check_ids("ids", ids, target.shape[1])
     arguments = (prediction, target, ids, weights, normalize)
-    kind = (*kind_of(prediction, target), prediction.shape[2], _needs_gradient(target), _needs_gradient(weights))
-    loss: Tensor = MASKED_L2_LOSS.serve(kind, *arguments)(*arguments)
+    kind = (*dispatch_key(prediction, target), prediction.shape[2], _needs_gradient(target), _needs_gradient(weights))
+    loss: Tensor = MASKED_L2_LOSS.select(kind, *arguments)(*arguments)
     return loss
 
 
@@ -105,8 +105,8 @@ def patch_l2_loss(
     check_shape("prediction", prediction, (*ids.shape, weight.shape[0]))
     check_device("prediction", prediction, volume.device)
     arguments = (prediction, volume, weight, bias, ids, weights, normalize)
-    kind = (*kind_of(volume, prediction, weight, bias), matmul_dtype(weight), prediction.shape[2])
-    loss: Tensor = PATCH_L2_LOSS.serve((*kind, _needs_gradient(weights)), *arguments)(*arguments)
+    kind = (*dispatch_key(volume, prediction, weight, bias), matmul_dtype(weight), prediction.shape[2])
+    loss: Tensor = PATCH_L2_LOSS.select((*kind, _needs_gradient(weights)), *arguments)(*arguments)
     return loss
 
 
@@ -158,13 +158,13 @@ class _Loss(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         # On the CPU a look at the factor is free, and it is 1 in most training steps. Who traces or counts sees a
         # product.
-        seen = gradient.device.type == "cpu" and not is_watched(gradient)
+        seen = gradient.device.type == "cpu" and not needs_operators(gradient)
         if not (seen and float(grad_loss) == 1):
             gradient = (gradient * grad_loss.to(gradient.dtype)).to(ctx.dtype)
         return gradient, None, None, None
 
 
-_apply = applied(_Loss)
+_apply = fast_apply(_Loss)
 
 
 def _loss_and_gradient(prediction: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:

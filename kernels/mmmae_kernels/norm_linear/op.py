@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..add_layer_norm.op import check_norm, dtypes_of, kind_of, refuse_long_rows, summand_gradients, total_dtype
+from ..add_layer_norm.op import check_norm, dispatch_key, dtypes_of, refuse_long_rows, summand_gradients, total_dtype
 from ..autocast import matmul_dtype
 from ..checks import check_epsilon
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
-from ..linear import check_linear, linear_gradients, product, refuse_native_product
-from ..operators import applied, first_derivative_only, kernels_for
+from ..linear import check_linear, linear_gradients, linear_no_grad, refuse_native_product
+from ..operators import fast_apply, first_derivative_only, kernels_for
 from .reference import norm_linear_reference
 
 
@@ -48,8 +48,8 @@ def norm_linear(
     check_linear("x", x, weight, bias, total_dtype(x, residual))
     epsilon = check_epsilon("epsilon", epsilon)
     arguments = (x, residual, norm_weight, norm_bias, weight, bias, epsilon, residual_bias)
-    kind = (*kind_of(x, residual, norm_weight, norm_bias, weight, bias, residual_bias), matmul_dtype(weight))
-    total, out = NORM_LINEAR.serve(kind, *arguments)(*arguments)
+    kind = (*dispatch_key(x, residual, norm_weight, norm_bias, weight, bias, residual_bias), matmul_dtype(weight))
+    total, out = NORM_LINEAR.select(kind, *arguments)(*arguments)
     return total, out
 
 
@@ -88,7 +88,7 @@ class _NormLinear(torch.autograd.Function):
         ctx.save_for_backward(x if residual is None else total, mean, rstd, norm_weight, norm_bias, weight)
         ctx.set_materialize_grads(False)
         ctx.dtypes, ctx.backend = dtypes_of(x, residual, residual_bias), backend
-        out = product(norm, weight, bias)
+        out = linear_no_grad(norm, weight, bias)
         return out if residual is None else (total, out)
 
     @staticmethod
@@ -100,14 +100,14 @@ class _NormLinear(torch.autograd.Function):
         total, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
         backward = kernels_for(total, ctx.backend).add_layer_norm_backward
         grad, grad_norm_weight, grad_norm_bias, row_sum, norm = backward(
-            grad_total, product(grad_out, weight.t()), total, norm_weight, norm_bias, mean, rstd, ctx.dtypes[2]
+            grad_total, linear_no_grad(grad_out, weight.t()), total, norm_weight, norm_bias, mean, rstd, ctx.dtypes[2]
         )
         grad_weight, grad_bias = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7])
         summands = summand_gradients(grad, row_sum, ctx.dtypes)
         return *summands, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, None, None
 
 
-_apply = applied(_NormLinear)
+_apply = fast_apply(_NormLinear)
 
 
 def _native_refuses(arguments: Arguments) -> Reason:

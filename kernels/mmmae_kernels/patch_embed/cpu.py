@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, get_num_threads
 
 from ..cpu import library
-from ..linear import product
+from ..linear import linear_no_grad
 from .reference import token_count
 
 _gather_patches = {
@@ -41,10 +41,10 @@ def patch_embed_forward(
     ids = _ids(volume, weight, ids)
     (batch, keep), width = ids.shape, weight.size(0)
     rows = _gather(volume, weight, ids)
-    tokens = product(rows, weight.detach().flatten(1), None if bias is None else bias.detach())
+    tokens = linear_no_grad(rows, weight.detach().flatten(1), None if bias is None else bias.detach())
     tokens.resize_(batch, keep, width)  # no view: the caller may change what it gets in place
     if position is not None:
-        position = library.rows_of(position)
+        position = library.contiguous_rows(position)
         _add_position(
             tokens.data_ptr(),
             ids.data_ptr(),
@@ -75,7 +75,7 @@ def patch_embed_backward(
         ValueError: an id is outside 0..N-1.
     """
     ids = _ids(volume, weight, ids)
-    grad = library.rows_of(grad)
+    grad = library.contiguous_rows(grad)
     sizes, width = tuple(grad.shape), grad.shape[2]
     grad_volume = grad_weight = grad_bias = grad_position = None
     if needs[3]:
@@ -101,7 +101,7 @@ def patch_embed_backward(
         grad_weight = torch.mm(flat.t(), _gather(volume, weight, ids)).resize_(weight.shape)
     if needs[0]:
         grad_volume = grad.new_zeros(volume.shape)
-        _scatter_rows(product(flat, weight.detach().flatten(1).t()), ids, _patch(weight), grad_volume)
+        _scatter_rows(linear_no_grad(flat, weight.detach().flatten(1).t()), ids, _patch(weight), grad_volume)
     return grad_volume, grad_weight, grad_bias, grad_position
 
 

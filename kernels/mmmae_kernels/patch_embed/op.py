@@ -21,7 +21,7 @@ from ..checks import (
 )
 from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
 from ..linear import refuse_native_product
-from ..operators import applied, declare_operator, first_derivative_only, kernels_for
+from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import patch_embed_reference, token_count
 
 INTEGERS = (torch.uint8, torch.int16)  # that kernels convert on their way from the volume
@@ -56,13 +56,13 @@ def patch_embed(
         check_device("position", position, volume.device)
         check_floating("position", position)
     arguments = (volume, weight, bias, ids, position)
-    embedded: Tensor = PATCH_EMBED.serve((*kind_of(volume, weight, bias, position), matmul_dtype(weight)), *arguments)(
-        *arguments
-    )
+    embedded: Tensor = PATCH_EMBED.select(
+        (*dispatch_key(volume, weight, bias, position), matmul_dtype(weight)), *arguments
+    )(*arguments)
     return embedded
 
 
-def kind_of(volume: Tensor, *floats: Tensor | None) -> tuple[Any, ...]:
+def dispatch_key(volume: Tensor, *floats: Tensor | None) -> tuple[Any, ...]:
     """Return what backends look at of an op on patches: device and types."""
     return volume.device, volume.dtype, *[None if tensor is None else tensor.dtype for tensor in floats]
 
@@ -141,7 +141,7 @@ class _PatchEmbed(torch.autograd.Function):
         return grad_volume, grad_weight, grad_bias, None, grad_position, None
 
 
-_apply = applied(_PatchEmbed)
+_apply = fast_apply(_PatchEmbed)
 
 
 def _forward_fake(volume: Tensor, weight: Tensor, *rest: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ def patchify(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = N
     if ids is not None:
         check_token_ids(ids, volume, tokens)
     kind = (volume.device, volume.dtype, volume.requires_grad and torch.is_grad_enabled())
-    rows: Tensor = PATCHIFY.serve(kind, volume, patch, ids)(volume, patch, ids)
+    rows: Tensor = PATCHIFY.select(kind, volume, patch, ids)(volume, patch, ids)
     return rows
 
 

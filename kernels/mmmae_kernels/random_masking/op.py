@@ -56,7 +56,7 @@ def random_masking(
     seed = seed_tensor(seed)
     device = seed.device if device is None else _check_device(device)
     arguments = (batch, tokens, keep, seed, device, first_sample)
-    return TokenMask(*RANDOM_MASKING.serve(device, *arguments)(*arguments))
+    return TokenMask(*RANDOM_MASKING.select(device, *arguments)(*arguments))
 
 
 def _forward_fake(batch: int, tokens: int, keep: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

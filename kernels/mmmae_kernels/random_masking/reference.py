@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..operators import define, is_watched
+from ..operators import define, needs_operators
 
 # Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: multipliers and Weyl increments of Philox 4x32.
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -45,7 +45,7 @@ def philox_noise(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Ten
     Returns:
         `[B, tokens]` int64 in 0..2^32-1. Token n is word n % 4 of counter (n // 4, stream, sample low, sample high).
     """
-    noise: Tensor = (_operator if is_watched(samples) else _noise)(seed, samples, tokens, stream)
+    noise: Tensor = (_operator if needs_operators(samples) else _noise)(seed, samples, tokens, stream)
     return noise
 
 

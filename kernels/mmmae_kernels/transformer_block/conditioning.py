@@ -13,15 +13,15 @@ from torch.nn import functional as F
 from .. import dispatch
 from ..add_layer_norm.op import dtypes_of, in_dtype, refuse_long_rows
 from ..add_layer_norm.reference import add_layer_norm_reference
-from ..attention.guidance import gradients_of_vectors, merge
+from ..attention.guidance import merge, merge_backward
 from ..attention.op import ATTENTION, FLASH, attention_backend, concat_attention
 from ..attention.reference import attention_eager
 from ..autocast import autocast_dtype, matmul_dtype
 from ..dispatch import Arguments, Reason, native_refuses, tensors_of, triton_refuses
 from ..gpu import executors
-from ..linear import linear, products_for, refuse_native_product
+from ..linear import linear, matmuls_for, refuse_native_product
 from ..norm_linear.op import norm_linear
-from ..operators import applied, first_derivative_only, kernels_for
+from ..operators import fast_apply, first_derivative_only, kernels_for
 from .fused import Plan
 
 Results = tuple[Tensor, Tensor]
@@ -83,40 +83,40 @@ def run_conditioning(call: ConditioningCall, attention: str) -> Results:
         The materialised stream, and the guidance, `[B, N, D]` each.
     """
     if torch.compiler.is_compiling():
-        return _decide(call, attention)(call)
-    kind = _kind(call, attention)
-    function = CONDITIONING.served.get(kind)
+        return _select(call, attention)(call)
+    kind = _dispatch_key(call, attention)
+    function = CONDITIONING.selected.get(kind)
     if function is None:
-        function = CONDITIONING.served[kind] = _decide(call, attention)
+        function = CONDITIONING.selected[kind] = _select(call, attention)
     results: Results = function(call)
     return results
 
 
-_facts = operator.attrgetter("dtype", "device")
+_tensor_key = operator.attrgetter("dtype", "device")
 
 
-def _kind(call: ConditioningCall, attention: str) -> Hashable:
+def _dispatch_key(call: ConditioningCall, attention: str) -> Hashable:
     x, residual, residual_bias, vectors, _, weights, heads, _ = call
     return (
         *(heads, attention_backend(attention), dispatch.current_backend(), executors.current() is None),
         *(dispatch.native_unavailable() is None, torch.are_deterministic_algorithms_enabled()),
         *(autocast_dtype(x.device.type), x.numel() == 0, x.shape[-1]),
-        *(None if tensor is None else _facts(tensor) for tensor in (x, residual, residual_bias, vectors)),
-        *map(_facts, weights),
+        *(None if tensor is None else _tensor_key(tensor) for tensor in (x, residual, residual_bias, vectors)),
+        *map(_tensor_key, weights),
     )
 
 
-def _decide(call: ConditioningCall, choice: str) -> Callable[[ConditioningCall], Results]:
+def _select(call: ConditioningCall, choice: str) -> Callable[[ConditioningCall], Results]:
     x, weights = call.x, call.weights
     backend = CONDITIONING.choose(dispatch.current_backend(), *call)
     dtype = matmul_dtype(weights.qkv_weight)
     q = x.new_empty((0, 0, call.heads, x.shape[-1] // call.heads), dtype=dtype)
-    attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
-    if backend == "eager" or attending not in FLASH:
+    attention_name = ATTENTION.choose(attention_backend(choice), q, q, q, None)
+    if backend == "eager" or attention_name not in FLASH:
         return lambda call: _by_sublayer(call, choice)
     dtypes = dtypes_of(x, call.residual, call.residual_bias, call.vectors, *weights)
-    plan = Plan(backend, attending, dtype, products_for(x, weights.qkv_weight), dtypes)
-    apply = applied(FusedConditioning)
+    plan = Plan(backend, attention_name, dtype, matmuls_for(x, weights.qkv_weight), dtypes)
+    apply = fast_apply(FusedConditioning)
 
     def run(call: ConditioningCall) -> Results:
         x, residual, residual_bias, vectors, present, weights, *numbers = call
@@ -152,7 +152,7 @@ class FusedConditioning(torch.autograd.Function):
     ) -> Any:
         x, residual, residual_bias, vectors, *weights = stream_and_weights
         w = ConditioningWeights(*weights)
-        kernels, product, dtype = kernels_for(x, plan.backend), plan.products.linear, plan.dtype
+        kernels, project, dtype = kernels_for(x, plan.backend), plan.matmuls.linear, plan.dtype
         norms = (w.norm_weight, w.norm_bias, epsilon, dtype)
         qkv_weight, qkv_bias, proj_weight, proj_bias = (
             weight if weight.dtype == dtype else weight.to(dtype) for weight in weights[2:]
@@ -160,8 +160,8 @@ class FusedConditioning(torch.autograd.Function):
         batch, tokens, width = x.shape
         total, norm, mean, rstd = kernels.add_layer_norm_forward(x, residual, residual_bias, *norms)
         _, guide, guide_mean, guide_rstd = kernels.add_layer_norm_forward(vectors, None, None, *norms)
-        qkv = product(norm, qkv_weight, qkv_bias).view(batch, tokens, 3, heads, width // heads)
-        kv = product(guide, qkv_weight[width:], qkv_bias[width:])
+        qkv = project(norm, qkv_weight, qkv_bias).view(batch, tokens, 3, heads, width // heads)
+        kv = project(guide, qkv_weight[width:], qkv_bias[width:])
         kv = kv.view(batch, vectors.shape[1], 2, heads, width // heads)
         out, lse = kernels.attention_forward([qkv], None, plan.attention)
         mixed, lse = merge(qkv.select(2, 0), out, lse, kv, present)
@@ -171,7 +171,7 @@ class FusedConditioning(torch.autograd.Function):
         )
         ctx.set_materialize_grads(False)
         ctx.plan = plan
-        guidance = product(mixed.flatten(2), proj_weight, proj_bias)
+        guidance = project(mixed.flatten(2), proj_weight, proj_bias)
         return guidance if residual is None else (total, guidance)
 
     @staticmethod
@@ -181,18 +181,18 @@ class FusedConditioning(torch.autograd.Function):
         present, total, mean, rstd, vectors, guide_mean, guide_rstd, qkv, kv, mixed, lse, *weights = ctx.saved_tensors
         norm_weight, norm_bias, qkv_weight, proj_weight = weights
         plan, dtypes = ctx.plan, ctx.plan.dtypes
-        kernels, products = kernels_for(total, plan.backend), plan.products
+        kernels, matmuls = kernels_for(total, plan.backend), plan.matmuls
         (batch, tokens, width), guides = total.shape, vectors.shape[1]
         rows, guide_rows = batch * tokens, batch * guides
 
         if grad_out is None:
             grad_out = total.new_zeros(total.shape, dtype=plan.dtype)
         grad_out = grad_out.reshape(rows, width)
-        grad_proj_weight = products.weight_gradient(grad_out, mixed.view(rows, width))
+        grad_proj_weight = matmuls.weight_gradient(grad_out, mixed.view(rows, width))
         grad_proj_bias = grad_out.sum(0)
-        grad_mixed = products.input_gradient(grad_out, proj_weight).view(mixed.shape)
+        grad_mixed = matmuls.input_gradient(grad_out, proj_weight).view(mixed.shape)
         (grad_qkv,) = kernels.attention_backward(grad_mixed, [qkv], None, mixed, lse, plan.attention)
-        grad_q, grad_kv = gradients_of_vectors(grad_mixed, qkv.select(2, 0), mixed, lse, kv, present)
+        grad_q, grad_kv = merge_backward(grad_mixed, qkv.select(2, 0), mixed, lse, kv, present)
         grad_qkv.select(2, 0).add_(grad_q)
         grad_qkv, grad_kv = grad_qkv.view(rows, 3 * width), grad_kv.view(guide_rows, 2 * width)
 
@@ -204,14 +204,14 @@ class FusedConditioning(torch.autograd.Function):
 
         grad, grad_norm_weight, grad_norm_bias, grad_residual_bias, norm = norm_backward(
             None if grad_total is None else grad_total.reshape(rows, width),
-            *(products.input_gradient(grad_qkv, qkv_weight), total.reshape(rows, width), mean, rstd, dtypes[2]),
+            *(matmuls.input_gradient(grad_qkv, qkv_weight), total.reshape(rows, width), mean, rstd, dtypes[2]),
         )
         grad_vectors, guide_norm_weight, guide_norm_bias, _, guide = norm_backward(
-            *(None, products.input_gradient(grad_kv, qkv_weight[width:]), vectors.reshape(guide_rows, width)),
+            *(None, matmuls.input_gradient(grad_kv, qkv_weight[width:]), vectors.reshape(guide_rows, width)),
             *(guide_mean, guide_rstd, None),
         )
         # The part of the vectors is added where that of the tokens lies.
-        grad_qkv_weight = products.weight_gradient(grad_qkv, norm)
+        grad_qkv_weight = matmuls.weight_gradient(grad_qkv, norm)
         grad_qkv_weight[width:].addmm_(grad_kv.t(), guide)
         grad_qkv_bias = grad_qkv.sum(0)
         grad_qkv_bias[width:] += grad_kv.sum(0)

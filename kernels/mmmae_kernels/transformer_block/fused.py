@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..add_layer_norm.op import in_dtype
-from ..linear import Products
+from ..linear import Matmuls
 from ..operators import first_derivative_only, kernels_for
 from .reference import BlockWeights, take
 
@@ -31,11 +31,11 @@ class Plan(NamedTuple):
     backend: str
     attention: str
     dtype: torch.dtype
-    products: Products
+    matmuls: Matmuls
     dtypes: tuple[Any, ...]
 
 
-class Kept(NamedTuple):
+class Saved(NamedTuple):
     """What forward keeps for backward, but for q, k and v; weights in the type of the products."""
 
     ids: Tensor | None  # [B, M]
@@ -81,7 +81,7 @@ class FusedBlock(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x, residual, residual_bias, *weights = stream_and_weights
         w = BlockWeights(*weights)
-        kernels, product, dtype = kernels_for(x, plan.backend), plan.products.linear, plan.dtype
+        kernels, project, dtype = kernels_for(x, plan.backend), plan.matmuls.linear, plan.dtype
         factors: tuple[Tensor, ...] = (w.qkv_weight, w.qkv_bias, w.proj_weight, w.fc1_weight, w.fc2_weight)
         if plan.dtypes[QKV_WEIGHT] != dtype:  # as autocast has it
             factors = tuple([factor.to(dtype) for factor in factors])
@@ -94,25 +94,25 @@ class FusedBlock(torch.autograd.Function):
         )
         rows = total1 = x if residual is None else total1
         if ids is None:
-            projected: tuple[Tensor, ...] = (product(norm1, qkv_weight, qkv_bias).view(batch, tokens, 3, heads, head),)
+            projected: tuple[Tensor, ...] = (project(norm1, qkv_weight, qkv_bias).view(batch, tokens, 3, heads, head),)
         else:
-            q = product(take(norm1, ids), qkv_weight[:width], qkv_bias[:width]).view(batch, ids.shape[1], heads, head)
-            kv = product(norm1, qkv_weight[width:], qkv_bias[width:]).view(batch, tokens, 2, heads, head)
+            q = project(take(norm1, ids), qkv_weight[:width], qkv_bias[:width]).view(batch, ids.shape[1], heads, head)
+            kv = project(norm1, qkv_weight[width:], qkv_bias[width:]).view(batch, tokens, 2, heads, head)
             projected, rows = (q, kv), take(total1, ids)
         del norm1
         mixed, lse = kernels.attention_forward(projected, None, plan.attention)
         total2, norm2, mean2, rstd2 = kernels.add_layer_norm_forward(
-            rows, product(mixed.flatten(2), proj_weight), w.proj_bias, w.norm2_weight, w.norm2_bias, epsilon, dtype
+            rows, project(mixed.flatten(2), proj_weight), w.proj_bias, w.norm2_weight, w.norm2_bias, epsilon, dtype
         )
-        hidden = product(norm2, fc1_weight)
+        hidden = project(norm2, fc1_weight)
         del norm2
-        out = product(kernels.gelu_forward(hidden, w.fc1_bias), fc2_weight)
+        out = project(kernels.gelu_forward(hidden, w.fc1_bias), fc2_weight)
 
         ctx.save_for_backward(
             *(ids, total1, mean1, rstd1, mixed, lse, total2, mean2, rstd2, hidden),
             *(w.norm1_weight, w.norm1_bias, qkv_weight, proj_weight, w.norm2_weight, w.norm2_bias),
             *(fc1_weight, w.fc1_bias, fc2_weight),
-            *projected,  # after those of Kept
+            *projected,  # after those of Saved
         )
         ctx.set_materialize_grads(False)
         ctx.plan = plan
@@ -121,74 +121,74 @@ class FusedBlock(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad_total: Tensor | None, grad_out: Tensor | None) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
-        kept, projected = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
+        tensors = ctx.saved_tensors
+        saved, projected = Saved(*tensors[: len(Saved._fields)]), tensors[len(Saved._fields) :]
         plan: Plan = ctx.plan
-        kernels, products = kernels_for(kept.total1, plan.backend), plan.products
+        kernels, matmuls = kernels_for(saved.total1, plan.backend), plan.matmuls
         needs, dtypes = ctx.needs_input_grad[4:], plan.dtypes
-        batch, tokens, width = kept.total1.shape
-        rows, all_rows = batch * kept.total2.shape[1], batch * tokens
+        batch, tokens, width = saved.total1.shape
+        rows, all_rows = batch * saved.total2.shape[1], batch * tokens
 
         def weight_gradient(place: int, grad: Tensor, inputs: Tensor) -> Tensor | None:
-            return in_dtype(products.weight_gradient(grad, inputs), dtypes[place]) if needs[place] else None
+            return in_dtype(matmuls.weight_gradient(grad, inputs), dtypes[place]) if needs[place] else None
 
         # The MLP.
         if grad_out is None:
-            grad_out = kept.total2.new_zeros(kept.total2.shape, dtype=plan.dtype)
+            grad_out = saved.total2.new_zeros(saved.total2.shape, dtype=plan.dtype)
         grad_out = grad_out.reshape(rows, width)
-        grad_hidden = products.input_gradient(grad_out, kept.fc2_weight)
+        grad_hidden = matmuls.input_gradient(grad_out, saved.fc2_weight)
         activated, grad_fc1_bias = kernels.gelu_backward(
-            grad_hidden, kept.hidden.view(rows, kept.hidden.shape[2]), kept.fc1_bias
+            grad_hidden, saved.hidden.view(rows, saved.hidden.shape[2]), saved.fc1_bias
         )
         grad_fc2_weight = weight_gradient(FC2_WEIGHT, grad_out, activated)
         del activated
         grad_stream, grad_norm2_weight, grad_norm2_bias, grad_proj_bias, norm2 = kernels.add_layer_norm_backward(
             None if grad_total is None else grad_total.reshape(rows, width),
-            products.input_gradient(grad_hidden, kept.fc1_weight),
-            kept.total2.view(rows, width),
-            *(kept.norm2_weight, kept.norm2_bias, kept.mean2, kept.rstd2, dtypes[PROJ_BIAS]),
+            matmuls.input_gradient(grad_hidden, saved.fc1_weight),
+            saved.total2.view(rows, width),
+            *(saved.norm2_weight, saved.norm2_bias, saved.mean2, saved.rstd2, dtypes[PROJ_BIAS]),
         )
         grad_fc1_weight = weight_gradient(FC1_WEIGHT, grad_hidden, norm2)
         del grad_hidden, norm2
 
         # Attention.
         grad_attended = grad_stream if grad_stream.dtype == plan.dtype else grad_stream.to(plan.dtype)
-        grad_proj_weight = weight_gradient(PROJ_WEIGHT, grad_attended, kept.mixed.view(rows, width))
-        grad_mixed = products.input_gradient(grad_attended, kept.proj_weight).view(kept.mixed.shape)
-        grads = kernels.attention_backward(grad_mixed, projected, None, kept.mixed, kept.lse, plan.attention)
+        grad_proj_weight = weight_gradient(PROJ_WEIGHT, grad_attended, saved.mixed.view(rows, width))
+        grad_mixed = matmuls.input_gradient(grad_attended, saved.proj_weight).view(saved.mixed.shape)
+        grads = kernels.attention_backward(grad_mixed, projected, None, saved.mixed, saved.lse, plan.attention)
         del grad_attended, grad_mixed
         # The same where all tokens ask.
         grad_q = grads[0].view(rows, width if len(grads) == 2 else 3 * width)
         grad_kv = grads[-1].view(all_rows, 2 * width if len(grads) == 2 else 3 * width)
-        qkv_weight = kept.qkv_weight
-        if kept.ids is None:
-            grad_norm = products.input_gradient(grad_kv, qkv_weight)
+        qkv_weight = saved.qkv_weight
+        if saved.ids is None:
+            grad_norm = matmuls.input_gradient(grad_kv, qkv_weight)
         else:
-            places = kept.ids[:, :, None].expand(-1, -1, width)
-            grad_norm = products.input_gradient(grad_kv, qkv_weight[width:])
-            asking = products.input_gradient(grad_q, qkv_weight[:width])
-            grad_norm.view(kept.total1.shape).scatter_add_(1, places, asking.view(places.shape))
+            places = saved.ids[:, :, None].expand(-1, -1, width)
+            grad_norm = matmuls.input_gradient(grad_kv, qkv_weight[width:])
+            asking = matmuls.input_gradient(grad_q, qkv_weight[:width])
+            grad_norm.view(saved.total1.shape).scatter_add_(1, places, asking.view(places.shape))
             grad_rows = grad_stream.view(places.shape)
-            whole = kept.total1.new_zeros(kept.total1.shape)  # contiguous, whatever the strides of the stream
+            whole = saved.total1.new_zeros(saved.total1.shape)  # contiguous, whatever the strides of the stream
             grad_stream = whole.scatter_add_(1, places, grad_rows).view(all_rows, width)
         grad, grad_norm1_weight, grad_norm1_bias, grad_residual_bias, norm1 = kernels.add_layer_norm_backward(
             grad_stream,
             grad_norm,
-            kept.total1.reshape(all_rows, width),
-            *(kept.norm1_weight, kept.norm1_bias, kept.mean1, kept.rstd1, dtypes[RESIDUAL_BIAS]),
+            saved.total1.reshape(all_rows, width),
+            *(saved.norm1_weight, saved.norm1_bias, saved.mean1, saved.rstd1, dtypes[RESIDUAL_BIAS]),
         )
         grad_qkv_weight, grad_qkv_bias = weight_gradient(QKV_WEIGHT, grad_kv, norm1), None
         if needs[QKV_BIAS]:
             grad_qkv_bias = in_dtype(grad_kv.sum(0), dtypes[QKV_BIAS])
-        if kept.ids is not None:
+        if saved.ids is not None:
             query_weight_gradient = weight_gradient(
-                QKV_WEIGHT, grad_q, take(norm1.view(kept.total1.shape), kept.ids).view(rows, width)
+                QKV_WEIGHT, grad_q, take(norm1.view(saved.total1.shape), saved.ids).view(rows, width)
             )
             if query_weight_gradient is not None and grad_qkv_weight is not None:
                 grad_qkv_weight = torch.cat([query_weight_gradient, grad_qkv_weight])
             if grad_qkv_bias is not None:
                 grad_qkv_bias = torch.cat([in_dtype(grad_q.sum(0), dtypes[QKV_BIAS]), grad_qkv_bias])
-        grad = grad.view(kept.total1.shape)
+        grad = grad.view(saved.total1.shape)
         return (
             *(None, None, None, None, in_dtype(grad, dtypes[0])),
             None if dtypes[1] is None else in_dtype(grad, dtypes[1]),

@@ -17,9 +17,9 @@ from ..checks import check_epsilon, check_rank, check_shape, check_tensor, check
 from ..dispatch import Arguments, Reason, native_refuses, tensors_of, triton_refuses
 from ..gelu_linear.op import gelu_linear
 from ..gpu import executors
-from ..linear import check_linear, linear, products_for, refuse_native_product
+from ..linear import check_linear, linear, matmuls_for, refuse_native_product
 from ..norm_linear.op import norm_linear
-from ..operators import applied
+from ..operators import fast_apply
 from ..patch_embed.op import check_token_ids
 from .fused import FusedBlock, Plan
 from .reference import BlockWeights, take, transformer_block_reference
@@ -87,21 +87,21 @@ def run_block(call: BlockCall, attention: str) -> Results:
     """Do what `transformer_block` does, with token numbers that are known to be right."""
     if torch.compiler.is_compiling():
         _check(call)
-        return _decide(call, attention)(call)
+        return _select(call, attention)(call)
     try:
-        kind = _kind(call, attention)
+        kind = _dispatch_key(call, attention)
     except (AttributeError, TypeError):  # of what is no tensor
         _check(call)
         raise
-    function = TRANSFORMER_BLOCK.served.get(kind)
+    function = TRANSFORMER_BLOCK.selected.get(kind)
     if function is None:
         _check(call)
-        function = TRANSFORMER_BLOCK.served[kind] = _decide(call, attention)
+        function = TRANSFORMER_BLOCK.selected[kind] = _select(call, attention)
     results: Results = function(call)
     return results
 
 
-def _kind(call: BlockCall, attention: str) -> Hashable:
+def _dispatch_key(call: BlockCall, attention: str) -> Hashable:
     """Return all that checks and choices look at, but for token numbers."""
     x, residual, residual_bias, weights, heads, ids, _ = call
     return (
@@ -110,12 +110,12 @@ def _kind(call: BlockCall, attention: str) -> Hashable:
         *(autocast_dtype(x.device.type), ids is None),
         *(x.dim(), x.shape[-1], x.dtype, x.device, x.numel() == 0),
         *(() if residual is None else (residual.shape == x.shape, residual.dtype, residual.device)),
-        None if residual_bias is None else _facts(residual_bias),
-        *map(_facts, weights),
+        None if residual_bias is None else _tensor_key(residual_bias),
+        *map(_tensor_key, weights),
     )
 
 
-_facts = operator.attrgetter("shape", "dtype", "device")
+_tensor_key = operator.attrgetter("shape", "dtype", "device")
 
 
 def _check(call: BlockCall) -> None:
@@ -142,18 +142,18 @@ def _check_layer(name: str, x: Tensor, weight: Tensor, bias: Tensor, outputs: in
     check_linear("x", x, weight, bias, None, (f"{name}_weight", f"{name}_bias"))
 
 
-def _decide(call: BlockCall, choice: str) -> Callable[[BlockCall], Results]:
+def _select(call: BlockCall, choice: str) -> Callable[[BlockCall], Results]:
     """Return what runs calls of this kind: one node, or one a sublayer where kernels or attention do not allow it."""
     x, weights = call.x, call.weights
     backend = TRANSFORMER_BLOCK.choose(dispatch.current_backend(), *call)
     dtype = matmul_dtype(weights.qkv_weight)
     q = x.new_empty((0, 0, call.heads, x.shape[-1] // call.heads), dtype=dtype)
-    attending = ATTENTION.choose(attention_backend(choice), q, q, q, None)
-    if backend == "eager" or attending not in FLASH:
+    attention_name = ATTENTION.choose(attention_backend(choice), q, q, q, None)
+    if backend == "eager" or attention_name not in FLASH:
         return lambda call: _by_sublayer(call, choice)
     dtypes = dtypes_of(x, call.residual, call.residual_bias, *weights)
-    plan = Plan(backend, attending, dtype, products_for(x, weights.qkv_weight), dtypes)
-    apply = applied(FusedBlock)
+    plan = Plan(backend, attention_name, dtype, matmuls_for(x, weights.qkv_weight), dtypes)
+    apply = fast_apply(FusedBlock)
 
     def run(call: BlockCall) -> Results:
         x, residual, residual_bias, weights, *numbers = call

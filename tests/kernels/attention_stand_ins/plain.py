@@ -35,7 +35,7 @@ def refuse_shapes(error: type[Exception], q: Tensor, k: Tensor, v: Tensor, **oth
         if tensor.dtype not in HALVES or tensor.dtype != q.dtype:
             raise error(f"{name} is {tensor.dtype}")
         if tensor.device != q.device:
-            raise error(f"{name} lies on {tensor.device}")
+            raise error(f"{name} is on {tensor.device}")
         of_keys = name in ("k", "v", "dk", "dv")
         expected = (q.shape[0], (k if of_keys else q).shape[1], *q.shape[2:])
         if tensor.shape != expected:

@@ -23,7 +23,7 @@ from ..call import Call
 Triple = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
 
 
-class Flash(Protocol):
+class FlashBackend(Protocol):
     """A module that computes attention by a flash kernel."""
 
     def refuses(self, call: Call) -> Reason:
@@ -42,13 +42,13 @@ class Flash(Protocol):
 
 
 @functools.cache
-def flash(backend: str) -> Flash:
+def flash_backend(backend: str) -> FlashBackend:
     """Return the module of a backend."""
-    module: Flash = importlib.import_module(f"{__package__}.{backend}")
+    module: FlashBackend = importlib.import_module(f"{__package__}.{backend}")
     return module
 
 
-def rows_of(tensor: Tensor) -> Tensor:
+def aligned_rows(tensor: Tensor) -> Tensor:
     """The tensor, or a copy if its last axis has gaps or a head's row is not at a multiple of 16 bytes.
 
     GPU kernels load 16 bytes at a time and do not look.

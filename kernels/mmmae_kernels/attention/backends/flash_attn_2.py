@@ -13,7 +13,7 @@ from torch import Tensor
 from ...dispatch import Reason, constant_when_compiled
 from ..call import Call, flash_refuses
 from . import packages
-from .flash import Triple, on_device_of, rows_of, scale_of
+from .flash import Triple, aligned_rows, on_device_of, scale_of
 
 PACKAGE = "flash-attn", "flash_attn.flash_attn_interface"
 AMD = ("gfx90a", "gfx942", "gfx950")
@@ -32,7 +32,7 @@ def unavailable() -> Reason:
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
     library = packages.load(PACKAGE[1])
-    q, k, v = rows_of(q), rows_of(k), rows_of(v)
+    q, k, v = aligned_rows(q), aligned_rows(k), aligned_rows(v)
     with on_device_of(q):
         out, lse, *_ = library._wrapped_flash_attn_forward(q=q, k=k, v=v, return_softmax=False, **_plain(q))
     return out, lse
@@ -42,16 +42,16 @@ def attention_backward(
     grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
     library = packages.load(PACKAGE[1])
-    (q, k, v), (grad_q, grad_k, grad_v) = map(rows_of, qkv), gradients
+    (q, k, v), (grad_q, grad_k, grad_v) = map(aligned_rows, qkv), gradients
     # The state of dropout, of which there is none: AMD's kernels read it all the same.
     state = torch.zeros(2, dtype=torch.int64, device=q.device) if torch.version.hip else None
     with on_device_of(q):
         library._wrapped_flash_attn_backward(
-            dout=rows_of(grad),
+            dout=aligned_rows(grad),
             q=q,
             k=k,
             v=v,
-            out=rows_of(out),
+            out=aligned_rows(out),
             softmax_lse=lse.contiguous(),
             dq=grad_q,
             dk=grad_k,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...dispatch import Reason, constant_when_compiled
 from ..call import Call, flash_refuses
 from . import packages
-from .flash import Triple, on_device_of, rows_of, scale_of
+from .flash import Triple, aligned_rows, on_device_of, scale_of
 
 PACKAGE = "flash-attn-3", "flash_attn_interface"
 
@@ -32,7 +32,7 @@ def unavailable() -> Reason:
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
     packages.load(PACKAGE[1])
-    q, k, v = rows_of(q), rows_of(k), rows_of(v)
+    q, k, v = aligned_rows(q), aligned_rows(k), aligned_rows(v)
     with on_device_of(q):
         out, lse = torch.ops.flash_attn_3.fwd(q, k, v, softmax_scale=scale_of(q), is_causal=False, num_splits=1)[:2]
     return out, lse
@@ -42,14 +42,14 @@ def attention_backward(
     grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
     packages.load(PACKAGE[1])
-    (q, k, v), (grad_q, grad_k, grad_v) = map(rows_of, qkv), gradients
+    (q, k, v), (grad_q, grad_k, grad_v) = map(aligned_rows, qkv), gradients
     with on_device_of(q):
         torch.ops.flash_attn_3.bwd(
-            rows_of(grad),
+            aligned_rows(grad),
             q,
             k,
             v,
-            rows_of(out),
+            aligned_rows(out),
             lse.contiguous(),
             dq=grad_q,
             dk=grad_k,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...dispatch import Reason, constant_when_compiled
 from ..call import Call, flash_refuses
 from . import packages
-from .flash import Triple, on_device_of, rows_of, scale_of
+from .flash import Triple, aligned_rows, on_device_of, scale_of
 
 PACKAGE = "flash-attn-4", "flash_attn.cute.interface"
 WIDEST = {9: 256, 10: 128, 11: 128, 12: 128}  # by compute capability
@@ -35,7 +35,7 @@ def unavailable() -> Reason:
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
     library = packages.load(PACKAGE[1])
-    q, k, v = rows_of(q), rows_of(k), rows_of(v)
+    q, k, v = aligned_rows(q), aligned_rows(k), aligned_rows(v)
     with on_device_of(q):
         out, lse = library._flash_attn_fwd(
             q, k, v, softmax_scale=scale_of(q), causal=False, num_splits=1, return_lse=True
@@ -47,14 +47,14 @@ def attention_backward(
     grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
     library = packages.load(PACKAGE[1])
-    (q, k, v), (grad_q, grad_k, grad_v) = map(rows_of, qkv), gradients
+    (q, k, v), (grad_q, grad_k, grad_v) = map(aligned_rows, qkv), gradients
     with on_device_of(q):
         library._flash_attn_bwd(
             q=q,
             k=k,
             v=v,
-            out=rows_of(out),
-            dout=rows_of(grad),
+            out=aligned_rows(out),
+            dout=aligned_rows(grad),
             lse=lse.contiguous(),
             softmax_scale=scale_of(q),
             causal=False,

@@ -121,7 +121,7 @@ def _heads(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     strides = tensor.stride()
     if strides[3] == 1:
         return tensor, strides
-    tensor = library.rows_of(tensor)
+    tensor = library.contiguous_rows(tensor)
     return tensor, tensor.stride()
 
 

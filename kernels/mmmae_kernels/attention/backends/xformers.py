@@ -7,7 +7,7 @@ from torch import Tensor
 from ...dispatch import Reason
 from ..call import Call, flash_refuses
 from . import packages
-from .flash import Triple, on_device_of, rows_of, scale_of
+from .flash import Triple, aligned_rows, on_device_of, scale_of
 
 PACKAGE = "xformers", "xformers.ops"
 AMD = ("gfx90a", "gfx942")
@@ -28,7 +28,7 @@ def unavailable() -> Reason:
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
     library = packages.load(PACKAGE[1])
-    q, k, v = rows_of(q), rows_of(k), rows_of(v)
+    q, k, v = aligned_rows(q), aligned_rows(k), aligned_rows(v)
     with on_device_of(q):
         out, lse = library.memory_efficient_attention_forward_requires_grad(q, k, v, scale=scale_of(q))
     return out, lse[..., : q.shape[1]]  # one of its kernels pads the rows to a multiple of 32
@@ -38,7 +38,7 @@ def attention_backward(
     grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
     library = packages.load(PACKAGE[1])
-    inputs = (rows_of(grad), rows_of(out), lse.contiguous(), *map(rows_of, qkv))
+    inputs = (aligned_rows(grad), aligned_rows(out), lse.contiguous(), *map(aligned_rows, qkv))
     with on_device_of(grad):
         given = library.memory_efficient_attention_backward(*inputs, scale=scale_of(grad))
     for place, gradient in zip(gradients, given, strict=True):
