@@ -45,7 +45,7 @@ def add(parser: pytest.Parser) -> None:
         default="float32",
         help="of ops, and what models are autocast to; default: float32",
     )
-    group.addoption("--results", type=Path, default=FOLDER, metavar="DIR", help="for files; default: bench/results")
+    group.addoption("--results", type=Path, default=FOLDER, metavar="DIR", help="for files; default: bench/runs")
     group.addoption("--only", metavar="OP", help="time one op, such as patch_embed, and no model")
 
 

@@ -295,7 +295,7 @@ def _grid(plots: Sequence[str], wide: bool = False) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.page", description="Make the page of a stored run.")
-    parser.add_argument("results", type=Path, help="a JSON file of bench/results/")
+    parser.add_argument("results", type=Path, help="a JSON file of bench/runs/")
     parser.add_argument("page", type=Path, nargs="?", help="the HTML file to write; default: beside the results")
     options = parser.parse_args(arguments)
     try:

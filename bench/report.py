@@ -1,4 +1,4 @@
-"""The end of a run: tables on the terminal, and with times a JSON file and a page in `bench/results/`."""
+"""The end of a run: tables on the terminal, and with times a JSON file and a page in `bench/runs/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of the bench suite found, as it is kept in `bench/results/`: who, on what machine, how long, how much."""
+"""What a run of the bench suite found, as it is kept in `bench/runs/`: who, on what machine, how long, how much."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent / "runs"
 FORMAT = 1
 PACKAGES = ("torch", "triton", "mmmae", "transformers", "flash-attn", "xformers", "numpy", "pytest-benchmark")
 

@@ -1,4 +1,4 @@
-"""The README's table of a run: `python -m bench.summary bench/results/FILE.json` prints it as Markdown."""
+"""The README's table of a run: `python -m bench.summary bench/runs/FILE.json` prints it as Markdown."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def over(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.summary", description="Print a kept run's table.")
-    parser.add_argument("results", type=Path, help="a JSON file of bench/results/")
+    parser.add_argument("results", type=Path, help="a JSON file of bench/runs/")
     options = parser.parse_args(arguments)
     try:
         print(markdown(Results.from_json(options.results.read_text())), end="")

@@ -89,7 +89,7 @@ TYPED_ON = [
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
     for line in TYPED.findall(page.read_text())
 ]
-RESULT = ROOT / "bench" / "results" / "20261124-172329-amd-epyc-2-cores.json"
+RESULT = ROOT / "bench" / "runs" / "20261124-172329-amd-epyc-2-cores.json"
 # What stands for a file or folder of the reader's.
 STANDS_FOR = {
     "DIR": "eyes/hsi",

@@ -12,7 +12,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_the_readme_shows_the_run_that_it_names():
-    (name,) = re.findall(r"python -m bench\.summary bench/results/(\S+\.json)", README)
+    (name,) = re.findall(r"python -m bench\.summary bench/runs/(\S+\.json)", README)
     assert markdown(Results.from_json((FOLDER / name).read_text())) in README
 
 
