@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..extras import explain_missing
 from ..tuning import tune_cpu
 from . import data, encode, export, finetune, import_spectralgpt, info, pretrain, profile, reconstruct
 
@@ -28,6 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         rank = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
         print(f"mmmae {command}: {rank}{' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        reason = explain_missing(error)
+        if reason is None or options.traceback:
+            raise
+        print(f"mmmae {command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "; the run goes on with --resume auto" if options.command == "pretrain" else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 from pathlib import Path
 
 from ..config import PRESETS, MMMAEConfig
@@ -25,8 +27,6 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Count, and print or write."""
-    from rich.console import Console
-
     from .. import profile
     from ..files import check_can_write, write_atomically
     from ..model import reference
@@ -37,12 +37,14 @@ def run(options: argparse.Namespace) -> None:
         check_can_write(options.html.parent)
     config = MMMAEConfig.preset(options.preset, **config_fields(options.set))
     report = profile(reference.reference_model(config) if options.reference else config, batch=options.batch)
+    if importlib.util.find_spec("fvcore") is None:
+        print("counted by PyTorch alone; fvcore checks it: pip install 'mmmae[profile]'", file=sys.stderr)
     if options.html is not None:
         write_atomically(options.html, lambda path: path.write_text(report.to_html()))
         print(f"wrote {options.html}")
     elif options.json:
         print(report.to_json())
-    elif options.markdown:
+    elif options.markdown or importlib.util.find_spec("rich") is None:
         print(report.to_markdown())
     else:
-        Console().print(report)
+        report.print()

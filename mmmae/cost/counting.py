@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import warnings
 from collections import Counter, defaultdict
@@ -77,6 +78,8 @@ class StepCost:
 def count(model: Model | Encoder, batch: int) -> dict[str, Cost]:
     """The forward pass of `batch` samples with all modalities, by component, in float32, as dispatched on the CPU.
 
+    Multiply-adds are counted by PyTorch's counter and, where it is installed, by fvcore's.
+
     Args:
         model: see `Traced`, which spoils it.
 
@@ -86,6 +89,8 @@ def count(model: Model | Encoder, batch: int) -> dict[str, Cost]:
     traced = Traced(model)
     inputs = traced.inputs(batch)
     costs = _count_by_torch(traced, inputs)
+    if importlib.util.find_spec("fvcore") is None:
+        return costs
     by_fvcore = _count_by_fvcore(traced, inputs)
     for component in sorted({*costs, *by_fvcore}):
         by_torch = costs[component].macs if component in costs else 0

@@ -73,7 +73,7 @@ def check_export(path: Path) -> None:
     check_can_write(path.absolute().parent)
     missing = [package for package in ONNX_PACKAGES if importlib.util.find_spec(package) is None]
     if path.suffix == ".onnx" and missing:
-        raise ValueError(f"{path}: ONNX needs {', '.join(missing)}: install mmmae[onnx]")
+        raise ValueError(f"{path}: ONNX needs {', '.join(missing)}: pip install 'mmmae[onnx]'")
 
 
 def _plain_program(encoder: HSIEncoder) -> ExportedProgram:

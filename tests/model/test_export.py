@@ -155,7 +155,7 @@ def test_what_can_not_be_exported_is_refused_before_any_work(encoder, tmp_path, 
     with pytest.raises(ValueError, match=r"pos_embed_spatial is torch.bfloat16 on cpu, expected torch.float32"):
         export.export_encoder(half, tmp_path / "e.pt2")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ValueError, match=r"ONNX needs onnxscript: install mmmae\[onnx\]"):
+    with pytest.raises(ValueError, match=r"ONNX needs onnxscript: pip install 'mmmae\[onnx\]'"):
         export.export_encoder(encoder, tmp_path / "e.onnx")
 
 
