@@ -1,4 +1,4 @@
-"""Calls of attention and their definition, for every backend."""
+"""Cases of attention, and its definition in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAYOUTS = ("packed", "packed keys", "apart", "heads first", "expanded", "inside"
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None = None) -> Tensor:
-    """`softmax(q k^T / sqrt(d)) v` over the present keys `[B, Nk]`; zeros for a sample without any."""
+    """Return `softmax(q k^T / sqrt(d)) v` over the present keys `[B, Nk]`; zeros for a sample without any."""
     if present is None:
         present = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)
     k, v = (torch.where(present[:, :, None, None], tensor, 0.0) for tensor in (k, v))
@@ -29,7 +29,7 @@ def definition(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None = None) -
 def plain_case(
     queries: int, keys: int, width: int, layout: str = "apart", masked: bool = False, strided: str = "as they come"
 ) -> Case:
-    """Attention to keys which, if masked, some samples have in part, one has all of, and one has none of."""
+    """Return a case of `attention`; if masked, one sample has all keys, one has none, and the rest have some."""
     batch, heads = (1, 1) if queries == 784 else (3, 2)
     present = None
     if masked:
@@ -48,7 +48,7 @@ def plain_case(
 
 
 def guided_case(tokens: int, vectors: int, width: int, first: int = 0, strided: str = "as they come") -> Case:
-    """Attention to tokens and vectors, in 8 samples that have the subsets of the vectors from number `first` on."""
+    """Return a case of `concat_attention`: 8 samples that have the subsets of the vectors numbered from `first` on."""
     return Case(
         "concat_attention",
         f"{tokens} and {vectors} of {width}, presence from {first}, gradients {strided}",
@@ -60,7 +60,7 @@ def guided_case(tokens: int, vectors: int, width: int, first: int = 0, strided: 
 
 
 def presence(vectors: int, first: int = 0) -> Tensor:
-    """`[8, m]`, of each sample the bits of a number."""
+    """Return presence flags `[8, m]`: sample i has the vectors whose bits are set in `first + i`."""
     numbers = torch.arange(first, first + 8)[:, None]
     return numbers.bitwise_right_shift(torch.arange(vectors)).bitwise_and(1).bool()
 
@@ -83,7 +83,7 @@ def _inputs(batch: int, queries: int, keys: int, heads: int, width: int, layout:
 
 
 def _views(layout: str, inputs: Inputs) -> list[Tensor]:
-    """What attention is given."""
+    """Return the tensors that attention is called with: views of the inputs in the given layout."""
     tensors = [tensor for name, tensor in inputs.items() if name != "present" and tensor is not None]
     if layout == "heads first":
         return [tensor.transpose(1, 2) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""A case of an op, and the one check that every backend has to pass: outputs and gradients against float64."""
+"""A test case of an op, and the check that every backend has to pass: outputs and gradients against float64."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Case:
     """A call of an op.
 
     Args:
-        make: inputs in float64, which the check converts to the type under test; tensors of integers stay.
-        call: the op on such inputs.
-        define: its definition on the same.
-        small: few enough elements for an emulator.
-        kept: inputs that keep their type, or get one of their own.
+        make: returns the inputs in float64; the check converts them to the dtype under test, integers excepted.
+        call: calls the op on such inputs.
+        define: calls its definition on the same inputs.
+        small: whether the emulator can run the case in seconds.
+        kept: dtypes of the inputs that are not converted to the dtype under test.
         constant: inputs without a gradient.
-        strided: how the incoming gradients are laid out: as they come, expanded from one number, or transposed.
+        strided: layout of the incoming gradients: "as they come", "expanded" from one number, or "transposed".
     """
 
     op: str
@@ -40,11 +40,12 @@ class Case:
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Return normal random numbers in float64."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def draw_ids(batch: int, count: int, tokens: int, seed: int = 0) -> Tensor:
-    """Without repeats while they last, then from the start again."""
+    """Return token numbers `[batch, count]` in random order; none repeats within a row before all have occurred."""
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randperm(tokens, generator=generator).repeat(1 + count // tokens)[:count] for _ in range(batch)]
     return torch.stack(rows) if rows else torch.empty(0, count, dtype=torch.int64)
@@ -78,7 +79,7 @@ def check(case: Case, dtype: torch.dtype, tolerance: float = 1e-5, device: str =
 
 
 def _results(case: Case, function: Callable[[Inputs], Sequence[Tensor]], inputs: Inputs) -> list[Tensor]:
-    """Outputs, then gradients of a fixed random combination of them."""
+    """Return the outputs, then the gradients of a fixed random combination of them."""
     leaves = [
         tensor.requires_grad_()
         for name, tensor in inputs.items()

@@ -36,7 +36,7 @@ def reports() -> dict[tuple[str, str], Report]:
 
 
 def with_total(report: Report, parameters: int, macs: int) -> Report:
-    """The report with other figures where the budget looks."""
+    """Return the report with other totals in the places that the budget reads."""
 
     def bill(old, **amounts):
         row = dataclasses.replace(old.rows[0], component="all", **amounts)

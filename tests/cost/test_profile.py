@@ -96,7 +96,7 @@ def test_counting_without_computing_gives_what_computing_gives(make, attention):
 
 
 def booked(function) -> counting.Cost:
-    """What the ledger books for a function."""
+    """Return the cost that the ledger records for a function."""
     with torch.no_grad(), counting.Ledger(SimpleNamespace(component="it")) as ledger:
         function()
     return ledger.by_component["it"]
@@ -305,7 +305,7 @@ def test_profiling_leaves_the_model_and_the_random_numbers_alone():
 
 @torch.library.custom_op("test_profile::mystery", mutates_args=())
 def mystery(x: Tensor, weight: Tensor) -> Tensor:
-    """A matrix product that no counter knows."""
+    """Multiply matrices by an operator that no counter knows."""
     return x @ weight.T
 
 

@@ -9,7 +9,7 @@ from mmmae.phantom import Phantom
 
 
 def ramps(size, aux_size, aux_name="ir"):
-    """A subject whose images hold, in two bands, the row and the column of each pixel as a share of the image."""
+    """Return a subject whose images hold each pixel's row and column in two bands, as shares of the image's size."""
 
     def ramp(height, width):
         y = (torch.arange(height) + 0.5) / height

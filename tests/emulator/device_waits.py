@@ -1,6 +1,6 @@
-"""Finds operations that make the host wait for the device, without a device.
+"""Find operations that make the host wait for the device, on a machine without one.
 
-A GPU's tensors are played by meta tensors: kernels are not run, but every operation passes `DeviceWaits`.
+Meta tensors stand for those on a GPU: no kernel runs, but every operation passes through `DeviceWaits`.
 """
 
 import traceback
@@ -97,7 +97,7 @@ class DeviceWaits(TorchDispatchMode):
 
     @staticmethod
     def _copy(source: str, target: str, asynchronous: bool) -> str | None:
-        """A copy between host and device; one to the device may be asynchronous, which page-locked memory makes it."""
+        """Return how a copy waits, or None: only an asynchronous copy to the device does not."""
         if source == target or (asynchronous and source == "cpu"):
             return None
         return f"copy from {source} to {target}"

@@ -1,4 +1,4 @@
-"""Runs the ops on the emulator, compiled as their launchers would for a GPU, and breaks their kernels on purpose."""
+"""Run the ops on the emulator, compiled as for a GPU, and break their kernels on purpose."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mutation = Callable[[str], str]
 
 
 class Emulator:
-    """Takes launches as a GPU of the architecture `target`.
+    """An executor that runs launches on the emulator, as a GPU of the architecture `target` would.
 
     Args:
         target: `sm80` for instance.
@@ -45,7 +45,7 @@ class Emulator:
 
 @contextlib.contextmanager
 def emulated(emulator: Emulator) -> Iterator[None]:
-    """Every op in the block runs on the emulator; memory that torch.empty gives is full of NaN."""
+    """Run every op of the block on the emulator; memory from torch.empty is filled with NaN."""
     torch.use_deterministic_algorithms(True)
     try:
         with execute_by(emulator), use_backend("triton"):
@@ -55,19 +55,19 @@ def emulated(emulator: Emulator) -> Iterator[None]:
 
 
 def drop_barriers(ptx: str) -> str:
-    """Threads no longer wait for each other."""
+    """Remove the barriers at which the threads of a block wait for each other."""
     return re.sub(r"\bbar\.sync\s+\d+;", "", ptx)
 
 
 def drop_masks(ptx: str) -> str:
-    """Loads and stores of global memory that were masked are made by all threads."""
+    """Make all threads execute the loads and stores of global memory that were masked."""
     ptx = re.sub(r"@!?%p\d+ ((?:st|ld)\.global)", r"\1", ptx)
     # A masked asynchronous copy reads 0 bytes: here it reads as many as it writes.
     return re.sub(r"(cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], \w+), %r\d+;", r"\1;", ptx)
 
 
 def shift_stores(ptx: str) -> str:
-    """Each store to global memory goes 16 bytes too far."""
+    """Move each store to global memory by 16 bytes."""
     return re.sub(r"(st\.global[^\[]*\[ %rd\d+ \+ )(\d+)( \])", lambda m: f"{m[1]}{int(m[2]) + 16}{m[3]}", ptx)
 
 

@@ -1,4 +1,4 @@
-"""Plays CUDA graphs on the CPU: what is recorded takes no effect until it is replayed, and reads memory where it is."""
+"""CUDA graphs on the CPU: recorded operations take effect when they are replayed, on memory where it is then."""
 
 import contextlib
 from typing import Any
@@ -78,7 +78,7 @@ class EmulatedStream:
         return self.name
 
 
-LOG: list[str] = []  # of what was asked of torch.cuda
+LOG: list[str] = []  # the calls that torch.cuda got, in order
 CURRENT = EmulatedStream("current")
 
 

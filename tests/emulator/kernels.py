@@ -1,4 +1,4 @@
-"""Kernels of every kind that the project's own kernels are made of, small enough to run a whole grid in a test."""
+"""Triton kernels with everything that the project's kernels use, small enough to run a whole grid in a test."""
 
 import triton
 import triton.language as tl

@@ -19,7 +19,7 @@ def nearly(a: torch.Tensor, b: torch.Tensor, error: float) -> bool:
 
 
 def is_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether `out` is a @ b, up to the error of any order of summing in float32 and of rounding to out's type."""
+    """Return whether `out` is a @ b, within the error of float32 sums in any order and of rounding to out's dtype."""
     a, b = a.double(), b.double()
     error = a.shape[1] * 2.0**-24 * (a.abs() @ b.abs()) + torch.finfo(out.dtype).eps * (a @ b).abs()
     return bool(((out.double() - a @ b).abs() <= error).all())

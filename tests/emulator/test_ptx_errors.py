@@ -64,7 +64,7 @@ CASES = {case.__name__: case for case in (rows, product, norm, sort)}
 
 
 def replace_nth(pattern: str, replacement: str, n: int):
-    """A mutation of the nth match."""
+    """Return a mutation that replaces the nth match."""
 
     def mutate(ptx: str) -> str:
         match = list(re.finditer(pattern, ptx))[n]

@@ -1,4 +1,4 @@
-"""Right arguments of every public function, drawn from a seed, and what `op_fuzz.py` has to know of the function."""
+"""Valid arguments of every public function, drawn from a seed, and the facts that `calls.py` needs of each function."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ class Draw:
         self.dtype = self.random.choice((torch.float32, *FLOATS))
 
     def size(self, most: int = 17, least: int = 0) -> int:
+        """Return one of `SIZES` between `least` and `most`."""
         return self.random.choice([size for size in SIZES if least <= size <= most])
 
     def flag(self, share: float = 0.5) -> bool:
+        """Return True with probability `share`."""
         return self.random.random() < share
 
     def other(self) -> torch.dtype:
-        """A floating point type that need not be the call's."""
+        """Return the call's dtype or, less often, another floating point dtype."""
         return self.random.choice((self.dtype, *FLOATS)) if self.flag(0.3) else self.dtype
 
     def floats(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
@@ -44,7 +46,7 @@ class Draw:
         return self.laid_out(values.to(self.dtype if dtype is None else dtype))
 
     def volume(self, *shape: int) -> Tensor:
-        """Floating point numbers, or one of the integer types that sensors give."""
+        """Return floats, or integers of one of the dtypes that sensors give."""
         if self.flag(0.7):
             return self.floats(*shape, dtype=self.other())
         dtype = self.random.choice((torch.uint8, torch.int16, torch.int32))
@@ -57,7 +59,7 @@ class Draw:
         return self.laid_out(torch.rand(shape, generator=self.generator) < self.random.choice((0.0, 0.5, 0.8, 1.0)))
 
     def laid_out(self, tensor: Tensor, *, expand: bool = True) -> Tensor:
-        """In memory as it comes, permuted, in pieces between numbers that are never right, or expanded."""
+        """Return the tensor in a random layout: contiguous, permuted, strided among invalid numbers, or expanded."""
         layout = self.random.choice(("plain", "plain", "permuted", "pieces", "pieces", "expanded"))
         if layout == "permuted":
             order = self.random.sample(range(tensor.dim()), tensor.dim())
@@ -77,6 +79,7 @@ class Draw:
 
 
 def never_right(dtype: torch.dtype) -> float:
+    """Return a number of the dtype that no valid argument holds."""
     if dtype.is_floating_point:
         return math.nan
     return True if dtype == torch.bool else torch.iinfo(dtype).max
@@ -88,16 +91,16 @@ class Op:
 
     Args:
         call: the function, with arguments by name.
-        draw: arguments that are right.
-        define: the result in plain PyTorch, written from the docstring; in float64 it is the truth.
-        tied: of an argument, the axes whose size other arguments decide.
+        draw: draws valid arguments.
+        define: computes the result in plain PyTorch, written from the docstring; in float64 it is the truth.
+        tied: argument -> the axes whose sizes other arguments determine.
         optional: arguments that may be None.
         constant: tensors that never get a gradient.
-        alike: tensors that need the type of another.
+        alike: tensors that must have the dtype of another.
         free: tensors `[..., D]` of any rank from 1 on.
-        chooses: whether the function has a backend of its own to choose, as attention has.
-        numeric: tensors of any number type.
-        unseen: tensors whose memory layout is not looked at, so that a sparse one is refused by torch.
+        chooses: whether the function has an argument `backend`, as attention has.
+        numeric: tensors of any numeric dtype.
+        unseen: tensors whose layout is not checked, so that torch itself refuses a sparse one.
     """
 
     call: Callable[..., Any]
@@ -114,7 +117,7 @@ class Op:
 
 
 def draw_embedding(draw: Draw) -> Arguments:
-    """Volume, weight, bias and ids; the number of tokens under `tokens`, which is no argument."""
+    """Draw volume, weight, bias and ids, and the number of tokens as `tokens`, which is not an argument."""
     patch = [draw.random.choice((1, 1, 2, 3, 5)) for _ in range(3)]
     grid = [draw.random.choice((0, 1, 1, 2, 2, 3)) for _ in range(3)]
     batch, channels, width = draw.size(5), draw.size(3), draw.size(33)

@@ -1,9 +1,9 @@
-"""Random calls of every public function: right ones against definitions in float64, wrong ones against their errors.
+"""Random calls of every public function: valid ones against definitions in float64, invalid ones against their errors.
 
-Every call follows from the function's name and a seed alone. One that fails is run again by the line that it prints:
+A call is determined by the function's name and a seed. A failure prints the command that repeats it:
 
-    python tests/fuzz/calls.py patch_embed 123            a call that is right
-    python tests/fuzz/calls.py patch_embed 123 --wrong    the same with one argument replaced by nonsense
+    python -m tests.fuzz.calls patch_embed 123            a valid call
+    python -m tests.fuzz.calls patch_embed 123 --wrong    the same call with one argument replaced by an invalid one
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BACKENDS = [name for name in ("native", "eager") if mmmae_kernels.explain("patch
 
 
 class Failure(AssertionError):
-    """A call that did what it must not; says how to repeat it."""
+    """A call that gave a wrong result or a wrong error; the message says how to repeat it."""
 
 
 def check_right_call(name: str, seed: int) -> int:
@@ -84,7 +84,7 @@ def check_right_call(name: str, seed: int) -> int:
 
 
 class Incoming:
-    """Gradients of outputs, of random layout; the same for every implementation of a call."""
+    """Incoming gradients of random layout, the same for every implementation of a call."""
 
     def __init__(self, seed: int, rounding: Callable[[Tensor], Tensor] | None = None) -> None:
         self.seed, self.rounding = seed, rounding
@@ -99,7 +99,7 @@ class Incoming:
 def moved_results(
     op: Op, arguments: Arguments, asked: Sequence[str], incoming: Incoming, eps: float, number: int
 ) -> dict[str, Tensor]:
-    """Return what `results` gives in float64 where each input, each step and each result is rounded at random."""
+    """Return the results in float64 where each input, each step and each result is rounded at random."""
     with rounded(eps, number):
 
         def define(**given: Any) -> Sequence[Tensor]:
@@ -112,7 +112,7 @@ def moved_results(
 def results(
     function: Callable[..., Sequence[Tensor]], arguments: Arguments, asked: Sequence[str], incoming: Incoming
 ) -> dict[str, Tensor]:
-    """Outputs by number, and the gradient of each argument that is asked; zeros where there is none."""
+    """Return outputs by number and the gradients of the asked arguments; zeros where there is no gradient."""
     leaves = {key: arguments[key].detach().requires_grad_() for key in asked}
     outputs = list(function(**{**arguments, **leaves}))
     found = {f"output {place}": output.detach() for place, output in enumerate(outputs)}
@@ -143,19 +143,20 @@ def exact(arguments: Arguments) -> Arguments:
 
 
 def smallest(dtype: torch.dtype) -> float:
-    """The distance between numbers next to zero, of types that are floating point."""
+    """Return the smallest subnormal number of a floating point dtype, 0 for other dtypes."""
     return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
 
 
 def distance(value: Tensor, wanted: Tensor) -> float:
-    """The norm of the difference; the mean of no channels is NaN, and equal to itself."""
+    """Return the norm of the difference; NaN, as the mean of no channels, equals NaN."""
     value, wanted = value.double(), wanted.double()
     both = value.isnan() & wanted.isnan()
     return float((value - wanted).masked_fill(both, 0.0).norm())
 
 
 def again(name: str, seed: int, option: str = "") -> str:
-    return f"; again: python tests/fuzz/calls.py {name} {seed}{option}"
+    """Return the part of a message that says how to repeat a call."""
+    return f"; again: python -m tests.fuzz.calls {name} {seed}{option}"
 
 
 def described(arguments: Arguments) -> str:
@@ -170,11 +171,8 @@ def describe(value: Any) -> str:
     return f"{name}{list(value.shape)}{strides if not value.is_contiguous() else ''}"
 
 
-# Wrong arguments.
-
-
 def nonsense_for(op: Op, key: str, arguments: Arguments, draw: Draw) -> list[tuple[str, Any]]:
-    """What an argument must not be, each with how its error has to name it: `itself`, or any argument (`some`)."""
+    """Return invalid values of an argument, each with what its error has to name: `itself`, or `some` argument."""
     value = arguments[key]
     anything = [numpy.zeros(3), [1.0, 2.0], "x", object(), {"a": 1}, b"x"]
     if key == "device":
@@ -232,7 +230,7 @@ def nonsense_for(op: Op, key: str, arguments: Arguments, draw: Draw) -> list[tup
 
 
 def check_wrong_call(name: str, seed: int) -> None:
-    """Put nonsense in the place of one argument: a ValueError names it, says what was given and what is expected."""
+    """Replace one argument by an invalid value; a ValueError must name it and say what is expected."""
     op, draw = OPS[name], Draw(seed)
     arguments = op.draw(draw)
     if op.chooses:
@@ -281,7 +279,7 @@ def check_wrong_call(name: str, seed: int) -> None:
 
 
 def failures(check: Callable[[str, int], Any], name: str, seeds: Iterable[int]) -> list[str]:
-    """One line for each call that failed."""
+    """Return one line for each call that failed."""
     lines = []
     for seed in seeds:
         try:

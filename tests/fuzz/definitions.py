@@ -1,7 +1,7 @@
-"""What every public function computes, in plain PyTorch, written from the docstrings; in float64 it is the truth.
+"""Every public function in plain PyTorch, written from the docstrings; in float64 the result is taken as exact.
 
-Each result of a step passes `step`, which in `rounded` moves it at random by as much as a rounding does, forward and
-backward: how far the results move tells how well the question is posed, whatever the order of the additions.
+Every intermediate result passes through `step`, which inside of `rounded` changes it at random by up to one rounding
+error, forward and backward: how far the results move tells how well conditioned the computation is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Rounding:
-    """Moves numbers by up to `eps` of themselves."""
+    """Multiplies each number by a random factor in 1 - eps .. 1 + eps."""
 
     def __init__(self, eps: float, seed: int) -> None:
         self.eps, self.generator = eps, torch.Generator().manual_seed(seed)
@@ -42,7 +42,7 @@ _roundings: list[Rounding] = []
 
 @contextlib.contextmanager
 def rounded(eps: float, seed: int) -> Iterator[None]:
-    """Move what each step gives by up to `eps` of it."""
+    """Change every intermediate result in the block by a random relative error of up to `eps`."""
     _roundings.append(Rounding(eps, seed))
     try:
         yield
@@ -51,11 +51,12 @@ def rounded(eps: float, seed: int) -> Iterator[None]:
 
 
 def step(tensor: Tensor) -> Tensor:
+    """Return an intermediate result, changed at random inside of `rounded`."""
     return _Step.apply(tensor, _roundings[-1]) if _roundings else tensor  # type: ignore[no-any-return]
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In float32 at least, as PyTorch's own kernels compute on half types; what they give is rounded once."""
+    """Convert to at least float32, in which PyTorch's kernels compute on half types; their results are rounded once."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -233,7 +234,7 @@ def random_masking(
 
 
 def _philox(call: int, sample: int, key: int) -> list[int]:
-    """Philox 4x32-10 of Salmon et al., SC 2011."""
+    """Compute Philox 4x32-10 (Salmon et al., SC 2011)."""
     word = 2**32
     c = [call, 0, sample % word, sample // word]
     k = [key % word, key // word]

@@ -32,7 +32,7 @@ class Runner:
         return f"{self.backend} in {str(self.dtype).removeprefix('torch.')}, {place}"
 
     def reason(self):
-        """Why it can't run, or None."""
+        """Return why the backend can't run, or None."""
         rows = torch.zeros(1, 2, 1, 32, dtype=self.dtype, device=self.device)
         answer = explain("attention", rows, rows, rows, None)[self.backend]
         return None if answer == "serves" else answer

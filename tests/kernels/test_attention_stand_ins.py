@@ -45,17 +45,17 @@ def tensors(width=32, dtype=torch.float16, batch=2, queries=5, keys=7):
 
 
 def shifted(tensor):
-    """The same shape, one element off the grid of 16 bytes."""
+    """Return a tensor of the same shape whose memory is not aligned to 16 bytes."""
     return torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape).copy_(tensor)
 
 
 def with_gaps(tensor):
-    """The same shape, strides of no multiple of 16 bytes."""
+    """Return a tensor of the same shape whose strides are no multiples of 16 bytes."""
     return torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 1, dtype=tensor.dtype)[..., :-1].copy_(tensor)
 
 
 def spread(tensor):
-    """The same shape, a last axis that is not in one piece."""
+    """Return a tensor of the same shape whose last axis is not contiguous."""
     return torch.zeros(*tensor.shape, 2, dtype=tensor.dtype)[..., 0].copy_(tensor)
 
 

@@ -77,7 +77,7 @@ def attention_forward(projected, key_present, backend):
 
 
 def attention_backward(grad, projected, key_present, out, lse, backend):
-    """By the log-sum-exp and output that are given, which may be those of more keys."""
+    """Compute gradients from the given log-sum-exp and output, which may be those of more keys."""
     q, k, v = (tensor.float() for tensor in split(projected))
     assert grad.dtype == out.dtype == projected[0].dtype
     share = (torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5 - lse[..., None]).exp()
@@ -106,7 +106,7 @@ def kernels(monkeypatch):
 
 
 def compare(ours, theirs, truth, dtype):
-    """The rule of tests/cases: at most twice the error of the same in PyTorch, or one rounding of a right result."""
+    """Apply the rule of tests/cases: at most twice the error of PyTorch's expression, or one rounding of the result."""
     for place, (value, other, wanted) in enumerate(zip(ours, theirs, truth, strict=True)):
         assert value.dtype == other.dtype, place
         error = (value.double() - wanted).norm()
@@ -123,7 +123,7 @@ def results(function, leaves, half=None):
 
 
 def leaves_of(tensors, dtype, half, products=(1,)):
-    """All in float32 but what products have made: the residual, and the vectors."""
+    """Return the inputs in float32, except those that products made under autocast: the residual and the vectors."""
     types = [half if place in products else torch.float32 for place in range(len(tensors))]
     rounded = [tensor.to(own) for tensor, own in zip(tensors, types, strict=True)]
     return [(tensor.double() if dtype == torch.float64 else tensor).requires_grad_() for tensor in rounded]

@@ -1,4 +1,4 @@
-"""The compiled Triton kernels, executed: every op against its definition, and every kernel broken on purpose.
+"""The compiled Triton kernels on the emulator: every op against its definition, and every kernel broken on purpose.
 
 By default on one architecture in bfloat16; with --all-targets (make verify-gpu) on all that the emulator knows and in
 every type, by every config of the launch tables.
@@ -98,7 +98,7 @@ def test_a_broken_kernel_is_found(kernel, mutation):
 
 
 def run(kernel, emulator):
-    """The case of a kernel, checked."""
+    """Check the case of a kernel on the emulator."""
     with emulated(emulator):
         if KERNELS[kernel] == "random_masking":
             tokens = 4098 if kernel == "_noise" else 783
@@ -111,7 +111,7 @@ def run(kernel, emulator):
 
 
 def ptx_of(kernel):
-    """The code of a kernel, as its case compiles it."""
+    """Return the PTX of a kernel, compiled for its case."""
     seen = []
     run(kernel, Emulator("sm80", mutated=kernel, mutate=lambda ptx: (seen.append(ptx), ptx + "// as it is")[1]))
     return seen[0]

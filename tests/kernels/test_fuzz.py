@@ -1,4 +1,4 @@
-"""A few random calls of every public function; tests/soak/test_fuzz.py makes ten thousand. See op_fuzz.py."""
+"""A few random calls of every public function; tests/soak/test_fuzz.py makes ten thousand. See tests/fuzz/calls.py."""
 
 import dataclasses
 
@@ -54,5 +54,5 @@ def test_an_error_that_names_no_argument_is_found(monkeypatch, error):
             raise error
 
     monkeypatch.setitem(OPS, "linear", dataclasses.replace(op, call=careless))
-    with pytest.raises(Failure, match=r"again: python tests/op_fuzz\.py linear 7 --wrong"):
+    with pytest.raises(Failure, match=r"again: python -m tests\.fuzz\.calls linear 7 --wrong"):
         check_wrong_call("linear", 7)

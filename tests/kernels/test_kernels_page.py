@@ -166,7 +166,7 @@ class Traffic(TorchDispatchMode):
 
 
 def elements(tensor: Tensor) -> int:
-    """Those that are in memory: an expanded axis is there once."""
+    """Return the number of elements in memory; an expanded axis counts once."""
     return counting._bytes(tensor) // tensor.element_size()
 
 
@@ -245,7 +245,7 @@ def rows_of(section: str) -> list[tuple[str, list[int]]]:
 
 
 def with_numbers(page: str) -> str:
-    """The page, with each formula's value behind it, and the sums of the rows."""
+    """Return the page with each formula followed by its value, and with the sums of the rows."""
     values = symbols(page)
     page = AMOUNT.sub(lambda match: f"| `{match[1]}` | {eval(match[1], dict(values)):,} ", page)
     return SUMS.sub(lambda match: f"{match[1]}{sums(page)}{match[3]}", page)
@@ -269,7 +269,7 @@ def sums(page: str) -> str:
 
 
 def aot_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Each kernel's first config in bfloat16 (float32 for kernels of integers) for each architecture, and the notes."""
+    """Return the table of each kernel's first config in bfloat16 (integer kernels: float32), and the notes."""
     first: dict[tuple[str, str], dict[str, Any]] = {}
     halves = {row["kernel"] for row in rows if row["dtype"] == "bf16"}
     for row in rows:
@@ -371,7 +371,7 @@ def test_the_compilers_table_takes_the_first_config():
 
 
 def compiled_kernels() -> set[str]:
-    """Those of the cases that `aot` compiles."""
+    """Return the names of the kernels in the cases that `aot` compiles."""
     recorder, precision = Recorder("sm80"), torch.get_float32_matmul_precision()
     try:
         with execute_by(recorder):

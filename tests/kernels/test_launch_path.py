@@ -65,7 +65,7 @@ def test_what_reaches_the_driver_is_what_executors_are_told(target):
 
 
 class Known:
-    """Starts nothing; holds each launch against the first one that has its key."""
+    """Starts no kernel; compares each launch with the first one that had the same key."""
 
     def __init__(self, target):
         self.target, self.launches, self.found = target, {}, 0
@@ -80,7 +80,7 @@ class Known:
 
 
 def facts_of(described, tensors, target):
-    """All that a launch is, without its addresses: types too, because 1, True and 1.0 are equal."""
+    """Return everything about a launch except its addresses; with types, because 1, True and 1.0 are equal."""
     names = described.kernel.arg_names
     first = [described.arguments[name] for name in names[:tensors]]
     assert all(value is None or isinstance(value, torch.Tensor) for value in first)
@@ -116,7 +116,7 @@ def precisions():
 
 
 def shifted(tensor):
-    """The same numbers one element further than memory is aligned to."""
+    """Return the same numbers in memory that is off its alignment by one element."""
     moved = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
     return moved.requires_grad_(tensor.requires_grad)
 
@@ -126,7 +126,7 @@ def as_it_is(tensor):
 
 
 def run(case, dtype, change=as_it_is):
-    """A case forward and backward, on inputs that were changed."""
+    """Run a case forward and backward, on inputs passed through `change`."""
     inputs = {name: case_module._converted(t, case.kept.get(name, dtype)) for name, t in case.make().items()}
     case_module._results(case, case.call, {name: None if t is None else change(t) for name, t in inputs.items()})
 

@@ -15,7 +15,7 @@ from mmmae_kernels.cpu import library as native
 
 
 def run_python(code: str) -> list[str]:
-    """What a fresh interpreter prints."""
+    """Run code in a new interpreter and return what it prints."""
     lines = [
         "import os, torch",
         "from mmmae_kernels.cpu import library as native",
@@ -84,7 +84,7 @@ gather()
 
 
 def load_again(monkeypatch) -> None:
-    """As in a new process."""
+    """Load the library again, as a new process would."""
     module, reason = native._load()
     monkeypatch.setattr(native, "_library", module)
     monkeypatch.setattr(native, "_reason", reason)

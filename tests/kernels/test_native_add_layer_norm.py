@@ -23,7 +23,7 @@ def norm_by_hand(total: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, T
 
 
 def gradients_by_hand(grad_total: Tensor | None, grad_norm: Tensor, total: Tensor, weight: Tensor) -> list[Tensor]:
-    """The gradients of x, weight and bias, from the definition of the derivative of the norm."""
+    """Compute the gradients of x, weight and bias from the formula of the norm's derivative."""
     grad, total, weight = grad_norm.double(), total.double(), weight.double()
     centred = total - total.mean(-1, keepdim=True)
     rstd = (centred.square().mean(-1, keepdim=True) + EPSILON).rsqrt()

@@ -33,7 +33,7 @@ class Exact(NamedTuple):
 
 
 def by_hand(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> list[Exact]:
-    """out, lse and the gradients of q, k and v in float64."""
+    """Compute out, lse and the gradients of q, k and v in float64."""
     grad, q, k, v = (tensor.double() for tensor in (grad, q, k, v))
     if key_present is not None:
         gone = ~key_present[:, :, None, None]

@@ -26,7 +26,7 @@ def by_hand(grad: Tensor, hidden: Tensor, bias: Tensor | None = None) -> tuple[T
 
 
 def assert_close(ours: Tensor, expected: Tensor, grad: Tensor | None = None) -> None:
-    """Of a gradient, too, within what the derivative may err by near its zero, 4 * 2^-24, times `grad`."""
+    """Compare within a tolerance that allows the derivative an error of 4 * 2^-24 near its zero, times `grad`."""
     assert ours.shape == expected.shape
     assert ours.dtype == torch.float32
     assert ours.is_contiguous()

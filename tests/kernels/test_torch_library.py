@@ -122,7 +122,7 @@ def floats(case):
 
 
 def leaves_of(case, inputs):
-    """The inputs that get a gradient, and now require it."""
+    """Set requires_grad on the inputs that get a gradient, and return them."""
     return {
         name: tensor.requires_grad_()
         for name, tensor in inputs.items()

@@ -198,7 +198,7 @@ def test_quantised_layers_are_called():
 
 
 def layers_of(model):
-    """All modules that a pass goes through: containers are not called."""
+    """Return the modules that a forward pass calls, which containers are not."""
     return {
         name: module
         for name, module in model.named_modules()

@@ -51,7 +51,7 @@ PRESENCE["one sample only"] = {"ir": (True, False)}
 
 
 def inputs(config, presence, invalid, size=224):
-    """A batch of two with smooth volumes, odd-sized auxiliary images, and NaN where a sample lacks an image."""
+    """Return a batch of two, with auxiliary images of odd sizes and NaN where a sample lacks an image."""
     generator = torch.Generator().manual_seed(1)
     shape = (2, config.in_channels, config.bands, size, size)
     hsi = torch.randn(shape, generator=generator)
@@ -69,7 +69,7 @@ def inputs(config, presence, invalid, size=224):
 
 
 def relative_error(value, expected):
-    """Norm of the difference over the norm."""
+    """Return the norm of the difference over the norm of the expected value."""
     value, expected = value.detach().double(), expected.detach().double()
     scale = expected.norm()
     return float((value - expected).norm() / (scale if scale > 0 else 1.0))

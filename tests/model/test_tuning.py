@@ -34,7 +34,7 @@ print(tuned, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def count_faults(*, tune: bool, variable: str | None = None) -> tuple[bool, int]:
-    """What `tune_cpu` answers, and page faults of ten rounds of allocating, touching and freeing 64 MB."""
+    """Return what `tune_cpu` returns, and the page faults of ten rounds of allocating, touching and freeing memory."""
     environment = {name: value for name, value in os.environ.items() if name != "MMMAE_TUNE_CPU"}
     if variable is not None:
         environment["MMMAE_TUNE_CPU"] = variable

@@ -116,7 +116,7 @@ def eyes():
 @pytest.mark.parametrize("modality", ["hsi", "ir", "af"])
 def test_the_images_of_a_subject_show_its_own_vessels_and_no_others(eyes, modality):
     def darkness(vessels, image, field):
-        """How far the image is darker along vessels than around them, in standard deviations; over shifts of 1.5 %."""
+        """Return by how many standard deviations the image is darker along vessels than around them."""
         detail = image - avg_pool2d(image[None, None], 17, 1, 8)[0, 0]
         inside = avg_pool2d(field.float()[None, None], 25, 1, 12)[0, 0] > 0.99
         along = torch.from_numpy(vessels.artery + vessels.vein > 0.6) & inside

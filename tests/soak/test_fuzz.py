@@ -1,4 +1,4 @@
-"""Ten thousand random calls, with other seeds than the default tests', see op_fuzz.py."""
+"""Ten thousand random calls, with other seeds than the default tests', see tests/fuzz/calls.py."""
 
 import pytest
 

@@ -18,7 +18,7 @@ SUBJECTS = Phantom(2, 32, 12)
 
 
 def drawn(target, change, normalize=False, fraction=1.0):
-    """The panels of a picture, as arrays, and the output drawn, of a model that predicts its target plus `change`."""
+    """Return the panels of a picture as arrays, and the output drawn, for predictions of the target plus `change`."""
     config = {"image_size": 32, "patch": (3, 8, 8), "target": target, "normalize_target": normalize}
     model = mmmae.fast_model("tiny", **config, decode_fraction=fraction).eval()
     batch = collate([SUBJECTS[0]], list(SUBJECTS.modalities))
@@ -41,12 +41,12 @@ def images(figure):
 
 
 def masked_bands(output):
-    """`[12, 32, 32]`, which pixels the model was not shown."""
+    """Return which pixels `[12, 32, 32]` the model was not shown."""
     return bands_of(output.mask.ids_masked[0])
 
 
 def bands_of(ids):
-    """`[12, 32, 32]`, which pixels are those of the tokens."""
+    """Return which pixels `[12, 32, 32]` belong to the tokens."""
     tokens = torch.zeros(64, dtype=torch.bool)
     tokens[ids] = True
     grid = tokens.view(4, 4, 4)

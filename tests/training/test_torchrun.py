@@ -30,7 +30,7 @@ def start(*options):
 
 
 def process_of_rank(parent, rank):
-    """The process number of a rank among the children of torchrun."""
+    """Return the process id of a rank, one of torchrun's children."""
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
     for child in children.stdout.split():
         with open(f"/proc/{child}/environ", "rb") as file:

@@ -38,7 +38,7 @@ def batches(count, size=32):
 
 
 def by_hand(model, optimizer, data, *, clip=None, accumulate=1, autocast=None, seed=0, schedule=None):
-    """A loop as a user would write it; returns loss and gradient norm of each step."""
+    """Train in a loop as a user would write it; return loss and gradient norm of each step."""
     figures = []
     parameters = list(model.parameters())
     for first in range(0, len(data), accumulate):
@@ -256,7 +256,7 @@ def graphs(monkeypatch):
 
 
 def step_of(model, optimizer, **options):
-    """A step whose optimizer reads learning rates from memory, as on a GPU."""
+    """Return a step whose optimizer reads learning rates from memory, as on a GPU."""
     step = mmmae.TrainingStep(model, optimizer, **options)
     step._rates = [torch.zeros(()) for _ in optimizer.param_groups]
     return step

@@ -1,4 +1,4 @@
-"""Executes the PTX that Triton compiles for NVIDIA GPUs, on the CPU, and finds what a GPU would not tell."""
+"""An emulator that executes the PTX of Triton kernels on the CPU and reports errors that a GPU would not."""
 
 from tests.emulator.ptx.errors import (
     Divergence,

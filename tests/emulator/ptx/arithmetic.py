@@ -25,7 +25,7 @@ _DIRECT = ("f32", "f64", "f32x2", "f16", "f16x2")  # numpy computes with these a
 
 
 def elementwise(state: State, instruction: Instruction, function: Callable[..., Array], *types: str) -> Step:
-    """A step that applies `function` to the operands, the nth as the nth type, and writes what comes as `types[0]`."""
+    """Return a step that applies `function` to the operands, read as `types[1:]`, and writes `types[0]`."""
     out = state.registers.write(instruction.operands[0], types[0])
     pairs = zip(instruction.operands[1:], types[1:], strict=True)
     sources = [state.registers.read(operand, ptx_type) for operand, ptx_type in pairs]
@@ -38,7 +38,7 @@ def elementwise(state: State, instruction: Instruction, function: Callable[..., 
 
 
 def by_ufunc(state: State, instruction: Instruction, function: np.ufunc, *types: str) -> Step:
-    """Like `elementwise`, for a numpy function that can write its result and leave out threads by itself."""
+    """Return the step of `elementwise` for a ufunc, which writes its result and skips masked threads by itself."""
     out = state.registers.write(instruction.operands[0], types[0])
     pairs = zip(instruction.operands[1:], types[1:], strict=True)
     sources = [state.registers.read(operand, ptx_type) for operand, ptx_type in pairs]
@@ -53,7 +53,7 @@ def by_ufunc(state: State, instruction: Instruction, function: np.ufunc, *types:
 
 
 def _floats(state: State, instruction: Instruction, function: Callable[..., Array]) -> Step:
-    """A float function of any float type, with saturation if the instruction asks for it."""
+    """Return a step for a function of any float type, saturated if the instruction has `.sat`."""
     types = (instruction.types[-1],) * len(instruction.operands)
     if len(instruction.types) == 2:  # f32 = (f16 or bf16) with f32
         if instruction.types[0] != "f32" or instruction.types[1] not in ("f16", "bf16"):
@@ -98,7 +98,7 @@ def _sum_with_carry(state: State, instruction: Instruction, function: np.ufunc) 
 
 
 def _larger(number: np.ufunc, nan: np.ufunc) -> Callable[[State, Instruction], Step]:
-    """`number` prefers numbers to NaN, `nan` does not."""
+    """Bind min or max: `number` ignores NaN, `nan` returns it."""
 
     def bind(state: State, instruction: Instruction) -> Step:
         ptx_type = instruction.types[-1]
@@ -129,7 +129,7 @@ def _double(ptx_type: str) -> str:
 
 
 def _high(a: Array, b: Array) -> Array:
-    """Upper half of the product."""
+    """Return the upper half of the product."""
     bits = a.itemsize * 8
     if bits == 64:
         return _high_64(a, b)
@@ -139,7 +139,7 @@ def _high(a: Array, b: Array) -> Array:
 
 
 def _high_64(a: Array, b: Array) -> Array:
-    """Upper half of the product of 64 bits, from four products of 32; a negative factor counts 2**64 too much."""
+    """Return the upper half of a 64-bit product, from four 32-bit ones, corrected by 2**64 for negative factors."""
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
     x, y = np.ascontiguousarray(a).view(np.uint64), np.ascontiguousarray(b).view(np.uint64)
     x_low, x_high, y_low, y_high = x & low, x >> half, y & low, y >> half
@@ -205,7 +205,7 @@ def _with_carry_in(state: State, instruction: Instruction) -> Step:
 
 
 def _fused(state: State, instruction: Instruction) -> Step:
-    """The product is exact but for f64; the sum is rounded to the wider type first, then to the instruction's."""
+    """Bind fma. The product is exact except in f64; the sum is rounded to a wider type, then to the instruction's."""
     ptx_type = instruction.types[-1]
     if ptx_type not in ("f32", "f32x2") or instruction.has("sat"):
         wide = np.longdouble if ptx_type == "f64" else np.float64

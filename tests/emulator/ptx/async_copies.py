@@ -1,4 +1,4 @@
-"""`cp.async`: copies that land in shared memory when the thread that began them waits for them, and not before."""
+"""`cp.async`: copies that reach shared memory when the thread that began them waits for them, not before."""
 
 from dataclasses import dataclass
 
@@ -29,16 +29,16 @@ class AsyncCopies:
         self._flying.clear()
 
     def add(self, index: Array, values: Array, mask: Mask) -> None:
-        """`values` (read already) are to land at `index`; one for each thread in `mask`."""
+        """Begin a copy of `values` (already read) to `index`, one for each thread in `mask`."""
         threads = np.arange(len(self._committed)) if mask is True else np.flatnonzero(mask)
         self._flying.append(_Copy(index, values, threads, self._committed[threads]))
 
     def commit(self, mask: Mask) -> None:
-        """All that a thread has begun and not committed becomes its next group."""
+        """Close each thread's current group: the copies that it has begun and not committed."""
         np.add(self._committed, 1, out=self._committed, where=mask)
 
     def wait(self, keep: int, mask: Mask) -> None:
-        """Land all of a thread's groups but the last `keep`."""
+        """Complete all of a thread's groups but the last `keep`."""
         due = np.where(mask, self._committed - keep, 0)
         flying = []
         for copy in self._flying:

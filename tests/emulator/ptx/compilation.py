@@ -1,4 +1,4 @@
-"""From a kernel and its arguments to the PTX that Triton's JIT would launch for them."""
+"""Compile a kernel for its arguments to the PTX that Triton's JIT would launch."""
 
 import inspect
 import struct
@@ -70,7 +70,7 @@ def compile_kernel(
 
 
 def parameter_bits(value: Any, triton_type: str) -> int:
-    """An argument as the integer whose low bits a launch would pass."""
+    """Return the integer whose low bits a launch would pass for an argument."""
     if triton_type.startswith("*"):
         return int(value.data_ptr())
     if triton_type == "bf16":
@@ -101,7 +101,7 @@ def _check(kernel: Any, arguments: Mapping[str, Any]) -> None:
 def _capability(target: str) -> int:
     digits = target.removeprefix("sm").removeprefix("_")
     if not digits.isdigit() or int(digits) < 80:
-        raise UnsupportedKernel(f"target {target!r}: one like 'sm80' or later is meant")
+        raise UnsupportedKernel(f"target is {target!r}, expected 'sm80' or later")
     return int(digits)
 
 

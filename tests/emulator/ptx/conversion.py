@@ -1,4 +1,4 @@
-"""Moves between registers: as they are, packed and unpacked, and from one type to another."""
+"""Moves between registers: unchanged, packed, unpacked, or converted to another type."""
 
 from collections.abc import Callable
 
@@ -89,7 +89,7 @@ def _convert(state: State, instruction: Instruction) -> Step:
 
 
 def _into(state: State, instruction: Instruction, function: Callable[[Array], Array]) -> Step:
-    """Like `elementwise`, where the target may be wider than its type."""
+    """Return a step that applies `function` and writes to a register that may be wider than the target type."""
     to, source = instruction.types
     out = state.registers.native(instruction.operands[0])
     value = state.registers.read(instruction.operands[1], source)
@@ -124,14 +124,14 @@ def _convert_pair(state: State, instruction: Instruction) -> Step:
 
 
 def _to_tf32(values: Array) -> Array:
-    """Nearest number with ten bits of mantissa, ties away from zero."""
+    """Round to ten bits of mantissa, ties away from zero."""
     bits = (values.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     bits[np.isnan(values)] = 0x7FFFE000
     return bits
 
 
 def _to_integer(values: Array, to: str) -> Array:
-    """Whole floats as integers: NaN is 0, and what does not fit is the nearest that does."""
+    """Convert whole floats to integers; NaN becomes 0, and values out of range are clamped."""
     dtype = numpy_type(to)
     info = np.iinfo(dtype)
     numbers = np.where(np.isnan(values), 0, values).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What it takes to execute one kind of instruction."""
+"""The description of one kind of instruction: the forms that are allowed, and how it is bound to its operands."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -8,14 +8,14 @@ from tests.emulator.ptx.state import State, Step
 
 
 class Decoder(NamedTuple):
-    """Binds instructions of one opcode, after they have been found to be of a form that it knows.
+    """How instructions of one opcode are checked and bound.
 
     Args:
-        bind: gives the step that executes the instruction; raises UnknownInstruction if it can't.
-        modifiers: all that the instruction may have, types aside.
-        types: all that it may name.
-        operands: how many it may have.
-        type_count: how many types it names.
+        bind: returns the step that executes the instruction; raises UnknownInstruction if it can't.
+        modifiers: the modifiers that the instruction may have, separated by spaces; types excluded.
+        types: the types that it may name.
+        operands: the numbers of operands that it may have.
+        type_count: the numbers of types that it may name.
     """
 
     bind: Callable[[State, Instruction], Step]

@@ -1,4 +1,4 @@
-"""What the emulator raises: one class for each way in which a kernel, or a launch of it, can be wrong."""
+"""The emulator's exceptions, one class for each way in which a kernel or a launch can be wrong."""
 
 
 class EmulatorError(RuntimeError):
@@ -26,8 +26,8 @@ class TooMuchSharedMemory(EmulatorError):
 
 
 class UnknownInstruction(EmulatorError):
-    """The program holds something that the emulator does not execute; raised before any of it ran."""
+    """The program holds an instruction that the emulator does not know; raised before anything has run."""
 
 
 class UnsupportedKernel(EmulatorError):
-    """The kernel or an argument of it is none that can be compiled and executed here."""
+    """The kernel or one of its arguments can't be compiled and executed here."""

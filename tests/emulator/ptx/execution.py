@@ -1,4 +1,4 @@
-"""Compile a Triton kernel for an NVIDIA GPU and execute it here, on the memory of the tensors that it is given."""
+"""Compile a Triton kernel for an NVIDIA GPU and execute it on the CPU, on the memory of its tensor arguments."""
 
 import itertools
 import time
@@ -30,8 +30,8 @@ class Statistics:
         instructions: how many were executed, one for all threads of the blocks that ran together.
         blocks: how many blocks ran.
         shared_bytes: shared memory of a block.
-        seconds_compile: Triton's compiler, and reading and binding the PTX; next to nothing the second time.
-        seconds_run: the rest.
+        seconds_compile: time of Triton's compiler and of parsing and binding the PTX, which are cached.
+        seconds_run: time of the execution itself.
     """
 
     instructions: int
@@ -53,21 +53,21 @@ def execute(
     blocks: Iterable[Sequence[int]] | None = None,
     bounds: str = "storage",
 ) -> Statistics:
-    """Execute `kernel[grid](**arguments)` as compiled for `target`; what it stores is in the tensors afterwards.
+    """Execute `kernel[grid](**arguments)` as compiled for `target`, in place on its tensors.
 
     Args:
         kernel: a `@triton.jit` function, not interpreted.
         grid: up to three numbers of blocks.
         arguments: by name, all parameters that have no default: CPU tensors of any strides, numbers, None, constexprs.
         target: "sm80", "sm86", "sm89", "sm90" or "sm120".
-        mutate: changes the PTX before it runs, to show that a test would see a wrong program.
-        blocks: numbers (x, y, z) of the blocks to run, or fewer where the rest is 0; None means all of the grid.
-        bounds: what the kernel may touch: all of each tensor's "storage", or from the "view"'s first element to its
-            last.
+        mutate: a function that changes the PTX before it runs, to show that a test detects a wrong program.
+        blocks: numbers (x, y, z) of the blocks to run, where missing numbers are 0; None means the whole grid.
+        bounds: the memory that the kernel may access: "storage", all of each tensor's storage, or "view", from its
+            first element to its last.
 
     Raises:
-        EmulatorError: the kernel is wrong in one of the ways that `errors` lists, or is none that can run here.
-        ValueError: `mutate` changes nothing, or a block is outside of the grid.
+        EmulatorError: the kernel is wrong in one of the ways that `errors` lists, or it can't run here.
+        ValueError: `mutate` changes nothing, or a block lies outside the grid.
     """
     begin = time.perf_counter()
     options = {"num_warps": num_warps, "num_stages": num_stages}
@@ -104,7 +104,7 @@ def _executor(ptx: str, threads: int, block_count: int, shared_bytes: int) -> Ex
 
 def _three(numbers: Sequence[int], rest: int) -> tuple[int, int, int]:
     if not 1 <= len(numbers) <= 3:
-        raise ValueError(f"{tuple(numbers)}: one to three numbers are meant")
+        raise ValueError(f"got {tuple(numbers)}, expected one to three numbers")
     x, y, z = [*map(int, numbers), rest, rest][:3]
     return x, y, z
 
@@ -115,14 +115,14 @@ def _chosen(grid: tuple[int, int, int], blocks: Iterable[Sequence[int]] | None) 
     chosen = [_three(block, 0) for block in blocks]
     outside = [block for block in chosen if not all(0 <= i < n for i, n in zip(block, grid, strict=True))]
     if outside:
-        raise ValueError(f"block {outside[0]} is outside of the grid {grid}")
+        raise ValueError(f"block {outside[0]} lies outside the grid {grid}")
     return chosen
 
 
 def _together(
     blocks: list[tuple[int, int, int]], threads: int, register_bytes: int
 ) -> list[list[tuple[int, int, int]]]:
-    """The blocks in their order, cut into as few parts as may be, so that all parts but the last are of one length."""
+    """Split the blocks, in order, into as few parts as possible, all but the last of the same length."""
     most = max(min(_THREADS_TOGETHER, _REGISTER_BYTES // max(register_bytes, 1)) // threads, 1)
     parts = -(-len(blocks) // most)
     size = -(-len(blocks) // parts) if parts else 1
@@ -130,16 +130,16 @@ def _together(
 
 
 def _segments(arguments: Mapping[str, Any], compiled: Compiled, bounds: str) -> list[Segment]:
-    """The memory of the tensors among the arguments, each byte once."""
+    """Return the memory of the tensor arguments as segments that do not overlap."""
     if bounds not in ("storage", "view"):
-        raise ValueError(f"bounds {bounds!r}: 'storage' or 'view' is meant")
+        raise ValueError(f"bounds is {bounds!r}, must be 'storage' or 'view'")
     extents = []
     for name, triton_type in compiled.signature.items():
         tensor = arguments[name]
         if not triton_type.startswith("*"):
             continue
         if not isinstance(tensor, torch.Tensor):
-            raise UnsupportedKernel(f"{name} is a {type(tensor).__name__}, where a tensor is needed")
+            raise UnsupportedKernel(f"{name} is a {type(tensor).__name__}, expected a tensor")
         start, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
         if bounds == "view":
             last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -157,7 +157,7 @@ def _segments(arguments: Mapping[str, Any], compiled: Compiled, bounds: str) -> 
 
 
 def _set_parameters(parameters: Mapping[str, Any], arguments: Mapping[str, Any], compiled: Compiled) -> None:
-    """Fill in the PTX's parameters: the arguments that are no constexprs, then null pointers to scratch memory."""
+    """Set the PTX's parameters: the arguments that are not constexpr, then null pointers for scratch memory."""
     passed = [(arguments[name], kind) for name, kind in compiled.signature.items() if kind != "constexpr"]
     for number, value in enumerate(parameters.values()):
         bits = parameter_bits(*passed[number]) if number < len(passed) else 0

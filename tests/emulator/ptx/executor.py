@@ -1,4 +1,4 @@
-"""Runs blocks: binds a program once, then walks through it with all threads, or with those that are there."""
+"""Run a program: bind its instructions once, then step through it with all threads, or with those that are there."""
 
 from dataclasses import dataclass
 
@@ -33,13 +33,12 @@ class _Bound:
 
 
 class Executor:
-    """A program with the state that `block_count` blocks of it need.
+    """A program with the state of `block_count` blocks that run together.
 
-    Where threads part, those at the lowest basic block run first, so that they meet again as early as the code's order
-    lets them.
+    Where threads diverge, those at the lowest basic block run first, so that they reconverge as early as possible.
 
     Raises:
-        UnknownInstruction: something in the program can't be executed; nothing has run then.
+        UnknownInstruction: an instruction can't be executed; raised before anything has run.
     """
 
     def __init__(self, program: Program, threads_per_block: int, block_count: int, shared_bytes: int) -> None:
@@ -48,7 +47,7 @@ class Executor:
         self._blocks = [self._bind_block(block) for block in program.blocks]
 
     def run(self) -> int:
-        """Run the blocks that the state was started with to their end; how many instructions that took."""
+        """Run the blocks that the state was started with to their end; return the number of instructions executed."""
         count, current, end = 0, 0, len(self._blocks)
         while current < end:
             block = self._blocks[current]
@@ -69,7 +68,7 @@ class Executor:
         return count
 
     def _run_apart(self, taken: Mask, target: int, following: int) -> int:
-        """Go on from where some threads went to `target` and the others on; until all have returned."""
+        """Continue after a branch that only some threads have taken, until all threads have returned."""
         count, end, state = 0, len(self._blocks), self.state
         at = np.where(taken, target, following)  # [threads] number of a block; `end` when returned
         waiting = np.zeros(state.threads, bool)
@@ -97,7 +96,7 @@ class Executor:
 
     @staticmethod
     def _taken(block: _Bound) -> Mask:
-        """The threads for which the end of the block leads to its target."""
+        """Return the mask of the threads that take the branch at the end of the block."""
         if block.condition is None:
             return True
         return ~block.condition if block.negated else block.condition
@@ -124,7 +123,7 @@ class Executor:
         return _Bound(tuple(steps), length, kind, condition, end.negated, target)
 
     def _end(self, instruction: Instruction) -> tuple[str, int]:
-        """Kind and target of the last instruction of a block; one that returns goes to the block after the last."""
+        """Return kind and target of a block's last instruction; `ret` goes to the block after the last."""
         last = len(self.state.program.blocks)
         if instruction.opcode in ("ret", "exit") and not instruction.operands:
             return "return", last

@@ -1,4 +1,4 @@
-"""Says which thread of which block did what is wrong."""
+"""Error messages that name the thread and the block at fault."""
 
 from typing import NoReturn
 
@@ -14,7 +14,7 @@ class Faults:
 
     Args:
         kernel: its name.
-        threads_per_block: by how many threads the next block starts.
+        threads_per_block: number of threads of a block.
     """
 
     def __init__(self, kernel: str, threads_per_block: int) -> None:
@@ -23,7 +23,7 @@ class Faults:
         self.blocks: list[tuple[int, int, int]] = []
 
     def only(self, thread: int) -> Array:
-        """Mask of one thread."""
+        """Return the mask of one thread."""
         mask = np.zeros(len(self.blocks) * self._threads_per_block, bool)
         mask[thread] = True
         return mask

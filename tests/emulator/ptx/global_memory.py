@@ -1,4 +1,4 @@
-"""Global memory: the storages of the tensors that a kernel is given, where they lie, and nothing else."""
+"""Global memory: the storages of a kernel's tensor arguments, accessed in place."""
 
 import ctypes
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ class Segment:
     """`size` bytes at the address `start`, not copied.
 
     Args:
-        name: whom the bytes belong to, for messages.
-        owner: kept alive as long as the segment.
+        name: the argument that the bytes belong to, for messages.
+        owner: an object that is kept alive as long as the segment.
     """
 
     def __init__(self, name: str, start: int, size: int, owner: object) -> None:
@@ -28,7 +28,7 @@ class Segment:
         self._arrays: dict[int, Array] = {}
 
     def elements(self, size: int) -> Array:
-        """The memory as elements of `size` bytes, from `base` on; only those inside the segment may be touched."""
+        """Return the memory from `base` on as elements of `size` bytes; only those in the segment may be accessed."""
         if size not in self._arrays:
             self._arrays[size] = np.frombuffer(memoryview(self.bytes), CARRIER[size])
         return self._arrays[size]
@@ -48,7 +48,7 @@ class GlobalMemory:
         self._last = self._segments[0] if self._segments else None
 
     def load(self, address: Array, size: int, instruction: Instruction, mask: Mask) -> Array:
-        """Elements of `size` bytes, one for each address (int64)."""
+        """Return elements of `size` bytes, one for each address (int64)."""
         self._check_alignment(address, size, instruction, mask)
         segment = self._one_segment(address, size)
         if segment is not None:
@@ -59,7 +59,7 @@ class GlobalMemory:
         return values
 
     def store(self, address: Array, values: Array, instruction: Instruction, mask: Mask) -> None:
-        """Write elements, one for each address; two threads may write one element only if they write the same."""
+        """Write elements, one for each address; threads that write to the same element must write the same value."""
         size = values.itemsize
         self._check_alignment(address, size, instruction, mask)
         segment = self._one_segment(address, size)
@@ -73,7 +73,7 @@ class GlobalMemory:
             self._faults.require_equal(elements[index], values[chosen], instruction)
 
     def update(self, address: int, size: int, instruction: Instruction, thread: int) -> tuple[Array, int]:
-        """Elements and the index in them of one thread's atomic."""
+        """Return the array of elements and the index in it that one thread's atomic operation changes."""
         only = np.array([address])
         mask = self._faults.only(thread)
         self._check_alignment(only, size, instruction, mask)

@@ -1,4 +1,4 @@
-"""Bits and choices: shifts, fields, bitwise functions, comparisons and selections."""
+"""Shifts, bit fields, bitwise functions, comparisons and selections."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def _constant(operand: str) -> int | None:
 
 
 def _shift(function: np.ufunc, arithmetic: bool) -> Callable[[State, Instruction], Step]:
-    """numpy shifts by more than the width as PTX does: to 0, or to the sign."""
+    """Bind a shift; numpy, like PTX, shifts by more than the width to 0, or to the sign."""
 
     def bind(state: State, instruction: Instruction) -> Step:
         bits = BITS[instruction.types[0]]
@@ -66,7 +66,7 @@ def _funnel_shift(state: State, instruction: Instruction) -> Step:
 
 
 def _low_ones(count: Array) -> Array:
-    """Numbers of 64 bits of which the lowest `count` are set; numpy shifts by 64 to 0."""
+    """Return 64-bit numbers whose lowest `count` bits are set; numpy shifts by 64 to 0."""
     return ~np.asarray(~np.uint64(0) << count)
 
 
@@ -137,7 +137,7 @@ def _lookup(state: State, instruction: Instruction) -> Step:
 
 
 def _bits_of(a: Array) -> Array:
-    """[threads, width], the lowest bit first."""
+    """Return the bits, [threads, width], lowest first."""
     places = np.arange(a.itemsize * 8).astype(a.dtype)
     return np.asarray((a[:, None] >> places) & a.dtype.type(1))
 
@@ -220,7 +220,7 @@ def _compare(state: State, instruction: Instruction) -> Step:
 
 
 def _compare_both(state: State, instruction: Instruction, function: Callable[..., Array]) -> Step:
-    """Two predicates, for the lower and the upper of the packed numbers."""
+    """Bind a comparison of packed numbers, which writes one predicate for the lower and one for the upper."""
     if len(instruction.operands) != 3:
         raise instruction.refused("operands")
     outs = [state.registers.write(name, "pred") for name in instruction.operands[0].split("|")]

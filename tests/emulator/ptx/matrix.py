@@ -28,9 +28,9 @@ class _Fragments(NamedTuple):
 
 
 def bind_mma(state: State, instructions: Sequence[Instruction]) -> list[Step]:
-    """Steps for `mma` instructions that follow each other; those that need no result of each other are one step.
+    """Return steps for consecutive `mma` instructions; those that need no result of each other share a step.
 
-    All must be of one form and have no predicate.
+    All must have the same form and no predicate.
     """
     levels: list[list[_Fragments]] = []
     written: dict[int, int] = {}  # register: first level after its last write
@@ -47,7 +47,7 @@ def bind_mma(state: State, instructions: Sequence[Instruction]) -> list[Step]:
 
 
 def may_follow(first: Instruction, second: Instruction) -> bool:
-    """Whether `bind_mma` may take both."""
+    """Return whether `bind_mma` may take both instructions in one call."""
     same = (first.opcode, first.modifiers, first.types) == (second.opcode, second.modifiers, second.types)
     return same and first.opcode == "mma" and first.predicate is None and second.predicate is None
 
@@ -69,7 +69,7 @@ def _fragments(state: State, instruction: Instruction) -> _Fragments:
 
 
 def _numbers(bits: Array, ptx_type: str) -> Array:
-    """float64 of [..., threads] registers, as [..., threads, numbers in a register]."""
+    """Convert registers [..., threads] to float64 [..., threads, numbers in a register]."""
     if ptx_type == "tf32":
         return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)[..., None]
     per = _PER_REGISTER[ptx_type]
@@ -81,7 +81,7 @@ def _numbers(bits: Array, ptx_type: str) -> Array:
 
 
 def _distinct(rows: list[Array]) -> tuple[Array, list[int]]:
-    """The different rows, [n, registers], and for each row given its number among them."""
+    """Return the distinct rows, [n, registers], and for each given row its index among them."""
     numbers: dict[tuple[int, ...], int] = {}
     which = [numbers.setdefault(tuple(row.tolist()), len(numbers)) for row in rows]
     return np.array(list(numbers)), which
@@ -102,7 +102,7 @@ def _bind_level(state: State, instruction: Instruction, level: list[_Fragments])
     outer = every_pair or 2 * count >= a_count * b_count
 
     def products() -> Array:
-        """[count, warps, 16, 8], exact but for sums that need more than float64's 53 bits."""
+        """Return the products, [count, warps, 16, 8]; exact where a sum fits in float64's 53 bits."""
         a = _numbers(registers[a_rows], a_type).reshape(a_count, eighths, 2, warps, 8, chunk)
         b = _numbers(registers[b_rows], b_type).reshape(b_count, eighths, warps, 8, chunk)
         if outer:
@@ -149,7 +149,10 @@ def _matrix_count(instruction: Instruction, operand: str) -> tuple[int, list[str
 
 
 def _load_matrix(state: State, instruction: Instruction) -> Step:
-    """Lane 8 * i + r of a warp says where row r of matrix i is; lane l gets two neighbours of row l // 4 of each."""
+    """Bind `ldmatrix`.
+
+    Lane 8 * i + r of a warp holds the address of row r of matrix i; lane l gets two neighbours of row l // 4 of each.
+    """
     count, names = _matrix_count(instruction, instruction.operands[0])
     addresses = bind_address(state, instruction, instruction.operands[1], SHARED_WINDOW)
     outs = [state.registers.write(name, "u32") for name in names]
@@ -176,7 +179,7 @@ def _load_matrix(state: State, instruction: Instruction) -> Step:
 
 
 def _store_matrix(state: State, instruction: Instruction) -> Step:
-    """The opposite of `_load_matrix`."""
+    """Bind `stmatrix`, the inverse of `_load_matrix`."""
     count, names = _matrix_count(instruction, instruction.operands[1])
     addresses = bind_address(state, instruction, instruction.operands[0], SHARED_WINDOW)
     sources = [state.registers.read(name, "u32") for name in names]

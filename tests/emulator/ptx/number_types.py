@@ -1,4 +1,4 @@
-"""PTX's types as numpy's, and the one that numpy lacks: bfloat16."""
+"""The numpy types of PTX's types, and conversions for the one that numpy lacks, bfloat16."""
 
 from typing import Any
 
@@ -24,15 +24,17 @@ CARRIER |= {16: np.dtype("c16"), 32: np.dtype("V32")}
 
 
 def is_float(ptx_type: str) -> bool:
+    """Return whether it is a floating point type."""
     return ptx_type[0] == "f" or ptx_type.startswith("bf")
 
 
 def is_signed(ptx_type: str) -> bool:
+    """Return whether it is a signed integer type."""
     return ptx_type[0] == "s"
 
 
 def numpy_type(ptx_type: str) -> np.dtype[Any]:
-    """The numpy type that holds a value of a PTX type, or one of two; for bfloat16, that of the bits."""
+    """Return the numpy type of a PTX type's values (of a packed type, of one); for bfloat16 that of its bits."""
     if ptx_type == "pred":
         return np.dtype(bool)
     ptx_type = PACKED.get(ptx_type, ptx_type)
@@ -43,12 +45,12 @@ def numpy_type(ptx_type: str) -> np.dtype[Any]:
 
 
 def from_bfloat16(bits: Array) -> Array:
-    """float32 values of the bfloat16 numbers whose 16 bits are given."""
+    """Convert the 16 bits of bfloat16 numbers to float32."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def to_bfloat16(values: Array) -> Array:
-    """16 bits of the bfloat16 numbers nearest to `values`, ties to even, NaN as the hardware writes it."""
+    """Round to bfloat16, ties to even, and return the 16 bits; NaN is the one that the hardware writes."""
     bits = values.astype(np.float32).view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     rounded = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
@@ -57,10 +59,10 @@ def to_bfloat16(values: Array) -> Array:
 
 
 def unpack(bits: Array, ptx_type: str) -> Array:
-    """Floats to compute with, from an array as `Registers.read` gives it."""
+    """Convert an array from `Registers.read` to floats that numpy computes with."""
     return from_bfloat16(bits) if ptx_type in ("bf16", "bf16x2") else bits
 
 
 def pack(values: Array, ptx_type: str) -> Array:
-    """The opposite of `unpack`, with rounding."""
+    """Convert floats back to the form of the registers, with rounding; the inverse of `unpack`."""
     return to_bfloat16(values) if ptx_type in ("bf16", "bf16x2") else values.astype(numpy_type(ptx_type))

@@ -141,7 +141,7 @@ def _instruction(statement: str) -> Instruction:
 
 
 def _split(operands: str) -> list[str]:
-    """Operands apart at the commas that are in no brackets."""
+    """Split operands at the commas outside of brackets."""
     parts, depth = [""], 0
     for character in operands:
         depth += (character in "{[(") - (character in ")]}")
@@ -158,7 +158,7 @@ def _ends_block(instruction: Instruction) -> bool:
 
 
 def _basic_blocks(code: list[Instruction], targets: set[int]) -> tuple[tuple[BasicBlock, ...], dict[int, int]]:
-    """The blocks, and for each instruction that starts one (and for the end of the code) the block's number."""
+    """Return the basic blocks, and the block numbers by the positions at which they start (or the code ends)."""
     blocks: list[BasicBlock] = []
     starts: dict[int, int] = {}
     current: list[Instruction] = []

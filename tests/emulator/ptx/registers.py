@@ -1,4 +1,4 @@
-"""The registers of all threads that run together: one row of an array for each register, one column for each thread."""
+"""The registers of all threads that run together: a row of an array for each register, a column for each thread."""
 
 import re
 import struct
@@ -11,13 +11,13 @@ from tests.emulator.ptx.number_types import BITS, PACKED, UNSIGNED, Array, numpy
 
 
 class Registers:
-    """Operands as numpy arrays that stay the same for the life of the program, so that an instruction binds them once.
+    """Operands as numpy arrays that live as long as the program, so that an instruction is bound to them once.
 
     Args:
-        declared: type of each register by its name.
-        fixed: values of special registers by name, [threads] each.
-        symbols: addresses by the names that the program may use in place of a number.
-        threads: how many threads run together.
+        declared: name -> type of each register.
+        fixed: name -> values [threads] of the special registers.
+        symbols: name -> address of the names that the program may use in place of a number.
+        threads: number of threads that run together.
     """
 
     def __init__(
@@ -38,24 +38,24 @@ class Registers:
         self._scratch = np.empty(2 * threads)
 
     def reset(self) -> None:
-        """Forget all values: a register that was never written reads as NaN, -1 or true."""
+        """Reset all values: a register that was never written reads as NaN, -1 or true."""
         for bits, file in self.files.items():
             file.fill(True if bits == 1 else np.iinfo(file.dtype).max)
 
     def bits(self, name: str) -> int:
-        """Width of a register, 1 for a predicate."""
+        """Return the width of a register in bits, 1 for a predicate."""
         if name not in self._bits:
             raise UnknownInstruction(f"register {name}")
         return self._bits[name]
 
     def rows(self, names: list[str], bits: int) -> Array:
-        """Row numbers of registers in `files[bits]`."""
+        """Return the row numbers of registers in `files[bits]`."""
         if any(self.bits(name) != bits for name in names):
             raise UnknownInstruction(f"registers {names} are not all of {bits} bits")
         return np.array([self._rows[name] for name in names])
 
     def read(self, operand: str, ptx_type: str) -> Array:
-        """The operand as `ptx_type`: a view of the register, or a constant, [threads], or [2 * threads] if packed."""
+        """Return the operand as `ptx_type`: a view of its register or a constant, [threads] (packed: [2 * threads])."""
         dtype = numpy_type(ptx_type)
         if operand in self._bits:
             row: Array = self.files[self._bits[operand]][self._rows[operand]]
@@ -70,7 +70,7 @@ class Registers:
         return self._constant(self._number(operand, BITS[ptx_type]), ptx_type)
 
     def write(self, operand: str, ptx_type: str) -> Array:
-        """The register as an array to write values of `ptx_type` to; `_` gives one that nobody reads."""
+        """Return the register as an array of `ptx_type` to write to; for `_` an array that nothing reads."""
         if operand == "_":
             return np.empty((1 + (ptx_type in PACKED)) * self.threads, numpy_type(ptx_type))
         if self.bits(operand) != BITS[ptx_type]:
@@ -79,12 +79,12 @@ class Registers:
         return row.view(numpy_type(ptx_type))
 
     def native(self, operand: str) -> Array:
-        """The register as its own width's unsigned integers, to extend a narrower value into."""
+        """Return the register as unsigned integers of its full width, to write a narrower value to."""
         bits = 32 if operand == "_" else self.bits(operand)
         return self.write(operand, "pred" if bits == 1 else f"u{bits}")
 
     def scratch(self, lanes: int) -> Array:
-        """float64 [lanes * threads] to compute in; the next instruction gets the same."""
+        """Return float64 [lanes * threads] for intermediate values; the next instruction gets the same memory."""
         return self._scratch[: lanes * self.threads]
 
     def _number(self, operand: str, bits: int) -> int:

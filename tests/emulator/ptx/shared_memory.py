@@ -1,4 +1,4 @@
-"""Shared memory of the blocks that run together, with what is needed to see two warps use the same bytes at once."""
+"""Shared memory of the blocks that run together, which detects two warps that use the same bytes at once."""
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class SharedMemory:
         self.reset()
 
     def reset(self) -> None:
-        """Poison everything, for the next blocks."""
+        """Fill the memory with NaN and forget all accesses, for the next blocks."""
         self._bytes.fill(0xFF)
         self._writer.fill(0)
         self._reader.fill(0)
@@ -48,19 +48,19 @@ class SharedMemory:
         self.barrier()
 
     def barrier(self) -> None:
-        """All threads have met: what was done before is no race with what comes."""
+        """Begin a new epoch: accesses before the barrier do not race with those after it."""
         self._epoch += 1
         self._floor = self._epoch << 20
         self._key = (self._warp | self._floor)[:, None]
 
     def load(self, offset: Array, size: int, instruction: Instruction, mask: Mask) -> Array:
-        """Elements of `size` bytes, one for each offset into the block's memory (int64)."""
+        """Return elements of `size` bytes, one for each offset (int64) in the block's memory."""
         index = self._index(offset, size, instruction, mask)
         self._note_read(index, size, instruction, mask)
         return self._elements[size][index]
 
     def store(self, offset: Array, values: Array, instruction: Instruction, mask: Mask) -> None:
-        """Write elements, one for each offset; two threads may write one element only if they write the same."""
+        """Write elements, one for each offset; threads that write to the same element must write the same value."""
         size = values.itemsize
         index = self._index(offset, size, instruction, mask)
         self._note_write(index, size, instruction, mask)
@@ -69,7 +69,7 @@ class SharedMemory:
         self._faults.require_equal(elements[index], values, instruction)
 
     def launch(self, offset: Array, size: int, instruction: Instruction, mask: Mask) -> Array:
-        """Begin an asynchronous copy: the bytes are poison, and reading them is an error, until it lands."""
+        """Begin an asynchronous copy: until it lands the bytes are NaN, and reading them is an error."""
         index = self._index(offset, size, instruction, mask)
         self._note_write(index, size, instruction, mask)
         self._bytes.reshape(-1, size)[index] = 0xFF
@@ -77,12 +77,12 @@ class SharedMemory:
         return index
 
     def land(self, index: Array, values: Array, threads: Array) -> None:
-        """End an asynchronous copy, as a write of now by the threads that began it."""
+        """Complete an asynchronous copy: its threads write the values now."""
         self._elements[values.itemsize][index] = values
         self._writers[values.itemsize][index] = self._key[threads]
 
     def update(self, offset: int, size: int, instruction: Instruction, thread: int) -> tuple[Array, int]:
-        """Elements and the index in them of one thread's atomic."""
+        """Return the array of elements and the index in it that one thread's atomic operation changes."""
         index = self._index(np.array([offset]), size, instruction, self._faults.only(thread))
         return self._elements[size], int(index[0])
 

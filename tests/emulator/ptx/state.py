@@ -1,4 +1,4 @@
-"""All that the instructions of a program read and write, for the threads of the blocks that run together."""
+"""The state of the blocks that run together: registers, parameters, and all memories."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -27,8 +27,8 @@ class State:
     """Registers and memories.
 
     Args:
-        shared_bytes: of one block.
-        block_count: how many blocks run together, as if they were one with that many times the threads.
+        shared_bytes: size of a block's shared memory.
+        block_count: number of blocks that run together, as if they were one block with all their threads.
     """
 
     def __init__(self, program: Program, threads_per_block: int, block_count: int, shared_bytes: int) -> None:
@@ -62,7 +62,7 @@ class State:
     def started(
         self, blocks: list[tuple[int, int, int]], grid: tuple[int, int, int], memory: GlobalMemory
     ) -> Iterator[None]:
-        """Everything as it is before the first instruction of `blocks`; afterwards `memory` is let go."""
+        """Set the state to that before the first instruction of `blocks`; release `memory` afterwards."""
         self.global_memory = memory
         self.faults.blocks = blocks
         self._block_ids[:] = np.repeat(np.array(blocks, np.uint32).T, self.threads_per_block, axis=1)
@@ -77,10 +77,10 @@ class State:
             self.global_memory = GlobalMemory((), self.faults)
 
     def whole_warps(self, instruction: Instruction, mask: Mask) -> Mask:
-        """`mask`, of which each warp must have all threads or none.
+        """Return `mask`, in which each warp must have all of its threads or none.
 
         Raises:
-            Divergence: a warp has some of them only.
+            Divergence: a warp has only some of its threads.
         """
         if mask is not True:
             by_warp = mask.reshape(-1, 32)
@@ -91,7 +91,7 @@ class State:
         return mask
 
     def lanes(self, mask: Mask, lanes: int) -> Mask:
-        """The mask of an array with that many values for each thread."""
+        """Return the mask of an array with `lanes` values for each thread."""
         return mask if mask is True or lanes == 1 else np.repeat(mask, lanes)
 
     def _special_registers(self) -> dict[str, Array]:
@@ -113,7 +113,7 @@ class State:
 
 
 def _granule(program: Program) -> int:
-    """Bytes of the smallest access to shared memory."""
+    """Return the size in bytes of the smallest access to shared memory."""
     sizes = [16]
     for instruction in program.instructions:
         generic = instruction.opcode in ("ld", "st", "atom", "red") and not instruction.has("global", "local", "param")
@@ -125,12 +125,12 @@ def _granule(program: Program) -> int:
 
 
 def register_list(operand: str) -> list[str]:
-    """Names in an operand like `{%r1, %r2}`, or the one name."""
+    """Return the register names in an operand like `{%r1, %r2}` or `%r1`."""
     return [name.strip() for name in operand.strip("{} ").split(",")]
 
 
 def bind_address(state: State, instruction: Instruction, operand: str, window: int = 0) -> Callable[[Mask], Array]:
-    """What gives the addresses (int64, those of the mask only) of an operand like `[%rd1+16]`, less the window."""
+    """Return a function of the mask that gives the int64 addresses of an operand like `[%rd1+16]`, less the window."""
     inner = operand.strip("[] ")
     parts = re.fullmatch(r"(.+?)\s*\+\s*(-?\w+)", inner)
     base, offset = (parts[1].strip(), int(parts[2], 0)) if parts else (inner, 0)

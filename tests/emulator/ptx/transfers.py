@@ -36,7 +36,7 @@ def _space(instruction: Instruction) -> str:
 
 
 def _behind(state: State, address: Array, instruction: Instruction) -> tuple[Memory, int]:
-    """The one memory that all of these generic addresses lie in, and where its window begins."""
+    """Return the memory in which all of these generic addresses lie, and the start of its window."""
     windows = np.unique(address & np.int64(SHARED_WINDOW | LOCAL_WINDOW)).tolist()
     if len(windows) > 1:
         raise instruction.refused("generic addresses of several spaces")
@@ -161,7 +161,7 @@ _ATOMICS: dict[str, Callable[[Any, Any], object]] = {
 
 
 def _atomic(state: State, instruction: Instruction) -> Step:
-    """One thread after the other, in their order."""
+    """Bind an atomic operation; it runs one thread after the other, in order."""
     operation = instruction.one_of(*_ATOMICS, "cas")
     returns = instruction.opcode == "atom"
     ptx_type = instruction.types[0]
@@ -243,7 +243,7 @@ def _launch_copy(state: State, instruction: Instruction) -> Step:
 def _load_parts(
     state: State, instruction: Instruction, address: Array, lengths: Array, mask: Mask, values: Array
 ) -> None:
-    """Fill in the first bytes of `values`, as many of each as `lengths` says."""
+    """Load the first `lengths[i]` bytes of each `values[i]`."""
     for at in range(int(lengths.max(initial=0))):
         chosen = lengths > at
         part = _narrowed(state, mask, chosen)
@@ -252,7 +252,7 @@ def _load_parts(
 
 
 def _narrowed(state: State, mask: Mask, chosen: Array) -> Array:
-    """The threads of the mask for which `chosen`, one for each of them, holds."""
+    """Return the threads of the mask for which `chosen`, given for each thread of the mask, is true."""
     narrowed = np.zeros(state.threads, bool)
     narrowed[np.arange(state.threads)[chosen] if mask is True else np.flatnonzero(mask)[chosen]] = True
     return narrowed

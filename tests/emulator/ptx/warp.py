@@ -1,4 +1,4 @@
-"""What the threads of a warp do together: shuffles, votes and reductions; and what needs no doing here."""
+"""Instructions on whole warps (shuffles, votes, reductions), and those that have no effect in the emulator."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from tests.emulator.ptx.state import State, Step
 
 
 def _shuffle_sources(mode: str, lane: Array, count: Array, limits: Array) -> tuple[Array, Array]:
-    """For each thread the lane that it reads from, and whether that lies in its segment (else it reads its own)."""
+    """Return the lane that each thread reads from, its own where that lies outside its segment, and a flag for that."""
     segment, clamp, by = (limits >> 8) & 31, limits & 31, count & 31
     largest, smallest = (lane & segment) | (clamp & ~segment), lane & segment
     if mode == "up":

@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parents[3] / "build" / "stub_driver"
 
 
 class Started(NamedTuple):
-    """A launch as it reaches the driver."""
+    """The arguments of a launch, as the driver gets them."""
 
     function: int
     grid: tuple[int, ...]
@@ -33,10 +33,10 @@ class Started(NamedTuple):
 
 
 class StubDriver:
-    """The driver's library, and what its kernels take.
+    """The driver's library and the parameter sizes of its kernels.
 
     Attributes:
-        sizes: bytes of each parameter of a kernel that was loaded, as its machine code says, by the kernel's handle.
+        sizes: kernel handle -> size in bytes of each parameter, read from the kernel's machine code.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -45,12 +45,12 @@ class StubDriver:
 
     @property
     def launches(self) -> int:
-        """How many there were."""
+        """Number of launches so far."""
         return int(self._library.stub_launches())
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[list[Started]]:
-        """Give a list to which launches in the block are added."""
+        """Yield a list to which the launches of the block are appended."""
         started: list[Started] = []
 
         def hear(function: int, config: Any, addresses: Any) -> None:
@@ -80,7 +80,7 @@ _Listener = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(_Config), cty
 
 
 def lacking() -> str | None:
-    """What this machine lacks for the stub, or None."""
+    """Return what the stub needs and this machine lacks, or None."""
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         return "TRITON_INTERPRET is set: Triton starts nothing"
     if shutil.which("gcc") is None:
@@ -89,7 +89,7 @@ def lacking() -> str | None:
 
 
 def install(target: str) -> StubDriver:
-    """Make the stub Triton's active driver, for `sm80` for instance."""
+    """Make the stub Triton's active driver, for a target such as "sm80"."""
     library = ctypes.CDLL(str(_built()), mode=ctypes.RTLD_GLOBAL)  # whoever loads libcuda.so.1 from here on has this
     os.environ["TRITON_LIBCUDA_PATH"] = str(FOLDER)
     from triton.backends.nvidia.driver import CudaDriver
@@ -117,10 +117,11 @@ def install(target: str) -> StubDriver:
 
 
 def parameter_sizes(cubin: bytes, name: str) -> list[int]:
-    """Bytes of each parameter of a kernel, read from an ELF file's section `.nv.info.NAME`.
+    """Read the size in bytes of each parameter of a kernel from the section `.nv.info.NAME` of an ELF file.
 
-    It is a row of attributes: one byte for the format, one for the kind, two for the length of what follows, where the
-    format is 4. Kind 0x17 describes a parameter: its number is at byte 4, its size in bits 18 to 31 of the last word.
+    The section is a sequence of attributes: one byte for the format, one for the kind, and, where the format is 4, two
+    for the length of the data that follow. Kind 0x17 describes a parameter: its number is at byte 4, its size in bits
+    18 to 31 of the last word.
     """
     info, place, sizes = _section(cubin, f".nv.info.{name}"), 0, {}
     while place < len(info):
@@ -145,7 +146,7 @@ def _section(elf: bytes, name: str) -> bytes:
 
 
 def _built() -> Path:
-    """The library, built anew where the source is newer."""
+    """Return the path of the library, after building it where the source is newer."""
     library = FOLDER / "libcuda.so.1"
     if not library.exists() or library.stat().st_mtime < SOURCE.stat().st_mtime:
         FOLDER.mkdir(parents=True, exist_ok=True)

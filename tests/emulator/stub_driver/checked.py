@@ -1,4 +1,4 @@
-"""Holds every launch, as it reaches the driver, against its description, which is what executors get."""
+"""Compare every launch that reaches the driver with its description, which is what executors get."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMATS = {"i1": "<b", "i32": "<i", "i64": "<q", "u64": "<Q", "fp32": "<f"}
 
 
 class Launches:
-    """How often each kernel was started, through Triton and by a plan."""
+    """How often each kernel was started: through Triton (`first`), and by a plan (`planned`)."""
 
     def __init__(self) -> None:
         self.first: Counter[str] = Counter()
@@ -32,7 +32,7 @@ class Launches:
 
 @contextlib.contextmanager
 def checked(driver: StubDriver, target: str) -> Iterator[Launches]:
-    """Start launches in the block on the stub, and raise AssertionError where one is not what its description says."""
+    """Start the launches of the block on the stub; raise AssertionError where one differs from its description."""
     launches, start, gpu = Launches(), door.start, StandInGpu(target)
 
     def checked_start(
@@ -81,7 +81,7 @@ def check(made: Started, plan: Plan, described: Launch, target: str) -> None:
 
 
 def packed(value: Any, kind: str) -> bytes:
-    """A parameter of one of Triton's types as it lies in memory."""
+    """Return the bytes of a parameter of one of Triton's types."""
     if isinstance(value, Tensor):
         return struct.pack("<Q", value.data_ptr())
     return struct.pack(FORMATS[kind], value)

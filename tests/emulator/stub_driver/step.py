@@ -17,7 +17,7 @@ from tests.emulator.stub_driver.checked import checked
 
 
 def main(target: str) -> None:
-    """Three steps of each model, of which the first alone should find kernels without a plan."""
+    """Run three steps of each model; only in the first should there be kernels without a plan."""
     driver = install(target)
     import mmmae
     from mmmae_kernels import random_masking, use_backend

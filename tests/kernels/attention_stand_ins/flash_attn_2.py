@@ -40,7 +40,7 @@ def _wrapped_flash_attn_backward(*args, **kwargs):
 
 @contextlib.contextmanager
 def registered():
-    """The operators, for as long as the context lasts."""
+    """Register the operators for the duration of the context."""
     with torch.library._scoped_library(NAMESPACE, "FRAGMENT") as library:
         library.define(FORWARD)
         library.define(BACKWARD)
@@ -118,5 +118,5 @@ def _refuse_machine():
 
 
 def _dense(tensor):
-    """Its wrapper copies inputs whose last axis has gaps, but no gradients."""
+    """Make the last axis contiguous, as the library's wrapper does with inputs, but not with gradients."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

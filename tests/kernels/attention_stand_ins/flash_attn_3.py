@@ -32,7 +32,7 @@ OUTDATED_BACKWARD = "bwd(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, 
 
 @contextlib.contextmanager
 def registered(forward=FORWARD, backward=BACKWARD):
-    """The operators, for as long as the context lasts."""
+    """Register the operators for the duration of the context."""
     with torch.library._scoped_library(NAMESPACE, "FRAGMENT") as library:
         library.define(forward)
         library.define(backward)

@@ -133,7 +133,7 @@ def _flash_attn_bwd(
 
 
 def outdated_flash_attn_bwd(q, k, v, out, dout, lse, softmax_scale=None, causal=False, softcap=0.0):
-    """As in the first betas, and in the copy that flash-attn 2 carries."""
+    """Stand for the backward of the first betas, and of the copy that flash-attn 2 ships."""
     raise AssertionError("an outdated backward was called")
 
 

@@ -1,4 +1,4 @@
-"""What each stand-in computes, and the calls that the real kernels do not see to be wrong."""
+"""The function that each stand-in computes, and checks for wrong calls that the real kernels do not detect."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ target = "sm90"  # the GPU that the stand-ins take themselves to be on
 
 
 class Corrupts(Exception):
-    """The real kernel would read or write wrong memory, or lose a result, and say nothing."""
+    """The real kernel would silently read or write wrong memory, or lose a result."""
 
 
 def capability() -> int:
-    """The major number of an NVIDIA GPU's compute capability; 0 elsewhere."""
+    """Return the major version of the NVIDIA GPU's compute capability, 0 for other targets."""
     return int(target[2:]) // 10 if target.startswith("sm") else 0
 
 
 def refuse_options(given: dict[str, Any], plain: dict[str, Any]) -> None:
-    """Options that real libraries have and stand-ins do not."""
+    """Raise NotImplementedError for options that the stand-ins do not have."""
     for name, value in plain.items():
         if given[name] != value:
             raise NotImplementedError(f"the stand-in has no {name}")
 
 
 def refuse_shapes(error: type[Exception], q: Tensor, k: Tensor, v: Tensor, **others: Tensor) -> None:
-    """Shapes, types and devices. dk and dv are like k, the other ones like q."""
+    """Raise `error` for wrong shapes, dtypes and devices; dk and dv must be like k, others like q."""
     for name, tensor in {"q": q, "k": k, "v": v, **others}.items():
         if tensor.dim() != 4:
             raise error(f"{name} has {tensor.dim()} dimensions")
@@ -48,7 +48,7 @@ def refuse_width(error: type[Exception], q: Tensor, widest: int = 256) -> None:
 
 
 def refuse_corruption(inputs: dict[str, Tensor], written: dict[str, Tensor | None], lse: Tensor | None = None) -> None:
-    """What leads to wrong memory, or nowhere."""
+    """Raise Corrupts for tensors with which the real kernel would access wrong memory or lose a gradient."""
     for name, tensor in {**inputs, **written}.items():
         if tensor is None:
             raise Corrupts(f"{name} is None, its gradient is lost")
@@ -73,7 +73,7 @@ def refuse_corruption(inputs: dict[str, Tensor], written: dict[str, Tensor | Non
 
 @torch.autocast("cpu", enabled=False)
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention in the type of q, and each row's log-sum-exp in float32."""
+    """Compute attention in the dtype of q, and the log-sum-exp of each row in float32."""
     scores = _scores(q, k, scale)
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v.float()).to(q.dtype), scores.logsumexp(-1)
 
@@ -82,7 +82,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
 def backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by the log-sum-exp and the output that are given, as the real kernels do it."""
+    """Compute gradients from the given log-sum-exp and output, as the real kernels do."""
     share = (_scores(q, k, scale) - lse[..., None]).exp()
     dout, of_row = dout.float(), (dout.float() * out.float()).sum(-1).transpose(1, 2)[..., None]
     dscores = share * (torch.einsum("bqhd,bkhd->bhqk", dout, v.float()) - of_row) * scale
@@ -93,7 +93,7 @@ def backward(
 
 
 def write(places: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
-    """Fill the places, which may not overlap."""
+    """Copy values into the places, which must not overlap."""
     for place, value in zip(places, values, strict=True):
         place.copy_(value)
     if not all(torch.equal(place, value) for place, value in zip(places, values, strict=True)):
