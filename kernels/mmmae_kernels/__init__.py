@@ -1,6 +1,6 @@
-"""Fused kernels of a masked autoencoder on volumes: one definition an op, the fastest implementation that serves."""
+"""Fused kernels of a masked autoencoder on volumes; each call runs on the fastest backend that supports it."""
 
-from . import counting  # noqa: F401  # tells torch's counter what the operators cost
+from . import counting  # noqa: F401  # registers the operators' costs with torch's FLOP counter
 from .add_layer_norm import add_layer_norm
 from .attention import attention, concat_attention
 from .decoder_tokens import decoder_tokens

@@ -1,6 +1,6 @@
-"""What the operators cost, for those who count: multiply-adds for torch's counter and fvcore's, and launches.
+"""Costs of the operators: multiply-adds for the FLOP counters of torch and fvcore, and kernel launches.
 
-The formulas stand in each op's `costs.py` and take an operator's arguments, with shapes for tensors.
+The formulas are in each op's `costs.py`. They take the operator's arguments, with shapes in place of tensors.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _COUNTER = "torch.utils.flop_counter"
 
 
 def linear_macs(x: Sequence[int], weight: Sequence[int], *rest: object) -> int:
-    """Return those of rows `[..., H]` with `weight [D, H]`."""
+    """Return the multiply-adds of a linear layer of `x [..., H]` with `weight [D, H]`."""
     return math.prod(x) * weight[0]
 
 
 MAC_FORMULAS: dict[str, Callable[..., int]] = {"mkldnn::_linear_pointwise": linear_macs}
-WITHOUT_MACS: tuple[str, ...] = ()  # operators that move data, draw numbers, or multiply no matrices
-LAUNCHES: dict[str, Callable[..., int]] = {}  # kernels that an operator starts on a GPU, where that is not one
+WITHOUT_MACS: tuple[str, ...] = ()  # operators without matrix products
+LAUNCHES: dict[str, Callable[..., int]] = {}  # kernels that an operator launches on a GPU; 1 for those not listed
 for _costs in _COSTS:
     MAC_FORMULAS |= _costs.MACS
     WITHOUT_MACS += _costs.WITHOUT_MACS
@@ -43,12 +43,12 @@ for _costs in _COSTS:
 
 
 def launches_of(operator: str, arguments: Sequence[object]) -> int:
-    """Return how many kernels a call of `operator`, `aten::mm` for instance, starts on a GPU."""
+    """Return how many kernels a call of `operator`, for example `aten::mm`, launches on a GPU."""
     return LAUNCHES[operator](*arguments) if operator in LAUNCHES else 1
 
 
 def _register_formulas(counter: ModuleType) -> None:
-    """Give the formulas to torch's counter."""
+    """Register the formulas with `torch.utils.flop_counter`."""
     for name, formula in MAC_FORMULAS.items():
         namespace, operator = name.split("::")
         if hasattr(getattr(torch.ops, namespace), operator):  # not every build of torch has oneDNN
@@ -57,7 +57,7 @@ def _register_formulas(counter: ModuleType) -> None:
 
 
 def _as_flops(formula: Callable[..., int]) -> Callable[..., int]:
-    """Count two operations a multiply-add, as torch does."""
+    """Convert a formula for multiply-adds to torch's convention of two FLOPs each."""
 
     def flops(*shapes: Any, out_shape: object = None, **options: object) -> int:
         return 2 * formula(*shapes)
@@ -66,7 +66,7 @@ def _as_flops(formula: Callable[..., int]) -> Callable[..., int]:
 
 
 class _RegisterOnImport(importlib.abc.MetaPathFinder):
-    """Waits for the import of torch's counter, which takes a while and brings Triton with it."""
+    """Registers the formulas when torch's counter is imported; to import it here would be slow and load Triton."""
 
     searching = False
 

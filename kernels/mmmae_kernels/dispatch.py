@@ -1,4 +1,4 @@
-"""Which backend serves a call: decided once for each kind of call, with the reason why each other one does not."""
+"""Choice of the backend for a call: made once per dispatch key, with the reason why each other backend is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Reason = str | None
 Arguments = Mapping[str, Any]
 
-# Known at import: torch.compile asks, and can't trace what these take.
+# Computed at import: code under torch.compile asks for these, and the calls that answer can't be traced.
 _has_triton = importlib.util.find_spec("triton") is not None
 _interprets = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
@@ -39,9 +39,9 @@ class Implementation:
     """One way to compute an op.
 
     Args:
-        function: computes the op; it takes the op's arguments in order.
-        refuses: takes the op's arguments by name; returns None if it serves the call, else the reason.
-        unavailable: returns None if it can serve any call on this machine, else the reason.
+        function: computes the op, given its arguments in order.
+        refuses: returns None if the implementation supports a call, given its arguments by name, else the reason.
+        unavailable: returns None if the implementation can run on this machine, else the reason.
     """
 
     function: Callable[..., Any]
@@ -50,14 +50,14 @@ class Implementation:
 
 
 class Op:
-    """The implementations of an op, and which of them serves each kind of call.
+    """An op with its implementations, which selects one of them for each call.
 
     Args:
-        definition: the op in plain PyTorch, which names the arguments.
-        implementations: backend -> implementation, the preferred first.
+        definition: the op in plain PyTorch; its signature names the arguments.
+        implementations: backend -> implementation, in order of preference.
 
     Attributes:
-        served: the function that serves each kind of call that was decided.
+        selected: dispatch key -> function, filled as calls arrive.
     """
 
     def __init__(self, name: str, definition: Callable[..., Any], implementations: Mapping[str, Implementation]):
@@ -66,45 +66,45 @@ class Op:
         self.selected: dict[Hashable, Callable[..., Any]] = {}
         _ops.append(self)
 
-    def select(self, kind: Hashable, *arguments: Any, forced: str | None = None) -> Callable[..., Any]:
-        """Return the function that serves a call.
+    def select(self, key: Hashable, *arguments: Any, requested: str | None = None) -> Callable[..., Any]:
+        """Return the function that computes a call.
 
         Args:
-            kind: all of the call that a refusal may depend on; calls of one kind are decided once.
-            arguments: those of the op, in order; looked at when the kind is new.
-            forced: a backend's name or `auto`; None for the backend in force.
+            key: everything about the call that a refusal may depend on. Calls with the same key get the same function.
+            arguments: the op's arguments, in order; only read for a new key.
+            requested: a backend's name or `auto`; None means the current backend.
 
         Raises:
-            ValueError: a backend is forced that can't serve the call; the message carries its reason.
+            ValueError: the requested backend does not support the call; the message has the reason.
         """
-        forced = current_backend() if forced is None else forced
+        requested = current_backend() if requested is None else requested
         if torch.compiler.is_compiling():
-            return self.implementations[self.choose(forced, *arguments)].function
-        key = (kind, forced, executors.current() is None)
+            return self.implementations[self.choose(requested, *arguments)].function
+        key = (key, requested, executors.current() is None)
         function = self.selected.get(key)
         if function is None:
-            function = self.selected[key] = self.implementations[self.choose(forced, *arguments)].function
+            function = self.selected[key] = self.implementations[self.choose(requested, *arguments)].function
         return function
 
-    def choose(self, forced: str, *arguments: Any) -> str:
-        """Return the backend that serves a call; for the arguments and errors see `select`."""
-        named = dict(zip(self.parameters, arguments))  # noqa: B905  # those left out have defaults
+    def choose(self, requested: str, *arguments: Any) -> str:
+        """Return the name of the backend for a call; see `select` for arguments and errors."""
+        named = dict(zip(self.parameters, arguments))  # noqa: B905  # arguments that are left out have defaults
         reason: Reason = None
-        for backend in self.implementations if forced == "auto" else (forced,):
+        for backend in self.implementations if requested == "auto" else (requested,):
             reason = self.reason(backend, named)
             if reason is None:
                 return backend
-        raise ValueError(f"{self.name}: backend {forced!r} does not support this call: {reason}")
+        raise ValueError(f"{self.name}: backend {requested!r} does not support this call: {reason}")
 
     def reason(self, backend: str, arguments: Arguments | None = None) -> Reason:
-        """Return None if `backend` serves a call, or any call where there are no arguments, else the reason."""
+        """Return None if `backend` supports a call (without arguments: can run on this machine), else the reason."""
         implementation = self.implementations.get(backend)
         if implementation is None:
             return "no such implementation"
         return implementation.unavailable() or (None if arguments is None else implementation.refuses(arguments))
 
     def reset(self) -> None:
-        """Decide anew from here on."""
+        """Discard all selections made so far."""
         self.selected.clear()
 
 
@@ -119,13 +119,13 @@ def declare(
     native_refuses: Callable[[Arguments], Reason] = _refuses_nothing,
     triton_refuses: Callable[[Arguments], Reason] = _refuses_nothing,
 ) -> Op:
-    """Return an op of the backends `triton`, `native` and `eager`, the last of which is its definition.
+    """Create an op with the backends `triton`, `native` and `eager`, where `eager` runs the definition.
 
     Args:
-        name: the op's, as `explain` knows it.
+        name: name of the op, used by `explain`.
         definition: the op in plain PyTorch.
-        function: given `triton` or `native`, the function that computes the op by that backend's kernels.
-        native_refuses, triton_refuses: what these kernels refuse beyond what no kernel of theirs takes.
+        function: returns the function that computes the op by the kernels of `triton` or `native`.
+        native_refuses, triton_refuses: `Implementation.refuses` of these two backends.
     """
     return Op(
         name,
@@ -140,15 +140,24 @@ def declare(
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Serve every op in the block by one backend: `eager`, `native`, `triton`, or `auto` for the best that can.
+    """Run every op inside the `with` block on one backend.
 
-    `eager` reaches attention too, unless a call or `MMMAE_ATTENTION` names another backend for it.
+    The setting holds for the whole process, all threads included, and overrides the environment variable
+    `MMMAE_KERNELS`. Attention follows `eager` too, unless a call or `MMMAE_ATTENTION` names another backend for it. A
+    compiled function keeps the backend that it was traced with.
 
-    The choice is the process's (threads that choose differently would disturb each other), as is the environment
-    variable `MMMAE_KERNELS`, which it overrides. A compiled function keeps the choice that it was traced with.
+    Args:
+        name: `eager`, `native`, `triton`, or `auto` for the fastest one that supports a call.
 
     Raises:
-        ValueError: the name is not a backend's, or (from an op in the block) the backend can't serve a call.
+        ValueError: the name is unknown. Ops inside the block raise it for a call that the backend does not support.
+
+    Example:
+        >>> x, weight, bias = torch.randn(2, 8), torch.ones(8), torch.zeros(8)
+        >>> with use_backend("eager"):
+        ...     total, norm = add_layer_norm(x, None, weight, bias)
+        >>> norm.shape
+        torch.Size([2, 8])
     """
     _forced.append(check_backend(name))
     try:
@@ -158,23 +167,33 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def check_backend(name: str, source: str = "kernels") -> str:
-    """Return the name, or raise ValueError that says where it is from and lists the known ones."""
+    """Return `name`, or raise ValueError if it is unknown; `source` names the setting in the message."""
     if name not in CHOICES:
         raise ValueError(f"{source} is {name!r}, must be one of {', '.join(CHOICES)}")
     return name
 
 
 def current_backend() -> str:
-    """Return the backend in force: of the innermost `use_backend`, else of `MMMAE_KERNELS`, else `auto`."""
+    """Return the backend set by the innermost `use_backend`, else by `MMMAE_KERNELS`, else `auto`."""
     return _forced[-1] if _forced else check_backend(os.environ.get("MMMAE_KERNELS", "auto"), "MMMAE_KERNELS")
 
 
 def explain(op: str | None = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Tell, per implementation of `op`, that it "serves", or the reason why it does not.
+    """Return for each backend of an op `"serves"`, or the reason why it can't be used.
 
     Args:
-        op: an op's name; None for a dict of all ops.
-        args, kwargs: those of a call; without any the answer is for this machine, not for a call.
+        op: name of an op; None returns a dict of all ops.
+        args, kwargs: arguments of a call. Without them the answer is about this machine, not about a call.
+
+    Raises:
+        ValueError: there is no op of this name.
+
+    Example:
+        >>> volume = torch.zeros(1, 1, 2, 4, 4, dtype=torch.float64)
+        >>> explain("patchify", volume, (1, 2, 2))["native"]
+        'volume has dtype torch.float64, the native gather returns torch.float32'
+        >>> explain("patchify")["eager"]
+        'serves'
     """
     ops = {known.name: known for known in _ops}
     if op is None:
@@ -187,32 +206,32 @@ def explain(op: str | None = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
 
 
 def reset() -> None:
-    """Decide anew which backend serves each kind of call, as after a change of what this machine offers."""
+    """Discard all backend selections of all ops, for use after a change of what this machine offers."""
     for op in _ops:
         op.reset()
 
 
 def in_debug_mode() -> bool:
-    """Return whether values are checked that cost a pass over the data or a device synchronisation: `MMMAE_DEBUG=1`."""
+    """Return whether `MMMAE_DEBUG=1` asks for checks that cost a pass over the data or a device synchronisation."""
     return os.environ.get("MMMAE_DEBUG", "0") not in ("", "0")
 
 
 def constant_when_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make `torch.compile` take what a function returns for a constant, and not look into it.
+    """Mark a function so that `torch.compile` calls it once, outside the trace, and treats the result as a constant.
 
-    As `torch.compiler.assume_constant_result`, which would import the whole compiler.
+    Does the same as `torch.compiler.assume_constant_result`, which would import the whole compiler.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def tensors_of(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors among a call's arguments, by name."""
+    """Yield name and value of each argument that is a tensor."""
     return ((name, argument) for name, argument in arguments.items() if isinstance(argument, Tensor))
 
 
 def triton_unavailable() -> Reason:
-    """Return None if Triton kernels can run on this machine, else one line that says why not."""
+    """Return None if Triton kernels can run on this machine, else the reason in one line."""
     if not _has_triton:
         return "triton is not installed"
     if not (torch.cuda.is_available() or _interprets or executors.current() is not None):
@@ -221,7 +240,7 @@ def triton_unavailable() -> Reason:
 
 
 def triton_refuses(tensors: Iterable[tuple[str, Tensor]]) -> Reason:
-    """Return None if Triton kernels take these floating point tensors, else the reason why not."""
+    """Return None if Triton kernels support these floating point tensors, else the reason."""
     for name, tensor in tensors:
         if tensor.device.type != "cuda" and not _interprets and executors.current() is None:
             return f"{name} is on {tensor.device}, Triton kernels run on GPUs"
@@ -234,7 +253,7 @@ native_unavailable = library.unavailable_reason
 
 
 def native_refuses(tensors: Iterable[tuple[str, Tensor]]) -> Reason:
-    """Return None if native kernels take these floating point tensors, else the reason why not."""
+    """Return None if the native kernels support these floating point tensors, else the reason."""
     for name, tensor in tensors:
         if tensor.device.type != "cpu":
             return f"{name} is on {tensor.device}, native kernels run on the CPU"

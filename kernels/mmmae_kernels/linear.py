@@ -1,4 +1,4 @@
-"""Linear layers: by the library that multiplies faster on this CPU, and what the memory-lean ones have in common."""
+"""Linear layers by the fastest matrix product on this CPU, and helpers of the ops that contain one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `F.linear(x, weight, bias)`, forward and backward, by the faster library where `eager` is not asked for.
+    """Compute `F.linear(x, weight, bias)`, forward and backward, by oneDNN where that is faster.
 
     Args:
         x: `[..., H]`.
@@ -43,7 +43,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear_no_grad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `F.linear(x, weight, bias)` by oneDNN where that is the faster library; it has no gradient there.
+    """Compute `F.linear(x, weight, bias)` by oneDNN where that is faster; for use inside autograd functions.
 
     `weight` may be a transposed view, which is not copied.
     """
@@ -53,9 +53,9 @@ def linear_no_grad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `F.linear(x, weight, bias)`, float32, by oneDNN, without a gradient."""
+    """Compute `F.linear(x, weight, bias)` in float32 by oneDNN; autograd does not record it."""
     if bias is not None and not bias.is_contiguous():
-        bias = bias.contiguous()  # the operator takes its elements for neighbours
+        bias = bias.contiguous()  # the operator ignores its stride
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
 
@@ -78,9 +78,10 @@ _apply = fast_apply(_Linear)
 
 
 def uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN multiplies these, and does it right and faster than MKL.
+    """Return whether oneDNN can be used for this product, computes it correctly and is faster than MKL.
 
-    Not in what is compiled: Inductor takes weights of oneDNN for constants, and chooses libraries itself.
+    Always False under `torch.compile`: Inductor chooses the library itself, and takes the weight of oneDNN's operator
+    for a constant.
     """
     return (
         ONEDNN_IS_FASTER
@@ -94,13 +95,13 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def _gets_all_threads(threads: int) -> bool:
-    """Return whether OpenMP gives as many threads as torch asks for.
+    """Return whether OpenMP provides as many threads as torch asks for.
 
-    OneDNN shares its work out among the threads that it was promised. Where OpenMP gives fewer (OMP_THREAD_LIMIT,
-    OMP_DYNAMIC), some of the work is left undone and the result is garbage.
+    oneDNN divides its work among the threads that it asked for. If OpenMP provides fewer (OMP_THREAD_LIMIT,
+    OMP_DYNAMIC), part of the work is not done and the result is wrong.
     """
     if os.environ.get("OMP_DYNAMIC", "").strip().lower() in ("1", "true"):
-        return threads == 1  # what it gives differs from call to call
+        return threads == 1  # the number differs from call to call
     compiled = library.module()
     if compiled is not None:
         return bool(compiled.team_size(threads) == threads)
@@ -109,9 +110,10 @@ def _gets_all_threads(threads: int) -> bool:
 
 
 def onednn_is_faster() -> bool:
-    """Return whether oneDNN multiplies float32 faster than MKL, which is behind `torch.mm`: on AMD with AVX-512.
+    """Return whether oneDNN multiplies float32 matrices faster than MKL (used by `torch.mm`): on AMD with AVX-512.
 
-    MKL keeps its best code for Intel's. On Zen 4 oneDNN reaches 1.05 to 1.2 times its speed, see docs/performance.md.
+    MKL runs its best code on Intel processors only. On Zen 4 oneDNN is 1.05 to 1.2 times as fast, see
+    docs/performance.md.
     """
     has = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not has:
@@ -121,14 +123,14 @@ def onednn_is_faster() -> bool:
     return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-# At import, not at the first call, which torch.compile may trace.
+# At import, because torch.compile may trace the first call.
 ONEDNN_IS_FASTER = onednn_is_faster()
 
 
 def refuse_native_product(weight: Tensor) -> Reason:
-    """Return None if a product with `weight` is one of float32, which native kernels go with, else the reason."""
+    """Return None if the product with `weight` is in float32, as the native kernels need, else the reason."""
     dtype = matmul_dtype(weight)
-    return None if dtype == torch.float32 else f"the product is in {dtype}, native kernels take torch.float32"
+    return None if dtype == torch.float32 else f"the matrix product is in {dtype}, native kernels take torch.float32"
 
 
 def check_linear(
@@ -139,9 +141,12 @@ def check_linear(
     dtype: torch.dtype | None = None,
     names: tuple[str, str] = ("weight", "bias"),
 ) -> None:
-    """Raise ValueError unless `weight [D, H]` and `bias [D]`, called `names`, are a linear layer for `x [..., H]`.
+    """Raise ValueError unless `weight [D, H]` and `bias [D]` form a linear layer for `x [..., H]`.
 
-    Its input is called `name` and has the type of `x`, or `dtype`.
+    Args:
+        name: name of the input in messages.
+        dtype: dtype of the layer's input; None means that of `x`.
+        names: names of weight and bias in messages.
     """
     check_tensor(name, x)
     check_floating(name, x)
@@ -160,19 +165,25 @@ def check_linear(
 
 
 def linear_gradients(grad: Tensor, x: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of weight and bias of a linear layer of `x [..., H]`, given its output's `[..., D]`."""
+    """Return the gradients with respect to weight and bias of a linear layer.
+
+    Args:
+        grad: gradient with respect to the output, `[..., D]`.
+        x: input of the layer, `[..., H]`.
+        needs: which of the two gradients to compute; the other one is None.
+    """
     rows = _as_rows(grad)
     grad_weight = matmuls_for(rows, x).weight_gradient(rows, _as_rows(x)) if needs[0] else None
     return grad_weight, rows.sum(0) if needs[1] else None
 
 
 class Matmuls(NamedTuple):
-    """Who multiplies the matrices of a layer; rows are `[R, H]` before it and `[R, D]` behind it, its weight `[D, H]`.
+    """The three matrix products of a linear layer with weight `[D, H]`.
 
     Args:
-        linear: takes `[..., H]`, weight and perhaps bias, and returns `[..., D]`.
-        input_gradient: takes `[R, D]` and the weight, and returns `[R, H]`.
-        weight_gradient: takes `[R, D]` and `[R, H]`, and returns `[D, H]`.
+        linear: takes the input `[..., H]`, the weight and optionally a bias, and returns `[..., D]`.
+        input_gradient: takes the output's gradient `[R, D]` and the weight, and returns `[R, H]`.
+        weight_gradient: takes the output's gradient `[R, D]` and the input `[R, H]`, and returns `[D, H]`.
     """
 
     linear: Callable[..., Tensor]
@@ -181,18 +192,18 @@ class Matmuls(NamedTuple):
 
 
 def matmuls_for(x: Tensor, weight: Tensor) -> Matmuls:
-    """Return who multiplies tensors of the types and devices of `x` and `weight`."""
-    is_served = x.is_cpu and x.dtype == weight.dtype == torch.float32
-    return _FASTER if ONEDNN_IS_FASTER and is_served and not torch.compiler.is_compiling() else _TORCH
+    """Return the fastest matrix products for the dtypes and devices of `x` and `weight`."""
+    is_supported = x.is_cpu and x.dtype == weight.dtype == torch.float32
+    return _FASTER if ONEDNN_IS_FASTER and is_supported and not torch.compiler.is_compiling() else _TORCH
 
 
 def _faster_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """Copy the transpose of `grad`, as oneDNN does, where there are few columns for that to cost less than it gains."""
+    """Return the weight's gradient by oneDNN if `grad`, whose transpose it copies, is narrow, else by MKL."""
     return linear_no_grad(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else torch.mm(grad.t(), x)
 
 
 _TORCH = Matmuls(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x))
-# Each asks anew whether oneDNN does it right: that depends on threads and on there being elements.
+# Each call checks again whether oneDNN can be used: that depends on the number of threads and of elements.
 _FASTER = Matmuls(linear_no_grad, lambda grad, weight: linear_no_grad(grad, weight.t()), _faster_weight_gradient)
 
 

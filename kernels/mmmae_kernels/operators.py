@@ -1,7 +1,7 @@
-"""How kernels are called: straight where Python runs, through operators where torch traces, exports or counts.
+"""Calls of kernels: as Python functions in eager mode, as torch operators where torch traces, exports or counts.
 
-An operator costs many times a Python call, so eager mode never pays for one. It is what `torch.compile`,
-`torch.export`, FLOP counters and fake tensors see in a kernel's place.
+An operator costs many times as much as a Python call, so eager mode avoids it. `torch.compile`, `torch.export`, FLOP
+counters and fake tensors need it: they can't see into a kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MODULES = {"triton": "gpu", "native": "cpu"}
 
 
 class Kernels:
-    """The kernels of a backend by name, found when they are first called."""
+    """The kernels of a backend as attributes, imported on first use."""
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
@@ -33,13 +33,13 @@ class Kernels:
 
 
 class Operators:
-    """The operators under the names of their kernels, bound to a backend."""
+    """The operators of the kernels as attributes, with the backend bound."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(f"there is no operator {name!r}")
 
 
-_folders: dict[str, str] = {}  # of a kernel's name: its op's folder
+_folders: dict[str, str] = {}  # kernel -> folder of its op
 _direct = {backend: Kernels(backend) for backend in _MODULES}
 _traced = {backend: Operators() for backend in _MODULES}
 
@@ -48,9 +48,9 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
     """Define the operator `mmmae::NAME` and return it.
 
     Args:
-        schema: as `torch.library.Library.define` takes it.
+        schema: passed to `torch.library.Library.define`.
         function: computes the results, on any device.
-        fake: takes the same arguments and returns tensors like the results, without data.
+        fake: takes the same arguments and returns empty tensors of the results' shapes and dtypes.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
@@ -61,14 +61,13 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
 
 
 def declare_operator(folder: str, schema: str, fake: Callable[..., Any], *, name: str | None = None) -> None:
-    """Declare a kernel that `gpu.py` and `cpu.py` of an op have under one name, and its operator.
+    """Declare a kernel that an op's `gpu.py` and `cpu.py` both define, and define its operator.
 
     Args:
-        folder: the op's.
-        schema: name, arguments and results as `define` takes them; the kernel's arguments have the same order. The
-            operator has one argument more, the backend.
-        fake: takes the kernel's arguments and returns tensors like its results, without data.
-        name: the operator's, where it is another than the kernel's.
+        folder: folder of the op.
+        schema: schema of the kernel, as for `define`. The operator takes one more argument, the backend.
+        fake: takes the kernel's arguments and returns empty tensors of the results' shapes and dtypes.
+        name: name of the operator; None means the kernel's name.
     """
     kernel, rest = schema.split("(", 1)
     arguments, results = rest.split(") -> ", 1)
@@ -79,7 +78,7 @@ def declare_operator(folder: str, schema: str, fake: Callable[..., Any], *, name
         computed = getattr(_direct[call[-1]], kernel)(*given)
         if not isinstance(computed, tuple):
             return computed
-        # What was not asked for is None from a kernel, and a tensor of no elements from an operator.
+        # A kernel returns None for a result that was not requested; an operator has to return an empty tensor.
         some = next(argument for argument in given if isinstance(argument, Tensor))
         return tuple(some.new_empty(0) if result is None else result for result in computed)
 
@@ -97,10 +96,10 @@ def _bound(packet: Callable[..., Any], backend: str) -> Callable[..., Any]:
 
 
 def declare_calls(**calls: tuple[Callable[..., Any], Callable[..., Any]]) -> None:
-    """Give each backend's kernels further functions: for each name one to call straight, and its operator."""
-    for name, (straight, operator) in calls.items():
+    """Add functions to the kernels of each backend, by name: a pair of Python function and operator."""
+    for name, (function, operator) in calls.items():
         for backend in _MODULES:
-            setattr(_direct[backend], name, straight)
+            setattr(_direct[backend], name, function)
             setattr(_traced[backend], name, operator)
 
 
@@ -108,7 +107,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def needs_operators(tensor: Tensor) -> bool:
-    """Return whether operators must be seen: by a compiler, a tracer, a dispatch mode, a subclass, or without data."""
+    """Return whether kernels on `tensor` must be called as operators.
+
+    That is so under a compiler, a tracer or a dispatch mode, and for tensor subclasses and meta tensors.
+    """
     return (
         torch.compiler.is_compiling()
         or type(tensor) not in _PLAIN
@@ -119,35 +121,35 @@ def needs_operators(tensor: Tensor) -> bool:
 
 
 def kernels_for(tensor: Tensor, backend: str) -> Any:
-    """Return the kernels of `triton` or `native`, as operators where `tensor` is watched."""
+    """Return the kernels of `triton` or `native`, as operators if `needs_operators(tensor)`."""
     return (_traced if needs_operators(tensor) else _direct)[backend]
 
 
 def fast_apply(function: Any) -> Callable[..., Any]:
-    """Return `function.apply` of an `autograd.Function`, in eager mode without what it does for torch.func's sake."""
-    straight: Callable[..., Any] = super(torch.autograd.Function, function).apply
+    """Return an `autograd.Function`'s `apply` that skips the preparations for torch.func in eager mode."""
+    direct: Callable[..., Any] = super(torch.autograd.Function, function).apply
 
     def run(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return function.apply(*arguments)
         if torch._C._are_functorch_transforms_active():
-            raise RuntimeError("fused kernels take no transforms of torch.func; use_backend('eager') does")
-        return straight(*arguments)
+            raise RuntimeError("fused kernels don't support torch.func transforms; use_backend('eager') does")
+        return direct(*arguments)
 
     return run
 
 
 def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse to differentiate the `backward` of an `autograd.Function` again: autograd does not see the kernels in it.
+    """Decorate the `backward` of an `autograd.Function` so that it raises under `create_graph=True`.
 
-    Whatever it gave under `create_graph=True` would pass for a constant.
+    Autograd can't see into the kernels, so it would silently treat the gradients as constants.
     """
 
     @functools.wraps(backward)
     def run(ctx: Any, *grads: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "a gradient of fused kernels can't be differentiated again; use_backend('eager') gives one that can"
+                "gradients of fused kernels can't be differentiated again; use_backend('eager') supports it"
             )
         return backward(ctx, *grads)
 

@@ -1,4 +1,4 @@
-"""The shapes and types that kernels are compiled for where there is no GPU: those of the preset `base`."""
+"""Shapes and dtypes for ahead-of-time compilation: those of the preset `base`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# Nothing is computed with these, so the batch is small.
+# Nothing is computed, so a small batch is enough.
 BATCH, TOKENS, KEEP, WIDTH, DECODER_WIDTH, HIDDEN = 2, 784, 196, 768, 512, 768
 BANDS, SIZE, PATCH = 12, 224, (3, 16, 16)
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Return memory of this shape."""
+    """Return an uninitialised tensor."""
     return torch.empty(shape, dtype=dtype)
 
 
@@ -23,12 +23,12 @@ def token_ids(count: int) -> Tensor:
 
 
 def volumes(dtype: torch.dtype) -> list[Tensor]:
-    """Return volumes in the type of a weight; for half types also in those that are converted on the way."""
+    """Return volumes in the dtype of a weight and, for half dtypes, in those that the kernels convert."""
     converted = {torch.float16: [torch.float32, torch.int16], torch.bfloat16: [torch.float32, torch.uint8]}
     types = [dtype, *converted.get(dtype, [])]
     return [torch.empty(BATCH, 1, BANDS, SIZE, SIZE, dtype=volume_dtype) for volume_dtype in types]
 
 
 def precisions(dtype: torch.dtype) -> tuple[str, ...]:
-    """Return how exactly products of a type may be asked for."""
+    """Return the values of `torch.set_float32_matmul_precision` that make a difference for a dtype."""
     return ("highest", "high") if dtype == torch.float32 else ("highest",)

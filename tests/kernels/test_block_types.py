@@ -16,7 +16,8 @@ from mmmae_kernels.transformer_block.conditioning import (
     FusedConditioning,
     conditioning_reference,
 )
-from mmmae_kernels.transformer_block.fused import FusedBlock, Plan
+from mmmae_kernels.transformer_block.fused import FusedBlock
+from mmmae_kernels.transformer_block.plan import Plan
 from mmmae_kernels.transformer_block.reference import transformer_block_reference
 from tests.cases.case import draw, draw_ids
 

@@ -163,7 +163,7 @@ def right_inputs() -> dict[str, Tensor]:
         ({"position": torch.zeros(6, 4, device="meta")}, "position .*meta"),
         ({"ids_restore": torch.zeros(2, 6, dtype=torch.int32)}, "ids_restore .*int32"),
         ({"ids_restore": torch.zeros(3, 6, dtype=torch.int64)}, r"ids_restore has shape \[3, 6\]"),
-        ({"ids_restore": torch.full((2, 6), 6)}, "ids_restore has a token number 6"),
+        ({"ids_restore": torch.full((2, 6), 6)}, "ids_restore contains 6"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong, message):

@@ -19,7 +19,7 @@ ALL = (True, True, True, True)
 def inputs(
     batch: int, keep: int | None, width: int = 70, channels: int = 2
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """A volume of 4 x 4 x 6 = 96 patches, weight, bias, ids and position."""
+    """Return a volume of 4 x 4 x 6 = 96 patches, weight, bias, ids and position."""
     volume = torch.randn(batch, channels, 8, 16, 24)
     weight = torch.randn(width, channels, *PATCH) / 6
     ids = None if keep is None else torch.rand(batch, TOKENS).argsort(1)[:, :keep]
@@ -27,7 +27,7 @@ def inputs(
 
 
 def rows_by_hand(volume: Tensor, ids: Tensor | None) -> Tensor:
-    """`[B, K, C*pt*ph*pw]`, cut patch by patch."""
+    """Return the patches `[B, K, C*pt*ph*pw]`, cut one by one."""
     pt, ph, pw = PATCH
     samples = []
     for b, sample in enumerate(volume.double()):
@@ -208,7 +208,7 @@ def test_sizes_of_zero_give_what_pytorch_gives(channels, bands, width):
         ({"weight": torch.zeros(70, 2, 2, 0, 4)}, "patch|weight"),
         ({"weight": torch.zeros(70, 2, 2, 4, 4, dtype=torch.float64)}, "float64"),
         ({"bias": torch.zeros(69)}, r"bias has shape \[69\]"),
-        ({"ids": torch.full((2, 20), 96)}, "ids has a token number 96"),
+        ({"ids": torch.full((2, 20), 96)}, "ids contains 96"),
         ({"ids": torch.zeros(2, 20, dtype=torch.int32)}, "ids .*int32"),
         ({"ids": torch.zeros(3, 20, dtype=torch.int64)}, r"ids has shape \[3, 20\]"),
         ({"ids": torch.zeros(20, dtype=torch.int64)}, r"ids has shape \[20\]"),

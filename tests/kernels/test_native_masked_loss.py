@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("library", "poisoned")
 def by_hand(
     prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient in float64, sample by sample."""
+    """Compute the loss and its gradient in float64, sample by sample."""
     prediction, target = prediction.double(), target.double()
     if ids is not None:
         target = torch.stack([sample[numbers] for sample, numbers in zip(target, ids, strict=True)])
@@ -153,7 +153,7 @@ def test_inputs_may_have_any_strides(inside, layout, normalize):
 
 
 def patches(batch: int, channels: int = 2, width: int = 70) -> tuple[Tensor, Tensor, Tensor]:
-    """A volume of 4 x 4 x 6 = 96 patches, and what embeds them."""
+    """Return a volume of 4 x 4 x 6 = 96 patches, and weight and bias of their embedding."""
     volume = torch.randn(batch, channels, 8, 16, 24)
     return volume, torch.randn(width, channels, 2, 4, 4) / 8, torch.randn(width)
 
@@ -282,7 +282,7 @@ TARGET = torch.zeros(2, 6, 5)
         ({"ids": None}, r"prediction has shape \[2, 4, 5\], .*\[2, 6, 5\]"),
         ({"ids": torch.zeros(2, 4, dtype=torch.int32)}, "ids .*int32"),
         ({"ids": torch.zeros(2, 3, dtype=torch.int64)}, r"ids has shape \[2, 3\]"),
-        ({"ids": torch.full((2, 4), 6)}, "ids has a token number 6"),
+        ({"ids": torch.full((2, 4), 6)}, "ids contains 6"),
         ({"weights": torch.zeros(4, 2)}, r"weights has shape \[4, 2\]"),
         ({"weights": torch.zeros(2, 4, device="meta")}, "weights .*meta"),
     ],
@@ -327,7 +327,7 @@ def test_a_thread_count_below_one_is_refused(library):
         ({"weight": torch.zeros(70, 32)}, r"weight has shape \[70, 32\]"),
         ({"weight": torch.zeros(70, 2, 2, 4, 4, dtype=torch.float16)}, "float16"),
         ({"bias": torch.zeros(69)}, r"bias has shape \[69\]"),
-        ({"ids": torch.full((2, 5), 96)}, "ids has a token number 96"),
+        ({"ids": torch.full((2, 5), 96)}, "ids contains 96"),
         ({"ids": torch.zeros(2, 5)}, "ids .*float32"),
         ({"ids": torch.tensor(3)}, r"ids has shape \[\]"),
         ({"weights": torch.zeros(2, 6)}, r"weights has shape \[2, 6\]"),

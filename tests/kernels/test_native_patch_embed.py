@@ -19,20 +19,20 @@ GUARD = -12345.0
 
 
 def all_rows(volume: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """`[B, N, C*pt*ph*pw]`: every patch of `volume [B, C, T, H, W]`."""
+    """Return every patch of `volume [B, C, T, H, W]` as rows `[B, N, C*pt*ph*pw]`."""
     for dim, size in zip((2, 4, 6), patch, strict=True):
         volume = volume.unflatten(dim, (-1, size))  # [B, C, gt, pt, gh, ph, gw, pw] in the end
     return volume.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(1, 3).flatten(2)
 
 
 def to_volume(rows: Tensor, patch: tuple[int, int, int], grid: tuple[int, int, int]) -> Tensor:
-    """The inverse of `all_rows`."""
+    """Put rows back into a volume, the inverse of `all_rows`."""
     rows = rows.unflatten(2, (-1, *patch)).unflatten(1, grid)  # [B, gt, gh, gw, C, pt, ph, pw]
     return rows.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
 def pick(rows: Tensor, ids: Tensor) -> Tensor:
-    """`[B*K, E]`: those of `rows [B, N, E]` that `ids [B, K]` names."""
+    """Return the rows `[B*K, E]` of `rows [B, N, E]` that `ids [B, K]` selects."""
     return rows.gather(1, ids[..., None].expand(-1, -1, rows.shape[2])).flatten(0, 1)
 
 
@@ -45,14 +45,14 @@ def make_ids(batch: int, keep: int, tokens: int = TOKENS) -> Tensor:
 
 
 def inside_nans(tensor: Tensor) -> Tensor:
-    """The same values as a view into the middle of a larger buffer of NaN."""
+    """Return the same values as a view into the middle of a larger buffer of NaN."""
     larger = tensor.new_full([size + 3 for size in tensor.shape], math.nan)
     view = larger[tuple(slice(2, 2 + size) for size in tensor.shape)]
     return view.copy_(tensor)
 
 
 def gather(volume: Tensor, ids: Tensor, patch: tuple[int, int, int], threads: int = 2) -> Tensor:
-    """What the library gathers, after checking that it wrote nothing before or behind."""
+    """Gather rows by the library, and check that nothing before or behind the output was written."""
     torch.set_num_threads(threads)
     elements = volume.shape[1] * math.prod(patch)
     buffer = torch.full((ids.numel() + 4, elements), GUARD)
@@ -65,7 +65,7 @@ def gather(volume: Tensor, ids: Tensor, patch: tuple[int, int, int], threads: in
 
 
 def scatter(rows: Tensor, ids: Tensor, patch: tuple[int, int, int], like: Tensor, threads: int = 2) -> Tensor:
-    """What the library scatters into zeros of the shape of `like`."""
+    """Scatter rows by the library into zeros of the shape of `like`."""
     torch.set_num_threads(threads)
     return scatter_patches(rows.unflatten(0, ids.shape), ids, patch, tuple(like.shape))
 
@@ -258,7 +258,7 @@ def test_the_default_dtype_does_not_matter(default_dtype, dtype):
         ({"ids": torch.zeros(2, 4, dtype=torch.int32)}, "ids .*int32"),
         ({"ids": torch.zeros(2, 4, dtype=torch.bool)}, "ids .*bool"),
         ({"ids": torch.zeros(8, dtype=torch.int64)}, r"ids has shape \[8\]"),
-        ({"ids": torch.tensor([[0, 1, 2, 3], [4, 5, 6, 24]])}, "ids has a token number 24"),
+        ({"ids": torch.tensor([[0, 1, 2, 3], [4, 5, 6, 24]])}, "ids contains 24"),
         ({"ids": make_ids(2, 4).to("meta")}, "ids .*meta"),
         ({"patch": (1, 0, 2)}, "patch"),
         ({"patch": (1, -2, 2)}, "patch"),

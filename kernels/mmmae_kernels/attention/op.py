@@ -63,9 +63,11 @@ def attention(
     projected = _cast(_check(q, k, v))
     if key_present is not None:
         _check_present("key_present", key_present, k if k is not None else q)
-    forced = attention_backend(backend, "backend")
-    kind = (*_dispatch_key(projected[0]), key_present is None)
-    mixed: Tensor = ATTENTION.select(kind, *unpacked(projected), key_present, forced=forced)(projected, key_present)
+    requested = attention_backend(backend, "backend")
+    key = (*_dispatch_key(projected[0]), key_present is None)
+    mixed: Tensor = ATTENTION.select(key, *unpacked(projected), key_present, requested=requested)(
+        projected, key_present
+    )
     return mixed
 
 
@@ -95,8 +97,8 @@ def concat_attention(qkv: Tensor, vectors: Tensor, present: Tensor, *, backend: 
     _check_like("vectors", vectors, "qkv", qkv)
     _check_present("present", present, vectors)
     qkv, vectors = _cast([qkv, vectors])
-    forced = attention_backend(backend, "backend")
-    mixed: Tensor = _CONCAT_ATTENTION.select(_dispatch_key(qkv), *unpacked([qkv]), None, forced=forced)(
+    requested = attention_backend(backend, "backend")
+    mixed: Tensor = _CONCAT_ATTENTION.select(_dispatch_key(qkv), *unpacked([qkv]), None, requested=requested)(
         qkv, vectors, present
     )
     return mixed

@@ -49,8 +49,8 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
         if not torch.equal(ids_restore.sort(dim=1).values, ordered):
             raise ValueError("ids_restore names a token twice, expected a permutation in each row")
     arguments = (visible, mask_token, ids_restore, position)
-    kind = (visible.device, visible.dtype, mask_token.dtype, position.dtype)
-    sequence: Tensor = DECODER_TOKENS.select(kind, *arguments)(*arguments)
+    key = (visible.device, visible.dtype, mask_token.dtype, position.dtype)
+    sequence: Tensor = DECODER_TOKENS.select(key, *arguments)(*arguments)
     return sequence
 
 

@@ -35,8 +35,8 @@ def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias
     if hidden_bias is not None:
         check_vector("hidden_bias", hidden_bias, hidden.shape[-1], hidden.device)
     arguments = (hidden, weight, bias, hidden_bias)
-    kind = (*dispatch_key(*arguments), matmul_dtype(weight))
-    out: Tensor = GELU_LINEAR.select(kind, *arguments)(*arguments)
+    key = (*dispatch_key(*arguments), matmul_dtype(weight))
+    out: Tensor = GELU_LINEAR.select(key, *arguments)(*arguments)
     return out
 
 

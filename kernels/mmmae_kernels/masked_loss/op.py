@@ -68,8 +68,8 @@ def masked_l2_loss(
         check_device("ids", ids, prediction.device)
         check_ids("ids", ids, target.shape[1])
     arguments = (prediction, target, ids, weights, normalize)
-    kind = (*dispatch_key(prediction, target), prediction.shape[2], _needs_gradient(target), _needs_gradient(weights))
-    loss: Tensor = MASKED_L2_LOSS.select(kind, *arguments)(*arguments)
+    key = (*dispatch_key(prediction, target), prediction.shape[2], _needs_gradient(target), _needs_gradient(weights))
+    loss: Tensor = MASKED_L2_LOSS.select(key, *arguments)(*arguments)
     return loss
 
 
@@ -105,8 +105,8 @@ def patch_l2_loss(
     check_shape("prediction", prediction, (*ids.shape, weight.shape[0]))
     check_device("prediction", prediction, volume.device)
     arguments = (prediction, volume, weight, bias, ids, weights, normalize)
-    kind = (*dispatch_key(volume, prediction, weight, bias), matmul_dtype(weight), prediction.shape[2])
-    loss: Tensor = PATCH_L2_LOSS.select((*kind, _needs_gradient(weights)), *arguments)(*arguments)
+    key = (*dispatch_key(volume, prediction, weight, bias), matmul_dtype(weight), prediction.shape[2])
+    loss: Tensor = PATCH_L2_LOSS.select((*key, _needs_gradient(weights)), *arguments)(*arguments)
     return loss
 
 

@@ -48,8 +48,8 @@ def norm_linear(
     check_linear("x", x, weight, bias, total_dtype(x, residual))
     epsilon = check_epsilon("epsilon", epsilon)
     arguments = (x, residual, norm_weight, norm_bias, weight, bias, epsilon, residual_bias)
-    kind = (*dispatch_key(x, residual, norm_weight, norm_bias, weight, bias, residual_bias), matmul_dtype(weight))
-    total, out = NORM_LINEAR.select(kind, *arguments)(*arguments)
+    key = (*dispatch_key(x, residual, norm_weight, norm_bias, weight, bias, residual_bias), matmul_dtype(weight))
+    total, out = NORM_LINEAR.select(key, *arguments)(*arguments)
     return total, out
 
 

@@ -27,8 +27,8 @@ def patchify(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = N
     tokens = check_grid(volume, patch)
     if ids is not None:
         check_token_ids(ids, volume, tokens)
-    kind = (volume.device, volume.dtype, volume.requires_grad and torch.is_grad_enabled())
-    rows: Tensor = PATCHIFY.select(kind, volume, patch, ids)(volume, patch, ids)
+    key = (volume.device, volume.dtype, volume.requires_grad and torch.is_grad_enabled())
+    rows: Tensor = PATCHIFY.select(key, volume, patch, ids)(volume, patch, ids)
     return rows
 
 

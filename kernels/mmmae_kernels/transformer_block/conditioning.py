@@ -1,4 +1,4 @@
-"""Guidance of tokens by vectors as one node of autograd: norm, attention by concatenation, and projection."""
+"""Conditioning of tokens on vectors as one autograd function: norm, attention by concatenation, and projection."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import dispatch
-from ..add_layer_norm.op import dtypes_of, in_dtype, refuse_long_rows
+from ..add_layer_norm.op import in_dtype
 from ..add_layer_norm.reference import add_layer_norm_reference
 from ..attention.guidance import merge, merge_backward
-from ..attention.op import ATTENTION, FLASH, attention_backend, concat_attention
+from ..attention.op import attention_backend, concat_attention
 from ..attention.reference import attention_eager
-from ..autocast import autocast_dtype, matmul_dtype
-from ..dispatch import Arguments, Reason, native_refuses, tensors_of, triton_refuses
+from ..autocast import autocast_dtype
 from ..gpu import executors
-from ..linear import linear, matmuls_for, refuse_native_product
+from ..linear import linear
 from ..norm_linear.op import norm_linear
 from ..operators import fast_apply, first_derivative_only, kernels_for
-from .fused import Plan
+from .plan import Plan, make_plan, native_refuses, triton_refuses
 
 Results = tuple[Tensor, Tensor]
 
@@ -48,7 +47,7 @@ def conditioning_reference(
     heads: int,
     epsilon: float,
 ) -> Results:
-    """Define `run_conditioning`: all attend to all that is present, and the tokens are kept."""
+    """Define `run_conditioning`: attention from the tokens to the tokens and the present vectors, concatenated."""
     w, (batch, tokens, width) = weights, x.shape
     x, norm = add_layer_norm_reference(x, residual, w.norm_weight, w.norm_bias, epsilon, residual_bias)
     guides = F.layer_norm(vectors, (width,), w.norm_weight, w.norm_bias, epsilon).to(norm.dtype)
@@ -60,34 +59,34 @@ def conditioning_reference(
 
 
 class ConditioningCall(NamedTuple):
-    """A call of a conditioning step, but for its backend of attention, in the order of its definition."""
+    """The arguments of `conditioning_reference`."""
 
     x: Tensor  # [B, N, D]
     residual: Tensor | None  # [B, N, D]
     residual_bias: Tensor | None  # [D]
-    vectors: Tensor  # [B, m, D]; what absent ones hold does not matter
-    present: Tensor  # [B, m] bool, which vectors a sample has
+    vectors: Tensor  # [B, m, D]; the contents of absent vectors do not matter
+    present: Tensor  # [B, m] bool, which vectors are present
     weights: ConditioningWeights
     heads: int
     epsilon: float
 
 
 def run_conditioning(call: ConditioningCall, attention: str) -> Results:
-    """Attend from the stream `x + residual + residual_bias` to itself and to the vectors that a sample has.
+    """Compute attention from the tokens `x + residual + residual_bias` to themselves and to the present vectors.
 
     Args:
-        call: the tensors, which fit each other.
-        attention: backend of attention.
+        call: the arguments, which are not checked.
+        attention: backend of attention, see `mmmae_kernels.attention`.
 
     Returns:
-        The materialised stream, and the guidance, `[B, N, D]` each.
+        The sum `x + residual + residual_bias`, and the update to add to it, both `[B, N, D]`.
     """
     if torch.compiler.is_compiling():
         return _select(call, attention)(call)
-    kind = _dispatch_key(call, attention)
-    function = CONDITIONING.selected.get(kind)
+    key = _dispatch_key(call, attention)
+    function = CONDITIONING.selected.get(key)
     if function is None:
-        function = CONDITIONING.selected[kind] = _select(call, attention)
+        function = CONDITIONING.selected[key] = _select(call, attention)
     results: Results = function(call)
     return results
 
@@ -106,16 +105,11 @@ def _dispatch_key(call: ConditioningCall, attention: str) -> Hashable:
     )
 
 
-def _select(call: ConditioningCall, choice: str) -> Callable[[ConditioningCall], Results]:
-    x, weights = call.x, call.weights
-    backend = CONDITIONING.choose(dispatch.current_backend(), *call)
-    dtype = matmul_dtype(weights.qkv_weight)
-    q = x.new_empty((0, 0, call.heads, x.shape[-1] // call.heads), dtype=dtype)
-    attention_name = ATTENTION.choose(attention_backend(choice), q, q, q, None)
-    if backend == "eager" or attention_name not in FLASH:
-        return lambda call: _by_sublayer(call, choice)
-    dtypes = dtypes_of(x, call.residual, call.residual_bias, call.vectors, *weights)
-    plan = Plan(backend, attention_name, dtype, matmuls_for(x, weights.qkv_weight), dtypes)
+def _select(call: ConditioningCall, attention: str) -> Callable[[ConditioningCall], Results]:
+    tensors = (call.x, call.residual, call.residual_bias, call.vectors, *call.weights)
+    plan = make_plan(CONDITIONING, call, attention, tensors)
+    if plan is None:
+        return lambda call: _by_sublayer(call, attention)
     apply = fast_apply(FusedConditioning)
 
     def run(call: ConditioningCall) -> Results:
@@ -126,7 +120,7 @@ def _select(call: ConditioningCall, choice: str) -> Callable[[ConditioningCall],
     return run
 
 
-def _by_sublayer(call: ConditioningCall, choice: str) -> Results:
+def _by_sublayer(call: ConditioningCall, backend: str) -> Results:
     x, residual, residual_bias, vectors, present, w, heads, epsilon = call
     width = x.shape[-1]
     x, qkv = norm_linear(x, residual, w.norm_weight, w.norm_bias, w.qkv_weight, w.qkv_bias, epsilon, residual_bias)
@@ -134,12 +128,12 @@ def _by_sublayer(call: ConditioningCall, choice: str) -> Results:
     _, kv = norm_linear(vectors, None, w.norm_weight, w.norm_bias, weight, bias, epsilon)
     qkv = qkv.view(*qkv.shape[:2], 3, heads, width // heads)
     kv = kv.view(*kv.shape[:2], 2, heads, width // heads)
-    mixed = concat_attention(qkv, kv.to(qkv.dtype), present, backend=choice)
+    mixed = concat_attention(qkv, kv.to(qkv.dtype), present, backend=backend)
     return x, linear(mixed.flatten(2), w.proj_weight, w.proj_bias)
 
 
 class FusedConditioning(torch.autograd.Function):
-    """Gives the stream and the guidance, or the guidance alone where there is nothing to add to the stream."""
+    """Returns the sum and the update, or only the update if there is no residual to add."""
 
     @staticmethod
     def forward(
@@ -210,7 +204,7 @@ class FusedConditioning(torch.autograd.Function):
             *(None, matmuls.input_gradient(grad_kv, qkv_weight[width:]), vectors.reshape(guide_rows, width)),
             *(guide_mean, guide_rstd, None),
         )
-        # The part of the vectors is added where that of the tokens lies.
+        # The vectors' part is added in place to the tokens' part.
         grad_qkv_weight = matmuls.weight_gradient(grad_qkv, norm)
         grad_qkv_weight[width:].addmm_(grad_kv.t(), guide)
         grad_qkv_bias = grad_qkv.sum(0)
@@ -229,23 +223,10 @@ class FusedConditioning(torch.autograd.Function):
         )
 
 
-def _tensors(arguments: Arguments) -> list[tuple[str, Tensor]]:
-    streams = [(name, tensor) for name, tensor in tensors_of(arguments) if name != "present"]
-    return [*streams, *arguments["weights"]._asdict().items()]
-
-
-def _native_refuses(arguments: Arguments) -> Reason:
-    return refuse_native_product(arguments["weights"].qkv_weight) or native_refuses(_tensors(arguments))
-
-
-def _triton_refuses(arguments: Arguments) -> Reason:
-    return refuse_long_rows(arguments) or triton_refuses(_tensors(arguments))
-
-
 CONDITIONING = dispatch.declare(
     "conditioning",
     conditioning_reference,
     lambda backend: run_conditioning,
-    native_refuses=_native_refuses,
-    triton_refuses=_triton_refuses,
+    native_refuses=native_refuses,
+    triton_refuses=triton_refuses,
 )

@@ -1,7 +1,7 @@
-"""The node of autograd that a transformer block is: forward and backward over the kernels, the same for every backend.
+"""A transformer block as one autograd function: forward and backward call the same kernels on every backend.
 
-It keeps the stream before each norm with its statistics, q, k and v, attention's output with its log-sum-exps, and what
-goes into the GELU. Norms and the activation are computed again in backward, in the pass that gives their gradients.
+It saves the input of each layer norm with its statistics, q, k and v, attention's output with its log-sum-exps, and the
+input of the GELU. Norms and the activation are computed again in backward, in the pass that computes their gradients.
 """
 
 from __future__ import annotations
@@ -12,34 +12,16 @@ import torch
 from torch import Tensor
 
 from ..add_layer_norm.op import in_dtype
-from ..linear import Matmuls
 from ..operators import first_derivative_only, kernels_for
+from .plan import Plan
 from .reference import BlockWeights, take
 
 
-class Plan(NamedTuple):
-    """What is the same in every call of a kind.
-
-    Args:
-        backend: of the kernels, `native` or `triton`.
-        attention: backend of attention, one of the flash kind.
-        dtype: of the products.
-        products: who multiplies.
-        dtypes: of x, residual, residual_bias and the weights; None for a residual or its bias that is not there.
-    """
-
-    backend: str
-    attention: str
-    dtype: torch.dtype
-    matmuls: Matmuls
-    dtypes: tuple[Any, ...]
-
-
 class Saved(NamedTuple):
-    """What forward keeps for backward, but for q, k and v; weights in the type of the products."""
+    """The tensors saved for backward, except q, k and v; weights are in the dtype of the matrix products."""
 
     ids: Tensor | None  # [B, M]
-    total1: Tensor  # [B, N, D], the stream
+    total1: Tensor  # [B, N, D], the stream before attention
     mean1: Tensor  # [B*N]
     rstd1: Tensor
     mixed: Tensor  # [B, M, h, d], attention's output
@@ -47,7 +29,7 @@ class Saved(NamedTuple):
     total2: Tensor  # [B, M, D], the stream after attention
     mean2: Tensor  # [B*M]
     rstd2: Tensor
-    hidden: Tensor  # [B, M, H], without the bias
+    hidden: Tensor  # [B, M, H], output of fc1 without its bias
     norm1_weight: Tensor
     norm1_bias: Tensor
     qkv_weight: Tensor
@@ -59,7 +41,7 @@ class Saved(NamedTuple):
     fc2_weight: Tensor
 
 
-# Places among x, residual, residual_bias and the weights.
+# Indices into (x, residual, residual_bias, *weights).
 RESIDUAL_BIAS = 2
 QKV_WEIGHT, QKV_BIAS, PROJ_WEIGHT, PROJ_BIAS, FC1_WEIGHT, FC2_WEIGHT = (
     3 + BlockWeights._fields.index(name)
@@ -68,7 +50,7 @@ QKV_WEIGHT, QKV_BIAS, PROJ_WEIGHT, PROJ_BIAS, FC1_WEIGHT, FC2_WEIGHT = (
 
 
 class FusedBlock(torch.autograd.Function):
-    """Takes the plan, the other arguments of `transformer_block`, and its weights one by one."""
+    """A whole block; takes the plan, then the arguments of `transformer_block` with the weights as single tensors."""
 
     @staticmethod
     def forward(
@@ -83,7 +65,7 @@ class FusedBlock(torch.autograd.Function):
         w = BlockWeights(*weights)
         kernels, project, dtype = kernels_for(x, plan.backend), plan.matmuls.linear, plan.dtype
         factors: tuple[Tensor, ...] = (w.qkv_weight, w.qkv_bias, w.proj_weight, w.fc1_weight, w.fc2_weight)
-        if plan.dtypes[QKV_WEIGHT] != dtype:  # as autocast has it
+        if plan.dtypes[QKV_WEIGHT] != dtype:  # under autocast
             factors = tuple([factor.to(dtype) for factor in factors])
         qkv_weight, qkv_bias, proj_weight, fc1_weight, fc2_weight = factors
         batch, tokens, width = x.shape
@@ -112,7 +94,7 @@ class FusedBlock(torch.autograd.Function):
             *(ids, total1, mean1, rstd1, mixed, lse, total2, mean2, rstd2, hidden),
             *(w.norm1_weight, w.norm1_bias, qkv_weight, proj_weight, w.norm2_weight, w.norm2_bias),
             *(fc1_weight, w.fc1_bias, fc2_weight),
-            *projected,  # after those of Saved
+            *projected,  # after the fields of Saved
         )
         ctx.set_materialize_grads(False)
         ctx.plan = plan
@@ -129,8 +111,8 @@ class FusedBlock(torch.autograd.Function):
         batch, tokens, width = saved.total1.shape
         rows, all_rows = batch * saved.total2.shape[1], batch * tokens
 
-        def weight_gradient(place: int, grad: Tensor, inputs: Tensor) -> Tensor | None:
-            return in_dtype(matmuls.weight_gradient(grad, inputs), dtypes[place]) if needs[place] else None
+        def weight_gradient(index: int, grad: Tensor, inputs: Tensor) -> Tensor | None:
+            return in_dtype(matmuls.weight_gradient(grad, inputs), dtypes[index]) if needs[index] else None
 
         # The MLP.
         if grad_out is None:
@@ -157,20 +139,20 @@ class FusedBlock(torch.autograd.Function):
         grad_mixed = matmuls.input_gradient(grad_attended, saved.proj_weight).view(saved.mixed.shape)
         grads = kernels.attention_backward(grad_mixed, projected, None, saved.mixed, saved.lse, plan.attention)
         del grad_attended, grad_mixed
-        # The same where all tokens ask.
+        # Without ids, both are the gradient of the packed q, k and v.
         grad_q = grads[0].view(rows, width if len(grads) == 2 else 3 * width)
         grad_kv = grads[-1].view(all_rows, 2 * width if len(grads) == 2 else 3 * width)
         qkv_weight = saved.qkv_weight
         if saved.ids is None:
             grad_norm = matmuls.input_gradient(grad_kv, qkv_weight)
         else:
-            places = saved.ids[:, :, None].expand(-1, -1, width)
+            index = saved.ids[:, :, None].expand(-1, -1, width)
             grad_norm = matmuls.input_gradient(grad_kv, qkv_weight[width:])
-            asking = matmuls.input_gradient(grad_q, qkv_weight[:width])
-            grad_norm.view(saved.total1.shape).scatter_add_(1, places, asking.view(places.shape))
-            grad_rows = grad_stream.view(places.shape)
-            whole = saved.total1.new_zeros(saved.total1.shape)  # contiguous, whatever the strides of the stream
-            grad_stream = whole.scatter_add_(1, places, grad_rows).view(all_rows, width)
+            grad_queries = matmuls.input_gradient(grad_q, qkv_weight[:width])
+            grad_norm.view(saved.total1.shape).scatter_add_(1, index, grad_queries.view(index.shape))
+            grad_rows = grad_stream.view(index.shape)
+            all_tokens = saved.total1.new_zeros(saved.total1.shape)  # contiguous, whatever the strides of the stream
+            grad_stream = all_tokens.scatter_add_(1, index, grad_rows).view(all_rows, width)
         grad, grad_norm1_weight, grad_norm1_bias, grad_residual_bias, norm1 = kernels.add_layer_norm_backward(
             grad_stream,
             grad_norm,

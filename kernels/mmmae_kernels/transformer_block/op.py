@@ -1,4 +1,4 @@
-"""A pre-norm transformer block as one op: its kind of call is decided once, then it is one node of autograd."""
+"""A pre-norm transformer block as one op, which is a single node of the autograd graph where possible."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..add_layer_norm.op import check_norm, dtypes_of, refuse_long_rows, total_dtype
-from ..attention.op import ATTENTION, FLASH, attention, attention_backend
-from ..autocast import autocast_dtype, matmul_dtype
+from ..add_layer_norm.op import check_norm, total_dtype
+from ..attention.op import attention, attention_backend
+from ..autocast import autocast_dtype
 from ..checks import check_epsilon, check_rank, check_shape, check_tensor, check_whole, described
-from ..dispatch import Arguments, Reason, native_refuses, tensors_of, triton_refuses
 from ..gelu_linear.op import gelu_linear
 from ..gpu import executors
-from ..linear import check_linear, linear, matmuls_for, refuse_native_product
+from ..linear import check_linear, linear
 from ..norm_linear.op import norm_linear
 from ..operators import fast_apply
 from ..patch_embed.op import check_token_ids
-from .fused import FusedBlock, Plan
+from .fused import FusedBlock
+from .plan import make_plan, native_refuses, triton_refuses
 from .reference import BlockWeights, take, transformer_block_reference
 
 Results = tuple[Tensor, Tensor]
@@ -38,27 +38,37 @@ def transformer_block(
     epsilon: float = 1e-6,
     attention: str = "auto",
 ) -> Results:
-    """Run a transformer block on the stream `x + residual + residual_bias`; the last addition is left to the caller.
+    """Apply a pre-norm transformer block to `x + residual + residual_bias`, without its last residual addition.
 
-    The block's output is the sum of both results and of the bias of its last layer. The next block, or norm, adds them
-    on its way, so that the sum is written once.
+    The output of the block is the sum of the two results and of the bias of the last linear layer. It is left to the
+    next block or norm, which adds while it normalises, so that each sum is written to memory once.
 
     Args:
         x: `[B, N, D]`.
-        residual: of the same shape, or None for no addition.
-        residual_bias: `[D]`, of the linear layer that gave `residual` without it; None for zero.
-        weights: the block's parameters, without the bias of its last layer.
-        heads: h, which divides D.
-        ids: `[B, M]` int64: queries, projection and MLP are computed for these tokens alone, in this order; they attend
-            to all tokens. None means all.
+        residual: `[B, N, D]`, or None for no addition.
+        residual_bias: `[D]`, the bias of the linear layer that computed `residual` without it; None for zero.
+        weights: the parameters of the block, without the bias of its last layer.
+        heads: number of heads, which divides D.
+        ids: `[B, M]` int64 token numbers. Queries, projection and MLP are computed for these tokens only, in this
+            order; they attend to all tokens. None means all tokens.
         epsilon: added to the variances; 1e-6 as in ViT and MAE.
         attention: backend of attention, see `mmmae_kernels.attention`.
 
     Returns:
-        The stream after attention, and what the MLP adds to it without its last bias: `[B, N, D]` or `[B, M, D]` each.
+        The stream after attention, and the output of the MLP without its last bias, both `[B, N, D]` or `[B, M, D]`.
 
     Raises:
-        ValueError: shapes, types or devices do not fit, a backend is unknown, or it can't serve this call.
+        ValueError: shapes, dtypes or devices do not match, a backend is unknown, or it does not support this call.
+
+    Example:
+        >>> D, H = 8, 16
+        >>> shapes = [(D,), (D,), (3 * D, D), (3 * D,), (D, D), (D,), (D,), (D,), (H, D), (H,), (D, H)]
+        >>> weights = BlockWeights(*(torch.randn(shape) for shape in shapes))
+        >>> last_bias = torch.zeros(D)
+        >>> x, mlp_out = transformer_block(torch.randn(2, 5, D), None, None, weights, heads=2)
+        >>> x, mlp_out = transformer_block(x, mlp_out, last_bias, weights, heads=2)  # the next block
+        >>> (x + mlp_out + last_bias).shape
+        torch.Size([2, 5, 8])
     """
     check_rank("x", x, "[B, N, D]")
     if residual is not None:
@@ -72,7 +82,7 @@ def transformer_block(
 
 
 class BlockCall(NamedTuple):
-    """A call of `transformer_block`, but for its backend of attention, in the order of its definition."""
+    """The arguments of `transformer_block_reference`."""
 
     x: Tensor
     residual: Tensor | None
@@ -84,25 +94,25 @@ class BlockCall(NamedTuple):
 
 
 def run_block(call: BlockCall, attention: str) -> Results:
-    """Do what `transformer_block` does, with token numbers that are known to be right."""
+    """Compute `transformer_block` without a check of the token numbers."""
     if torch.compiler.is_compiling():
         _check(call)
         return _select(call, attention)(call)
     try:
-        kind = _dispatch_key(call, attention)
-    except (AttributeError, TypeError):  # of what is no tensor
+        key = _dispatch_key(call, attention)
+    except (AttributeError, TypeError):  # an argument is not a tensor: the check says which
         _check(call)
         raise
-    function = TRANSFORMER_BLOCK.selected.get(kind)
+    function = TRANSFORMER_BLOCK.selected.get(key)
     if function is None:
         _check(call)
-        function = TRANSFORMER_BLOCK.selected[kind] = _select(call, attention)
+        function = TRANSFORMER_BLOCK.selected[key] = _select(call, attention)
     results: Results = function(call)
     return results
 
 
 def _dispatch_key(call: BlockCall, attention: str) -> Hashable:
-    """Return all that checks and choices look at, but for token numbers."""
+    """Return everything that checks and the choice of an implementation depend on, except token numbers."""
     x, residual, residual_bias, weights, heads, ids, _ = call
     return (
         *(heads, attention_backend(attention), dispatch.current_backend(), executors.current() is None),
@@ -127,7 +137,7 @@ def _check(call: BlockCall) -> None:
     stream = x.new_empty(0, width, dtype=total_dtype(x, call.residual))
     check_norm(stream, None, w.norm2_weight, w.norm2_bias, None, ("norm2_weight", "norm2_bias"))
     if type(heads) is not int or heads < 1 or width % heads:
-        raise ValueError(f"heads is {described(heads)}, expected a whole number that divides the width {width}")
+        raise ValueError(f"heads is {described(heads)}, expected a divisor of the width {width}")
     check_rank("fc1_weight", w.fc1_weight, "[H, D]")
     hidden = w.fc1_weight.shape[0]
     for name, outputs, inputs in (("qkv", 3 * width, width), ("proj", width, width), ("fc1", hidden, width)):
@@ -142,17 +152,11 @@ def _check_layer(name: str, x: Tensor, weight: Tensor, bias: Tensor, outputs: in
     check_linear("x", x, weight, bias, None, (f"{name}_weight", f"{name}_bias"))
 
 
-def _select(call: BlockCall, choice: str) -> Callable[[BlockCall], Results]:
-    """Return what runs calls of this kind: one node, or one a sublayer where kernels or attention do not allow it."""
-    x, weights = call.x, call.weights
-    backend = TRANSFORMER_BLOCK.choose(dispatch.current_backend(), *call)
-    dtype = matmul_dtype(weights.qkv_weight)
-    q = x.new_empty((0, 0, call.heads, x.shape[-1] // call.heads), dtype=dtype)
-    attention_name = ATTENTION.choose(attention_backend(choice), q, q, q, None)
-    if backend == "eager" or attention_name not in FLASH:
-        return lambda call: _by_sublayer(call, choice)
-    dtypes = dtypes_of(x, call.residual, call.residual_bias, *weights)
-    plan = Plan(backend, attention_name, dtype, matmuls_for(x, weights.qkv_weight), dtypes)
+def _select(call: BlockCall, attention: str) -> Callable[[BlockCall], Results]:
+    """Return the function for calls with this dispatch key: fused, or sublayer by sublayer where there is no plan."""
+    plan = make_plan(TRANSFORMER_BLOCK, call, attention, (call.x, call.residual, call.residual_bias, *call.weights))
+    if plan is None:
+        return lambda call: _by_sublayer(call, attention)
     apply = fast_apply(FusedBlock)
 
     def run(call: BlockCall) -> Results:
@@ -163,12 +167,12 @@ def _select(call: BlockCall, choice: str) -> Callable[[BlockCall], Results]:
     return run
 
 
-def _by_sublayer(call: BlockCall, choice: str) -> Results:
+def _by_sublayer(call: BlockCall, backend: str) -> Results:
     x, residual, residual_bias, w, heads, ids, epsilon = call
     width = x.shape[-1]
 
     def project(x: Tensor, residual: Tensor | None, bias: Tensor | None, first: int, last: int) -> Results:
-        """Return the sum, and the parts first..last of q, k and v of its norm, packed."""
+        """Return the sum, and the parts first..last-1 of q, k and v, projected from its norm and packed."""
         part = slice(first * width, last * width)
         whole = last - first == 3
         weight, weight_bias = (w.qkv_weight, w.qkv_bias) if whole else (w.qkv_weight[part], w.qkv_bias[part])
@@ -177,34 +181,20 @@ def _by_sublayer(call: BlockCall, choice: str) -> Results:
 
     if ids is None:
         x, qkv = project(x, residual, residual_bias, 0, 3)
-        mixed = attention(qkv, backend=choice)
+        mixed = attention(qkv, backend=backend)
     else:
         x, kv = project(x, residual, residual_bias, 1, 3)
         x, q = project(take(x, ids), None, None, 0, 1)
-        mixed = attention(q.squeeze(2), kv, backend=choice)
+        mixed = attention(q.squeeze(2), kv, backend=backend)
     attended = linear(mixed.flatten(2), w.proj_weight)
     x, hidden = norm_linear(x, attended, w.norm2_weight, w.norm2_bias, w.fc1_weight, None, epsilon, w.proj_bias)
     return x, gelu_linear(hidden, w.fc2_weight, None, w.fc1_bias)
-
-
-def _tensors(arguments: Arguments) -> list[tuple[str, Tensor]]:
-    weights: BlockWeights = arguments["weights"]
-    floats = [(name, tensor) for name, tensor in tensors_of(arguments) if name != "ids"]
-    return [*floats, *weights._asdict().items()]
-
-
-def _native_refuses(arguments: Arguments) -> Reason:
-    return refuse_native_product(arguments["weights"].qkv_weight) or native_refuses(_tensors(arguments))
-
-
-def _triton_refuses(arguments: Arguments) -> Reason:
-    return refuse_long_rows(arguments) or triton_refuses(_tensors(arguments))
 
 
 TRANSFORMER_BLOCK = dispatch.declare(
     "transformer_block",
     transformer_block_reference,
     lambda backend: transformer_block,
-    native_refuses=_native_refuses,
-    triton_refuses=_triton_refuses,
+    native_refuses=native_refuses,
+    triton_refuses=triton_refuses,
 )

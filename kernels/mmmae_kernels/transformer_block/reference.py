@@ -37,7 +37,7 @@ def transformer_block_reference(
     ids: Tensor | None,
     epsilon: float,
 ) -> tuple[Tensor, Tensor]:
-    """Attend, then apply the MLP, each to the norm of the stream so far; the last addition is left to the caller."""
+    """Apply attention and the MLP, each to the layer norm of the stream; the last addition is left to the caller."""
     w = weights
     x, norm = add_layer_norm_reference(x, residual, w.norm1_weight, w.norm1_bias, epsilon, residual_bias)
     qkv = F.linear(norm, w.qkv_weight, w.qkv_bias).view(*norm.shape[:2], 3, heads, norm.shape[2] // heads)
@@ -50,6 +50,6 @@ def transformer_block_reference(
 
 
 def take(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Return `[B, M, ...]`: the tokens `ids [B, M]` of `[B, N, ...]`."""
-    places = ids.view(*ids.shape, *(1,) * (tokens.dim() - 2)).expand(-1, -1, *tokens.shape[2:])
-    return tokens.gather(1, places)
+    """Gather the tokens `ids [B, M]` of `tokens [B, N, ...]` into `[B, M, ...]`."""
+    index = ids.view(*ids.shape, *(1,) * (tokens.dim() - 2)).expand(-1, -1, *tokens.shape[2:])
+    return tokens.gather(1, index)
