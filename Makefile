@@ -1,4 +1,4 @@
-# Everything runs in .venv, which the first call makes. `make help` lists the targets, ARGS= reaches pytest.
+# Everything runs in .venv, which the first call creates. `make help` lists the targets; ARGS= is passed to the command.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*/*.$(ending) kernels/mmmae_kernels/*/*/*.$(ending)))
 
 .DELETE_ON_ERROR:
-.PHONY: test aot verify-gpu soak bench bench-full lint types sanitize clean help
+.PHONY: install demo test aot verify-gpu soak bench bench-full lint types sanitize clean help
+
+install: $(VENV)/.native ## install the package with all extras and the tools of development into .venv
+
+demo: $(VENV)/.native ## pretrain the tiny model on generated subjects, and say where its picture is
+	$(BIN)/mmmae pretrain --out runs/demo --resume auto $(ARGS)
+	@echo "the picture: $(CURDIR)/runs/demo/reconstruction.png"
 
 # Three at a time, of one thread each: some wait for processes that they start, and tests of threads ask for more. Triton decides at import whether it interprets or compiles,
 # so that the kernels are tested in two processes.
@@ -67,18 +73,20 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The build tools first: without build isolation they are the pinned ones, and the native library can be rebuilt by itself.
+# Installing anew removes the native library; where there was one it is built again, so that no test is skipped without need.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt Makefile | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools nanobind cmake ninja
 	MMMAE_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
+	@test ! -e $(VENV)/.native || $(MAKE) --no-print-directory $(VENV)/.native
 
-# By the name of what is installed already: the checkout's own name would install it again, without its native library.
+# By the package's name, which is installed already: the path of the checkout would install it again.
 $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt 'mmmae[peers]'
 	@touch $@
 
-# Where the compiler, Python's headers and OpenMP are there, a native library that does not build is an error; where one of
-# them is missing, the library is left out and its tests are skipped.
+# With a compiler, Python's headers and OpenMP, a native library that does not build is an error. Without one of them the
+# package works in PyTorch code, and the tests of the library are skipped.
 CAN_BUILD = printf '\#include <Python.h>\n\#include <omp.h>\n' | $(CXX) -fopenmp -fsyntax-only -x c++ - 2>/dev/null \
   -I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')"
 $(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)

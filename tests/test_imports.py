@@ -1,16 +1,22 @@
-"""What an import brings with it: the kernel library torch alone, the model no more than it needs."""
+"""What each part imports: the kernel library PyTorch alone, the model a bare install, commands also their extras."""
 
+import json
+import re
 import subprocess
 import sys
 
+import mmmae
+from mmmae.extras import EXTRAS
+
 BLOCK = "import sys; sys.modules.update(dict.fromkeys({absent!r}))  # as if not installed\n"
 OPTIONAL = {
-    *("lightning", "torchmetrics", "rasterio", "scipy", "h5py", "matplotlib", "rich", "fvcore", "webdataset"),
-    *("onnx", "onnxscript", "onnxruntime", "transformers", "peft", "sklearn", "tensorboard", "flash_attn", "xformers"),
+    *(package for packages in EXTRAS.values() for package in packages),
+    *("transformers", "peft", "sklearn", "flash_attn", "xformers"),
 }
 
 
 def run(code: str) -> str:
+    """Run Python code in a process of its own and return what it prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -55,11 +61,70 @@ backend = "native" if mmmae_kernels.explain("attention")["native"] == "serves" e
     assert int(run(start + counter + count)) == int(run(counter + start + count)) == expected
 
 
-def test_a_model_trains_without_what_is_optional():
+def test_a_model_trains_and_is_profiled_by_a_bare_install():
     code = """
 import torch, mmmae
 model = mmmae.fast_model("tiny", image_size=32, patch=(3, 8, 8), aux_patch=16)
 model(torch.randn(2, 1, 12, 32, 32), seed=0).loss.backward()
 print(model.hsi_encoder()(torch.randn(1, 1, 12, 32, 32)).shape[1])
+print(mmmae.profile("tiny").encoder.total.macs)
 """
-    assert run(BLOCK.format(absent=OPTIONAL) + code).strip() == "64"
+    assert run(BLOCK.format(absent=OPTIONAL) + code).split() == ["64", str(mmmae.profile("tiny").encoder.total.macs)]
+
+
+COMMANDS = """
+import contextlib, io, json
+from mmmae.cli import main
+answers = {{}}
+for line in {lines!r}:
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            status = main(line.split())
+        except SystemExit as exit:  # argparse, after --help
+            status = exit.code
+    answers[line] = [status, out.getvalue(), errors.getvalue()]
+print(json.dumps(answers))
+"""
+
+
+def answers(lines, absent):
+    """Return status, output and errors of each command line, run where the packages are absent."""
+    return json.loads(run(BLOCK.format(absent=set(absent)) + COMMANDS.format(lines=list(lines))))
+
+
+def test_by_a_bare_install_each_command_works_or_names_the_extra_that_it_needs():
+    needs = {
+        "pretrain": "train",
+        "finetune --encoder e --hsi h --task segmentation --labels l": "train",
+        "encode --encoder e --hsi h --out o.npz": "train",
+        "reconstruct --model m --hsi h --out o": "train",
+        "info": "train",
+        "import-spectralgpt c.pth --out o": "train",
+        "data phantom o": "data",
+    }
+    found = answers(["--help", "pretrain --help", "profile tiny", *needs], OPTIONAL)
+    for line in ("--help", "pretrain --help", "profile tiny"):
+        status, out, _ = found[line]
+        assert (status, bool(out)) == (0, True), line
+    assert found["profile tiny"][2] == "counted by PyTorch alone; fvcore checks it: pip install 'mmmae[profile]'\n"
+    for line, extra in needs.items():
+        command = " ".join(line.split()[: 2 if line.startswith("data") else 1])
+        packages = "|".join(EXTRAS[extra])
+        status, out, message = found[line]
+        assert (status, out) == (2, ""), line
+        assert re.fullmatch(rf"mmmae {command}: needs ({packages}): pip install 'mmmae\[{extra}\]'\n", message), message
+
+
+def test_without_readers_and_writers_of_files_the_message_names_their_extra(tmp_path):
+    for package, suffix in (("rasterio", ".tif"), ("h5py", ".h5")):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / f"cube{suffix}").write_bytes(b"?")
+    expected = {
+        f"data check {tmp_path / 'rasterio'}": "mmmae data check: needs rasterio: pip install 'mmmae[data]'\n",
+        f"data check {tmp_path / 'h5py'}": "mmmae data check: needs h5py: pip install 'mmmae[data]'\n",
+        "pretrain": "mmmae pretrain: needs scipy: pip install 'mmmae[data]'\n",
+    }
+    found = answers(expected, EXTRAS["data"])
+    for line, message in expected.items():
+        assert found[line] == [2, "", message], line
