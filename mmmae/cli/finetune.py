@@ -60,7 +60,7 @@ def add(commands: Commands) -> None:
         help="subjects or scenes to hold out, by name with commas between, or the share of them to draw; default: 0.2",
     )
     course = parser.add_argument_group("run")
-    course.add_argument("--out", type=Path, default=Path("runs/finetune"), metavar="DIR", help="default: runs/finetune")
+    course.add_argument("--out", type=Path, metavar="DIR", help="default: runs/finetune, then runs/finetune-2, ...")
     course.add_argument("--class-weights", default="none", metavar="none|balanced|W,..", help="default: none")
     course.add_argument("--augment", action="store_true", help="flip and transpose subjects, and their labels")
     course.add_argument("--keep", choices=("best", "last"), default="best", help="which epoch's model; default: best")
@@ -92,7 +92,9 @@ def run(options: argparse.Namespace) -> None:
     from ..training.finetuning.finetune import finetune
     from ..training.finetuning.labels import read_class_labels, read_mask_labels
     from ..training.finetuning.scores import main_score
+    from ..training.folders import default_folder
 
+    options.out = options.out or default_folder(Path("runs/finetune"))
     encoder, subjects = _from_scratch(options) if options.scratch else load_encoder(options, options.encoder)
     if options.task == "classification":
         labels = read_class_labels(options.labels, subjects)

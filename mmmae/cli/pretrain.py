@@ -51,7 +51,11 @@ def add(commands: Commands) -> None:
     add_data_options(parser)
     model = parser.add_argument_group("model")
     model.add_argument("--preset", choices=list(PRESETS), help="default: tiny without --hsi, base with it")
-    model.add_argument("--target", choices=("embedding", "pixels"), help="what the decoder predicts")
+    model.add_argument(
+        "--target",
+        choices=("embedding", "pixels"),
+        help="what the decoder predicts; default: pixels without --hsi, embedding with it",
+    )
     model.add_argument(
         "--wavelength-positions",
         action="store_true",
@@ -59,9 +63,11 @@ def add(commands: Commands) -> None:
     )
     model.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a config field")
     course = parser.add_argument_group("run")
-    course.add_argument("--out", type=Path, default=Path("runs/pretrain"), metavar="DIR", help="default: runs/pretrain")
+    course.add_argument("--out", type=Path, metavar="DIR", help="default: runs/pretrain, then runs/pretrain-2, ...")
     course.add_argument(
-        "--resume", metavar="FILE", help="checkpoint to go on from; auto: the last one in --out, if any"
+        "--resume",
+        metavar="FILE",
+        help="checkpoint to go on from; auto: that of --out or else of the last run, if any",
     )
     course.add_argument("--rgb", type=band_numbers, metavar="R,G,B", help="bands that the picture shows as colours")
     from ..training.settings import PretrainSettings
@@ -75,16 +81,20 @@ def run(options: argparse.Namespace) -> None:
     """Train."""
     from ..training.checkpoints import find_checkpoint, resumed_settings
     from ..training.distributed import find_world
+    from ..training.folders import default_folder
     from ..training.pretrain import pretrain
     from ..training.settings import PretrainSettings
 
     fields = config_fields(options.set)
     if options.target is not None:
         fields["target"] = options.target
+    elif not names_data(options):
+        fields.setdefault("target", "pixels")  # so that the picture of the demonstration shows pixels
     preset = options.preset or ("base" if names_data(options) else "tiny")
     if options.rgb is not None and len(options.rgb) != 3:
         raise ValueError(f"--rgb has {len(options.rgb)} bands, expected three")
     changes = {field: getattr(options, field) for field in _setting_defaults() if getattr(options, field) is not None}
+    options.out = options.out or default_folder(Path("runs/pretrain"), options.resume)
     checkpoint = find_checkpoint(options.out, options.resume)
     if checkpoint is not None:
         changes = {**resumed_settings(checkpoint), **changes}
@@ -107,13 +117,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _wavelengths_of(subjects: Subjects) -> list[float]:
-    wavelengths = getattr(subjects, "wavelengths", None)
-    if wavelengths is None:
+    if subjects.wavelengths is None:
         raise ValueError(
             "--wavelength-positions needs the wavelengths of the bands, which the files do not tell; give them by "
             "--set wavelengths=[NM,..]"
         )
-    return [float(wavelength) for wavelength in wavelengths]
+    return [float(wavelength) for wavelength in subjects.wavelengths]
 
 
 def _add_setting(group: Any, field: str, default: Any, meaning: str) -> None:
