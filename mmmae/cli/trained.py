@@ -88,7 +88,7 @@ def load_encoder(options: argparse.Namespace, folder: Path) -> tuple[HSIEncoder,
 
 def _other_bands(config: MMMAEConfig, subjects: Subjects) -> dict[str, Any]:
     """The config fields in which the subjects' bands are others than the encoder's."""
-    found = getattr(subjects, "wavelengths", None)
+    found = subjects.wavelengths
     changes: dict[str, Any] = {} if subjects.bands == config.bands else {"bands": subjects.bands}
     if config.wavelengths is None:
         return changes

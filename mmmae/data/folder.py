@@ -4,22 +4,23 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from .image_files import BandChoice, ImageFiles
 from .normalization import Normalization, load_or_save, robust_percentiles
 from .pairing import Modality, pair_files
 from .readers.windows import Window, tile_grid
 from .sample import Sample
+from .subjects import Subjects
 from .tiles import Position, grid_factor, scaled
 
 
-class PairedFolder(Dataset[Sample]):
+class PairedFolder(Subjects):
     """Subjects in folders, paired by file stem; item i is the `Sample` of `names[i]`.
 
     Args:
@@ -117,32 +118,26 @@ class PairedFolder(Dataset[Sample]):
         self.bands, self.wavelengths = self._hsi.bands, self._hsi.wavelengths
         self.modalities = {name: files.bands for name, files in self._aux.items()}
 
-        self._normalization, self._path = None, None
+        self._path = None
         if isinstance(normalization, Normalization):
-            self._normalization = self._fitting(normalization, "normalization")
+            self.normalization = self._fitting(normalization, "normalization")
         elif normalization is not None:
             self._path = Path(normalization)
             if self._path.exists():
-                self._normalization = self._fitting(Normalization.load(self._path), str(self._path))
+                self.normalization = self._fitting(Normalization.load(self._path), str(self._path))
             elif not self._path.parent.is_dir():
                 raise ValueError(f"normalization {self._path}: the folder {self._path.parent} does not exist")
 
-    @property
+    @cached_property
     def normalization(self) -> Normalization:
         """The statistics; the first access reads every file once if they do not exist yet.
 
         Access it before a DataLoader starts its workers: without a path each worker would compute the same numbers for
-        itself. With a path, processes of one machine wait for the one that computes.
+        itself. With a path, the processes of one machine wait for the one that computes them.
         """
-        if self._normalization is None and self._path is None:
-            self._normalization = self._compute()
-        elif self._normalization is None and self._path is not None:
-            self._normalization = self._fitting(load_or_save(self._path, self._compute), str(self._path))
-        assert self._normalization is not None
-        return self._normalization
-
-    def __len__(self) -> int:
-        return len(self.names)
+        if self._path is None:
+            return self._compute()
+        return self._fitting(load_or_save(self._path, self._compute), str(self._path))
 
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]

@@ -49,6 +49,11 @@ class Normalization:
                         "expected three finite numbers in ascending order"
                     )
 
+    @classmethod
+    def identity(cls, bands: Mapping[str, int]) -> "Normalization":
+        """Return statistics that map every value to itself, for modalities of so many bands."""
+        return cls({name: ((-1.0, 0.0, 1.0),) * count for name, count in bands.items()})
+
     def apply(self, name: str, values: Tensor) -> Tensor:
         """Normalise `values` `[..., C, H, W]` of modality `name`, as float32.
 

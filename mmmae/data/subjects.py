@@ -1,27 +1,54 @@
-"""What a data set of subjects offers: files, a cache, shards, generated ones, or one of your own."""
+"""The base class of all data sets of subjects: files, a cache, shards, generated subjects, or your own."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from .normalization import Normalization
 from .sample import Sample
+from .tiles import Position
 
 
-class Subjects(Protocol):
-    """What a data set of subjects offers: `PairedFolder`, `Phantom`, or one of your own."""
+class Subjects(Dataset[Sample], ABC):
+    """A data set whose item i is the `Sample` of the subject `names[i]`.
 
-    modalities: dict[str, int]
+    A subclass sets `names` and `bands` and defines `__getitem__`; everything else has a default. A `DataLoader` with
+    workers pickles the data set, so keep no file open in it.
+
+    Attributes:
+        names: the subjects, each name once.
+        bands: T, the number of bands of a cube.
+        modalities: auxiliary modality -> channels; none by default.
+        wavelengths: `[T]` nm, or None if they are not known.
+        positions: the `Position` of each subject if the subjects are tiles of scenes; else empty.
+        normalization: how values in physical units became those of the samples; by default they are the same. Pictures,
+            errors and trained models need it.
+    """
+
+    names: list[str]
     bands: int
+    modalities: Mapping[str, int] = MappingProxyType({})
+    wavelengths: Tensor | None = None
+    positions: Sequence[Position] = ()
 
-    @property
-    def names(self) -> list[str]:
-        """Their names."""
-
-    @property
+    @cached_property
     def normalization(self) -> Normalization:
-        """How values in files became values of samples."""
+        """Statistics that leave values as they are."""
+        return Normalization.identity({"hsi": self.bands, **self.modalities})
 
-    def __len__(self) -> int: ...
-
+    @abstractmethod
     def __getitem__(self, index: int) -> Sample: ...
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def files(self, index: int) -> dict[str, Path]:
+        """Return the source files of a subject, for error messages and to notice changes: modality -> path."""
+        return {}

@@ -1,23 +1,23 @@
 """Generated retina-like subjects, for runs and tests without data."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..data.normalization import Normalization, robust_percentiles
 from ..data.readers.cube import Cube
 from ..data.sample import Sample
+from ..data.subjects import Subjects
 from .retina import MODALITIES, render
 
 REFERENCE_SUBJECTS, REFERENCE_SIZE = 12, (96, 96)
 MISSING_STREAM = 9
 
 
-class Phantom(Dataset[Sample]):
+class Phantom(Subjects):
     """Generated subjects, no measurements: a fundus with vessels, and images derived from the same maps of pigments.
 
     Smooth maps of melanin, blood, macular pigment (xanthophyll) and lipofuscin, a vessel tree, an optic disc and a
@@ -60,18 +60,12 @@ class Phantom(Dataset[Sample]):
         self.length, self.bands, self.seed, self.missing = length, bands, seed, missing
         self.modalities = dict.fromkeys(aux, 1)
         self.wavelengths: Tensor = torch.linspace(450, 900, bands)
+        self.names = [f"phantom-{seed}-{index:05d}" for index in range(length)]
 
-    @property
-    def names(self) -> list[str]:
-        return [self._name(index) for index in range(self.length)]
-
-    @property
+    @cached_property
     def normalization(self) -> Normalization:
         """The statistics of the twelve fixed subjects, in reflectance and the images' own units."""
         return _statistics(tuple(self.wavelengths.tolist()))
-
-    def __len__(self) -> int:
-        return self.length
 
     def __getitem__(self, index: int) -> Sample:
         if not -self.length <= index < self.length:
@@ -84,16 +78,13 @@ class Phantom(Dataset[Sample]):
             for name, (image, field) in images.items()
         }
         valid = torch.from_numpy(images["hsi"][1])
-        return Sample(self._name(index), normalized["hsi"][None], {name: normalized[name] for name in aux}, valid)
+        return Sample(self.names[index], normalized["hsi"][None], {name: normalized[name] for name in aux}, valid)
 
     def __repr__(self) -> str:
         return (
             f"Phantom({self.length} generated subjects, image_size={self.image_size}, bands={self.bands}, "
             f"aux={list(self.modalities)}, seed={self.seed}, missing={self.missing})"
         )
-
-    def _name(self, index: int) -> str:
-        return f"phantom-{self.seed}-{index:05d}"
 
 
 def images_of(seed: int, index: int, missing: float) -> set[str]:

@@ -258,10 +258,8 @@ class Pretraining(lightning.LightningModule):
         """Name the subjects of a step on all processes, with the files they are read from where the data set tells."""
         names = [name for of_rank in of_all_processes(names) for name in of_rank]
         subjects = self.trainer.datamodule.subjects  # type: ignore[attr-defined]
-        if not hasattr(subjects, "files"):
-            return ", ".join(names)
-        files = [subjects.files(subjects.names.index(name)).values() for name in names]
-        return ", ".join(f"{name} ({', '.join(map(str, paths))})" for name, paths in zip(names, files, strict=True))
+        files = [", ".join(map(str, subjects.files(subjects.names.index(name)).values())) for name in names]
+        return ", ".join(f"{name} ({paths})" if paths else name for name, paths in zip(names, files, strict=True))
 
 
 def trains_by_itself(settings: PretrainSettings, ranks: int) -> bool:

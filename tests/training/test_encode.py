@@ -62,13 +62,12 @@ def test_the_features_of_a_subject_do_not_depend_on_its_batch_mates(encoder, tmp
 
 
 def test_a_name_keeps_its_letters(encoder, tmp_path):
-    class Named(Phantom):
-        names = ("gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "\N{CJK UNIFIED IDEOGRAPH-773C} 2", 'a"b')
-
+    subjects = Phantom(3, 32)
+    subjects.names = ["gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "\N{CJK UNIFIED IDEOGRAPH-773C} 2", 'a"b']
     for suffix in (".npz", ".safetensors"):
         path = tmp_path / f"features{suffix}"
-        encode(encoder, Named(3, 32), path)
-        assert read(path)[1] == list(Named.names)
+        encode(encoder, subjects, path)
+        assert read(path)[1] == subjects.names
 
 
 def test_a_broken_subject_leaves_the_old_file(encoder, tmp_path):

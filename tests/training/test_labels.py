@@ -10,7 +10,7 @@ import torch
 from mmmae.data import PairedFolder
 from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels, scenes_of, split
 
-SUBJECTS = SimpleNamespace(names=["a", "b", "c"])
+SUBJECTS = SimpleNamespace(names=["a", "b", "c"], positions=())
 
 
 @pytest.fixture

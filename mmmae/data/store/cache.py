@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...files import check_can_write, write_atomically
 from ..readers.rasters import envi_data_file
+from ..subjects import Subjects
 from .stored import (
     INDEX_NAME,
     StoredSubjects,
@@ -24,9 +25,6 @@ from .stored import (
     to_tensors,
     write_index,
 )
-
-if TYPE_CHECKING:
-    from ..subjects import Subjects
 
 FORMAT = "mmmae-cache-1"
 PLAN_NAME = "unfinished.json"
@@ -56,7 +54,7 @@ class CachedSubjects(StoredSubjects):
             raise ValueError(f"{path}: is damaged: {error}") from error
 
 
-def write_cache(subjects: "Subjects", folder: str | os.PathLike[str], *, workers: int = 0, track: Track = iter) -> Path:
+def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: int = 0, track: Track = iter) -> Path:
     """Write every subject as its data set gives it, with statistics and names; `CachedSubjects` reads the folder.
 
     A file a subject, with its checksums: a run that was interrupted, or a cache of which files are missing or damaged,
@@ -118,12 +116,9 @@ def write_cache(subjects: "Subjects", folder: str | os.PathLike[str], *, workers
     return folder
 
 
-def _source_files(subjects: "Subjects") -> dict[str, list[int]]:
+def _source_files(subjects: Subjects) -> dict[str, list[int]]:
     """Size and time of change of each file that a data set of files reads."""
-    files_of = getattr(subjects, "files", None)
-    if files_of is None:
-        return {}
-    paths = {path for index in range(len(subjects)) for path in files_of(index).values()}
+    paths = {path for index in range(len(subjects)) for path in subjects.files(index).values()}
     paths |= {envi_data_file(path) for path in paths if path.suffix.lower() == ".hdr"}
     return {str(path): [(found := path.stat()).st_size, found.st_mtime_ns] for path in sorted(paths)}
 

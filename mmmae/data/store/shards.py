@@ -6,7 +6,7 @@ import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...files import PERMISSIONS, check_can_write
 from ..sample import Sample
+from ..subjects import Subjects
 from .stored import (
     INDEX_NAME,
     StoredSubjects,
@@ -25,9 +26,6 @@ from .stored import (
     to_tensors,
     write_index,
 )
-
-if TYPE_CHECKING:
-    from ..subjects import Subjects
 
 FORMAT = "mmmae-shards-1"
 MEMBER = ".safetensors"
@@ -67,7 +65,7 @@ def sample_of(record: Mapping[str, Any]) -> Sample:
 
 
 def write_shards(
-    subjects: "Subjects",
+    subjects: Subjects,
     folder: str | os.PathLike[str],
     *,
     per_shard: int = 100,

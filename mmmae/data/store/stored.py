@@ -6,28 +6,26 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ...files import write_atomically
 from ..normalization import Normalization
 from ..readers.windows import Window
 from ..sample import Sample
+from ..subjects import Subjects
 from ..tiles import Position
-
-if TYPE_CHECKING:
-    from ..subjects import Subjects
 
 INDEX_NAME = "index.json"
 
 Track: TypeAlias = Callable[[Iterable[int]], Iterable[int]]
 
 
-class StoredSubjects(Dataset[Sample]):
+class StoredSubjects(Subjects):
     """Subjects that an index lists; item i is, bit by bit, what the data set gave that was stored.
 
     Args:
@@ -75,9 +73,6 @@ class StoredSubjects(Dataset[Sample]):
                 raise ValueError(f"{self.folder} has no modality {unknown}; it has {list(self.modalities)}")
             self.modalities = {name: self.modalities[name] for name in modalities}
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def __getitem__(self, index: int) -> Sample:
         entry = self._entries[index]
         wanted = ["hsi", "valid", *(f"aux.{name}" for name in self.modalities if f"aux.{name}" in entry["crc32"])]
@@ -116,10 +111,9 @@ def _check_entry(entry: Mapping[str, Any]) -> None:
         raise ValueError(f"subject {entry['name']!r} has {wrong[0]!r} for a number")
 
 
-def describe(subjects: "Subjects", form: str) -> dict[str, Any]:
+def describe(subjects: Subjects, form: str) -> dict[str, Any]:
     """An index's head: all that a data set says of itself and its samples, but no subject's entry."""
     subjects.normalization  # noqa: B018  computed here, once, and not in every worker
-    wavelengths = getattr(subjects, "wavelengths", None)
     height, width = subjects[0].hsi.shape[-2:]
     return {
         "format": form,
@@ -127,22 +121,22 @@ def describe(subjects: "Subjects", form: str) -> dict[str, Any]:
         "height": height,
         "width": width,
         "bands": subjects.bands,
-        "wavelengths": None if wavelengths is None else wavelengths.tolist(),
+        "wavelengths": None if subjects.wavelengths is None else subjects.wavelengths.tolist(),
         "modalities": dict(subjects.modalities),
         "normalization": subjects.normalization.to_json(),
     }
 
 
-def entry_of(subjects: "Subjects", index: int, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def entry_of(subjects: Subjects, index: int, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the index says of a subject but for its file: name, checksums, and position if it is a tile."""
     entry: dict[str, Any] = {"name": name, "crc32": {key: checksum(tensor) for key, tensor in tensors.items()}}
-    if positions := getattr(subjects, "positions", None):
-        scene, window = positions[index]
+    if subjects.positions:
+        scene, window = subjects.positions[index]
         entry["position"] = [scene, *window]
     return entry
 
 
-def samples_of(subjects: "Subjects", chosen: Sequence[int], workers: int) -> Iterator[Sample]:
+def samples_of(subjects: Subjects, chosen: Sequence[int], workers: int) -> Iterator[Sample]:
     """The chosen subjects in order, read by `workers` processes."""
     # Without a batch size the loader hands samples through as they are; a Sampler may be any sequence.
     yield from DataLoader(subjects, batch_size=None, sampler=chosen, num_workers=workers)  # type: ignore[arg-type]

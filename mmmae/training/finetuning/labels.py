@@ -160,8 +160,7 @@ def split(
 
 def scenes_of(subjects: Subjects) -> list[str]:
     """The scene that each subject is a tile of, or its name."""
-    positions = getattr(subjects, "positions", [])
-    return [position.scene for position in positions] if positions else list(subjects.names)
+    return [position.scene for position in subjects.positions] or list(subjects.names)
 
 
 class _Masks:
@@ -170,7 +169,7 @@ class _Masks:
     def __init__(self, files: dict[str, Path], subjects: Subjects, ignore: int) -> None:
         self.files, self.ignore = files, ignore
         self.names, self.scenes = list(subjects.names), scenes_of(subjects)
-        self.positions = getattr(subjects, "positions", [])
+        self.positions = subjects.positions
         self.last: tuple[Path | None, Tensor] = (None, torch.empty(0))
 
     def raw(self, index: int) -> Tensor:

@@ -116,7 +116,7 @@ def _whole(
         logits = [model(sample.hsi[None].to(device))[0].cpu() for sample in samples]
     if len(indices) == 1:
         return samples[0].hsi[0], targets[0], logits[0], samples[0].valid
-    places = [subjects.positions[index] for index in indices]  # type: ignore[attr-defined]  # what has scenes has them
+    places = [subjects.positions[index] for index in indices]
 
     def together(tiles: Sequence[Tensor]) -> Tensor:
         return next(iter(untile(tiles, places).values()))

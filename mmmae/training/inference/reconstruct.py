@@ -119,7 +119,7 @@ def token_sums(model: FastModel, batch: Batch, output: Output) -> Tensor:
 
 
 def _rows(name: str, sums: Tensor, model: FastModel, subjects: Subjects) -> Iterator[dict[str, Any]]:
-    wavelengths = getattr(subjects, "wavelengths", None)
+    wavelengths = subjects.wavelengths
     for number, (count, *errors) in enumerate(sums.tolist()):
         means = [error / count if count else float("nan") for error in errors]
         scores = [float(f"{mean**0.5 if place % 2 == 0 else mean:.6g}") for place, mean in enumerate(means)]
