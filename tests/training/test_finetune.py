@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 import mmmae
 from mmmae.cli import main
-from mmmae.data import Normalization, PairedFolder, Sample
+from mmmae.data import PairedFolder, Sample, Subjects
 from mmmae.model.finetuned import build, load_finetuned
 from mmmae.phantom import write_phantom
 from mmmae.training.finetuning.finetune import Finetuning, class_weights, finetune, parameter_groups
@@ -20,6 +21,8 @@ from mmmae.training.finetuning.labels import UNLABELLED, Labels, read_class_labe
 from mmmae.training.finetuning.maps import class_colours
 from mmmae.training.finetuning.scores import Scores
 from mmmae.training.finetuning.settings import FinetuneSettings
+from tests.emulator.device_waits import DeviceWaits
+from tests.model.test_device_waits import meta  # noqa: F401
 
 CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), aux={})
 SETTINGS = FinetuneSettings(epochs=2, batch=3)
@@ -38,17 +41,13 @@ def files(tmp_path_factory):
     return folder
 
 
-class Squares:
+class Squares(Subjects):
     """Subjects of noise with a brighter square somewhere; the square is class 1, and pixels above row 2 are nodata."""
 
-    modalities, bands, wavelengths = {}, 12, None
-    normalization = Normalization({"hsi": ((-1.0, 0.0, 1.0),) * 12})
+    bands = 12
 
     def __init__(self, count=8):
         self.names = [f"square{number}" for number in range(count)]
-
-    def __len__(self):
-        return len(self.names)
 
     def mask(self, index):
         row, column = np.random.default_rng(index).integers(0, 24, 2)
@@ -249,11 +248,42 @@ def test_a_class_that_no_training_subject_has_is_named(tmp_path):
     assert report["not_trained"] == ["square"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_epoch_and_subjects(tmp_path):
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_subjects(tmp_path, monkeypatch, waits):
+    monkeypatch.setattr("mmmae.training.finetuning.finetune.reading_waits", lambda device: waits)
+    seen, loss = [], Finetuning.loss
+
+    def broken(self, batch):
+        seen.append(batch.name)
+        return loss(self, batch) * (math.nan if len(seen) == 5 else 1.0)
+
+    monkeypatch.setattr(Finetuning, "loss", broken)
     squares = Squares(4)
-    settings = FinetuneSettings(epochs=3, learning_rate=1e30, clip=1e30, warmup=0.0)
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) in epoch \d, of square\d"):
-        finetune(encoder(), squares, squares.labels(), tmp_path, settings, maps=0)
+    settings = FinetuneSettings(epochs=3, batch=1, warmup=0.0)
+    with pytest.raises(ValueError, match=r"the loss is nan in step 2 of epoch 2, of square\d;") as raised:
+        finetune(encoder(), squares, squares.labels(), tmp_path, settings, validation=["square0"], maps=0)
+    assert f"of {seen[4][0]};" in str(raised.value)
+    assert len(seen) == (6 if waits else 5)  # read behind the epoch's last step, where reading is a wait
+    assert all(weight.isfinite().all() for weight in load_finetuned(tmp_path / "model")[0].parameters())
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_only_every_so_many_steps_wait_for_the_device(tmp_path, monkeypatch, task):
+    monkeypatch.setattr("mmmae.training.finetuning.finetune.READ_EVERY", 3)
+    squares = Squares(4)
+    with torch.device("meta"):
+        model = build(task, mmmae.HSIEncoder(CONFIG, "triton", "sdpa"), 2)
+    module = Finetuning(model, squares.labels(), [0, 1], tmp_path, SETTINGS).to("meta")
+    target = torch.zeros(2, 32, 32) if task == "segmentation" else torch.zeros(2)
+    batch = Item(["square0", "square1"], torch.empty(2, 1, 12, 32, 32).to("meta"), target.long().to("meta"))
+    with DeviceWaits() as watch:
+        for _ in range(2):
+            module.training_step(batch, 0).backward()
+    assert watch.found == []
+    with DeviceWaits() as watch:
+        module.training_step(batch, 0)
+    assert watch.found != []
 
 
 @pytest.mark.parametrize(

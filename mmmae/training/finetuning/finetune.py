@@ -23,11 +23,14 @@ from ...files import check_can_write, write_atomically
 from ...model.encoder import HSIEncoder
 from ...model.finetuned import FinetunedModel, build, load_finetuned, save_finetuned
 from ...tuning import tune_cpu
+from ..module import reading_waits
 from .labelled import Item, Labelled, loader
 from .labels import UNLABELLED, Labels, split
 from .maps import write_maps
 from .scores import Scores, main_score, write_confusion
 from .settings import FinetuneSettings
+
+READ_EVERY = 50  # steps whose losses are looked at together where that makes the host wait for the device
 
 
 def finetune(
@@ -131,27 +134,42 @@ class Finetuning(lightning.LightningModule):
         self.register_buffer("class_weights", class_weights(labels, training, settings), persistent=False)
         self.report: dict[str, Any] = {}
         self.kept = 0
-        self.losses: list[Tensor] = []
+        self.losses: list[Tensor] = []  # of the steps of this epoch
+        self.names: list[list[str]] = []  # subjects of the steps whose losses were not looked at yet
 
     def training_step(self, batch: Item, batch_idx: int) -> Tensor:
-        """The weighted cross-entropy of the labelled targets."""
+        """Return the weighted cross-entropy of the labelled targets."""
         loss = self.loss(batch)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, of {', '.join(batch.name)}; "
-                "a lower learning rate may help"
-            )
         self.losses.append(loss.detach())
+        self.names.append(batch.name)
+        if not reading_waits(self.device) or len(self.names) == READ_EVERY:
+            self._check_losses()
         return loss
 
     def loss(self, batch: Item) -> Tensor:
-        """Mean over the labelled targets, each with the weight of its class; 0 where none is labelled."""
+        """Return the mean over the labelled targets, weighted by class; 0 where none is labelled."""
         assert isinstance(self.class_weights, Tensor)
         sums = F.cross_entropy(
             self.model(batch.hsi), batch.target, self.class_weights, ignore_index=UNLABELLED, reduction="sum"
         )
-        known = batch.target[batch.target != UNLABELLED]
-        return sums / self.class_weights[known].sum().clamp(min=torch.finfo(sums.dtype).tiny)
+        weights = self.class_weights[batch.target.clamp(min=0)] * (batch.target != UNLABELLED)
+        return sums / weights.sum().clamp(min=torch.finfo(sums.dtype).tiny)
+
+    def on_validation_start(self) -> None:
+        """Look at the losses since the last look, before a model is kept."""
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Raise ValueError at the first step since the last call whose loss is not finite; waits for the device."""
+        names, self.names = self.names, []
+        first = len(self.losses) - len(names)
+        losses = torch.stack(self.losses[first:]).tolist() if names else []
+        for step, (loss, subjects) in enumerate(zip(losses, names, strict=True), start=first + 1):
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"the loss is {loss} in step {step} of epoch {self.current_epoch + 1}, of {', '.join(subjects)}; "
+                    "a lower learning rate may help"
+                )
 
     def validation_step(self, batch: Item, batch_idx: int) -> None:
         """Collect predictions."""
