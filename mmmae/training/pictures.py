@@ -23,6 +23,7 @@ from ..model.inputs import Output, decoded_ids
 from ..model.resize import resize
 
 GREY = 0.5  # of what the model was not shown, or did not predict
+MOST_ROWS = 6  # spectral groups that a picture of embeddings shows
 
 
 def draw(model: FastModel, subjects: Subjects, *, seed: int = 0, rgb: tuple[int, int, int] | None = None) -> Figure:
@@ -84,8 +85,7 @@ def draw_pixels(
     panels[3].set_axis_off()
     figure.colorbar(drawn, ax=panels[3], shrink=0.8)
 
-    wavelengths = getattr(subjects, "wavelengths", None)
-    axis = np.arange(config.bands) if wavelengths is None else np.asarray(wavelengths)
+    axis = np.arange(config.bands) if subjects.wavelengths is None else subjects.wavelengths.numpy()
     given = subjects.normalization.invert("hsi", cube.cpu()).numpy()
     found = subjects.normalization.invert("hsi", restored.cpu()).numpy()
     for number, (row, column) in enumerate(_three_pixels(valid, config.image_size)):
@@ -98,7 +98,7 @@ def draw_pixels(
             axis[hidden], found[hidden, row, column], "o", color=f"C{number}", label="reconstruction (masked)"
         )
         spectrum.set_title(f"pixel row {row}, column {column}", fontsize=10, color=f"C{number}")
-        spectrum.set_xlabel("band" if wavelengths is None else "wavelength (nm)")
+        spectrum.set_xlabel("band" if subjects.wavelengths is None else "wavelength (nm)")
         if number == 0:
             spectrum.set_ylabel("before normalisation")
         spectrum.legend(fontsize=8)
@@ -109,7 +109,10 @@ def draw_pixels(
 def draw_embeddings(
     model: FastModel, subjects: Subjects, batch: Batch, output: Output, rgb: tuple[int, int, int] | None
 ) -> Figure:
-    """Input, masked input, target embeddings, predicted embeddings and their error, a row a spectral group."""
+    """Draw input, visible tokens, target embeddings, predicted embeddings and their error, one row a spectral group.
+
+    Of more than six groups, six are drawn that are spread evenly over the spectrum.
+    """
     config = model.config
     volume = resize(batch.hsi, config.image_size)
     projection = model.patch_embed.proj
@@ -131,8 +134,9 @@ def draw_embeddings(
     unknown = hidden.index_fill(0, ids, False)
 
     groups, height, width = config.grid
-    figure = Figure(figsize=(13, 2.7 * groups + 0.6), layout="constrained")
-    panels = figure.subplots(groups, 5, squeeze=False)
+    rows = np.linspace(0, groups - 1, min(groups, MOST_ROWS)).round().astype(int).tolist()
+    figure = Figure(figsize=(13, 2.7 * len(rows) + 0.6), layout="constrained")
+    panels = figure.subplots(len(rows), 5, squeeze=False)
 
     def tokens(values: Tensor, group: int) -> np.ndarray:
         return values.reshape(groups, height, width, -1)[group].cpu().numpy()
@@ -142,18 +146,20 @@ def draw_embeddings(
         return scaled if grey is None else torch.where(grey[:, None], GREY, scaled)
 
     top = float(error.quantile(0.99))  # an optic disc or a cloud is not to hide the rest
-    for group in range(groups):
+    for row, group in enumerate(rows):
         band = min(group * config.patch[0] + config.patch[0] // 2, config.bands - 1)
-        show(panels[group, 0], volume[0, 0, band].cpu().numpy(), f"input, band {band}")
-        show(panels[group, 1], tokens(colours(shown, hidden), group), "visible tokens")
-        show(panels[group, 2], tokens(colours(shown), group), "target embeddings")
-        show(panels[group, 3], tokens(colours(predicted, unknown), group), "predicted embeddings")
-        drawn = panels[group, 4].imshow(tokens(error, group)[..., 0], cmap="magma", vmin=0, vmax=top)
-        panels[group, 4].set_title("squared error", fontsize=10)
-        panels[group, 4].set_axis_off()
-        figure.colorbar(drawn, ax=panels[group, 4], shrink=0.8, extend="max")
+        show(panels[row, 0], volume[0, 0, band].cpu().numpy(), f"input, band {band}")
+        show(panels[row, 1], tokens(colours(shown, hidden), group), "visible tokens")
+        show(panels[row, 2], tokens(colours(shown), group), "target embeddings")
+        show(panels[row, 3], tokens(colours(predicted, unknown), group), "predicted embeddings")
+        drawn = panels[row, 4].imshow(tokens(error, group)[..., 0], cmap="magma", vmin=0, vmax=top)
+        panels[row, 4].set_title("squared error", fontsize=10)
+        panels[row, 4].set_axis_off()
+        figure.colorbar(drawn, ax=panels[row, 4], shrink=0.8, extend="max")
     loss = f"reconstruction loss {output.loss_reconstruction.item():.4f}"
-    figure.suptitle(f"{batch.names[0]}   ({loss}; colours: three principal components of the targets)")
+    colours_are = "colours: three principal components of the targets"
+    left_out = f"; {len(rows)} of {groups} groups of bands" if len(rows) < groups else ""
+    figure.suptitle(f"{batch.names[0]}   ({loss}; {colours_are}{left_out})")
     return figure
 
 

@@ -10,7 +10,7 @@ import mmmae
 from mmmae.data import collate
 from mmmae.model.inputs import decoded_ids
 from mmmae.phantom import Phantom
-from mmmae.training.pictures import GREY, draw_embeddings, draw_pixels, unpatchify
+from mmmae.training.pictures import GREY, draw, draw_embeddings, draw_pixels, save_figure, unpatchify
 from mmmae_kernels import patch_embed, patchify
 from mmmae_kernels.masked_loss.reference import normalize_target
 
@@ -126,3 +126,24 @@ def test_what_was_not_predicted_is_grey_and_has_no_error():
     decoded[output.mask.ids_masked[0, :24]], unknown[output.mask.ids_masked[0, 24:]] = True, True
     assert np.allclose(np.stack([row[4] for row in rows]).flatten(), 0.25 * decoded.numpy(), atol=1e-4)
     assert np.all(np.stack([row[3] for row in rows]).reshape(64, 3)[unknown.numpy()] == GREY)
+
+
+def test_a_picture_of_many_groups_of_bands_shows_six_over_the_whole_spectrum_and_says_so():
+    subjects = Phantom(1, 32, 60)
+    model = mmmae.fast_model("tiny", image_size=32, patch=(3, 8, 8), bands=60).eval()
+    figure = draw(model, subjects)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert [title for title in titles if title.startswith("input")] == [
+        f"input, band {band}" for band in (1, 13, 25, 34, 46, 58)
+    ]
+    assert "6 of 20 groups of bands" in figure.get_suptitle()
+    assert figure.get_figheight() < 20
+
+
+@pytest.mark.parametrize("target", ["embedding", "pixels"])
+@pytest.mark.usefixtures("whole_runs")
+def test_a_picture_is_saved_as_png(tmp_path, target):
+    model = mmmae.fast_model("tiny", image_size=32, patch=(3, 8, 8), target=target).eval()
+    save_figure(draw(model, SUBJECTS), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
