@@ -1,4 +1,4 @@
-"""The auxiliary encoders of the fast model: one image of one modality to one vector."""
+"""Auxiliary encoders of the fast model, which encode an image of one modality to one vector."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from ..config import MMMAEConfig
 from .layers import EPSILON, Block, Stream, is_plain, norm
 from .resize import resize
 
-GROUPS = 8  # of the group norms; batch norm would tie samples to their batch mates
+GROUPS = 8  # of the group norms; with batch norm a sample's result would depend on the rest of the batch
 
 
 class AuxiliaryEncoder(nn.Module):
-    """What both encoders have in common: registration, and zeros where a sample has no image."""
+    """Base class of the auxiliary encoders, which resizes images and replaces absent ones by zeros."""
 
     def __init__(self, config: MMMAEConfig) -> None:
         super().__init__()
         self.image_size = config.image_size
 
     def forward(self, image: Tensor, present: Tensor) -> Tensor:
-        """`[B, C, H, W]` and bool `[B]` -> `[B, aux_dim]`; the row of a sample without the image means nothing."""
-        # NaN in an absent image would reach the weights' gradients even through a zero gradient.
+        """Encode `image [B, C, H, W]`, which the samples in `present [B]` have, to `[B, aux_dim]`.
+
+        The vectors of the other samples have no meaning.
+        """
+        # NaN in an absent image would reach the gradients of the weights even through a zero gradient.
         dtype = next(self.parameters()).dtype
         image = torch.where(present[:, None, None, None], image.to(dtype), 0.0)
         return self.encode(resize(image, self.image_size))
 
     def encode(self, image: Tensor) -> Tensor:
-        """`[B, C, image_size, image_size]` -> `[B, aux_dim]`."""
+        """Encode `[B, C, image_size, image_size]` to `[B, aux_dim]`."""
         raise NotImplementedError
 
 
 class AuxiliaryViT(AuxiliaryEncoder):
-    """A small ViT, mean over its tokens."""
+    """A small ViT, averaged over its tokens."""
 
     def __init__(self, config: MMMAEConfig, channels: int, backend: str) -> None:
         super().__init__(config)
@@ -48,7 +51,7 @@ class AuxiliaryViT(AuxiliaryEncoder):
         self.norm = nn.LayerNorm(dim, eps=EPSILON)
 
     def encode(self, image: Tensor) -> Tensor:
-        if is_plain(self.patch_embed, nn.Conv2d):  # an image is a volume of one band
+        if is_plain(self.patch_embed, nn.Conv2d):  # an image is embedded as a volume of one band
             weight, bias = self.patch_embed.weight[:, :, None], self.patch_embed.bias
             stream = Stream(patch_embed(image[:, :, None], weight, bias, position=self.pos_embed[0]))
         else:
@@ -59,7 +62,7 @@ class AuxiliaryViT(AuxiliaryEncoder):
 
 
 class AuxiliaryCNN(AuxiliaryEncoder):
-    """A small pre-activation ResNet of three stages, mean over its pixels."""
+    """A small pre-activation ResNet of three stages, averaged over its pixels."""
 
     def __init__(self, config: MMMAEConfig, channels: int, backend: str) -> None:
         super().__init__(config)
@@ -89,7 +92,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` -> the same."""
+        """Apply the block to `[B, C, H, W]`; the shape stays the same."""
         hidden = self.conv1(F.gelu(self.norm1(x)))
         out: Tensor = x + self.conv2(F.gelu(self.norm2(hidden)))
         return out

@@ -1,4 +1,4 @@
-"""The HSI encoder: what a model keeps after pretraining, alone or inside the masked autoencoder."""
+"""The HSI encoder, which is what remains in use after pretraining, and a linear classifier on it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .resize import resize
 
 
 class Backbone(Pretrained):
-    """Parameters and steps that the encoder and the masked autoencoder have in common."""
+    """Base class of the encoder and the masked autoencoder, with their common parameters and steps."""
 
     def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
         super().__init__()
         self.config = config
         self.kernels, self.attention = check_backend(kernels), attention
-        current_backend(), attention_backend(attention)  # a wrong name in the environment is found now, not in a step
+        current_backend(), attention_backend(attention)  # raise for a wrong name in the environment now, not in a step
         groups, rows, columns = config.grid
         self.patch_embed = PatchEmbed(config)
         self.pos_embed_spatial = nn.Parameter(torch.empty(1, rows * columns, config.dim))
@@ -43,12 +43,12 @@ class Backbone(Pretrained):
         self.norm = nn.LayerNorm(config.dim, eps=EPSILON)
 
     def embed(self, volume: Tensor, ids: Tensor | None, embedded: Tensor | None = None) -> Tensor:
-        """Return tokens with their positions.
+        """Return tokens with their positions added.
 
         Args:
-            volume: `[B, C, T, image_size, image_size]`, registered.
-            ids: `[B, K]`, tokens that are wanted; None means all.
-            embedded: what `embed_by_module` gave of the volume.
+            volume: `[B, C, T, image_size, image_size]`.
+            ids: `[B, K]`, tokens to embed; None means all.
+            embedded: what `embed_by_module` returned for the volume.
 
         Returns:
             `[B, K, D]`.
@@ -61,20 +61,33 @@ class Backbone(Pretrained):
         return patch_embed(volume, projection.weight, projection.bias, ids, position)
 
     def embed_by_module(self, volume: Tensor) -> Tensor | None:
-        """Return all tokens `[B, N, D]` from the layer itself, if it is not what it was made; else None."""
+        """Return all tokens `[B, N, D]` by calling the layer if a user changed it, else None."""
         return None if self.patch_embed.is_plain() else self.patch_embed(volume)
 
     def backend(self) -> contextlib.AbstractContextManager[None]:
-        """Choose the kernels this model was made with; `auto` leaves that to `use_backend` and `MMMAE_KERNELS`."""
+        """Select the backend that this model was made with; `auto` follows `use_backend` and `MMMAE_KERNELS`."""
         return use_backend(current_backend() if self.kernels == "auto" else self.kernels)
 
 
 class HSIEncoder(Backbone):
-    """Registration, patch embedding, positions and transformer blocks over all tokens; no masking, no guidance.
+    """Encoder of hyperspectral images: resizing, patch embedding, positions and transformer blocks over all tokens.
+
+    There is no masking and no guidance by auxiliary images.
 
     Args:
-        config: as for the whole model; what belongs to decoder and auxiliary images is kept, not used.
+        config: as of the whole model; fields of the decoder and of auxiliary images are not used.
         kernels, attention: see `mmmae.fast_model`.
+
+    Example:
+        >>> encoder = mmmae.fast_model("tiny").hsi_encoder()
+        >>> encoder(torch.randn(2, 1, 12, 200, 300)).shape  # any height and width
+        torch.Size([2, 784, 64])
+
+        An encoder for images of another size has resized position embeddings:
+
+        >>> encoder = mmmae.fast_model("tiny").hsi_encoder(image_size=448)
+        >>> encoder(torch.randn(2, 1, 12, 448, 448)).shape
+        torch.Size([2, 3136, 64])
     """
 
     def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
@@ -85,36 +98,42 @@ class HSIEncoder(Backbone):
         """Encode `[B, C, T, H, W]`, of any H and W, to tokens `[B, N, D]`, row-major over (t, h, w).
 
         Raises:
-            ValueError: the volume has another rank, channel count or band count than the config names.
+            ValueError: the volume does not have the rank, channels and bands of the config.
         """
         return self.forward_features(hsi)
 
     def forward_features(self, hsi: Tensor) -> Tensor:
-        """The same as `forward`, under the name that timm's models give it."""
+        """Encode as `forward` does; timm's models have this name for it."""
         tokens, _ = self.forward_intermediates(hsi, ())
         return tokens
 
     def forward_intermediates(
         self, hsi: Tensor, indices: Sequence[int] | None = None, *, normalize: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Encode, and keep what some blocks give, as maps for dense heads.
+        """Encode, and return the outputs of some blocks too, as maps for dense prediction.
 
         Args:
             hsi: `[B, C, T, H, W]`.
-            indices: numbers of blocks, negative ones from the end; None means all.
+            indices: numbers of the blocks, negative ones from the end; None means all.
             normalize: apply the final norm to the maps too.
 
         Returns:
             The tokens `[B, N, D]`, and a map `[B, D, t, h, w]` for each index, in the order of `indices`.
 
         Raises:
-            ValueError: an index names no block, or see `forward`.
+            ValueError: there is no block of such a number, or the volume does not fit, see `forward`.
+
+        Example:
+            >>> encoder = mmmae.fast_model("tiny").hsi_encoder()
+            >>> tokens, maps = encoder.forward_intermediates(torch.randn(1, 1, 12, 224, 224), [0, -1])
+            >>> tokens.shape, [tuple(block.shape) for block in maps]
+            (torch.Size([1, 784, 64]), [(1, 64, 4, 14, 14), (1, 64, 4, 14, 14)])
         """
         depth = len(self.blocks)
         indices = range(depth) if indices is None else indices
         for index in indices:
             if not -depth <= index < depth:
-                raise ValueError(f"indices has {index}, expected {-depth}..{depth - 1}")
+                raise ValueError(f"indices has {index}, expected numbers in {-depth}..{depth - 1}")
         wanted = {index % depth for index in indices}
         check_hsi(self.config, hsi, self.pos_embed_spatial.device)
         maps: dict[int, Tensor] = {}
@@ -130,12 +149,12 @@ class HSIEncoder(Backbone):
         return encoded, [maps[index % depth] for index in indices]
 
     @classmethod
-    def _own_part(
+    def _select_weights(
         cls, directory: Path, config: MMMAEConfig, weights: dict[str, Tensor]
     ) -> tuple[MMMAEConfig, dict[str, Tensor]]:
         if "mask_token" not in weights:
             return config, weights
-        config = config.replace(aux={})  # a whole model's: as `FastModel.hsi_encoder` does
+        config = config.replace(aux={})  # of a whole model: as `FastModel.hsi_encoder` does
         with torch.device("meta"):
             names = cls(config).state_dict().keys()
         return config, {name: weight for name, weight in weights.items() if name in names}
@@ -145,9 +164,9 @@ class LinearClassifier(nn.Module):
     """An encoder with a linear head on the mean of its tokens, for probing and fine-tuning.
 
     Args:
-        encoder: its parameters are the classifier's own `encoder.*`.
+        encoder: it becomes part of the classifier, whose training changes it too.
         classes: number of classes.
-        freeze_encoder: train the head alone, without gradients through the encoder.
+        freeze_encoder: train only the head, without gradients through the encoder.
     """
 
     def __init__(self, encoder: HSIEncoder, classes: int, *, freeze_encoder: bool = False) -> None:
@@ -160,7 +179,7 @@ class LinearClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, hsi: Tensor) -> Tensor:
-        """`[B, C, T, H, W]` -> logits `[B, classes]`."""
+        """Classify `[B, C, T, H, W]`; return logits `[B, classes]`."""
         with torch.no_grad() if self.freeze_encoder else contextlib.nullcontext():
             tokens = self.encoder(hsi)
         logits: Tensor = self.head(tokens.mean(dim=1))
@@ -168,7 +187,7 @@ class LinearClassifier(nn.Module):
 
 
 def adopt_parameters(module: nn.Module, source: nn.Module) -> None:
-    """Make the parameters of `module` those of the same names in `source`: the same tensors, not copies."""
+    """Replace the parameters of `module` by those of the same names in `source`: the same tensors, not copies."""
     for path, child in module.named_modules():
         for name in [name for name, _ in child.named_parameters(recurse=False)]:
             child.register_parameter(name, source.get_parameter(f"{path}.{name}" if path else name))

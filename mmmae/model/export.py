@@ -1,4 +1,4 @@
-"""Encoders for use without this package: programs of torch.export, and ONNX models."""
+"""Export of encoders for use without this package, as programs of torch.export or as ONNX models."""
 
 from __future__ import annotations
 
@@ -18,34 +18,42 @@ from ..files import check_can_write, write_atomically
 from .encoder import HSIEncoder
 from .reference import ReferenceModel
 
-OPSET = 18  # of ONNX 1.13, from 2022; nothing in an encoder needs a later one
+OPSET = 18  # of ONNX 1.13, from 2022; an encoder needs no later one
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-ONNX_BYTES = 2**31  # a protobuf file holds no more
-TOLERANCE = 1e-4  # tokens come from a norm: their channels are about 1 large
+ONNX_BYTES = 2**31  # the limit of a protobuf file
+TOLERANCE = 1e-4  # absolute; tokens come from a norm, and their channels are of size 1
 DYNAMIC = {"hsi": {0: Dim("batch")}}
-TRACED, CHECKED = 2, (1, 3)  # batches
+TRACED, CHECKED = 2, (1, 3)  # batch sizes
 
 Run: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def export_encoder(encoder: HSIEncoder, path: str | Path) -> float:
-    """Write an encoder for `torch.export.load` or for ONNX, as the suffix of `path` says, after a check.
+    """Check and write an encoder as a program for `torch.export.load` or as an ONNX model.
 
-    Its input is `hsi [batch, C, T, image_size, image_size]`, its output `tokens [batch, N, D]`, both float32. The batch
-    is of 1 or more; images are resized before. It consists of PyTorch's (or ONNX's) own operators: it runs where this
-    package is not.
+    The input is `hsi [batch, C, T, image_size, image_size]`, already resized, and the output is `tokens [batch, N, D]`,
+    both float32 and for any batch size. The file has only operators of PyTorch or ONNX and runs without this package.
 
     Args:
-        encoder: float32, on the CPU; it stays as it is.
-        path: `NAME.pt2` or `NAME.onnx`, in a folder that exists.
+        encoder: float32, on the CPU; it is not changed.
+        path: `NAME.pt2` or `NAME.onnx`, in a folder that exists; the suffix decides the format.
 
     Returns:
-        The largest difference between a token's channel from the file and from the encoder, on random volumes.
+        The largest absolute difference between the tokens from the file and from the encoder, on random volumes.
 
     Raises:
-        ValueError: the suffix, the weights' type or their device is another, ONNX's packages are missing, or the
-            difference is above 1e-4. Nothing is written then.
+        ValueError: the suffix is another, the weights are not float32 on the CPU, packages for ONNX are missing, or
+            the difference is above 1e-4. Nothing is written then.
         OSError: the file can't be written.
+
+    Example:
+        >>> encoder = mmmae.fast_model("tiny").hsi_encoder()
+        >>> difference = mmmae.export_encoder(encoder, folder / "encoder.pt2")
+        >>> difference < 1e-4
+        True
+        >>> program = torch.export.load(folder / "encoder.pt2").module()
+        >>> program(torch.randn(5, 1, 12, 224, 224)).shape
+        torch.Size([5, 784, 64])
     """
     path = Path(path)
     check_export(path)
@@ -57,7 +65,7 @@ def export_encoder(encoder: HSIEncoder, path: str | Path) -> float:
     difference = float(torch.tensor([_difference(encoder, run, batch) for batch in CHECKED]).max())  # NaN if one is
     if not difference <= TOLERANCE:
         raise ValueError(
-            f"{path}: not written: its tokens differ from the encoder's by {difference:.1e}, expected at most "
+            f"{path}: not written: the tokens differ from the encoder's by {difference:.1e}, expected at most "
             f"{TOLERANCE:.0e}"
         )
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
@@ -65,9 +73,9 @@ def export_encoder(encoder: HSIEncoder, path: str | Path) -> float:
 
 
 def check_export(path: Path) -> None:
-    """Raise what `export_encoder` raises for this path, before an encoder is read."""
+    """Raise the errors of `export_encoder` that concern the path, before an encoder is read."""
     if path.suffix not in (".pt2", ".onnx"):
-        raise ValueError(f"{path}: its suffix is {path.suffix!r}, expected .pt2 (torch.export) or .onnx")
+        raise ValueError(f"{path}: the suffix is {path.suffix!r}, expected .pt2 (torch.export) or .onnx")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{path}: expected a file in a folder that exists")
     check_can_write(path.absolute().parent)
@@ -77,7 +85,7 @@ def check_export(path: Path) -> None:
 
 
 def _plain_program(encoder: HSIEncoder) -> ExportedProgram:
-    """The reference's encoder with these weights: it is made of PyTorch's own operators."""
+    """Export the reference encoder with these weights, which consists of PyTorch's own operators."""
     config = encoder.config.replace(aux={})
     with torch.device("meta"):
         plain = ReferenceModel(config, attention="sdpa").hsi_encoder()
@@ -87,7 +95,7 @@ def _plain_program(encoder: HSIEncoder) -> ExportedProgram:
 
 
 def _to_pt2(program: ExportedProgram) -> tuple[bytes, Run]:
-    program.example_inputs = None  # they would lie in the file, as a pickle
+    program.example_inputs = None  # they would be stored in the file as a pickle
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     content = buffer.getvalue()
@@ -97,15 +105,17 @@ def _to_pt2(program: ExportedProgram) -> tuple[bytes, Run]:
 def _to_onnx(path: Path, program: ExportedProgram) -> tuple[bytes, Run]:
     size = sum(weight.nbytes for weight in program.state_dict.values())
     if size >= ONNX_BYTES:
-        raise ValueError(f"{path}: the weights have {size / 1e9:.1f} GB, an ONNX file holds less than 2; take .pt2")
+        raise ValueError(
+            f"{path}: the weights have {size / 1e9:.1f} GB, expected less than 2 for an ONNX file; export to .pt2"
+        )
     import onnxruntime
 
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
-    exporter.setLevel(logging.ERROR)  # it tells that torchvision, of no use here, is not installed
+    exporter.setLevel(logging.ERROR)  # it warns if torchvision is missing, which is not needed here
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what ONNX's packages use of each other
+            warnings.simplefilter("ignore")  # deprecations among the packages of ONNX
             onnx = torch.onnx.export(
                 program,
                 dynamo=True,

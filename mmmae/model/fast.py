@@ -1,7 +1,7 @@
-"""The fast model: the reference's parameters and numbers, in a fraction of its time and memory.
+"""The fast model: the same parameters and results as the reference model, in a fraction of its time and memory.
 
-It embeds only visible tokens, queries only with HSI tokens in the guidance, predicts only masked tokens, and never
-holds attention scores, concatenated inputs or targets of all tokens.
+It embeds only visible tokens, computes queries only for HSI tokens in the conditioning, predicts only masked tokens,
+and never holds attention scores, concatenated inputs or the targets of all tokens in memory.
 """
 
 from __future__ import annotations
@@ -50,20 +50,36 @@ def fast_model(
     compile: bool | str = False,
     **overrides: Any,
 ) -> FastModel:
-    """The model to train with.
+    """Make the model to train with, or a fast model of an existing one.
 
     Args:
-        config: a config, or a preset's name (`base`, `vit`, `tiny`): a freshly initialised model, the same weights
-            under the same seed as `reference_model`; or an existing model, whose parameters are shared.
+        config: a config, or the name of a preset (`base`, `vit`, `tiny`), for a freshly initialised model, with the
+            weights that `reference_model` draws from the same seed; or an existing model, to share its parameters.
         kernels: backend of the fused ops: `auto`, `triton`, `native` or `eager`.
         attention: backend of attention: `auto`, or one of `flash_attn_4`, `flash_attn_3`, `flash_attn_2`, `xformers`,
             `native`, `sdpa` and `eager`.
-        compile: hand the forward pass to `torch.compile`: True for its default, or one of `default`,
+        compile: compile the forward pass with `torch.compile`: True for its default mode, or one of `default`,
             `reduce-overhead`, `max-autotune` and `max-autotune-no-cudagraphs`.
         overrides: config fields to change.
 
     Raises:
         ValueError: a field or a backend is not allowed; the message says what is.
+
+    Example:
+        >>> model = mmmae.fast_model("tiny", aux={"ir": 1})
+        >>> hsi = torch.randn(2, 1, 12, 224, 224)  # [B, C, T, H, W], normalised
+        >>> out = model(hsi, {"ir": torch.randn(2, 1, 300, 200)}, seed=0)
+        >>> out.loss.backward()
+        >>> out.latent.shape  # 196 of 784 tokens are visible
+        torch.Size([2, 196, 64])
+
+        A fast model shares the parameters of a reference model and gives its results:
+
+        >>> reference = mmmae.reference_model("tiny")
+        >>> fast = mmmae.fast_model(reference)
+        >>> fast.mask_token is reference.mask_token
+        True
+        >>> torch.testing.assert_close(fast(hsi, seed=0).loss, reference(hsi, seed=0).loss)
     """
     if not isinstance(compile, bool) and compile not in COMPILE_MODES:
         raise ValueError(f"compile is {compile!r}, must be False, True or one of {', '.join(COMPILE_MODES)}")
@@ -71,9 +87,14 @@ def fast_model(
         library.module()  # warns once if it is missing
     if isinstance(config, nn.Module):
         if not isinstance(config, (ReferenceModel, FastModel)):
-            raise ValueError(f"config is {described(config)}, expected a config, a preset or a model of this package")
+            raise ValueError(
+                f"config is {described(config)}, expected a config, the name of a preset, or a model of this package"
+            )
         if overrides:
-            raise ValueError(f"an existing model keeps its config: {', '.join(overrides)} can't be changed")
+            raise ValueError(
+                f"{', '.join(overrides)} can't be changed in an existing model; model.config.replace(...) makes a "
+                "config for a new one"
+            )
         source: ReferenceModel | FastModel = config
     else:
         source = reference_model(resolve_config(config, **overrides))
@@ -87,7 +108,7 @@ def fast_model(
 
 
 class FastModel(Backbone):
-    """Multi-modal guided masked autoencoder on fused kernels. Make one by `mmmae.fast_model`."""
+    """Multi-modal guided masked autoencoder on fused kernels. Make one with `mmmae.fast_model`."""
 
     def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
         super().__init__(config, kernels, attention)
@@ -124,19 +145,19 @@ class FastModel(Backbone):
         mask: TokenMask | None = None,
         seed: int | Tensor | None = None,
     ) -> Output:
-        """Mask, encode, guide, decode and score.
+        """Mask, encode, condition and decode a batch, and compute its loss.
 
         Args:
             hsi: `[B, C, T, H, W]`, C and T as in the config, any H and W.
-            aux: name -> `[B, C_m, H_m, W_m]` of any size; None or no entry where no sample has the modality.
-            present: name -> bool `[B]`, which samples have the modality; no entry where all have it. What stands in
-                the image of a sample that has it not is never looked at.
+            aux: name -> `[B, C_m, H_m, W_m]` of any size; None or no entry if no sample has the modality.
+            present: name -> bool `[B]`, which samples have the modality; no entry if all have it. The image of a
+                sample that lacks the modality is never read.
             valid: bool `[B, H, W]`, which pixels count in the reconstruction loss; None means all. The others are
-                encoded all the same and must be finite.
-            mask: which tokens are visible; None draws it. At a `decode_fraction` below 1 the first of its `ids_masked`
-                are predicted, and the decoder does not see the others.
-            seed: what the mask and the conditioning dropout are drawn from, with the sample's number in the batch of
-                all ranks; None takes one from torch's default generator.
+                still encoded and must be finite.
+            mask: which tokens are visible; None draws a mask. With a `decode_fraction` below 1, the first of its
+                `ids_masked` are predicted, and the decoder does not see the others.
+            seed: determines the mask and the conditioning dropout, together with each sample's number in the batch of
+                all ranks; None draws one from torch's default generator.
 
         Returns:
             Losses, prediction, latent and mask, see `Output`.
@@ -167,22 +188,24 @@ class FastModel(Backbone):
             contrastive = contrastive_loss(config, self.contrastive_head(latent.mean(dim=1)), vectors, presence)
         loss = reconstruction + config.contrastive_weight * contrastive
         if is_distributed():
-            loss = loss + 0.0 * self._sum_of_idle(vectors)
+            loss = loss + 0.0 * self._sum_of_unused(vectors)
         return Output(loss, reconstruction, contrastive, prediction, latent, mask)
 
     @classmethod
-    def _own_part(
+    def _select_weights(
         cls, directory: Path, config: MMMAEConfig, weights: dict[str, Tensor]
     ) -> tuple[MMMAEConfig, dict[str, Tensor]]:
         if "mask_token" not in weights:
-            raise ValueError(f"{directory}: holds an encoder alone, which mmmae.HSIEncoder reads; expected a model")
+            raise ValueError(
+                f"{directory}: holds only an encoder, expected a whole model; mmmae.HSIEncoder.from_pretrained reads it"
+            )
         return config, weights
 
     def encode(self, tokens: Tensor, vectors: Mapping[str, Tensor], guides: Tensor | None) -> Tensor:
-        """Encode visible tokens, guided by vectors.
+        """Encode visible tokens, guided by auxiliary vectors.
 
         Args:
-            tokens: `[B, K, D]`, with positions.
+            tokens: `[B, K, D]`, with positions added.
             vectors: name -> `[B, aux_dim]`.
             guides: bool `[B, len(vectors)]`, which vector guides which sample; None without vectors.
 
@@ -202,9 +225,9 @@ class FastModel(Backbone):
         """Predict masked tokens from the visible ones.
 
         Args:
-            latent: `[B, K, D]`.
-            mask: whose `ids_keep` the visible tokens are.
-            ids_predicted: `[B, M']`.
+            latent: `[B, K, D]`, the encoded visible tokens, in the order of `mask.ids_keep`.
+            mask: the mask of the batch.
+            ids_predicted: `[B, M']`, the tokens to predict.
 
         Returns:
             `[B, M', target_dim]`.
@@ -212,21 +235,20 @@ class FastModel(Backbone):
         position = position_table(self.decoder_pos_embed_spatial, self.decoder_pos_embed_spectral)
         visible = project(self.decoder_embed, latent)
         if self.config.decode_fraction == 1:
-            rows = ids_predicted
             tokens = decoder_tokens(visible, self.mask_token[0, 0], mask.ids_restore, position)
-        else:  # visible tokens, then predicted ones: attention knows no order
+        else:  # visible tokens, then predicted ones: attention does not depend on their order
             (batch, keep), decoded = mask.ids_keep.shape, ids_predicted.shape[1]
-            rows = torch.arange(keep, keep + decoded, device=ids_predicted.device).expand(batch, -1)
             tokens = torch.cat([visible, self.mask_token.expand(batch, decoded, -1)], dim=1)
             tokens = tokens + F.embedding(torch.cat([mask.ids_keep, ids_predicted], dim=1), position)
+            ids_predicted = torch.arange(keep, keep + decoded, device=tokens.device).expand(batch, -1)  # among tokens
         stream = Stream(tokens)  # [B, N, width], or [B, K + M', width]
         *earlier, last = self.decoder_blocks
         for block in earlier:
             stream = block(*stream)
-        return self.predict(last(*stream, rows))
+        return self.predict(last(*stream, ids_predicted))
 
     def predict(self, stream: Stream) -> Tensor:
-        """Apply the decoder's norm and head: stream `[B, M', width]` -> `[B, M', target_dim]`."""
+        """Apply the decoder's norm and its prediction layer: `[B, M', width]` -> `[B, M', target_dim]`."""
         x, residual, residual_bias = stream
         last, head = self.decoder_norm, self.decoder_pred
         if not (is_plain(last, nn.LayerNorm) and is_plain(head, nn.Linear)):
@@ -243,14 +265,14 @@ class FastModel(Backbone):
         weights: Tensor | None,
         embedded: Tensor | None = None,
     ) -> Tensor:
-        """Return the L2 loss of a prediction.
+        """Return the reconstruction loss of a prediction.
 
         Args:
             prediction: `[B, M', target_dim]`.
             volume: `[B, C, T, image_size, image_size]`.
-            ids_predicted: `[B, M']`.
-            weights: `[B, M']`; None means 1 each.
-            embedded: what `embed_by_module` gave of the volume.
+            ids_predicted: `[B, M']`, the predicted tokens.
+            weights: `[B, M']`, their weights; None means 1 each.
+            embedded: what `embed_by_module` returned for the volume.
         """
         normalize = self.config.normalize_target
         if self.config.target == "pixels":
@@ -264,13 +286,13 @@ class FastModel(Backbone):
             *(prediction, volume, projection.weight, projection.bias, ids_predicted, weights), normalize=normalize
         )
 
-    def _sum_of_idle(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Of parameters that this rank's samples do not use: data-parallel wrappers wait for a gradient of each."""
-        idle = [module for name, module in self.aux_encoders.items() if name not in vectors]
-        idle += [module for name, module in self.aux_projections.items() if name not in vectors]
+    def _sum_of_unused(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Sum the parameters that no sample of this rank uses: data-parallel wrappers wait for every gradient."""
+        unused = [module for name, module in self.aux_encoders.items() if name not in vectors]
+        unused += [module for name, module in self.aux_projections.items() if name not in vectors]
         if not vectors:
-            idle += self.conditioning
-        parameters = [parameter for module in idle for parameter in module.parameters()]
+            unused += self.conditioning
+        parameters = [parameter for module in unused for parameter in module.parameters()]
         return torch.stack([parameter.sum() for parameter in parameters]).sum() if parameters else self.mask_token.sum()
 
     def hsi_encoder(
@@ -280,13 +302,18 @@ class FastModel(Backbone):
         bands: int | None = None,
         wavelengths: Sequence[float] | None = None,
     ) -> HSIEncoder:
-        """The HSI encoder alone, over all tokens.
+        """Return the HSI encoder alone, over all tokens.
 
-        It shares this model's parameters, apart from position embeddings resized for another `image_size`, other
-        `bands`, or, if the model has them, other `wavelengths`. Its config names no auxiliary images.
+        It shares this model's parameters, except position embeddings that are resized for another `image_size`, other
+        `bands` or other `wavelengths`. Its config has no auxiliary images.
+
+        Args:
+            image_size: side of the images in pixels; None means the model's.
+            bands: number of bands; None means the model's.
+            wavelengths: of the bands in nm, only for a model that has wavelengths in its config.
 
         Raises:
-            ValueError: the wavelengths are not one a band, or the model was made without.
+            ValueError: there is not one wavelength for each band, or the model was made without wavelengths.
         """
         changes = {"image_size": image_size, "bands": bands, "wavelengths": wavelengths}
         config = self.config.replace(aux={}, **{name: value for name, value in changes.items() if value is not None})

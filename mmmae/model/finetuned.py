@@ -1,4 +1,4 @@
-"""Fine-tuned models on disk: what they were trained for, their classes and weights, as JSON and safetensors."""
+"""Saving and loading of fine-tuned models: task, classes and config as JSON, weights as safetensors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FinetunedModel: TypeAlias = LinearClassifier | SegmentationModel
 
 
 def save_finetuned(directory: str | Path, model: FinetunedModel, classes: Sequence[str]) -> None:
-    """Write `config.json` (task, classes, head, encoder) and `model.safetensors`, each whole or not at all.
+    """Write `config.json` (task, classes, head, encoder) and `model.safetensors`, each of them atomically.
 
     Args:
-        directory: made if it is not there.
-        model: its weights are written.
-        classes: names, in the order of the logits.
+        directory: made if it does not exist.
+        model: the model to write.
+        classes: names of the classes, in the order of the logits.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -44,23 +44,23 @@ def save_finetuned(directory: str | Path, model: FinetunedModel, classes: Sequen
 def load_finetuned(
     directory: str | Path, *, kernels: str = "auto", attention: str = "auto"
 ) -> tuple[FinetunedModel, list[str]]:
-    """Read what `save_finetuned` wrote, as `mmmae finetune` does into `RUN/model`.
+    """Load a fine-tuned model, as `mmmae finetune` writes it into `RUN/model`.
 
     Args:
-        directory: holds `config.json` and `model.safetensors`.
+        directory: a folder with `config.json` and `model.safetensors`.
         kernels, attention: see `mmmae.fast_model`.
 
     Returns:
         The model in evaluation mode, and the names of its classes in the order of its logits.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is broken, or of something else.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken or does not belong to a fine-tuned model.
     """
     directory = Path(directory)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name}: no such file; expected a folder with a fine-tuned model")
+            raise FileNotFoundError(f"{directory / name}: no such file, expected a folder with a fine-tuned model")
     config = _read_config(directory / CONFIG_NAME)
     try:
         with torch.device("meta"):
@@ -68,14 +68,14 @@ def load_finetuned(
             model = build(config["task"], encoder, len(config["classes"]), **config["head"])
         model.load_state_dict(load_file(directory / WEIGHTS_NAME), strict=True, assign=True)
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{directory}: the files do not make a fine-tuned model: {error}") from error
+        raise ValueError(f"{directory}: the files do not fit together as a fine-tuned model: {error}") from error
     for parameter in model.parameters():
         parameter.requires_grad_()
     return model.eval(), config["classes"]
 
 
 def build(task: str, encoder: HSIEncoder, classes: int, **head: Any) -> FinetunedModel:
-    """A model for the task, with a head that is not trained yet."""
+    """Make a model for a task, with an untrained head."""
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, must be one of {', '.join(TASKS)}")
     kind = SegmentationModel if task == "segmentation" else LinearClassifier
@@ -86,8 +86,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: no valid JSON: {error}") from error
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
     kinds = {"task": str, "classes": list, "head": dict, "encoder": dict}
     if not isinstance(config, dict) or any(not isinstance(config.get(part), kind) for part, kind in kinds.items()):
-        raise ValueError(f"{path}: not of a fine-tuned model, whose config has {', '.join(kinds)}")
+        raise ValueError(f"{path}: not the config of a fine-tuned model, expected {', '.join(kinds)} in it")
     return config

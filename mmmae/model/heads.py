@@ -1,4 +1,4 @@
-"""Segmentation: a class for each pixel, from the maps of a few blocks and from the bands themselves."""
+"""Segmentation of images by an encoder and a head that reads the maps of a few blocks and the bands themselves."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ class SegmentationModel(nn.Module):
     """An encoder with a light upsampling head that classifies each pixel.
 
     Args:
-        encoder: its parameters are the model's own `encoder.*`.
+        encoder: it becomes part of the model, whose training changes it too.
         classes: number of classes.
-        freeze_encoder: train the head alone, without gradients through the encoder.
+        freeze_encoder: train only the head, without gradients through the encoder.
         width: channels of the head.
-        blocks: numbers of the blocks whose maps the head reads; None takes up to four, spread over the depth.
+        blocks: numbers of the blocks whose maps the head reads; None means up to four, spread evenly over the depth.
 
     Raises:
-        ValueError: an argument is not allowed.
+        ValueError: an argument is not allowed; the message says what is.
+
+    Example:
+        >>> encoder = mmmae.fast_model("tiny").hsi_encoder()
+        >>> model = mmmae.SegmentationModel(encoder, classes=3, freeze_encoder=True)
+        >>> logits = model(torch.randn(2, 1, 12, 224, 224))
+        >>> logits.shape  # a class for each pixel
+        torch.Size([2, 3, 224, 224])
+        >>> torch.nn.functional.cross_entropy(logits, torch.zeros(2, 224, 224, dtype=torch.int64)).backward()
     """
 
     def __init__(
@@ -43,11 +51,11 @@ class SegmentationModel(nn.Module):
         depth = encoder.config.depth
         self.blocks = tuple(spread_blocks(depth) if blocks is None else blocks)
         if not self.blocks or not all(-depth <= block < depth for block in self.blocks):
-            raise ValueError(f"blocks is {list(self.blocks)}, expected some of {-depth}..{depth - 1}")
+            raise ValueError(f"blocks is {list(self.blocks)}, expected at least one number in {-depth}..{depth - 1}")
         self.head = SegmentationHead(encoder.config, classes, width, len(self.blocks))
 
     def forward(self, hsi: Tensor) -> Tensor:
-        """`[B, C, T, H, W]` -> logits `[B, classes, S, S]` of the volume registered to S = image_size."""
+        """Classify the pixels of `[B, C, T, H, W]`, resized to S = image_size; return logits `[B, classes, S, S]`."""
         with torch.no_grad() if self.freeze_encoder else contextlib.nullcontext():
             _, maps = self.encoder.forward_intermediates(hsi, self.blocks, normalize=True)
         logits: Tensor = self.head(maps, resize(hsi, self.encoder.config.image_size))
@@ -55,19 +63,19 @@ class SegmentationModel(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Folds the spectral axis of maps into channels, sums the maps, doubles them up to pixels, and adds the bands.
+    """Head that upsamples the summed maps of blocks to pixels, and joins them with the bands.
 
-    A patch is coarse, and a pixel's own spectrum says much about its class: at full size the bands join through two
-    layers that see one pixel each.
+    The spectral axis of the maps is folded into channels. Patches are coarse, and the spectrum of a pixel says much
+    about its class: at full size, the bands join through two layers of 1 x 1 convolutions.
 
     Args:
         config: of the encoder.
         classes: number of classes.
-        width: channels at the size of the tokens' grid; half of it from the second doubling on.
-        maps: how many maps there are.
+        width: channels on the grid of the tokens; half as many after the second doubling of the size.
+        maps: number of maps.
 
     Raises:
-        ValueError: `classes` is below 1, or `width` no multiple of 16.
+        ValueError: `classes` is below 1, or `width` is not a multiple of 16.
     """
 
     def __init__(self, config: MMMAEConfig, classes: int, width: int, maps: int) -> None:
@@ -89,7 +97,7 @@ class SegmentationHead(nn.Module):
         nn.init.trunc_normal_(self.classify.weight, std=0.01)
 
     def forward(self, maps: Sequence[Tensor], volume: Tensor) -> Tensor:
-        """Maps `[B, D, t, h, w]` and the volume `[B, C, T, S, S]` -> logits `[B, classes, S, S]`."""
+        """Compute logits `[B, classes, S, S]` from maps `[B, D, t, h, w]` and the volume `[B, C, T, S, S]`."""
         folded = (fold(tokens.flatten(1, 2)) for fold, tokens in zip(self.folds, maps, strict=True))
         features = torch.stack(list(folded)).sum(0)  # [B, width, h, w]
         for size, step in zip(self.sizes, self.steps, strict=True):
@@ -100,13 +108,13 @@ class SegmentationHead(nn.Module):
 
 
 def spread_blocks(depth: int) -> list[int]:
-    """Up to four block numbers, evenly over the depth, the last among them."""
+    """Return up to four block numbers, spread evenly over the depth and ending with the last."""
     count = min(4, depth)
     return [depth * (number + 1) // count - 1 for number in range(count)]
 
 
 def doubled_sizes(grid: tuple[int, int], image_size: int) -> list[tuple[int, int]]:
-    """Sizes from the tokens' grid to `image_size` pixels: each side doubles until it is there."""
+    """Return the sizes from the grid of tokens to `image_size`, each side doubling until it reaches it."""
     sizes, size = [], grid
     while size != (image_size, image_size):
         size = (min(2 * size[0], image_size), min(2 * size[1], image_size))

@@ -1,11 +1,11 @@
-"""The fast model's layers: the reference's parameters under the reference's names, computed by `mmmae_kernels`.
+"""Layers of the fast model: the parameters of the reference under the same names, computed by `mmmae_kernels`.
 
-A residual stream travels as three tensors, a `Stream`, whose sum is its value: the next norm adds them on its way. So
-the last linear layer of a block multiplies only; its bias is added, and the bias's gradient summed up, by kernels that
-pass over these numbers anyway.
+Layers pass the residual stream on as three tensors whose sum is deferred (`Stream`): the kernel of the next norm adds
+them. The last linear layer of a block is then a plain product; kernels that read these numbers anyway add its bias and
+sum up the bias's gradient.
 
-A layer whose children are what it made them computes with their parameters. Where one was replaced, wrapped, hooked or
-parametrised, it calls its children one by one: the same numbers, and whatever was done to a child has its effect.
+A layer with unchanged children computes with their parameters directly. If a child was replaced, wrapped, hooked or
+parametrised, the layer calls its children one by one: the results are the same, and the change takes effect.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ EPSILON = 1e-6
 
 
 class Stream(NamedTuple):
-    """A residual stream that is x + residual + residual_bias: `[B, N, D]` twice and `[D]`, None for zero."""
+    """A residual stream with a deferred add: x + residual + residual_bias, of shapes `[B, N, D]` twice and `[D]`.
+
+    None stands for zero. `materialised` returns the sum.
+    """
 
     x: Tensor
     residual: Tensor | None = None
@@ -54,11 +57,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, ids: Tensor | None = None, key_present: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Apply self-attention.
 
         Args:
             x: `[B, N, D]`.
-            ids: `[B, M]`, tokens whose attention is wanted; None means all.
+            ids: `[B, M]`, tokens to compute queries and results for; None means all.
             key_present: bool `[B, N]`, tokens that may be attended to; None means all.
 
         Returns:
@@ -73,7 +76,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -81,13 +84,13 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, N, D]` -> the same."""
+        """Apply the layers to each token of `[B, N, D]`."""
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on a residual stream; `recompute`: in training, see `recomputed`."""
+    """Pre-norm transformer block on a residual stream; with `recompute`, training uses `recomputed`."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, backend: str, recompute: bool = False) -> None:
         super().__init__()
@@ -101,14 +104,14 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, residual_bias: Tensor | None = None, ids: Tensor | None = None
     ) -> Stream:
-        """Run the block on a stream `[B, N, D]`.
+        """Apply the block to a stream `[B, N, D]`.
 
         Args:
             x, residual, residual_bias: see `Stream`.
-            ids: `[B, M]`, tokens that are wanted; None means all.
+            ids: `[B, M]`, tokens to compute; they attend to all tokens. None means all.
 
         Returns:
-            The stream behind the block, `[B, N, D]` or `[B, M, D]`.
+            The stream after the block, `[B, N, D]` or `[B, M, D]`.
         """
         stream = Stream(x, residual, residual_bias)
         if self.recompute and self.training and torch.is_grad_enabled():
@@ -116,7 +119,7 @@ class Block(nn.Module):
         return self.transform(stream, ids)
 
     def transform(self, stream: Stream, ids: Tensor | None) -> Stream:
-        """Run the block, as one op where its children are what it made them."""
+        """Apply the block, as one op if its children are unchanged."""
         attn, mlp = self.attn, self.mlp
         if not self._made.holds(self):
             x = materialised(stream)
@@ -133,7 +136,7 @@ class Block(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Guidance by concatenation: tokens attend to themselves and the auxiliary vectors a sample has."""
+    """Guidance by concatenation: tokens attend to each other and to the auxiliary vectors that their sample has."""
 
     def __init__(self, dim: int, heads: int, backend: str) -> None:
         super().__init__()
@@ -144,7 +147,7 @@ class Conditioning(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None, residual_bias: Tensor | None, vectors: Tensor, guides: Tensor
     ) -> Stream:
-        """Guide a stream `[B, K, D]` by vectors.
+        """Apply one step of guidance to a stream `[B, K, D]`.
 
         Args:
             x, residual, residual_bias: see `Stream`.
@@ -152,7 +155,7 @@ class Conditioning(nn.Module):
             guides: bool `[B, m]`, which vector guides which sample.
 
         Returns:
-            The stream, `[B, K, D]`.
+            The stream after the step, `[B, K, D]`; that of a sample without vectors is unchanged.
         """
         if self._made.holds(self):
             norm, qkv, proj = self._made.parameters
@@ -179,24 +182,24 @@ class PatchEmbed(nn.Module):
         self._made = Made(self)
 
     def forward(self, volume: Tensor) -> Tensor:
-        """`[B, C, T, H, W]` -> all tokens `[B, N, D]`; `mmmae_kernels.patch_embed` gives those that are asked for."""
+        """Embed all patches of `[B, C, T, H, W]`, `[B, N, D]`; `mmmae_kernels.patch_embed` embeds only some of them."""
         embedded: Tensor = self.proj(volume.to(self.proj.weight.dtype))  # [B, D, t, h, w]
         return embedded.flatten(2).transpose(1, 2)
 
     def is_plain(self) -> bool:
-        """Return whether the projection, and this layer, are what they were made."""
+        """Return whether this layer and its projection are unchanged since they were made."""
         return self._made.holds(self) and is_plain(self, PatchEmbed)
 
 
 class Made:
-    """Remembers the modules in a layer, and tells whether they are what they were when it was made."""
+    """A record of the modules in a layer as they were made, to find out whether they have been changed."""
 
     def __init__(self, layer: nn.Module) -> None:
         modules = [*_descendants(layer)]
         self.root = layer._modules
         self.places = tuple((parent._modules, name, child, type(child)) for parent, name, child in modules)
         self.hooks = tuple(hooks for *_, child in modules for hooks in _hooks_of(child))
-        # Of those that have some, in the order in which they were made.
+        # Of the modules that have parameters, in the order in which they were made.
         self.parameters: tuple[dict[str, Any], ...] = tuple(
             child._parameters for *_, child in modules if child._parameters
         )
@@ -204,9 +207,10 @@ class Made:
         self.norms = tuple(child for *_, child in modules if isinstance(child, nn.LayerNorm))
 
     def holds(self, layer: nn.Module) -> bool:
-        """Return whether each module is the one that was made.
+        """Return whether no module was replaced, hooked or changed.
 
-        It is of its class, without hooks, with its own forward, its parameters and the epsilon of its norm.
+        Each module must be the same object of the same class, without hooks, with the forward of its class and all of
+        its parameters, and norms must have the epsilon of this package.
         """
         for modules, name, child, kind in self.places:
             if modules.get(name) is not child or child.__class__ is not kind or "forward" in child.__dict__:
@@ -225,7 +229,7 @@ _hooks_only_mark = False
 
 @contextlib.contextmanager
 def hooks_only_mark() -> Iterator[None]:
-    """Overlook hooks in the block: they only mark where a pass is, as a tracer's do."""
+    """Ignore hooks within the block, such as a tracer's, which only observe which module runs."""
     global _hooks_only_mark
     before, _hooks_only_mark = _hooks_only_mark, True
     try:
@@ -235,7 +239,7 @@ def hooks_only_mark() -> Iterator[None]:
 
 
 def _has_hooks(hooks: tuple[dict[int, Callable[..., object]], ...]) -> bool:
-    """Return whether there are hooks on a layer itself; those on all modules of a process are a counter's, and mark."""
+    """Return whether a layer has hooks of its own; hooks on all modules of a process, as a counter's, do not matter."""
     return not _hooks_only_mark and any(hooks)
 
 
@@ -250,12 +254,12 @@ def _hooks_of(module: nn.Module) -> tuple[dict[int, Callable[..., object]], ...]
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether a module is exactly of a class, without hooks and with its class's forward."""
+    """Return whether a module is exactly of class `kind`, without hooks and with the forward of its class."""
     return module.__class__ is kind and "forward" not in module.__dict__ and not _has_hooks(_hooks_of(module))
 
 
 def norm(layer: nn.Module, stream: Stream) -> Tensor:
-    """Return the norm of a stream, `[B, N, D]`."""
+    """Apply a layer norm to a stream; return `[B, N, D]`."""
     if not is_plain(layer, nn.LayerNorm):
         normed: Tensor = layer(materialised(stream))
         return normed
@@ -265,7 +269,7 @@ def norm(layer: nn.Module, stream: Stream) -> Tensor:
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return what a linear layer makes of `[..., H]`."""
+    """Apply a linear layer to `[..., H]`."""
     if not is_plain(layer, nn.Linear):
         projected: Tensor = layer(x)
         return projected
@@ -274,12 +278,12 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def recomputed(layers: Callable[[Stream], Stream], stream: Stream) -> Stream:
-    """Return `layers(stream)`, of which the input alone is kept: backward computes the rest again."""
-    # Backward comes after the block that chose the kernels; what is compiled made its choice when it was traced.
-    chosen = current_backend()
+    """Return `layers(stream)`, keeping only the input for backward, which computes the rest again."""
+    # Backward runs after `use_backend` has ended, so that the backend of now is kept; a compiled graph has it built in.
+    backend = current_backend()
 
     def run(x: Tensor) -> Tensor:
-        with contextlib.nullcontext() if torch.compiler.is_compiling() else use_backend(chosen):
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else use_backend(backend):
             return materialised(layers(Stream(x)))
 
     # Nothing in a block is random.
@@ -287,7 +291,7 @@ def recomputed(layers: Callable[[Stream], Stream], stream: Stream) -> Stream:
 
 
 def materialised(stream: Stream) -> Tensor:
-    """Return the stream's value."""
+    """Return the value of a stream, with its deferred add carried out."""
     x, residual, residual_bias = stream
     if residual is None:
         return x

@@ -1,4 +1,4 @@
-"""The losses around the fused ones: which tokens count, and the contrast of volumes with their auxiliary images."""
+"""Token weights of the reconstruction loss, and the contrastive loss of volumes and their auxiliary images."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ from .resize import resize
 VALID_SHARE = 0.3  # a token with a smaller share of valid pixels does not count in the reconstruction loss
 
 
-def token_weights(config: MMMAEConfig, valid: Tensor, ids: Tensor) -> Tensor:
-    """Weight in the reconstruction loss of the tokens `ids [B, M]`: 1 with enough valid pixels, else 0.
+def token_weights(config: MMMAEConfig, valid: Tensor, ids_predicted: Tensor) -> Tensor:
+    """Return the weights of tokens in the reconstruction loss: 1 for tokens with enough valid pixels, else 0.
 
     Args:
+        config: of the model.
         valid: `[B, H, W]` bool.
+        ids_predicted: `[B, M']`, the tokens.
 
     Returns:
-        `[B, M]` float32.
+        `[B, M']` float32.
     """
     _, rows, columns = config.grid
     share = F.avg_pool2d(resize(valid.to(torch.float32), config.image_size)[:, None], config.patch[1:])
     enough = (share >= VALID_SHARE).to(torch.float32).flatten(1)  # [B, h*w]
-    return enough.gather(1, ids % (rows * columns))
+    return enough.gather(1, ids_predicted % (rows * columns))
 
 
 # Collectives stay out of compiled graphs: Inductor's code for these does not build.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def share_of_rank(weights: Tensor) -> Tensor:
-    """The factor that makes the mean over ranks of their means over tokens the mean over all tokens.
+    """Return the factor for a rank's loss with which the mean over ranks is the mean over the tokens of all ranks.
 
     Args:
-        weights: `[B, M]` of the tokens; integers stand for 1 each.
+        weights: `[B, M']` of the rank's tokens; if they are integers, each token has weight 1.
     """
     if weights.is_floating_point():
         total = weights.sum()
-    else:  # filled in on the device: a copy is waited for
+    else:  # created on the device: copying it there would wait for the device
         total = torch.full((), weights.numel(), dtype=torch.float32, device=weights.device)
     of_all = total.clone()
     torch.distributed.all_reduce(of_all)
@@ -52,28 +54,28 @@ def share_of_rank(weights: Tensor) -> Tensor:
 def contrastive_loss(
     config: MMMAEConfig, queries: Tensor, vectors: Mapping[str, Tensor], presence: Mapping[str, Tensor]
 ) -> Tensor:
-    """InfoNCE (van den Oord et al., 2018) of each sample against the auxiliary vectors of all samples, of all ranks.
+    """Compute InfoNCE (van den Oord et al., 2018) of each sample against the auxiliary vectors of all ranks' samples.
 
     Args:
-        config: its `temperature` divides the cosine similarities; `symmetric` contrasts vectors against queries too,
-            and takes the mean of both directions, as CLIP does.
-        queries: `[B, D]`, one a sample.
-        vectors: name -> `[B, D]` of the modalities that any sample of this rank has.
-        presence: name -> bool `[B]`: a sample without the modality is neither query nor negative.
+        config: its `temperature` divides the cosine similarities; with `symmetric`, vectors are contrasted against
+            queries too, and the loss is the mean of both directions, as in CLIP.
+        queries: `[B, D]`, one for each sample.
+        vectors: name -> `[B, D]`, of the modalities that at least one sample of this rank has.
+        presence: name -> bool `[B]`; a sample without the modality is neither query nor negative.
 
     Returns:
-        The mean over the modalities that any sample has; 0 where there is none. Under torch.distributed the mean of
-        this over the ranks is the loss of the joined batch, and so is the mean of its gradients.
+        The mean over the modalities that at least one sample has, or 0 if there is none. Under torch.distributed, the
+        mean over the ranks of this loss is the loss of the joined batch, and the same holds for the gradients.
     """
-    # Every rank takes part in every gather, forward and backward, also for modalities that only others have.
+    # Every rank takes part in every gather, forward and backward, even for modalities that only other ranks have.
     names = [name for name in config.aux if is_distributed() or name in vectors]
     if not names:
         return queries.new_zeros(())
     if is_distributed():
         _check_batches(queries)
-    nobody = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
+    absent = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
     keys = torch.stack([vectors[name] if name in vectors else queries * 0.0 for name in names], dim=1)  # [B, m, D]
-    has = torch.stack([presence[name] if name in vectors else nobody for name in names], dim=1)  # [B, m]
+    has = torch.stack([presence[name] if name in vectors else absent for name in names], dim=1)  # [B, m]
     with torch.autocast(queries.device.type, enabled=False):
         query, key, all_has = _unit(queries), _unit(keys), _of_all_ranks(has)
         logits = torch.einsum("bd,amd->mba", query, _of_all_ranks(key))
@@ -87,11 +89,11 @@ def contrastive_loss(
 
 
 def _check_batches(queries: Tensor) -> None:
-    """Raise ValueError if ranks have batches of different size; on GPUs, where it costs a wait, in debug mode alone."""
+    """Raise ValueError if batch sizes differ between ranks; on GPUs, where it has to wait, only in debug mode."""
     if queries.device.type == "cpu" or in_debug_mode():
         sizes = _of_all_ranks(torch.tensor([len(queries)], device=queries.device)).tolist()
         if len(set(sizes)) > 1:
-            raise ValueError(f"the ranks have batches of {sizes} samples, expected one size")
+            raise ValueError(f"the ranks have batches of {sizes} samples, expected the same size on all ranks")
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -99,13 +101,13 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, has: Tensor, all_has: Tensor) -> Tensor:
-    """Sum over this rank's samples that have the modality, `[m]`.
+    """Sum the cross-entropy over this rank's samples that have the modality, `[m]`.
 
     Args:
         logits: `[m, B, A]`, of this rank's samples against those of all ranks.
         has, all_has: bool `[B, m]` and `[A, m]`, which samples have the modality.
     """
-    # Rows that do not count are made harmless before the softmax: all -inf would be NaN in backward.
+    # Rows of samples without the modality become 0 before the softmax: rows of -inf give NaN in backward.
     logits = logits.masked_fill(~all_has.T[:, None, :], float("-inf")).masked_fill(~has.T[:, :, None], 0.0)
     modalities, batch, _ = logits.shape
     own = torch.arange(batch, device=logits.device) + first_sample(batch)
@@ -114,7 +116,7 @@ def _cross_entropy(logits: Tensor, has: Tensor, all_has: Tensor) -> Tensor:
 
 
 def _of_all_ranks(local: Tensor) -> Tensor:
-    """`[B, ...]` of each rank put together in rank order, with gradients back to each rank; equal B on all ranks."""
+    """Concatenate `[B, ...]` of all ranks in rank order, differentiably; B must be the same on all ranks."""
     return _gather(local) if is_distributed() else local
 
 

@@ -1,4 +1,4 @@
-"""Learned separable position embeddings on grids, and at wavelengths, other than those they were learned on."""
+"""Learned separable position embeddings, and how they change for another grid or other wavelengths."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from torch.nn import functional as F
 from ..config import MMMAEConfig
 
 NANOMETRES_A_POSITION = 10.0  # about a band of an imaging spectrometer
-AMPLITUDE = 0.02 * math.sqrt(2)  # a sinusoid of it has the standard deviation 0.02 of positions that are drawn
+AMPLITUDE = 0.02 * math.sqrt(2)  # the sinusoids then have the standard deviation of random positions, 0.02
 
 
 def position_table(spatial: Tensor, spectral: Tensor) -> Tensor:
-    """One row a token, `[t*h*w, D]`, from `spatial [1, h*w, D]` and `spectral [1, t, D]`."""
+    """Return the position of every token, `[t*h*w, D]`, from `spatial [1, h*w, D]` and `spectral [1, t, D]`."""
     return (spectral[0, :, None] + spatial[0, None, :]).flatten(0, 1)
 
 
 def wavelength_embedding(wavelengths: Sequence[float], patch: int, dim: int) -> Tensor:
-    """Where spectral positions start from: sinusoids of the mean wavelength of each token's bands.
+    """Return initial spectral positions: sinusoids of the mean wavelength of each token's bands.
 
-    The frequencies are those of Vaswani et al. (2017), whose position is counted in steps of 10 nm. The periods then
-    run from 63 nm, in which the neighbouring bands of a spectrometer differ and still resemble each other, to beyond
-    the thermal infrared.
+    The frequencies are those of Vaswani et al. (2017), with positions in steps of 10 nm. The periods then run from
+    63 nm, at which neighbouring bands of a spectrometer are different but similar, to beyond the thermal infrared.
 
     Args:
-        wavelengths: of T bands, in nm.
-        patch: bands of a token.
+        wavelengths: of the T bands, in nm.
+        patch: number of bands in a token.
         dim: D.
 
     Returns:
@@ -42,23 +41,28 @@ def wavelength_embedding(wavelengths: Sequence[float], patch: int, dim: int) -> 
 
 
 def mean_wavelengths(wavelengths: Sequence[float], patch: int) -> Tensor:
-    """Mean wavelength in nm of each token's bands, `[T / patch]` float64, on the CPU."""
+    """Return the mean wavelength in nm of each token's bands, `[T / patch]` float64, on the CPU."""
     return torch.tensor(wavelengths, dtype=torch.float64, device="cpu").view(-1, patch).mean(dim=1)
 
 
 def resize_positions(weights: dict[str, Tensor], old: MMMAEConfig, new: MMMAEConfig) -> dict[str, Tensor]:
-    """The position embeddings among `weights` that another grid or other wavelengths change, on those of `new`.
+    """Resize position embeddings to the grid and wavelengths of another config.
 
     Args:
-        weights: of a model or encoder of the config `old`.
+        weights: of a model or encoder, by name.
+        old: the config that the weights belong to.
+        new: the config to resize them for.
+
+    Returns:
+        The position embeddings that change, by name.
 
     Raises:
-        ValueError: an embedding has not the size of `old`'s grid, or `new` has wavelengths and `old` has none.
+        ValueError: an embedding does not have the size of `old`'s grid, or `new` has wavelengths and `old` has none.
     """
     if new.wavelengths is not None and old.wavelengths is None:
         raise ValueError(
-            "wavelengths are given, but the weights were pretrained without: leave them out, and positions are "
-            "interpolated by the bands' numbers, or pretrain with the config field wavelengths"
+            "wavelengths are given, but the weights were pretrained without: leave them out to interpolate positions "
+            "by band number, or pretrain with the config field wavelengths"
         )
     (old_groups, *old_plane), (groups, *plane) = old.grid, new.grid
     resized = {}
@@ -78,9 +82,9 @@ def resize_positions(weights: dict[str, Tensor], old: MMMAEConfig, new: MMMAECon
 
 
 def resize_spatial(spatial: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """`[1, h*w, D]` of the grid `old` to that of `new` by bicubic interpolation, the usual way for ViTs.
+    """Resize `[1, h*w, D]` from the grid `old` to the grid `new` by bicubic interpolation, as is usual for ViTs.
 
-    With antialias the kernel is Keys' with a = -0.5, which keeps straight ramps straight; PyTorch's other one does not.
+    With antialias, PyTorch's kernel is Keys' with a = -0.5, which reproduces linear ramps; without, it is not.
     """
     image = spatial.reshape(1, *old, -1).permute(0, 3, 1, 2).to(torch.float32)
     resized = F.interpolate(image, size=new, mode="bicubic", align_corners=False, antialias=True)
@@ -88,7 +92,7 @@ def resize_spatial(spatial: Tensor, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def resize_spectral(spectral: Tensor, groups: int) -> Tensor:
-    """`[1, t, D]` to `[1, groups, D]` by linear interpolation along the bands; the tensor itself if it has them."""
+    """Resize `[1, t, D]` to `[1, groups, D]` by linear interpolation; return the tensor itself if t is `groups`."""
     if spectral.shape[1] == groups:
         return spectral
     bands = spectral.transpose(1, 2).to(torch.float32)
@@ -96,10 +100,11 @@ def resize_spectral(spectral: Tensor, groups: int) -> Tensor:
 
 
 def move_spectral(spectral: Tensor, old: Sequence[float], new: Sequence[float]) -> Tensor:
-    """`[1, t, D]`, learned at the wavelengths `old`, at those of `new`; the tensor itself if they are the same.
+    """Move spectral positions `[1, t, D]` from the wavelengths `old` to the wavelengths `new`.
 
-    The sinusoids are those of the new wavelengths. What was learned on top of them is interpolated linearly over the
-    mean wavelengths of the tokens, and held beyond the first and last.
+    The sinusoids of the old wavelengths are replaced by those of the new ones. The rest, which was learned, is
+    interpolated linearly over the mean wavelengths of the tokens, and constant beyond the first and last. The tensor
+    itself is returned if the wavelengths are the same.
     """
     if tuple(old) == tuple(new):
         return spectral
@@ -111,7 +116,10 @@ def move_spectral(spectral: Tensor, old: Sequence[float], new: Sequence[float]) 
 
 
 def interpolate(rows: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
-    """Rows `[t, D]`, known at rising positions `[t]`, at the positions `wanted [g]`, linearly; held beyond the ends."""
+    """Interpolate rows `[t, D]`, given at increasing positions `known [t]`, linearly at the positions `wanted [g]`.
+
+    Beyond the ends the first and the last row are used.
+    """
     right = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
     left = (right - 1).clamp(min=0)
     gap = (known[right] - known[left]).clamp(min=torch.finfo(known.dtype).tiny)
@@ -126,4 +134,4 @@ def _resize_plane(name: str, weight: Tensor, old: list[int], new: list[int]) -> 
 
 def _check_rows(name: str, weight: Tensor, rows: int) -> None:
     if weight.dim() != 3 or weight.shape[1] != rows:
-        raise ValueError(f"{name} has shape {list(weight.shape)}, expected [1, {rows}, D] by its config")
+        raise ValueError(f"{name} has shape {list(weight.shape)}, expected [1, {rows}, D] for its config")

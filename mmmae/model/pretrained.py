@@ -1,4 +1,4 @@
-"""Weights and config on disk and on the Hub: safetensors and JSON, written whole or not at all, no pickle."""
+"""Saving and loading of models, in folders and on the Hub, as safetensors and JSON: written atomically, no pickle."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Pretrained(
     tags=["hyperspectral", "masked-autoencoder"],
     model_card_template=CARD,
 ):
-    """A model that is written to a folder or to the Hub, and read from there.
+    """Base class of models that are saved to and loaded from a folder or the Hub.
 
-    Of the mixin we take the upload and the card. Its own `save_pretrained` deletes the old config before the new one
-    is there, and its `from_pretrained` does not say which file is broken.
+    The upload and the model card are the mixin's. Its `save_pretrained` would delete the old config before the new one
+    is written, and its `from_pretrained` does not say which file is broken.
     """
 
     config: MMMAEConfig
@@ -67,21 +67,27 @@ class Pretrained(
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Write `config.json` and `model.safetensors`, each to a temporary name first and then renamed.
+        """Write `config.json` and `model.safetensors` into a folder, each of them atomically.
 
         Args:
-            save_directory: is made if it is not there; what else is in it stays.
-            config: ignored; the mixin has it, our models know their config.
-            repo_id: of the Hub; None means the folder's name.
-            push_to_hub: upload them too.
-            model_card_kwargs: fields of the model card; given, if only `{}`, the card is written as `README.md`.
+            save_directory: made if it does not exist; other files in it are kept.
+            config: ignored; the mixin has this argument, a model of this package has its own config.
+            repo_id: name on the Hub; None means the name of the folder.
+            push_to_hub: upload the files too.
+            model_card_kwargs: fields of the model card. If not None, the card is written as `README.md`.
             push_to_hub_kwargs: see `push_to_hub`.
 
         Returns:
             The address of the uploaded commit, or None.
 
         Raises:
-            OSError: a file can't be written; what was there before is whole.
+            OSError: a file can't be written; the file that was there before is intact.
+
+        Example:
+            >>> model = mmmae.fast_model("tiny")
+            >>> model.save_pretrained(folder / "model")
+            >>> model = mmmae.FastModel.from_pretrained(folder / "model")
+            >>> encoder = mmmae.HSIEncoder.from_pretrained(folder / "model", image_size=112)
         """
         directory = Path(save_directory)
         save_weights(directory, self.config, self.state_dict())
@@ -104,9 +110,9 @@ class Pretrained(
         """Upload config, weights and a model card to the Hub, in one commit.
 
         Args:
-            repo_id: `owner/name`, which is made if it is not there.
+            repo_id: `owner/name`; the repository is made if it does not exist.
             options: `commit_message`, `private`, `token`, `branch`, `create_pr`, `model_card_kwargs` and patterns, as
-                of `huggingface_hub.ModelHubMixin.push_to_hub`.
+                for `huggingface_hub.ModelHubMixin.push_to_hub`.
 
         Returns:
             The address of the commit.
@@ -128,18 +134,18 @@ class Pretrained(
         revision: str | None = None,
         **overrides: Any,
     ) -> Model:
-        """Read what `save_pretrained` wrote. An encoder is read from the folder of a whole model as well.
+        """Load what `save_pretrained` wrote. An encoder can be loaded from the folder of a whole model too.
 
         Args:
-            pretrained_model_name_or_path: a folder with `config.json` and `model.safetensors`; or, as a string, the
-                `owner/name` of a repository on the Hub, if there is no such folder.
+            pretrained_model_name_or_path: a folder with `config.json` and `model.safetensors`; or, if there is no such
+                folder, a string `owner/name`: a repository on the Hub.
             kernels, attention: see `mmmae.fast_model`.
-            force_download, token, cache_dir, local_files_only, revision: of the Hub, see
+            force_download, token, cache_dir, local_files_only, revision: for the Hub, see
                 `huggingface_hub.snapshot_download`.
-            overrides: config fields to change: `image_size`, `bands` and `wavelengths` resize the position embeddings.
+            overrides: config fields to change; `image_size`, `bands` and `wavelengths` resize the position embeddings.
 
         Raises:
-            FileNotFoundError: a file is not there.
+            FileNotFoundError: a file is missing.
             ValueError: a file is broken, or the weights do not fit the config.
         """
         directory = Path(pretrained_model_name_or_path)
@@ -153,7 +159,7 @@ class Pretrained(
                 revision=revision,
             )
         saved, weights = load_weights(directory)
-        saved, weights = cls._own_part(directory, saved, weights)
+        saved, weights = cls._select_weights(directory, saved, weights)
         config = saved.replace(**overrides)
         with torch.device("meta"):
             model = cls(config, kernels, attention)
@@ -167,15 +173,15 @@ class Pretrained(
         return model
 
     @classmethod
-    def _own_part(
+    def _select_weights(
         cls, directory: Path, config: MMMAEConfig, weights: dict[str, Tensor]
     ) -> tuple[MMMAEConfig, dict[str, Tensor]]:
-        """What this class takes of a folder's config and weights."""
+        """Return the config and the weights of this class from those of a folder, which may hold a whole model."""
         raise NotImplementedError
 
 
 def save_weights(directory: str | Path, config: MMMAEConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write `config.json` and `model.safetensors` into `directory`, which is made if it is not there."""
+    """Write `config.json` and `model.safetensors` into `directory`, which is made if it does not exist."""
     directory = Path(directory)
     check_can_write(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -185,28 +191,26 @@ def save_weights(directory: str | Path, config: MMMAEConfig, weights: Mapping[st
 
 
 def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]:
-    """Read what `save_weights` wrote, onto the CPU.
+    """Load what `save_weights` wrote, onto the CPU.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         ValueError: a file is broken.
     """
     directory = Path(directory)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
-            raise FileNotFoundError(
-                f"{directory / name}: no such file; expected a folder with a model or an encoder in it"
-            )
+            raise FileNotFoundError(f"{directory / name}: no such file, expected a folder with a model or an encoder")
     try:
         config = MMMAEConfig.from_json((directory / CONFIG_NAME).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{directory / CONFIG_NAME}: no config: it is no text in UTF-8") from error
+        raise ValueError(f"{directory / CONFIG_NAME}: not UTF-8 text, expected a config as JSON") from error
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG_NAME}: {error}") from error
     try:
         return config, load_file(directory / WEIGHTS_NAME)
     except SafetensorError as error:
-        raise ValueError(f"{directory / WEIGHTS_NAME}: no whole safetensors file: {error}") from error
+        raise ValueError(f"{directory / WEIGHTS_NAME}: not a complete safetensors file: {error}") from error
 
 
 def _names_a_repository(name: str | Path) -> bool:
@@ -218,4 +222,4 @@ def _download(name: str, **options: Any) -> Path:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **options))
     except (OSError, HfHubHTTPError) as error:
         reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"{name}: no such folder, and the Hub does not give it: {reason}") from error
+        raise FileNotFoundError(f"{name}: no such folder, and it can't be read from the Hub: {reason}") from error

@@ -1,8 +1,8 @@
-"""The model's definition: plain PyTorch, one file, nothing fused, everything computed for all tokens.
+"""The definition of the model in plain PyTorch: one file, nothing fused, everything computed for all tokens.
 
-It is what the fast model is compared with and timed against. They share the config, the checks of inputs and the
-drawing of masks; no computation. Shapes: B samples, N tokens, K visible, M masked, M' of these predicted, D channels,
-m auxiliary images.
+The fast model is compared with it and timed against it. The two share the config, the checks of inputs and the drawing
+of masks, but no computation. Shapes: B samples, N tokens, K of them visible, M masked, M' of these predicted,
+D channels, m auxiliary images.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ VALID_SHARE = 0.3  # a token with a smaller share of valid pixels does not count
 def reference_model(
     config: MMMAEConfig | str = "base", *, attention: str = "eager", **overrides: Any
 ) -> ReferenceModel:
-    """The plain model of a config or preset, freshly initialised.
+    """Make a freshly initialised reference model, in plain PyTorch.
 
     Args:
-        config: a config, or a preset's name: `base`, `vit`, `tiny`.
-        attention: `eager` holds the scores in memory, `sdpa` calls PyTorch's fused attention.
+        config: a config, or the name of a preset: `base`, `vit` or `tiny`.
+        attention: `eager` holds the attention scores in memory, `sdpa` calls PyTorch's fused attention.
         overrides: config fields to change.
     """
     return ReferenceModel(resolve_config(config, **overrides), attention)
@@ -41,8 +41,8 @@ def reference_model(
 class ReferenceModel(nn.Module):
     """Multi-modal guided masked autoencoder in plain PyTorch.
 
-    MAE (He et al., 2022) with SpectralGPT's 3D tokens (Hong et al., 2024), guided by auxiliary images. It defines one
-    process with the whole batch; several ranks of the fast model make the same of the joined one.
+    MAE (He et al., 2022) with SpectralGPT's 3D tokens (Hong et al., 2024), guided by auxiliary images. It runs in one
+    process; the fast model on several ranks gives the numbers that this model gives for their joined batch.
     """
 
     def __init__(self, config: MMMAEConfig, attention: str = "eager") -> None:
@@ -100,17 +100,17 @@ class ReferenceModel(nn.Module):
         check_valid(hsi, valid)
         seed = draw_seed() if seed is None else seed
         mask = draw_mask(self.config, hsi, mask, seed)
-        chosen = decoded_ids(self.config, mask)  # [B, M']
+        ids_predicted = decoded_ids(self.config, mask)  # [B, M']
 
         # 1, 2: registration, embedding and position of all tokens, then the visible ones
-        volume = register_volume(hsi, self.config.image_size)
+        volume = resize_volume(hsi, self.config.image_size)
         embedded = self.patch_embed(volume)  # [B, N, D]
         tokens = _take(embedded + _position(self.pos_embed_spectral, self.pos_embed_spatial), mask.ids_keep)
 
-        # 3, 4: one vector a modality, and one attention of the tokens to tokens and vectors
+        # 3, 4: one vector for each modality, and one attention from the tokens to tokens and vectors
         dtype = self.patch_embed.proj.weight.dtype
         vectors = {
-            name: self.aux_encoders[name](register_image(image.to(dtype), presence[name], self.config.image_size))
+            name: self.aux_encoders[name](resize_image(image.to(dtype), presence[name], self.config.image_size))
             for name, image in images.items()
         }  # [B, aux_dim] each
         if vectors:
@@ -124,23 +124,23 @@ class ReferenceModel(nn.Module):
             tokens = block(tokens)
         latent = self.norm(tokens)  # [B, K, D]
 
-        # 6, 7: decoder over visible and chosen tokens, prediction, target and loss
+        # 6, 7: decoder over visible and predicted tokens, prediction, target and loss
         target = self.target(volume, embedded)
-        predicted = self.decode(latent, mask, chosen)  # [B, N, target_dim]
+        predicted = self.decode(latent, mask, ids_predicted)  # [B, N, target_dim]
         error = (predicted - target).square().mean(-1)  # [B, N]
-        weights = torch.zeros_like(error).scatter(1, chosen, 1.0) * token_weights(self.config, hsi, valid)
+        weights = torch.zeros_like(error).scatter(1, ids_predicted, 1.0) * token_weights(self.config, hsi, valid)
         reconstruction = (error * weights).sum() / weights.sum().clamp(min=1)
 
         # 8: contrastive
         contrastive = self.contrast(latent, vectors, presence)
         loss = reconstruction + self.config.contrastive_weight * contrastive
-        return Output(loss, reconstruction, contrastive, _take(predicted, chosen), latent, mask)
+        return Output(loss, reconstruction, contrastive, _take(predicted, ids_predicted), latent, mask)
 
-    def decode(self, latent: Tensor, mask: TokenMask, chosen: Tensor) -> Tensor:
-        """Predict every token from the visible ones `[B, K, D]`: `[B, N, target_dim]`.
+    def decode(self, latent: Tensor, mask: TokenMask, ids_predicted: Tensor) -> Tensor:
+        """Predict all tokens, `[B, N, target_dim]`, from the visible ones, `latent [B, K, D]`.
 
-        At a `decode_fraction` below 1 the decoder sees visible tokens and `chosen [B, M']` alone, and the prediction of
-        the others is 0.
+        With a `decode_fraction` below 1 the decoder sees only the visible tokens and `ids_predicted [B, M']`, and the
+        prediction of all others is 0.
         """
         visible = self.decoder_embed(latent)
         batch, masked = mask.ids_masked.shape
@@ -149,7 +149,7 @@ class ReferenceModel(nn.Module):
         tokens = tokens + _position(self.decoder_pos_embed_spectral, self.decoder_pos_embed_spatial)
         is_part = self.config.decode_fraction < 1
         if is_part:
-            seen = torch.cat([mask.ids_keep, chosen], dim=1)  # [B, K + M']
+            seen = torch.cat([mask.ids_keep, ids_predicted], dim=1)  # [B, K + M']
             tokens = _take(tokens, seen)
         for block in self.decoder_blocks:
             tokens = block(tokens)
@@ -160,7 +160,7 @@ class ReferenceModel(nn.Module):
         return predicted
 
     def target(self, volume: Tensor, embedded: Tensor) -> Tensor:
-        """What the decoder is to predict, `[B, N, target_dim]`, without a gradient."""
+        """Return what the decoder has to predict, `[B, N, target_dim]`, without a gradient."""
         target = embedded.detach()
         if self.config.target == "pixels":
             target = patches(volume.detach(), self.config.patch)
@@ -169,15 +169,15 @@ class ReferenceModel(nn.Module):
         return target
 
     def contrast(self, latent: Tensor, vectors: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:
-        """InfoNCE between each sample's mean token and its auxiliary vectors, mean over the modalities present."""
+        """Compute InfoNCE between each sample's mean token and its auxiliary vectors, averaged over the modalities."""
         losses = []
         for name, vector in vectors.items():
-            rows = presence[name].nonzero().flatten()
-            if len(rows) == 0:
+            samples = presence[name].nonzero().flatten()  # that have the modality
+            if len(samples) == 0:
                 continue
-            query = F.normalize(self.contrastive_head(latent.mean(1)), dim=-1)[rows]
-            logits = query @ F.normalize(vector, dim=-1)[rows].T / self.config.temperature
-            own = torch.arange(len(rows), device=logits.device)
+            query = F.normalize(self.contrastive_head(latent.mean(1)), dim=-1)[samples]
+            logits = query @ F.normalize(vector, dim=-1)[samples].T / self.config.temperature
+            own = torch.arange(len(samples), device=logits.device)
             loss = F.cross_entropy(logits, own)
             if self.config.symmetric:
                 loss = (loss + F.cross_entropy(logits.T, own)) / 2
@@ -185,7 +185,7 @@ class ReferenceModel(nn.Module):
         return torch.stack(losses).mean() if losses else latent.new_zeros(())
 
     def hsi_encoder(self) -> ReferenceEncoder:
-        """The HSI encoder alone, over all tokens; it shares this model's parameters."""
+        """Return the HSI encoder alone, over all tokens; it shares this model's parameters."""
         return ReferenceEncoder(self)
 
 
@@ -200,9 +200,9 @@ class ReferenceEncoder(nn.Module):
         self.blocks, self.norm = model.blocks, model.norm
 
     def forward(self, hsi: Tensor) -> Tensor:
-        """`[B, C, T, H, W]` -> `[B, N, D]`."""
+        """Encode `[B, C, T, H, W]` to tokens `[B, N, D]`."""
         check_hsi(self.config, hsi, self.pos_embed_spatial.device)
-        tokens = self.patch_embed(register_volume(hsi, self.config.image_size))
+        tokens = self.patch_embed(resize_volume(hsi, self.config.image_size))
         tokens = tokens + _position(self.pos_embed_spectral, self.pos_embed_spatial)
         for block in self.blocks:
             tokens = block(tokens)
@@ -248,7 +248,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; `recompute`: in training, backward computes again all but its input."""
+    """Pre-norm transformer block; with `recompute`, training keeps its input alone and backward recomputes the rest."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, attention: str, recompute: bool = False) -> None:
         super().__init__()
@@ -284,7 +284,7 @@ class Block(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Guidance by concatenation: tokens and vectors attend to each other, the tokens are kept."""
+    """Guidance by concatenation: tokens and vectors attend to each other, and only the tokens are kept."""
 
     def __init__(self, dim: int, heads: int, attention: str) -> None:
         super().__init__()
@@ -300,7 +300,7 @@ class Conditioning(nn.Module):
 
 
 class AuxiliaryViT(nn.Module):
-    """A small ViT to one vector an image."""
+    """A small ViT that encodes an image to one vector."""
 
     def __init__(self, config: MMMAEConfig, channels: int, attention: str) -> None:
         super().__init__()
@@ -321,10 +321,10 @@ class AuxiliaryViT(nn.Module):
 
 
 class AuxiliaryCNN(nn.Module):
-    """A small pre-activation ResNet (He et al., 2016) to one vector an image; group norm keeps samples apart.
+    """A small pre-activation ResNet (He et al., 2016) that encodes an image to one vector.
 
-    A stem of stride aux_patch / 4 and three stages, a quarter, a half and the whole of aux_dim wide, with aux_depth
-    blocks spread over them and a halving between two.
+    A stem of stride aux_patch / 4, then three stages of aux_dim / 4, aux_dim / 2 and aux_dim channels, each half the
+    size of the one before; aux_depth blocks are spread over them. Group norm keeps the samples of a batch independent.
     """
 
     def __init__(self, config: MMMAEConfig, channels: int, attention: str) -> None:
@@ -365,16 +365,16 @@ GROUPS = 8  # of the group norms
 AUX_ENCODERS = {"vit": AuxiliaryViT, "cnn": AuxiliaryCNN}
 
 
-def register_volume(hsi: Tensor, size: int) -> Tensor:
-    """`[B, C, T, H, W]` to `[B, C, T, size, size]`, bilinear within each band."""
+def resize_volume(hsi: Tensor, size: int) -> Tensor:
+    """Resize `[B, C, T, H, W]` to `[B, C, T, size, size]`, bilinearly within each band."""
     if hsi.shape[-2:] == (size, size):
         return hsi
     bands = F.interpolate(hsi.flatten(1, 2), size=(size, size), mode="bilinear", align_corners=False)
     return bands.reshape(*hsi.shape[:3], size, size)
 
 
-def register_image(image: Tensor, present: Tensor, size: int) -> Tensor:
-    """`[B, C, H, W]` to `[B, C, size, size]`, bilinear; zeros, whatever was there, for samples without the image."""
+def resize_image(image: Tensor, present: Tensor, size: int) -> Tensor:
+    """Resize `[B, C, H, W]` bilinearly to `[B, C, size, size]`, with zeros for samples that lack the image."""
     image = torch.where(present[:, None, None, None], image, 0.0)
     if image.shape[-2:] == (size, size):
         return image
@@ -382,14 +382,14 @@ def register_image(image: Tensor, present: Tensor, size: int) -> Tensor:
 
 
 def patches(volume: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """`[B, C, T, H, W]` to rows of pixels `[B, N, C*pt*ph*pw]`."""
+    """Cut `[B, C, T, H, W]` into patches, and return their pixels, `[B, N, C*pt*ph*pw]`."""
     pt, ph, pw = patch
     rows = volume.unfold(2, pt, pt).unfold(3, ph, ph).unfold(4, pw, pw)  # [B, C, t, h, w, pt, ph, pw]
     return rows.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(1, 3)
 
 
 def token_weights(config: MMMAEConfig, hsi: Tensor, valid: Tensor | None) -> Tensor:
-    """`[B, N]`: 1 for tokens with enough valid pixels, else 0."""
+    """Return `[B, N]`: 1 for tokens with enough valid pixels, else 0."""
     groups, rows, columns = config.grid
     if valid is None:
         return hsi.new_ones(len(hsi), config.tokens)

@@ -1,4 +1,4 @@
-"""Encoders from checkpoints of SpectralGPT (Hong et al., 2024), whose network is ours but for names and packing."""
+"""Import of encoders from checkpoints of SpectralGPT (Hong et al., 2024): the same network under other names."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ..config import MMMAEConfig
 from .encoder import HSIEncoder
 from .position import resize_positions
 
-WRAPPERS = ("model", "state_dict")  # what checkpoints call their weights
+WRAPPERS = ("model", "state_dict")  # keys under which checkpoints hold their weights
 HEAD_WIDTH = 64
 NEEDED = ("patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal", "blocks.0.mlp.fc1.weight")
-NO_CLASS_TOKEN = "the encoder has no class token; features of a network that had one will differ"
+NO_CLASS_TOKEN = "the encoder has no class token; its features differ from those of a network that has one"
 LEFT_OUT = {
     "decoder": "of the decoder",
     "mask_token": "of the decoder",
@@ -36,30 +36,45 @@ LEFT_OUT = {
 
 
 class Entry(NamedTuple):
-    """What became of weights of one kind."""
+    """The outcome of an import for weights of one kind.
 
-    name: str  # in the file, or of the encoder if it is missing; * for the number of a block
-    weights: int  # how many there are
-    outcome: str  # loaded, resized, left out, missing
+    Attributes:
+        name: of the weights in the file, or in the encoder if they are missing; * stands for the number of a block.
+        weights: how many there are.
+        outcome: "loaded", "resized", "left out" or "missing".
+        reason: why, or into what; empty if there is nothing to say.
+    """
+
+    name: str
+    weights: int
+    outcome: str
     reason: str
 
 
 def import_spectralgpt(
     path: str | Path, *, heads: int | None = None, image_size: int | None = None, bands: int | None = None
 ) -> tuple[HSIEncoder, list[Entry]]:
-    """Make an encoder of a checkpoint; its config follows from the shapes in there.
+    """Load an encoder from a checkpoint of SpectralGPT; the shapes of its weights determine the config.
 
     Args:
         path: a checkpoint of PyTorch, with or without decoder, or a safetensors file.
-        heads: of attention, which no shape tells; None means that each is 64 wide.
-        image_size, bands: other than the checkpoint's; position embeddings are resized to them.
+        heads: number of attention heads, which no shape shows; None means heads of width 64.
+        image_size, bands: to resize the position embeddings for; None means the checkpoint's.
 
     Returns:
-        The encoder, and what became of each weight, in the order of the file.
+        The encoder, and the outcome for each kind of weights, in the order of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is broken, holds objects other than tensors and plain values, or no such network.
+
+    Example:
+        >>> weights = mmmae.fast_model("tiny").hsi_encoder().state_dict()  # stands for a published checkpoint
+        >>> weights["pos_embed_temporal"] = weights.pop("pos_embed_spectral")  # SpectralGPT's name
+        >>> torch.save({"model": weights}, folder / "checkpoint.pth")
+        >>> encoder, entries = mmmae.import_spectralgpt(folder / "checkpoint.pth", heads=2, image_size=112)
+        >>> {(entry.name, entry.outcome, entry.reason) for entry in entries if entry.outcome != "loaded"}
+        {('pos_embed_spatial', 'resized', '4 x 14 x 14 to 4 x 7 x 7 tokens')}
     """
     path = Path(path)
     tensors = read_tensors(path)
@@ -81,33 +96,33 @@ def import_spectralgpt(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint in float32, by their names without wrappers.
+    """Return the weights of a checkpoint in float32, by name, without the keys that wrap them.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is broken, or holds objects other than tensors, plain values and an `argparse.Namespace`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise FileNotFoundError(f"{path}: no such file, expected a checkpoint")
     contents: Any
     try:
         if path.suffix == ".safetensors":
             contents = load_file(path)
         else:
-            # MAE's recipes save their options as a Namespace; a warning would tell of what is refused below
+            # The training scripts of MAE save their options as a Namespace. What torch warns of is refused below.
             with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 contents = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise ValueError(f"{path}: no whole safetensors file: {error}") from error
-    except Exception as error:  # torch.load raises what its unpickler or zip reader happens to raise
+        raise ValueError(f"{path}: not a complete safetensors file: {error}") from error
+    except Exception as error:  # torch.load passes on whatever its unpickler or zip reader raises
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
-            reason = f"refused: it holds an object, {refused[1]}, and reading it could run any code"
+            reason = f"refused: it holds an object, {refused[1]}, and loading it could run arbitrary code"
         elif "Unsupported operand" in str(error) and _begins_as_pickle(path):
-            reason = "refused: it is a plain pickle, and reading it could run any code"
+            reason = "refused: it is a plain pickle, and loading it could run arbitrary code"
         else:
-            reason = "no checkpoint of PyTorch, or a broken one"
+            reason = "not a checkpoint of PyTorch, or a broken one"
         raise ValueError(f"{path}: {reason}; expected tensors and plain values") from error
     for wrapper in WRAPPERS:
         if isinstance(contents, Mapping) and isinstance(contents.get(wrapper), Mapping):
@@ -121,7 +136,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             continue
         is_dense = value.layout == torch.strided and not value.is_nested and not value.is_quantized
         if value.is_meta or value.is_complex() or not is_dense:
-            raise ValueError(f"{path}: {name} is no dense tensor of real numbers with values")
+            raise ValueError(f"{path}: {name} is not a dense tensor of real numbers")
         tensors[name] = value.to(torch.float32)
         if not tensors[name].isfinite().all():
             raise ValueError(f"{path}: {name} has NaN or infinity")
@@ -136,7 +151,7 @@ def _begins_as_pickle(path: Path) -> bool:
 def _config(tensors: Mapping[str, Tensor], heads: int | None) -> MMMAEConfig:
     for name in NEEDED:
         if name not in tensors:
-            raise ValueError(f"no encoder of SpectralGPT: it has no {name}")
+            raise ValueError(f"not an encoder of SpectralGPT: it has no {name}")
     projection, spatial, temporal, hidden = (tensors[name] for name in NEEDED)
     if projection.dim() != 5 or 0 in projection.shape:
         raise ValueError(f"{NEEDED[0]} has shape {list(projection.shape)}, expected [D, C, bands, rows, columns]")
@@ -147,11 +162,13 @@ def _config(tensors: Mapping[str, Tensor], heads: int | None) -> MMMAEConfig:
     pixels = spatial.shape[1] * ph * pw
     size = math.isqrt(pixels)
     if size**2 != pixels:
-        raise ValueError(f"pos_embed_spatial has {spatial.shape[1]} rows, which are no square of {ph} x {pw} patches")
+        raise ValueError(
+            f"pos_embed_spatial has {spatial.shape[1]} rows, expected as many as patches of {ph} x {pw} fill a square"
+        )
     if hidden.dim() != 2:
         raise ValueError(f"{NEEDED[3]} has shape {list(hidden.shape)}, expected [hidden, {dim}]")
     if heads is None and dim % HEAD_WIDTH != 0:
-        raise ValueError(f"the width {dim} is no multiple of {HEAD_WIDTH}: say how many heads it has")
+        raise ValueError(f"the width {dim} is not a multiple of {HEAD_WIDTH}, expected heads to be given")
     blocks = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
     return MMMAEConfig(
         image_size=size,
@@ -159,7 +176,7 @@ def _config(tensors: Mapping[str, Tensor], heads: int | None) -> MMMAEConfig:
         in_channels=channels,
         patch=(pt, ph, pw),
         dim=dim,
-        depth=len(blocks),  # one that is not there is missed by its name
+        depth=len(blocks),  # a gap in their numbers shows as a missing weight
         heads=dim // HEAD_WIDTH if heads is None else heads,
         mlp_ratio=hidden.shape[0] / dim,
         aux={},
@@ -167,7 +184,7 @@ def _config(tensors: Mapping[str, Tensor], heads: int | None) -> MMMAEConfig:
 
 
 def _sources(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The weights in the file that make up the encoder's `name`; none if it can do without."""
+    """Return the names in the file that make up the encoder's weight `name`; none if a default can replace it."""
     if ".attn.qkv." in name and name not in tensors:
         names = [name.replace(".attn.qkv.", f".attn.{part}.") for part in "qkv"]
     else:

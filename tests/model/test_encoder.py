@@ -64,7 +64,7 @@ def test_a_map_has_each_token_in_its_place(model, hsi):
 
 @pytest.mark.parametrize("index", [3, -4])
 def test_an_index_of_no_block_is_refused(model, hsi, index):
-    with pytest.raises(ValueError, match=rf"indices has {index}, expected -3..2"):
+    with pytest.raises(ValueError, match=rf"indices has {index}, expected numbers in -3..2"):
         model.hsi_encoder().forward_intermediates(hsi, [index])
 
 
@@ -166,8 +166,8 @@ def test_another_patch_does_not_fit_the_weights(model, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.safetensors", b"", "no whole safetensors file"),
-        ("model.safetensors", None, "no whole safetensors file"),
+        ("model.safetensors", b"", "not a complete safetensors file"),
+        ("model.safetensors", None, "not a complete safetensors file"),
         ("config.json", b"{", "config.json: config: not valid JSON"),
         ("config.json", json.dumps({"depth": -1}).encode(), "config.json: config: depth is -1"),
     ],

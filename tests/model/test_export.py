@@ -132,7 +132,7 @@ def test_a_program_with_other_tokens_is_not_written(encoder, tmp_path, monkeypat
     measured = iter([wrong, 0.0])
     monkeypatch.setattr(export, "_difference", lambda *_: next(measured))
     with pytest.raises(
-        ValueError, match=r"not written: its tokens differ from the encoder's by (2.0e-04|nan), expected"
+        ValueError, match=r"not written: the tokens differ from the encoder's by (2.0e-04|nan), expected"
     ):
         export.export_encoder(encoder, tmp_path / f"e{suffix}")
     assert list(tmp_path.iterdir()) == []
@@ -147,7 +147,7 @@ def test_the_check_sees_a_wrong_weight(encoder, tmp_path, monkeypatch):
 
 
 def test_what_can_not_be_exported_is_refused_before_any_work(encoder, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"its suffix is '\.pth', expected \.pt2 .* or \.onnx"):
+    with pytest.raises(ValueError, match=r"the suffix is '\.pth', expected \.pt2 .* or \.onnx"):
         export.export_encoder(encoder, tmp_path / "e.pth")
     with pytest.raises(ValueError, match="expected a file in a folder that exists"):
         export.export_encoder(encoder, tmp_path / "absent" / "e.pt2")
@@ -161,5 +161,5 @@ def test_what_can_not_be_exported_is_refused_before_any_work(encoder, tmp_path, 
 
 def test_weights_beyond_the_limit_of_an_onnx_file_are_refused(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ONNX_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"an ONNX file holds less than 2; take \.pt2"):
+    with pytest.raises(ValueError, match=r"expected less than 2 for an ONNX file; export to \.pt2"):
         export.export_encoder(encoder, tmp_path / "e.onnx")

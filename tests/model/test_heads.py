@@ -86,7 +86,7 @@ def test_damaged_and_other_files_are_refused_by_name(tmp_path):
         load_finetuned(tmp_path)
     config.write_text(whole[0])
     weights.write_bytes(whole[1][:-100])
-    with pytest.raises(ValueError, match="do not make a fine-tuned model"):
+    with pytest.raises(ValueError, match="do not fit together as a fine-tuned model"):
         load_finetuned(tmp_path)
 
 
@@ -95,7 +95,7 @@ def test_damaged_and_other_files_are_refused_by_name(tmp_path):
     [
         ({"classes": 0}, "classes is 0"),
         ({"width": 20}, "width is 20, expected a multiple of 16"),
-        ({"blocks": ()}, r"blocks is \[\], expected some of -2..1"),
+        ({"blocks": ()}, r"blocks is \[\], expected at least one number in -2..1"),
         ({"blocks": (2,)}, r"blocks is \[2\], expected"),
     ],
     ids=str,

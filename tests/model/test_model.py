@@ -119,7 +119,7 @@ def test_a_share_of_a_given_masks_tokens_is_predicted(builder):
     assert output.mask is mask
     assert output.prediction.shape == (2, 184, 64)  # round(734 / 4)
     few = random_masking(2, 784, 782, seed=11)
-    with pytest.raises(ValueError, match=r"mask has 2 masked tokens, expected .* decode_fraction = 0\.25 leaves one"):
+    with pytest.raises(ValueError, match=r"mask has 2 masked tokens, expected .* decode_fraction = 0\.25 to leave one"):
         model(hsi, mask=few)
 
 
@@ -401,7 +401,7 @@ MASK = random_masking(2, 784, 196, seed=1)
         ({"aux": {"ir": AUX}, "present": {"ir": torch.ones(2)}}, r"present\['ir'\] is a torch.float32 Tensor"),
         (
             {"present": {"ir": torch.ones(2).bool()}},
-            r"present\['ir'\] is true for some samples, expected an image in aux\['ir'\]",
+            r"present\['ir'\] is true for some samples, expected an image",
         ),
         ({"valid": torch.ones(2, 224, 224)}, "valid has dtype torch.float32, expected torch.bool"),
         ({"valid": torch.ones(2, 8, 8).bool()}, r"valid has shape \[2, 8, 8\], expected \[2, 224, 224\]"),
@@ -453,7 +453,7 @@ def test_debug_mode_names_the_modality_and_sample_of_a_bad_number(model, monkeyp
         (lambda: mmmae.fast_model(torch.nn.Linear(2, 2)), "config is a Linear, expected .* a model of"),
         (
             lambda: mmmae.fast_model(build(mmmae.reference_model), depth=3),
-            "depth can't be changed in an existing model",
+            "depth can't be changed in an existing",
         ),
         (lambda: mmmae.fast_model("tiny", compile="fast"), "compile is 'fast', must be False, True or one of default"),
         (lambda: mmmae.fast_model(3), "config is 3, expected a config or a preset's name"),
