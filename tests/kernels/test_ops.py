@@ -333,7 +333,7 @@ BLOCK = BlockWeights(
         ),
         (
             lambda: norm_linear(ROWS, None, ROWS[0], ROWS[0], torch.zeros(5, 3), None, 1e-6, ROWS[0]),
-            "residual_bias is given without a residual",
+            "residual_bias is given without residual",
         ),
         (
             lambda: add_layer_norm(torch.zeros(()), None, ROWS[0], ROWS[0]),
@@ -398,7 +398,7 @@ def test_a_wrong_argument_is_named_before_any_work(call, message):
     [
         ({"x": None}, "x is None, expected a Tensor"),
         ({"residual": [1.0]}, "residual is a list, expected a Tensor"),
-        ({"residual_bias": torch.zeros(4)}, "residual_bias is given without a residual"),
+        ({"residual_bias": torch.zeros(4)}, "residual_bias is given without residual"),
         ({"weights": None}, "weights is None, expected a BlockWeights"),
         ({"weights": tuple(BLOCK)}, "weights is a tuple, expected a BlockWeights"),
         ({"weights": BLOCK._replace(norm2_bias=None)}, "norm2_bias is None, expected a Tensor"),
@@ -485,7 +485,7 @@ def test_debug_mode_finds_a_restore_that_is_no_permutation(monkeypatch):
     arguments = (torch.zeros(2, 2, 5), torch.zeros(5), IDS, torch.zeros(3, 5))
     decoder_tokens(*arguments)
     monkeypatch.setenv("MMMAE_DEBUG", "1")
-    with pytest.raises(ValueError, match="ids_restore names a token twice"):
+    with pytest.raises(ValueError, match="ids_restore contains a number twice"):
         decoder_tokens(*arguments)
 
 

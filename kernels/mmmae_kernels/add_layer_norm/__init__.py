@@ -1,4 +1,4 @@
-"""Residual add and layer norm in one step."""
+"""Residual add and layer norm in one pass."""
 
 from .op import add_layer_norm
 

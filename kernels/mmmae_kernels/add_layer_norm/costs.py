@@ -1,4 +1,4 @@
-"""What the operators of the norm cost: two kernels backward, the second of which sums up."""
+"""Costs of the operators of the norm; backward is two kernels, the second of which adds up partial sums."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LAUNCHES: dict[str, Callable[..., int]] = {"mmmae::add_layer_norm_backward": lam
 
 
 def compile_cases(dtype: torch.dtype) -> None:
-    """Launch each kernel once in each form that compiles to different code."""
-    from . import gpu  # it imports triton
+    """Launch each kernel once for each combination of arguments that compiles to different code."""
+    from . import gpu  # imports triton
     from .op import LONGEST_ROW
 
     weight, bias = empty(WIDTH, dtype=dtype), empty(WIDTH, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Residual add and layer norm on the CPU, float32, and their gradients in one pass each."""
+"""Residual add and layer norm on the CPU in float32, and their gradients, in one pass each."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def add_layer_norm_forward(
     epsilon: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sum (of no elements without residual), its layer norm, and mean and 1 / deviation of each row.
+    """Return the sum, its layer norm, and mean and 1 / standard deviation of each row.
 
     Args:
-        x, residual: `[..., D]`, any strides.
+        x, residual: `[..., D]`, any strides. Without residual the returned sum is an empty tensor.
         residual_bias: `[D]`, or None for zero.
         weight, bias: `[D]`.
         epsilon: added to the variance.
-        dtype: of the norm, float32.
+        dtype: dtype of the norm, always float32.
     """
     width = weight.numel()
     rows = x.numel() // width if width else math.prod(x.shape[:-1])
@@ -77,15 +77,14 @@ def add_layer_norm_backward(
     rstd: Tensor,
     sum_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradient of x and residual alike, those of weight and bias, the first's sum over rows, and the norm.
+    """Return the gradients of x (and residual), weight, bias and residual_bias, and the layer norm computed again.
 
     Args:
-        grad_total, grad_norm: of the outputs, `[..., D]` of any strides; None for the sum's means zero.
-        total, mean, rstd: what `add_layer_norm_forward` gave.
+        grad_total, grad_norm: gradients of the outputs, `[..., D]`, any strides; None for `grad_total` means zero.
+        total, mean, rstd: outputs of `add_layer_norm_forward`.
         weight: `[D]`.
-        bias: `[D]` to compute the norm again in the same pass, for whoever did not keep it; None for a norm
-            of no elements.
-        sum_dtype: float32, or None for a sum over rows of no elements.
+        bias: `[D]` to compute the norm again in the same pass; None returns an empty tensor for it.
+        sum_dtype: dtype of the gradient of residual_bias, always float32; None returns an empty tensor for it.
     """
     width = weight.numel()
     grad_x = empty_like(total, memory_format=CONTIGUOUS)

@@ -1,4 +1,4 @@
-"""Residual add and layer norm on the GPU: a row stays in registers between the two, and backward between all four."""
+"""Residual add and layer norm on the GPU; a row stays in registers from the first load to the last store."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..gpu.config import Launch, row_config
 from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 
-PROGRAMS = 1024  # at most, of backward: enough for any GPU
-ROWS = 8  # at least, of a program of backward: its partial sums are then a fraction of what it writes
+PROGRAMS = 1024  # upper limit in backward, enough for any GPU
+ROWS = 8  # lower limit of rows a program in backward: its partial sums are then a fraction of what it writes
 
 
 def add_layer_norm_forward(
@@ -24,7 +24,7 @@ def add_layer_norm_forward(
     epsilon: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sum (no elements without residual), the norm in `dtype`, mean and 1 / standard deviation `[ROWS]`.
+    """Return the sum (empty without residual), the norm in `dtype`, and mean and 1 / standard deviation `[ROWS]`.
 
     One launch.
     """
@@ -67,10 +67,10 @@ def add_layer_norm_backward(
     rstd: Tensor,
     sum_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients with respect to sum, weight and bias, the first's sum over rows in `sum_dtype`, and the norm.
+    """Return the gradients of x (and residual), weight, bias and residual_bias, and the layer norm computed again.
 
-    The sum over rows has no elements where that type is None; the norm has its gradient's type, and no elements without
-    `bias`. Two launches; deterministic.
+    The gradient of residual_bias has dtype `sum_dtype` and is empty if that is None. The norm has the dtype of its
+    gradient and is empty without `bias`. Two launches; deterministic.
     """
     shape = total.shape
     width = shape[-1]
@@ -105,7 +105,7 @@ def add_layer_norm_backward(
 
 
 def _rows(tensor: Tensor, width: int) -> tuple[Tensor, int]:
-    """Rows of neighbouring channels, and the distance of one to the next; a copy only where the layout asks for it."""
+    """Return a tensor as rows of adjacent channels, and the stride of the rows; copies only if the layout needs it."""
     if tensor.is_contiguous():
         return tensor, width
     flat = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor[None]
@@ -140,7 +140,7 @@ def _describe_backward(
         "stride_total": stride_total,
         "SUMS": sums,
     }
-    # Eight rows of 8 numbers a thread, and addresses: more than the 64 registers that let the most blocks run.
+    # A thread holds 8 numbers of each of eight rows, and addresses: more than the 64 registers of full occupancy.
     config = row_config(width, target)._replace(registers=96)
     return Launch(_add_layer_norm_backward, lambda c: (triton.cdiv(rows, rows_per_program),), arguments, (config,))
 
@@ -157,7 +157,7 @@ def _add_layer_norm_forward(
     weight_ptr,        # [D]
     bias_ptr,          # [D]
     D, epsilon,
-    stride_x, stride_residual,  # of a row
+    stride_x, stride_residual,  # between rows
     BLOCK_D: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -169,7 +169,7 @@ def _add_layer_norm_forward(
         if residual_bias_ptr is not None:
             residual += tl.load(residual_bias_ptr + d, mask=has_channel, other=0)
         total = total.to(tl.float32) + residual
-        # The statistics are those of the sum as it is kept, so that backward finds the same.
+        # The statistics are of the sum as it is stored, so that backward computes with the same values.
         total = total.to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + row * D + d, total, mask=has_channel)
     total = total.to(tl.float32)
@@ -187,18 +187,18 @@ def _add_layer_norm_forward(
 @triton.jit
 def _add_layer_norm_backward(
     grad_x_ptr,        # [ROWS, D]
-    partial_ptr,       # [programs, SUMS, D] sums over its rows of the gradients of weight, bias and perhaps the sum
-    norm_ptr,          # [ROWS, D] the norm again, or None
+    partial_ptr,       # [programs, SUMS, D] each program's sums: gradients of weight, bias and, if 3, residual_bias
+    norm_ptr,          # [ROWS, D] the norm computed again, or None
     grad_total_ptr,    # [ROWS, D] or None
     grad_norm_ptr,     # [ROWS, D]
     total_ptr,         # [ROWS, D]
     mean_ptr,          # [ROWS]
     rstd_ptr,          # [ROWS]
     weight_ptr,        # [D]
-    bias_ptr,          # [D], or None where the norm is not asked for
+    bias_ptr,          # [D], or None if norm_ptr is
     ROWS, D,
     rows_per_program,
-    stride_grad_total, stride_grad_norm, stride_total,  # of a row
+    stride_grad_total, stride_grad_norm, stride_total,  # between rows
     SUMS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -222,7 +222,7 @@ def _add_layer_norm_backward(
         weight_sum += grad_norm * unit
         bias_sum += grad_norm
         grad_unit = grad_norm * weight
-        # Ba et al., "Layer normalization", 2016: the parts along the mean and along the row itself drop out.
+        # Ba et al., "Layer normalization", 2016: subtract the components along the mean and along the row itself.
         grad_x = (grad_unit - (tl.sum(grad_unit) + unit * tl.sum(grad_unit * unit)) / D) * rstd
         if grad_total_ptr is not None:
             grad_x += tl.load(grad_total_ptr + row * stride_grad_total + d, mask=has_channel, other=0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Residual add and layer norm: the two lines between any two sublayers of a pre-norm transformer."""
+"""Residual add and layer norm, the two operations between the sublayers of a pre-norm transformer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, t
 from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import add_layer_norm_reference
 
-LONGEST_ROW = 4096  # channels that a program holds on a GPU: 8 a thread of each of eight rows; more would spill
+LONGEST_ROW = 4096  # channels: a GPU thread holds 8 of each of eight rows in backward, more would spill registers
 
 Dtypes = tuple[torch.dtype | None, ...]
 
@@ -34,18 +34,23 @@ def add_layer_norm(
 
     Args:
         x: `[..., D]`.
-        residual: of the same shape, or None for no addition.
+        residual: `[..., D]`, or None for no addition.
         weight, bias: `[D]`.
         epsilon: added to the variance; 1e-6 as in ViT and MAE.
-        residual_bias: `[D]`, of the linear layer that gave `residual` without it; None for zero.
+        residual_bias: `[D]`, the bias of the linear layer that computed `residual` without it; None for zero.
 
     Returns:
-        The sum (`x` itself without residual) and the norm, both `[..., D]`. The sum has the type that `x` and
-        `residual` are promoted to; the norm has the sum's, and float32 under autocast.
+        The sum (`x` itself without residual) and the norm, both `[..., D]`. The sum has the dtype that `x` and
+        `residual` promote to; the norm has the same dtype, or float32 under autocast.
 
     Raises:
-        ValueError: shapes or devices do not fit, a tensor holds no floating point numbers, or there is a
-            `residual_bias` and no residual.
+        ValueError: shapes, dtypes or devices do not match, or `residual_bias` is given without `residual`.
+
+    Example:
+        >>> x, residual = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+        >>> total, norm = add_layer_norm(x, residual, torch.ones(8), torch.zeros(8))
+        >>> torch.equal(total, x + residual)
+        True
     """
     check_norm(x, residual, weight, bias, residual_bias)
     epsilon = check_epsilon("epsilon", epsilon)
@@ -62,7 +67,7 @@ def check_norm(
     residual_bias: Tensor | None = None,
     names: tuple[str, str] = ("weight", "bias"),
 ) -> None:
-    """Raise ValueError unless the arguments of `add_layer_norm` fit each other; `names` are those of its parameters."""
+    """Raise ValueError unless the arguments of `add_layer_norm` match; `names` are those of weight and bias."""
     check_tensor("x", x)
     check_floating("x", x)
     if x.dim() == 0:
@@ -72,7 +77,7 @@ def check_norm(
         check_device("residual", residual, x.device)
         check_floating("residual", residual)
     elif residual_bias is not None:
-        raise ValueError("residual_bias is given without a residual")
+        raise ValueError("residual_bias is given without residual, expected both or neither")
     width, device = x.shape[-1], x.device
     check_vector(names[0], weight, width, device)
     check_vector(names[1], bias, width, device)
@@ -86,7 +91,7 @@ def check_norm(
 
 
 def dispatch_key(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    """Return what backends look at of a row-wise op on one device: device, width, and the types."""
+    """Return the dispatch key of a row-wise op: device, width and dtypes."""
     return x.device, x.shape[-1], x.dtype, *[None if other is None else other.dtype for other in others]
 
 
@@ -102,12 +107,12 @@ def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def total_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
-    """Return the type of the sum."""
+    """Return the dtype of `x + residual`."""
     return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
 
 
 class _AddLayerNorm(torch.autograd.Function):
-    """Gives sum and norm, or the norm alone where there is nothing to add."""
+    """Returns sum and norm, or only the norm if there is no residual to add."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
@@ -137,16 +142,22 @@ _apply = fast_apply(_AddLayerNorm)
 
 
 def dtypes_of(*summands: Tensor | None) -> Dtypes:
-    """Return types, None for what is not there."""
+    """Return the dtypes of tensors, None for a missing one."""
     return tuple([None if summand is None else summand.dtype for summand in summands])
 
 
 def summand_gradients(grad: Tensor | None, row_sum: Tensor | None, dtypes: Dtypes) -> tuple[Tensor | None, ...]:
-    """Return the gradients of x, residual and residual_bias of these types, given the sum's and its sum over rows."""
+    """Return the gradients of x, residual and residual_bias.
+
+    Args:
+        grad: gradient of the sum; None for zero.
+        row_sum: `grad` summed over rows; None to compute it here if needed.
+        dtypes: dtypes of the three; None for a missing one.
+    """
     if grad is None:
         return None, None, None
     x, residual, residual_bias = dtypes
-    if residual_bias is not None and row_sum is None:  # nobody asked for the norm
+    if residual_bias is not None and row_sum is None:  # the norm is not used, so its kernel did not run
         row_sum = grad.reshape(-1, grad.shape[-1]).sum(0)
     return (
         grad if x is None else in_dtype(grad, x),
@@ -156,7 +167,7 @@ def summand_gradients(grad: Tensor | None, row_sum: Tensor | None, dtypes: Dtype
 
 
 def in_dtype(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a gradient in the type of what it is of."""
+    """Return a gradient in the given dtype."""
     return grad if grad.dtype == dtype else grad.to(dtype)
 
 
@@ -168,7 +179,7 @@ def _forward_fake(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tenso
     return total, x.new_empty(x.shape, dtype=dtype), mean, rstd
 
 
-# Sum (of no elements without residual), norm in `dtype`, mean and 1 / standard deviation `[ROWS]` in float32.
+# Returns the sum (empty without residual), the norm in `dtype`, and in float32 mean and 1 / deviation `[ROWS]`.
 declare_operator(
     "add_layer_norm",
     "add_layer_norm_forward(Tensor x, Tensor? residual, Tensor? residual_bias, Tensor weight, Tensor bias, "
@@ -188,8 +199,8 @@ def _backward_fake(
     return total.new_empty(total.shape), grad_weight, grad_bias, row_sum, norm
 
 
-# Gradients with respect to sum, weight and bias, the first's sum over rows in `sum_dtype` (of no elements where that is
-# None), and the norm again, in its gradient's type (of no elements without `bias`).
+# Returns the gradients of x (and residual), weight, bias and residual_bias (in `sum_dtype`; empty if that is None), and
+# the norm computed again, in the dtype of its gradient (empty without `bias`).
 declare_operator(
     "add_layer_norm",
     "add_layer_norm_backward(Tensor? grad_total, Tensor grad_norm, Tensor total, Tensor weight, Tensor? bias, "
@@ -199,9 +210,9 @@ declare_operator(
 
 
 def refuse_long_rows(arguments: Arguments) -> Reason:
-    """Return None if a program on a GPU can hold a row of `x`, else the reason."""
+    """Return None if the GPU kernels support rows as long as those of `x`, else the reason."""
     width = arguments["x"].shape[-1]
-    return f"x has {width} channels, a program holds at most {LONGEST_ROW}" if width > LONGEST_ROW else None
+    return f"x has {width} channels, Triton kernels take at most {LONGEST_ROW}" if width > LONGEST_ROW else None
 
 
 def _triton_refuses(arguments: Arguments) -> Reason:

@@ -14,7 +14,7 @@ def add_layer_norm_reference(
     epsilon: float,
     residual_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The sum and its layer norm; statistics in float32 for half types (torch's own kernels do so)."""
+    """Return the sum and its layer norm; for half dtypes torch computes the statistics in float32."""
     if residual is not None and residual_bias is not None:
         residual = residual + residual_bias.to(residual.dtype)
     total = x if residual is None else x + residual

@@ -1,4 +1,4 @@
-"""The decoder's input sequence."""
+"""Input sequence of the decoder."""
 
 from .op import decoder_tokens
 

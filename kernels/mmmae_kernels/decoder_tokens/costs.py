@@ -1,4 +1,4 @@
-"""What the operators of the decoder's input cost: two kernels backward, the second of which sums up."""
+"""Costs of the operators of the decoder's input; backward is two kernels, the second of which adds up partial sums."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LAUNCHES: dict[str, Callable[..., int]] = {"mmmae::decoder_tokens_backward": lam
 
 
 def compile_cases(dtype: torch.dtype) -> None:
-    """Launch each kernel once in each form that compiles to different code."""
-    from . import gpu  # it imports triton
+    """Launch each kernel once for each combination of arguments that compiles to different code."""
+    from . import gpu  # imports triton
 
     visible, mask_token = empty(BATCH, KEEP, DECODER_WIDTH, dtype=dtype), empty(DECODER_WIDTH, dtype=dtype)
     restore = token_ids(TOKENS)

@@ -1,4 +1,4 @@
-"""The decoder's input on the CPU, and its gradients in one pass, float32."""
+"""Input sequence of the decoder on the CPU in float32, and its gradients in one pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _backward = library.function("decoder_tokens_backward")
 
 
 def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> Tensor:
-    """Return `[B, N, D]`: `decoder_tokens_reference` without a copy between.
+    """Return `decoder_tokens_reference`, `[B, N, D]`, computed without intermediate tensors.
 
     Raises:
         ValueError: an id is outside 0..N-1.
@@ -41,9 +41,9 @@ def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tup
 
     Args:
         grad: `[B, N, D]`, any strides.
-        ids_restore: `[B, N]`; it need not be a permutation. The gradient of a visible row is the sum over the tokens
-            that name it, in their order, and 0 if none does.
-        keep: visible tokens K.
+        ids_restore: `[B, N]`, not necessarily a permutation. The gradient of a visible row is the sum over the tokens
+            that refer to it, in order, and 0 if there is none.
+        keep: number of visible tokens K.
 
     Raises:
         ValueError: an id is outside 0..N-1.

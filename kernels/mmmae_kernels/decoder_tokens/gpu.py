@@ -1,4 +1,4 @@
-"""The decoder's input on the GPU: each of its elements is written once, each of its gradient's read once."""
+"""Input sequence of the decoder on the GPU; each output element is written once, each gradient element read once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 
 FORWARD_TILES = ((8, 128), (8, 256), (16, 128))
-BACKWARD_TILE = (8, 128)  # two sums of it stay in registers; small, because a program loops over the batch
+BACKWARD_TILE = (8, 128)  # small enough for two sums of this size in registers; a program loops over the batch
 
 
 def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> Tensor:
-    """`decoder_tokens_reference` in one launch, in the type that visible tokens and position promote to."""
+    """Return `decoder_tokens_reference` in one launch, in the dtype that visible tokens and position promote to."""
     (batch, keep, width), tokens = visible.shape, ids_restore.shape[1]
     dtype = torch.promote_types(visible.dtype, position.dtype)
     out = visible.new_empty(batch, tokens, width, dtype=dtype)
@@ -100,7 +100,7 @@ def _decoder_tokens_forward(
     out_ptr,           # [B, N, D]
     visible_ptr,       # [B, K, D]
     mask_token_ptr,    # [D]
-    restore_ptr,       # [B, N] int64; below K: visible row, else masked
+    restore_ptr,       # [B, N] int64, < K: visible row, else masked
     position_ptr,      # [N, D]
     N, K, D,
     stride_visible_b, stride_visible_k, stride_visible_d, stride_mask_token_d,
@@ -118,7 +118,7 @@ def _decoder_tokens_forward(
     visible_at = visible_ptr + b * stride_visible_b + row[:, None] * stride_visible_k + d[None, :] * stride_visible_d
     visible = tl.load(visible_at, mask=inside & seen[:, None], other=0).to(tl.float32)
     mask_token = tl.load(mask_token_ptr + d * stride_mask_token_d, mask=has_channel, other=0)
-    # The mask token in the visible tokens' type, as the definition has it.
+    # Rounded to the dtype of the visible tokens, as in the reference.
     mask_token = mask_token.to(visible_ptr.dtype.element_ty).to(tl.float32)
     position_at = position_ptr + n[:, None] * stride_position_n + d[None, :] * stride_position_d
     position = tl.load(position_at, mask=inside, other=0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""The decoder's input: visible tokens back in place, the mask token elsewhere, position added."""
+"""Input sequence of the decoder: visible tokens in their places, the mask token elsewhere, plus positions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from .reference import decoder_tokens_reference
 
 
 def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> Tensor:
-    """Put visible tokens back among mask tokens and add the position of each.
+    """Put visible tokens back in their places among mask tokens, and add each token's position embedding.
 
     Args:
         visible: `[B, K, D]`.
         mask_token: `[D]`.
-        ids_restore: `[B, N]` int64, a permutation of 0..N-1 in each row; below K it names a visible row, else the token
-            is masked.
+        ids_restore: `[B, N]` int64, a permutation of 0..N-1 in each row. A number below K is a row of `visible`, a
+            larger one means that the token is masked. See `random_masking`.
         position: `[N, D]`.
 
     Returns:
-        `[B, N, D]`.
+        `[B, N, D]` in the dtype that `visible` and `position` promote to.
 
     Raises:
-        ValueError: shapes or devices do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+        ValueError: shapes or devices do not match, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+
+    Example:
+        >>> mask = random_masking(batch=2, tokens=8, keep=2, seed=0)
+        >>> visible, mask_token, position = torch.randn(2, 2, 4), torch.zeros(4), torch.randn(8, 4)
+        >>> decoder_tokens(visible, mask_token, mask.ids_restore, position).shape
+        torch.Size([2, 8, 4])
     """
     check_rank("visible", visible, "[B, K, D]")
     check_floating("visible", visible)
@@ -47,7 +53,7 @@ def decoder_tokens(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, pos
     if in_debug_mode() and is_readable(ids_restore):
         ordered = torch.arange(tokens, device=ids_restore.device).expand_as(ids_restore)
         if not torch.equal(ids_restore.sort(dim=1).values, ordered):
-            raise ValueError("ids_restore names a token twice, expected a permutation in each row")
+            raise ValueError("ids_restore contains a number twice, expected a permutation in each row")
     arguments = (visible, mask_token, ids_restore, position)
     key = (visible.device, visible.dtype, mask_token.dtype, position.dtype)
     sequence: Tensor = DECODER_TOKENS.select(key, *arguments)(*arguments)
@@ -94,7 +100,7 @@ def _forward_fake(visible: Tensor, *rest: Tensor) -> Tensor:
     return visible.new_empty(*ids_restore.shape, visible.shape[2], dtype=dtype)
 
 
-# `[B, N, D]` in the type that visible tokens and position promote to.
+# Returns `[B, N, D]` in the dtype that visible tokens and position promote to.
 declare_operator(
     "decoder_tokens",
     "decoder_tokens_forward(Tensor visible, Tensor mask_token, Tensor ids_restore, Tensor position) -> Tensor",
@@ -109,7 +115,7 @@ def _backward_fake(grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return grad.new_empty(batch, keep, width), grad.new_empty(width), grad.new_empty(tokens, width)
 
 
-# Gradients with respect to visible tokens, mask token and position.
+# Returns the gradients of visible tokens, mask token and position.
 declare_operator(
     "decoder_tokens",
     "decoder_tokens_backward(Tensor grad, Tensor ids_restore, SymInt keep) -> (Tensor, Tensor, Tensor)",

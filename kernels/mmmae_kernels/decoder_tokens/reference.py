@@ -1,4 +1,4 @@
-"""The definition of `decoder_tokens`: append mask tokens, put all in place, add position."""
+"""The definition of `decoder_tokens`: append mask tokens, restore the order, add positions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def decoder_tokens_reference(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> Tensor:
-    """Sequence of all tokens, visible ones where they were and the mask token elsewhere."""
+    """Return the sequence of all tokens: visible ones in their places, the mask token elsewhere, plus positions."""
     batch, keep, width = visible.shape
     masked = mask_token.to(visible.dtype).expand(batch, ids_restore.shape[1] - keep, width)
     shuffled = torch.cat([visible, masked], dim=1)

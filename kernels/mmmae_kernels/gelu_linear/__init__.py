@@ -1,4 +1,4 @@
-"""GELU and the linear layer after it, lean in memory."""
+"""GELU and a linear layer, without saving the activation for backward."""
 
 from .op import gelu_linear
 

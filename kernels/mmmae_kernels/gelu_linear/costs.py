@@ -1,4 +1,4 @@
-"""What the operators of GELU cost; a bias's gradient is summed up by a second kernel."""
+"""Costs of the operators of GELU; a second kernel adds up the bias gradient."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LAUNCHES: dict[str, Callable[..., int]] = {"mmmae::gelu_backward": lambda *argum
 
 
 def compile_cases(dtype: torch.dtype) -> None:
-    """Launch each kernel once in each form that compiles to different code."""
-    from . import gpu  # it imports triton
+    """Launch each kernel once for each combination of arguments that compiles to different code."""
+    from . import gpu  # imports triton
 
     hidden = empty(BATCH * KEEP, HIDDEN, dtype=dtype)
     for bias in (empty(HIDDEN, dtype=dtype), None):

@@ -1,4 +1,4 @@
-"""GELU on the CPU, float32, and its derivative in one pass with the activation that nobody kept."""
+"""GELU on the CPU in float32, and its gradient with the activation computed again in the same pass."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
 
 
 def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Turn `grad` into `grad * gelu'(hidden + hidden_bias)`; return the activation, and the sum of that over rows.
+    """Multiply `grad` in place by `gelu'(hidden + hidden_bias)`; return the activation and the gradient of the bias.
 
     Args:
         grad: `[..., H]`, contiguous; overwritten.
         hidden: `[..., H]`, any strides.
-        hidden_bias: `[H]`, or None for zero: the sum then has no elements.
+        hidden_bias: `[H]`, or None for zero; its gradient is then an empty tensor.
 
     Raises:
-        ValueError: `grad` can't be written to: its shape, dtype or strides are others.
+        ValueError: `grad` does not have the shape of `hidden`, or is not contiguous float32.
     """
     if grad.shape != hidden.shape or grad.dtype != torch.float32 or not grad.is_contiguous():
         raise ValueError(

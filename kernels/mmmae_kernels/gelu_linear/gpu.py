@@ -11,12 +11,12 @@ from ..gpu.config import Launch, element_config
 from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 
-PROGRAMS = 1024  # at most, along the rows: with a few blocks of channels enough for any GPU
-ROWS = 8  # at least, of a program: the partial sum is then a sixteenth of what it writes, or less
+PROGRAMS = 1024  # upper limit along the rows; with a few blocks of channels each, enough for any GPU
+ROWS = 8  # lower limit of rows a program: its partial sum is then at most a sixteenth of what it writes
 
 
 def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
-    """`gelu(hidden + hidden_bias)`, contiguous, in one launch."""
+    """Return `gelu(hidden + hidden_bias)`, contiguous, in one launch."""
     hidden = hidden.contiguous()
     activated = torch.empty_like(hidden)
     if hidden_bias is not None:
@@ -26,12 +26,12 @@ def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
 
 
 def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Turn `grad`, contiguous, into that with respect to `hidden`; return GELU and the gradient of `hidden_bias`.
+    """Multiply `grad` in place by `gelu'(hidden + hidden_bias)`; return the activation and the gradient of the bias.
 
-    The latter has no elements without. One launch, two with it; deterministic.
+    The gradient of the bias is an empty tensor if there is no bias. One launch, two with a bias; deterministic.
     """
     if not grad.is_contiguous():
-        raise ValueError(f"grad has strides {list(grad.stride())}, expected contiguous memory")
+        raise ValueError(f"grad has strides {list(grad.stride())}, expected a contiguous tensor")
     hidden = hidden.contiguous()
     activated = torch.empty_like(hidden)
     numbers = _sizes(hidden)
@@ -47,7 +47,7 @@ def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> t
 
 
 def _sizes(hidden: Tensor) -> tuple[int, int, int]:
-    """Rows, their width, and the programs along the rows."""
+    """Return the number of rows, their width, and the number of programs along the rows."""
     width, count = hidden.shape[-1], hidden.numel()
     rows = count // width if count else 0
     return rows, width, min(PROGRAMS, -(-rows // ROWS))
@@ -62,9 +62,9 @@ def _describe_backward(target: str, rows: int, width: int, programs: int) -> Lau
 
 
 def _describe(kernel: triton.JITFunction, target: str, rows: int, width: int, programs: int) -> Launch:
-    """A program for each block of channels of some rows.
+    """Describe a launch with one program for each block of channels and group of rows.
 
-    By one config: backward overwrites what it reads, so that it may not run again to be timed.
+    There is only one config: backward overwrites its input, so autotuning can't run it repeatedly.
     """
     arguments = {"ROWS": rows, "H": width, "rows_per_program": triton.cdiv(rows, max(programs, 1))}
     config = element_config({"BLOCK_H": 512}, 512, target)
@@ -73,8 +73,8 @@ def _describe(kernel: triton.JITFunction, target: str, rows: int, width: int, pr
 
 @triton.jit
 def _normal(x):
-    """The share of the normal distribution below x, and its density there."""
-    # Hendrycks and Gimpel, "Gaussian error linear units", 2016: GELU is x times the share.
+    """Return the cumulative distribution and the density of the standard normal distribution at x."""
+    # Hendrycks and Gimpel, "Gaussian error linear units", 2016: GELU is x times the cumulative distribution.
     return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476), 0.3989422804014327 * tl.exp(-0.5 * x * x)
 
 
@@ -96,15 +96,15 @@ def _gelu_forward(
     for row in range(program * rows_per_program, tl.minimum((program + 1) * rows_per_program, ROWS)):
         place = tl.cast(row, tl.int64) * H + h
         hidden = tl.load(hidden_ptr + place, mask=has_channel, other=0).to(tl.float32) + bias
-        share, _ = _normal(hidden)
-        tl.store(activated_ptr + place, (hidden * share).to(activated_ptr.dtype.element_ty), mask=has_channel)
+        cumulative, _ = _normal(hidden)
+        tl.store(activated_ptr + place, (hidden * cumulative).to(activated_ptr.dtype.element_ty), mask=has_channel)
 
 
 @triton.jit
 def _gelu_backward(
     activated_ptr,     # [ROWS, H]
-    grad_ptr,          # [ROWS, H] of the activation, then of what was activated
-    partial_ptr,       # [programs, H] sums of its rows of the latter, float32; None without bias
+    grad_ptr,          # [ROWS, H] gradient of the activation, overwritten by that of hidden
+    partial_ptr,       # [programs, H] float32, each program's sum of the gradient of hidden; None without bias
     hidden_ptr,        # [ROWS, H]
     bias_ptr,          # [H] or None
     ROWS, H,
@@ -121,9 +121,9 @@ def _gelu_backward(
         place = tl.cast(row, tl.int64) * H + h
         hidden = tl.load(hidden_ptr + place, mask=has_channel, other=0).to(tl.float32) + bias
         grad = tl.load(grad_ptr + place, mask=has_channel, other=0).to(tl.float32)
-        share, density = _normal(hidden)
-        tl.store(activated_ptr + place, (hidden * share).to(activated_ptr.dtype.element_ty), mask=has_channel)
-        grad *= share + hidden * density
+        cumulative, density = _normal(hidden)
+        tl.store(activated_ptr + place, (hidden * cumulative).to(activated_ptr.dtype.element_ty), mask=has_channel)
+        grad *= cumulative + hidden * density
         bias_sum += grad
         tl.store(grad_ptr + place, grad.to(grad_ptr.dtype.element_ty), mask=has_channel)
     if partial_ptr is not None:

@@ -1,4 +1,4 @@
-"""GELU and the linear layer after it, which keeps what went into the GELU alone and computes the activation again."""
+"""GELU and a linear layer; only the input of the GELU is saved, backward computes the activation again."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ from .reference import gelu_linear_reference
 
 
 def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None = None) -> Tensor:
-    """Compute `F.linear(F.gelu(hidden + hidden_bias), weight, bias)`, exact GELU, and keep no activated tensor.
+    """Compute `F.linear(F.gelu(hidden + hidden_bias), weight, bias)` with the exact GELU.
+
+    The activation is not saved for backward, which computes it again; `hidden + hidden_bias` is never in memory.
 
     Args:
         hidden: `[..., H]`.
         weight, bias: `[D, H]` and `[D]` or None.
-        hidden_bias: `[H]`, of the layer that gave `hidden` without it; None for zero. The sum is never in memory.
+        hidden_bias: `[H]`, the bias of the linear layer that computed `hidden` without it; None for zero.
 
     Returns:
         `[..., D]`.
 
     Raises:
-        ValueError: shapes or devices do not fit, or a tensor holds no floating point numbers.
+        ValueError: shapes, dtypes or devices do not match.
+
+    Example:
+        >>> gelu_linear(torch.randn(2, 5, 16), torch.randn(8, 16), torch.zeros(8)).shape
+        torch.Size([2, 5, 8])
     """
     check_linear("hidden", hidden, weight, bias)
     if hidden_bias is not None:
@@ -65,7 +71,7 @@ class _GeluLinear(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         hidden, weight, hidden_bias = ctx.saved_tensors
-        # With respect to the activation, and then in the same memory with respect to what was activated.
+        # First the gradient of the activation; gelu_backward overwrites it with that of hidden.
         grad_hidden = linear_no_grad(grad, weight.t())
         activated, grad_hidden_bias = kernels_for(hidden, ctx.backend).gelu_backward(grad_hidden, hidden, hidden_bias)
         grad_weight, grad_bias = linear_gradients(grad, activated, ctx.needs_input_grad[1:3])
@@ -75,7 +81,7 @@ class _GeluLinear(torch.autograd.Function):
 _apply = fast_apply(_GeluLinear)
 
 
-# `gelu(hidden + hidden_bias)`, contiguous, in the type of `hidden`.
+# Returns `gelu(hidden + hidden_bias)`, contiguous, in the dtype of `hidden`.
 declare_operator(
     "gelu_linear",
     "gelu_forward(Tensor hidden, Tensor? hidden_bias) -> Tensor",
@@ -89,8 +95,8 @@ def _backward_fake(grad: Tensor, hidden: Tensor, *rest: Tensor | None) -> tuple[
     return hidden.new_empty(hidden.shape), hidden.new_empty(0) if hidden_bias is None else torch.empty_like(hidden_bias)
 
 
-# Turns `grad`, contiguous, into `grad * gelu'(hidden + hidden_bias)`, and gives the activation, contiguous, in the type
-# of `hidden`, and the gradient with respect to `hidden_bias` (of no elements without).
+# Multiplies `grad`, contiguous, in place by `gelu'(hidden + hidden_bias)`. Returns the activation, contiguous, in the
+# dtype of `hidden`, and the gradient with respect to `hidden_bias` (an empty tensor without).
 declare_operator(
     "gelu_linear",
     "gelu_backward(Tensor(a!) grad, Tensor hidden, Tensor? hidden_bias) -> (Tensor, Tensor)",

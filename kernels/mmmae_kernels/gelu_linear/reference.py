@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def gelu_linear_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None = None
 ) -> Tensor:
-    """A linear layer of the exact GELU of a sum, which is in the type of `hidden`."""
+    """Return a linear layer of the exact GELU of `hidden + hidden_bias`, added in the dtype of `hidden`."""
     if hidden_bias is not None:
         hidden = hidden + hidden_bias.to(hidden.dtype)
     return F.linear(F.gelu(hidden), weight, bias)

@@ -1,4 +1,4 @@
-"""Residual add, layer norm and the linear layer after it, lean in memory."""
+"""Residual add, layer norm and a linear layer, without saving the norm for backward."""
 
 from .op import norm_linear
 

@@ -1,4 +1,4 @@
-"""Residual add, layer norm and a linear layer, which keeps the sum alone and computes its norm again in backward."""
+"""Residual add, layer norm and a linear layer; only the sum is saved, backward computes the norm again."""
 
 from __future__ import annotations
 
@@ -27,22 +27,29 @@ def norm_linear(
     epsilon: float = 1e-6,
     residual_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `total = x + residual + residual_bias` and `F.linear(layer_norm(total), weight, bias)`; no norm is kept.
+    """Compute `total = x + residual + residual_bias` and `F.linear(layer_norm(total), weight, bias)`.
+
+    The layer norm is not saved for backward, which computes it again.
 
     Args:
         x: `[..., H]`.
-        residual: of the same shape, or None for no addition.
-        norm_weight, norm_bias: `[H]`, of the layer norm.
-        weight, bias: `[D, H]` and `[D]` or None, of the linear layer.
+        residual: `[..., H]`, or None for no addition.
+        norm_weight, norm_bias: `[H]`, parameters of the layer norm.
+        weight, bias: `[D, H]` and `[D]` or None, parameters of the linear layer.
         epsilon: added to the variance; 1e-6 as in ViT and MAE.
-        residual_bias: `[H]`, of the linear layer that gave `residual` without it; None for zero.
+        residual_bias: `[H]`, the bias of the linear layer that computed `residual` without it; None for zero.
 
     Returns:
-        The sum (`x` itself without residual) `[..., H]`, and the linear layer's output `[..., D]`.
+        The sum `[..., H]` (`x` itself without residual), and the output of the linear layer `[..., D]`.
 
     Raises:
-        ValueError: shapes or devices do not fit, a tensor holds no floating point numbers, or there is a
-            `residual_bias` and no residual.
+        ValueError: shapes, dtypes or devices do not match, or `residual_bias` is given without `residual`.
+
+    Example:
+        >>> x, weight = torch.randn(2, 5, 8), torch.randn(24, 8)
+        >>> total, qkv = norm_linear(x, x, torch.ones(8), torch.zeros(8), weight, None)
+        >>> total.shape, qkv.shape
+        (torch.Size([2, 5, 8]), torch.Size([2, 5, 24]))
     """
     check_norm(x, residual, norm_weight, norm_bias, residual_bias, ("norm_weight", "norm_bias"))
     check_linear("x", x, weight, bias, total_dtype(x, residual))
@@ -68,7 +75,7 @@ def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 class _NormLinear(torch.autograd.Function):
-    """Gives the sum and the linear layer's output, or the output alone where there is nothing to add."""
+    """Returns the sum and the output of the linear layer, or only the output if there is no residual to add."""
 
     @staticmethod
     def forward(

@@ -18,6 +18,6 @@ def norm_linear_reference(
     epsilon: float,
     residual_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The sum, and a linear layer of its norm."""
+    """Return the sum, and a linear layer of its layer norm."""
     total, norm = add_layer_norm_reference(x, residual, norm_weight, norm_bias, epsilon, residual_bias)
     return total, F.linear(norm, weight, bias)

@@ -1,4 +1,4 @@
-"""Random masks as a function of (seed, sample, token) alone."""
+"""Random masks that depend only on seed, sample number and token number."""
 
 from .op import TokenMask, random_masking, seed_tensor
 

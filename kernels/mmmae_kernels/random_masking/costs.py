@@ -1,4 +1,4 @@
-"""What the operators of masking cost."""
+"""Costs of the operators of masking."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LAUNCHES: dict[str, Callable[..., int]] = {}
 
 
 def compile_cases(dtype: torch.dtype) -> None:
-    """Launch each kernel once in each form that compiles to different code."""
-    from . import gpu  # it imports triton
+    """Launch each kernel once for each combination of arguments that compiles to different code."""
+    from . import gpu  # imports triton
 
-    if dtype == torch.float32:  # tables of integers: one type is enough
+    if dtype == torch.float32:  # the kernels compute with integers: one dtype is enough
         for tokens in (TOKENS, gpu.LONGEST_ROW, gpu.LONGEST_ROW + 1):
             gpu.random_masking_forward(BATCH, tokens, KEEP, torch.tensor(0), torch.device("cpu"), 0)
 

@@ -1,4 +1,4 @@
-"""Random masking on the CPU: noise and sort compiled, one sample after another."""
+"""Random masking on the CPU: compiled noise and sort, one sample a task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _forward = library.function("random_masking")
 def random_masking_forward(
     batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `random_masking_reference` gives, bit for bit; `device` is the CPU.
+    """Return the same tables as `random_masking_reference`, bit for bit; `device` is the CPU.
 
     Raises:
         ValueError: there are 2^32 tokens or more, or a sample number is outside 0..2^63-1.

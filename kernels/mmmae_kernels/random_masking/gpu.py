@@ -1,4 +1,4 @@
-"""Random masking on the GPU: a row's noise is drawn, sorted and turned into the three tables by one program."""
+"""Random masking on the GPU: one program draws and sorts the noise of a sample and writes its three tables."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from ..gpu.config import Launch, element_config, next_power_of_2
 from ..gpu.launch import launch
 from .reference import MASK_STREAM, random_masking_of_noise
 
-LONGEST_ROW = 4096  # keys of 8 bytes: 16 warps hold 8 a thread, and the sort exchanges 32 KiB through shared memory
+LONGEST_ROW = 4096  # tokens: 16 warps hold 8 keys of 8 bytes a thread, and the sort uses 32 KiB of shared memory
 
 
 def random_masking_forward(
     batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One launch up to 4096 tokens; longer rows are drawn by one and sorted by torch."""
-    if seed.device.type == "cpu" and device.type != "cpu":  # filled in, because the host waits for a copy
+    """Return the same tables as `random_masking_reference`, bit for bit.
+
+    One launch up to 4096 tokens a sample; for more, one launch draws the noise and torch sorts it.
+    """
+    if seed.device.type == "cpu" and device.type != "cpu":  # torch.full, because the host would wait for a copy
         seed = torch.full((), int(seed), dtype=torch.int64, device=device)
     seed = seed.to(device)
     if tokens > LONGEST_ROW:
@@ -41,14 +44,14 @@ def _describe_noise(target: str, batch: int, tokens: int, first_sample: int) -> 
 def _describe_masking(target: str, batch: int, tokens: int, keep: int, first_sample: int) -> Launch:
     block = max(4, next_power_of_2(tokens))
     arguments = {"first_sample": first_sample, "N": tokens, "K": keep, "STREAM": MASK_STREAM}
-    # 8 keys a thread are exchanged in registers, the rest within and between warps.
+    # 8 keys a thread: these are exchanged in registers, others within and between warps.
     config = element_config({"BLOCK": block}, block, target)
     return Launch(_random_masking, lambda c: (batch if tokens else 0,), arguments, (config,))
 
 
 @triton.jit
 def philox_words(seed_ptr, sample, call, stream):
-    """The four words of Philox 4x32-10 for each call number, with the counter and key of `philox_noise`."""
+    """Return the four words of Philox 4x32-10 for each call number, with the counter and key of `philox_noise`."""
     low, high = sample.to(tl.uint32), (sample >> 32).to(tl.uint32)
     zero = call * 0
     return tl.philox(tl.load(seed_ptr), call, zero + stream, zero.to(tl.uint32) + low, zero.to(tl.uint32) + high)
@@ -68,10 +71,10 @@ def _random_masking(
     row = tl.program_id(0).to(tl.int64)
     call = tl.arange(0, BLOCK // 4)
     word0, word1, word2, word3 = philox_words(seed_ptr, first_sample + row, call.to(tl.uint32), STREAM)
-    # Token 4*call + w takes word w: joined, the last axis is w's lower bit, the one before its upper.
+    # Token 4*call + w takes word w: in the joined tensor the last axis is the lower bit of w, the one before the upper.
     noise = tl.join(tl.join(word0, word2), tl.join(word1, word3)).reshape(BLOCK)
     token = tl.arange(0, BLOCK)
-    # The token below the noise makes each key unique, so that any sort is stable; tokens that are none come last.
+    # The token number below the noise makes keys unique, so that any sort is stable. Padding sorts to the end.
     key = tl.sort(tl.where(token < N, noise.to(tl.int64) * BLOCK + token, 0x7FFFFFFFFFFFFFFF))
     shuffled = key % BLOCK
     place = token

@@ -1,4 +1,4 @@
-"""Random masking of tokens: which of each sample's tokens are visible, which masked, and the way back."""
+"""Random masking: which tokens of each sample are visible, which are masked, and how to restore their order."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..dispatch import Arguments, Reason, declare, triton_refuses
 from ..operators import declare_operator, kernels_for
 from .reference import random_masking_reference
 
-LARGEST_TABLE = 2**60  # numbers, whose bytes are counted in 64 bits
+LARGEST_TABLE = 2**60  # elements; the number of bytes has to fit 64 bits
 
 
 class TokenMask(NamedTuple):
-    """Token numbers of a batch, int64. K visible and M masked tokens make N."""
+    """Token numbers of a batch, int64, of N = K visible + M masked tokens a sample."""
 
     ids_keep: Tensor  # [B, K] visible tokens, in random order
     ids_masked: Tensor  # [B, M] masked tokens, in random order
-    ids_restore: Tensor  # [B, N] place of each token in the two above put together
+    ids_restore: Tensor  # [B, N] index of each token in the concatenation of ids_keep and ids_masked
 
 
 def random_masking(
@@ -33,24 +33,40 @@ def random_masking(
     device: torch.device | str | None = None,
     first_sample: int = 0,
 ) -> TokenMask:
-    """Draw which tokens of each sample stay visible, as a function of (seed, sample number, token) alone.
+    """Draw which tokens of each sample stay visible.
+
+    A sample's mask depends only on the seed, its sample number and `tokens`: it is the same on every backend and
+    device, and in every batch.
 
     Args:
-        batch: samples B, a whole number as all counts are, of Python or NumPy.
-        tokens: tokens N of a sample, below 2^32.
-        keep: visible tokens K, 0..N.
-        seed: a 64-bit integer, or a scalar tensor of integers, the key of Philox 4x32-10.
-        device: where the mask is wanted; None is the seed's device, or the CPU.
-        first_sample: number of the batch's first sample, so that ranks draw what one process would.
+        batch: number of samples B.
+        tokens: number of tokens N of a sample, less than 2^32.
+        keep: number of visible tokens K, 0..N.
+        seed: 64-bit integer or scalar integer tensor, the key of Philox 4x32-10.
+        device: device of the result; None means that of a seed tensor, else the CPU.
+        first_sample: sample number of the first sample. Ranks that count on draw the masks of a single process.
+
+    Returns:
+        The numbers of visible and masked tokens, and the permutation that restores their order.
 
     Raises:
-        ValueError: a count is no whole number, or negative, or too large, `keep` is over `tokens`, the seed is no
-            64-bit integer, or there is no such device.
+        ValueError: a count is not an integer in its range, the seed is not a 64-bit integer, or torch can't use the
+            device.
+
+    Example:
+        >>> mask = random_masking(batch=2, tokens=6, keep=2, seed=0)
+        >>> mask.ids_keep.shape, mask.ids_masked.shape
+        (torch.Size([2, 2]), torch.Size([2, 4]))
+        >>> torch.cat([mask.ids_keep, mask.ids_masked], dim=1).gather(1, mask.ids_restore)[0].tolist()
+        [0, 1, 2, 3, 4, 5]
+        >>> second = random_masking(batch=1, tokens=6, keep=2, seed=0, first_sample=1)
+        >>> torch.equal(mask.ids_keep[1:], second.ids_keep)
+        True
     """
     tokens = check_whole("tokens", tokens, 0, 2**32 - 1)
     batch = check_whole("batch", batch)
     if not torch.compiler.is_compiling() and batch * tokens >= LARGEST_TABLE:
-        raise ValueError(f"batch is {batch}, expected less than 2^60 tokens in all, of {tokens} a sample")
+        raise ValueError(f"batch is {batch}, expected less than 2^60 tokens in total ({tokens} a sample)")
     keep = check_whole("keep", keep, 0, tokens)
     first_sample = check_whole("first_sample", first_sample, 0, LARGEST - batch)
     seed = seed_tensor(seed)
@@ -86,7 +102,7 @@ def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 def _native_refuses(arguments: Arguments) -> Reason:
     if arguments["device"].type != "cpu":
-        return f"the mask is wanted on {arguments['device']}, native kernels run on the CPU"
+        return f"device is {arguments['device']}, native kernels run on the CPU"
     return None
 
 
@@ -95,7 +111,7 @@ def _triton_refuses(arguments: Arguments) -> Reason:
 
 
 def seed_tensor(seed: int | Tensor) -> Tensor:
-    """Return the seed as an int64 scalar, after checking that it is a 64-bit integer."""
+    """Return the seed as an int64 scalar tensor, or raise unless it is a 64-bit integer."""
     seed = check_seed(seed)
     if isinstance(seed, Tensor):
         return seed if seed.dtype == torch.int64 else seed.to(torch.int64)
@@ -103,24 +119,24 @@ def seed_tensor(seed: int | Tensor) -> Tensor:
 
 
 def check_seed(seed: int | Tensor) -> int | Tensor:
-    """Return the seed, a number of NumPy as an int, after checking that it is a 64-bit integer."""
+    """Return the seed as an int or a tensor, or raise unless it is a 64-bit integer."""
     if not isinstance(seed, Tensor):
         return check_whole("seed", seed, -(2**63), 2**64 - 1)
     is_integer = not (seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool)
     if seed.dim() != 0 or not is_integer or seed.layout is not torch.strided:
-        raise ValueError(f"seed is {described(seed)}, expected a scalar of torch.int64")
+        raise ValueError(f"seed is {described(seed)}, expected a scalar integer tensor")
     return seed
 
 
 def _check_device(device: torch.device | str) -> torch.device:
-    """Return the device, after checking that there is one of that name that torch can use."""
+    """Return the device as a torch.device, or raise unless torch can use it."""
     if not isinstance(device, (str, torch.device)):
-        raise ValueError(f"device is {described(device)}, expected a torch.device or the name of one, such as 'cpu'")
+        raise ValueError(f"device is {described(device)}, expected a torch.device or a name such as 'cpu'")
     if torch.compiler.is_compiling() or device in _usable:
         return torch.device(device)
     try:
         torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # the first where torch is built without such devices
+    except (AssertionError, RuntimeError) as error:  # AssertionError: torch is built without support for it
         reason = str(error).splitlines()[0]
         raise ValueError(f"device is {str(device)!r}, expected one that torch can use: {reason}") from error
     _usable.add(device)

@@ -18,29 +18,29 @@ MASK_STREAM, DROPOUT_STREAM = 0, 1
 def random_masking_reference(
     batch: int, tokens: int, keep: int, seed: Tensor, device: torch.device, first_sample: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort each sample's tokens by noise, ties by number: the first `keep` are visible."""
+    """Sort each sample's tokens by noise, ties by token number; the first `keep` are visible."""
     samples = torch.arange(first_sample, first_sample + batch, device=device)
     return random_masking_of_noise(philox_noise(seed.to(device), samples, tokens, MASK_STREAM), keep)
 
 
 def random_masking_of_noise(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The tables that sorting `noise [B, N]` gives, ties by token number."""
+    """Return `ids_keep`, `ids_masked` and `ids_restore` from sorting `noise [B, N]`, ties by token number."""
     ids_shuffle = torch.argsort(noise, dim=1, stable=True)
     ids_restore = torch.argsort(ids_shuffle, dim=1)
-    # Copies, even of a part that is all: an operator's outputs may not share memory.
+    # Copies, even if one part is everything: the outputs of an operator must not share memory.
     parts = ids_shuffle.tensor_split([keep], dim=1)
     ids_keep, ids_masked = (part.clone(memory_format=torch.contiguous_format) for part in parts)
     return ids_keep, ids_masked, ids_restore
 
 
 def philox_noise(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Tensor:
-    """Draw uniform 32-bit noise, a function of (seed, sample, token, stream) alone.
+    """Draw uniform 32-bit noise that depends only on seed, sample number, token number and stream.
 
     Args:
         seed: int64 scalar, the key.
         samples: `[B]` int64 sample numbers.
-        tokens: numbers wanted for each sample.
-        stream: tells uses of the same seed apart.
+        tokens: how many numbers to draw for each sample.
+        stream: number that separates different uses of one seed.
 
     Returns:
         `[B, tokens]` int64 in 0..2^32-1. Token n is word n % 4 of counter (n // 4, stream, sample low, sample high).
@@ -62,7 +62,7 @@ def _noise(seed: Tensor, samples: Tensor, tokens: int, stream: int) -> Tensor:
     return torch.stack(words, dim=-1).flatten(1)[:, :tokens].contiguous()
 
 
-# An operator, because inductor would inline the ten rounds into an expression that doubles in size with each.
+# An operator, because Inductor would inline the ten rounds into an expression that doubles in size with each.
 _operator = define(
     "philox_noise(Tensor seed, Tensor samples, SymInt tokens, int stream) -> Tensor",
     _noise,
@@ -73,7 +73,7 @@ _operator = define(
 def philox_4x32_10(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox 4x32 on 32-bit words held in int64 tensors."""
+    """Compute ten rounds of Philox 4x32 on 32-bit words in int64 tensors."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -85,7 +85,7 @@ def philox_4x32_10(
 
 
 def _multiply(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low word of the 64-bit product, by halves: the whole one would overflow int64."""
+    """Return the high and low word of the 64-bit product, computed in halves because int64 would overflow."""
     upper = factor * (word >> 16)
     lower = factor * (word & 0xFFFF)
     middle = upper + (lower >> 16)
