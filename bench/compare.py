@@ -1,7 +1,7 @@
-"""Compares two kept runs of the suite, the older first: `python -m bench.compare A.json B.json [--allow 1.1]`.
+"""Compare two kept runs of the suite, the older first: `python -m bench.compare A.json B.json [--allow 1.1]`.
 
-Absolute times of two runs lie: compared are ratios of ours to their case's baseline, timed in turn with it, and counts.
-Exits with 1 if something got worse by more than is allowed, and with 2 if the runs can't be compared.
+Times of two runs differ for many reasons. What is compared is the ratio of ours to the baseline that was timed in turn
+with it, and counts. The exit status is 1 if a figure got worse by more than allowed, 2 if the runs can't be compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXACT = ("saved_bytes", "macs")  # the same in every run of the same code; the p
 
 
 class Figure(NamedTuple):
-    """What is compared, of whom and where."""
+    """The name of a figure: the case, the contender, and what was measured or counted."""
 
     where: str
     contender: str
@@ -35,7 +35,7 @@ class Figure(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A figure of both runs, and how many times worse the newer one is."""
+    """A figure in both runs, and how many times worse it is in the newer one."""
 
     figure: Figure
     old: float
@@ -44,7 +44,7 @@ class Change(NamedTuple):
 
 
 def figures(results: Results) -> dict[Figure, float]:
-    """Of ours in a run: ratios to the baseline, above 1 where ours is faster, and counts; none that is unknown."""
+    """Return the known figures of ours: counts, and ratios to the baseline, above 1 where ours is faster."""
     found = {}
     for (group, case, allocator), measured in results.cases().items():
         baseline = next((one for one in measured if one.baseline), None)
@@ -65,7 +65,7 @@ def _amounts(one: Measurement, baseline: Measurement | None) -> Iterator[tuple[s
 
 
 def changes(old: Mapping[Figure, float], new: Mapping[Figure, float]) -> list[Change]:
-    """Of the figures that both have, the worst first."""
+    """Return the changes of the figures that both runs have, the worst first."""
     both = [(figure, old[figure], new[figure]) for figure in old if figure in new]
     found = [Change(*values, _worse(*values)) for values in both]
     return sorted(found, key=lambda change: (-change.worse, change.figure))
@@ -77,12 +77,12 @@ def _worse(figure: Figure, old: float, new: float) -> float:
 
 
 def regressions(found: Iterable[Change], allow: float) -> list[Change]:
-    """Those that are worse by more than is allowed: `allow` times, and hardly anything for what is exact."""
+    """Return the changes for the worse by more than `allow`, or than `ALLOW_EXACT` for exact counts."""
     return [change for change in found if change.worse > (ALLOW_EXACT if change.figure.what in EXACT else allow)]
 
 
 def table_of(worse: Iterable[Change]) -> Table:
-    """Regressions, in the order given."""
+    """Return a table of regressions, in the order given."""
     table = Table(box=box.SIMPLE, title="worse than allowed", title_justify="left")
     for number, head in enumerate(("case", "by", "what", "old", "new", "times worse")):
         table.add_column(head, justify="left" if number < 3 else "right", overflow="fold")
@@ -93,7 +93,7 @@ def table_of(worse: Iterable[Change]) -> Table:
 
 
 def only_in_one(old: Mapping[Figure, float], new: Mapping[Figure, float]) -> Iterator[str]:
-    """A line for each figure that one run lacks."""
+    """Yield a line for each figure that one of the runs lacks."""
     for run, ones, others in (("older", old, new), ("newer", new, old)):
         for figure in ones:
             if figure not in others:
@@ -101,12 +101,12 @@ def only_in_one(old: Mapping[Figure, float], new: Mapping[Figure, float]) -> Ite
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: prints what got worse; the exit status."""
+    """Run the command line: print what got worse, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description="Compare two kept runs of the suite.")
     parser.add_argument("older", type=Path, metavar="A.json")
     parser.add_argument("newer", type=Path, metavar="B.json")
     parser.add_argument(
-        "--allow", type=float, default=ALLOW, help=f"times worse that is no regression; default: {ALLOW}"
+        "--allow", type=float, default=ALLOW, help=f"factor by which a figure may get worse; default: {ALLOW}"
     )
     options = parser.parse_args(arguments)
     if not options.allow >= 1:
@@ -131,7 +131,7 @@ def _warnings(older: Results, newer: Results) -> Iterator[str]:
         f"{results.machine.get('name')} with {results.machine.get('threads')} threads" for results in (older, newer)
     ]
     if names[0] != names[1]:
-        yield f"warning: the machines differ, {names[0]} and {names[1]}, and with them ratios can"
+        yield f"warning: the machines differ, {names[0]} and {names[1]}, so ratios can differ too"
 
 
 def _tell(found: Sequence[Change], allow: float, lines: Iterable[str]) -> int:

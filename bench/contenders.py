@@ -1,9 +1,11 @@
-"""Who is compared on a task: our model, the reference in its variants, and peers from PyPI, each by its name."""
+"""The models that are compared on a task: ours, the reference in its variants, and peers from PyPI, by name."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -25,11 +27,11 @@ class Task:
     """Work that can be given to each contender.
 
     Args:
-        kind: `training step`, forward and backward without the optimizer, or `encoding`, of all tokens.
-        preset: of the model.
-        batch: samples.
+        kind: `training step`, forward and backward without the optimizer, or `encoding` of all tokens.
+        preset: name of the model's config.
+        batch: number of samples.
         aux: whether samples come with all auxiliary images.
-        overrides: config fields to change, and their values.
+        overrides: fields of the config to change, and their values.
         device: `cpu` or `cuda`.
         dtype: `float32`, or the type that autocast computes in.
     """
@@ -44,13 +46,13 @@ class Task:
 
     @property
     def config(self) -> mmmae.MMMAEConfig:
-        """Of the model."""
+        """The config of the model."""
         overrides = dict(self.overrides)
         return mmmae.MMMAEConfig.preset(self.preset, **(overrides if self.aux else {"aux": {}, **overrides}))
 
     @property
     def title(self) -> str:
-        """What is done, in words, without its kind."""
+        """The task in words, without its kind: `base, batch 4, all auxiliary images`."""
         parts = [self.preset, f"batch {self.batch}", *(["all auxiliary images"] if self.aux else [])]
         parts += [f"{field} {value}" for field, value in self.overrides]
         return ", ".join(parts if self.dtype == "float32" else [*parts, self.dtype])
@@ -61,10 +63,10 @@ class Work:
 
     Args:
         contender: one of `CONTENDERS`.
-        task: what it is to do.
+        task: the work to do.
 
     Raises:
-        ValueError: the contender can't do the task; the message says why.
+        ValueError: if the contender can't do the task; the message says why.
     """
 
     def __init__(self, contender: str, task: Task) -> None:
@@ -75,7 +77,7 @@ class Work:
         self.parameters = dict(self.model.named_parameters())
 
     def run(self, dtype: str | None = None) -> dict[str, Tensor]:
-        """Do the work once, in the task's type or another: what was computed, by name, with gradients of parameters."""
+        """Do the work once, in the task's type or in `dtype`, and return the outputs and the parameters' gradients."""
         dtype = dtype or self.task.dtype
         autocast = nullcontext() if dtype == "float32" else torch.autocast(self.task.device, getattr(torch, dtype))
         if self.task.kind == "encoding":
@@ -84,13 +86,13 @@ class Work:
         self.model.zero_grad(set_to_none=True)
         with autocast:
             loss = self.forward()
-        loss.backward()
+        torch.autograd.backward(loss)
         gradients = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
         return {"loss": loss.detach(), **gradients}
 
     @property
     def held_bytes(self) -> int:
-        """Of parameters, their gradients and the data, which are there between two runs."""
+        """Bytes of parameters, their gradients and the data, which stay between two runs."""
         parameters = list(self.parameters.values())
         tensors = [*parameters, *(parameter.grad for parameter in parameters if parameter.grad is not None)]
         hsi, aux = _data(self.task)
@@ -98,7 +100,7 @@ class Work:
 
 
 def _data(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-    """The volume `[B, C, T, H, W]` and the auxiliary images, the same for every contender."""
+    """Return the volume `[B, C, T, H, W]` and the auxiliary images, the same for every contender."""
     config = task.config
     generator = torch.Generator().manual_seed(1)
     size = (config.image_size, config.image_size)
@@ -107,14 +109,15 @@ def _data(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
     return hsi.to(task.device), {name: image.to(task.device) for name, image in aux.items()}
 
 
+Model = mmmae.FastModel | mmmae.ReferenceModel
 Made = tuple[nn.Module, Callable[[], Tensor]]
 
 
-def _ours(make: Callable[[mmmae.MMMAEConfig], nn.Module], compiled: bool, task: Task) -> Made:
+def _ours(make: Callable[[mmmae.MMMAEConfig], Model], compiled: bool, task: Task) -> Made:
     hsi, aux = _data(task)
     model = make(task.config).to(task.device)
     if task.kind == "encoding":
-        encoder = model.hsi_encoder().eval()
+        encoder: nn.Module = model.hsi_encoder().eval()
         call = torch.compile(encoder) if compiled else encoder
         return encoder, lambda: call(hsi)
     if compiled:
@@ -123,35 +126,35 @@ def _ours(make: Callable[[mmmae.MMMAEConfig], nn.Module], compiled: bool, task: 
 
 
 def _vit_mae(task: Task) -> Made:
-    """An image of as many channels as the volume has bands, in smaller patches: as many tokens of as many numbers."""
+    """Make ViTMAE on images with a channel a band, in smaller patches: as many tokens of as many numbers."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     config = task.config
     groups, rows, _ = config.grid
     split = _root(groups)
     hsi = _data(task)[0].flatten(1, 2)
-    peer = ViTMAEForPreTraining(
+    peer: nn.Module = ViTMAEForPreTraining(
         ViTMAEConfig(
             **_same_blocks(config),
             image_size=config.image_size,
             patch_size=config.image_size // (rows * split),
             num_channels=hsi.shape[1],
             mask_ratio=config.mask_ratio,
-            attn_implementation="sdpa",
         )
-    ).to(task.device)
+    )
+    peer.to(task.device)
     noise = torch.rand(task.batch, config.tokens, device=task.device)
     return peer, lambda: peer(hsi, noise=noise).loss
 
 
 def _video_mae(task: Task) -> Made:
-    """A grey video of two frames a tubelet: as many tokens, of two thirds as many numbers."""
+    """Make VideoMAE on grey videos, two frames a tubelet: as many tokens, of two thirds as many numbers."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     config = task.config
     groups, _, _ = config.grid
     video = torch.randn(task.batch, 2 * groups, 1, config.image_size, config.image_size, device=task.device)
-    peer = VideoMAEForPreTraining(
+    peer: nn.Module = VideoMAEForPreTraining(
         VideoMAEConfig(
             **_same_blocks(config),
             image_size=config.image_size,
@@ -160,9 +163,9 @@ def _video_mae(task: Task) -> Made:
             tubelet_size=2,
             num_channels=1,
             norm_pix_loss=True,
-            attn_implementation="sdpa",
         )
-    ).to(task.device)
+    )
+    peer.to(task.device)
     masked = torch.ones(task.batch, config.tokens, dtype=torch.bool, device=task.device)
     for row in masked:
         row[torch.randperm(config.tokens)[: config.keep]] = False
@@ -170,7 +173,7 @@ def _video_mae(task: Task) -> Made:
 
 
 def _same_blocks(config: mmmae.MMMAEConfig) -> dict[str, Any]:
-    """Width, depth and heads of encoder and decoder, by transformers' names."""
+    """Return what both peers have in common with our model, by transformers' names."""
     return {
         "hidden_size": config.dim,
         "num_hidden_layers": config.depth,
@@ -182,18 +185,26 @@ def _same_blocks(config: mmmae.MMMAEConfig) -> dict[str, Any]:
         "decoder_intermediate_size": round(config.decoder_dim * config.plain_mlp_ratio),
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        "attn_implementation": "sdpa",
     }
 
 
 def _root(groups: int) -> int:
-    root = round(groups**0.5)
+    root = math.isqrt(groups)
     if root * root != groups:
-        raise ValueError(f"ViTMAE: {groups} groups of bands can't become smaller patches; 4 can")
+        raise ValueError(f"ViTMAE: {groups} groups of bands can't become smaller patches, expected a square such as 4")
     return root
 
 
-def _reference(attention: str) -> Callable[[mmmae.MMMAEConfig], nn.Module]:
+def _reference(attention: str) -> Callable[[mmmae.MMMAEConfig], Model]:
     return functools.partial(mmmae.reference_model, attention=attention)
+
+
+def refuses(contender: str) -> str | None:
+    """Return None where a contender can run here, or which package it lacks."""
+    if contender in PEERS and importlib.util.find_spec("transformers") is None:
+        return f"{contender} needs transformers: pip install '.[peers]'"
+    return None
 
 
 MAKERS: dict[str, Callable[[Task], Made]] = {

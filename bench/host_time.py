@@ -1,9 +1,8 @@
-"""Host time of a training step, what Python and dispatch take apart from arithmetic: `python -m bench.host_time`.
+"""Host time of a training step, which Python and dispatch take beside arithmetic: `python -m bench.host_time`.
 
 Sizes are so small that arithmetic takes next to nothing. Triton's launches go through its real launcher, over a driver
-that launches nothing (`tests/emulator/stub_driver`); attention's native kernel is left out. Times are the process's
-own, the best of interleaved rounds, as ratios to the reference with SDPA, and of single ops to the same in plain
-PyTorch.
+that launches nothing (`tests/emulator/stub_driver`); attention's native kernel is left out. Times are process time, the
+best of interleaved rounds, as ratios to the reference with SDPA, or for single ops to the same in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -41,25 +40,22 @@ SIZES |= {"aux_dim": 32, "aux_patch": 16}
 
 
 class Seconds(NamedTuple):
+    """Process time of one pass forward and backward."""
+
     forward: float
     backward: float
 
 
 class Host(NamedTuple):
-    """Seconds of what is compared, the first being what the others are held against.
-
-    The best forward and backward passes, and the best of both together.
-    """
+    """The seconds of each contender, the first of which is the baseline: best forward, best backward, best of both."""
 
     case: str
     contenders: dict[str, tuple[float, float, float]]
 
     def ratios(self) -> dict[str, tuple[float, float, float]]:
-        """Each over the first."""
-        first = next(iter(self.contenders.values()))
-        return {
-            name: tuple(a / b for a, b in zip(taken, first, strict=True)) for name, taken in self.contenders.items()
-        }
+        """Return the seconds of each contender over those of the first."""
+        forward, backward, both = next(iter(self.contenders.values()))
+        return {name: (f / forward, b / backward, t / both) for name, (f, b, t) in self.contenders.items()}
 
 
 Pass = Callable[[], Seconds]
@@ -69,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.host_time", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print ratios instead of tables")
-    parser.add_argument("--where", choices=("reference", "native", "triton"), help="say where a model's step spends it")
+    parser.add_argument(
+        "--where", choices=("reference", "native", "triton"), help="print where a model's step spends host time"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # what no kernel has written may be such numbers, which take far longer
@@ -88,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(case: str, passes: dict[str, Pass]) -> Host:
-    """The best of interleaved rounds."""
+    """Time passes in interleaved rounds and keep the best of each."""
     for run in passes.values():
         for _ in range(SETTLING):
             run()
@@ -110,7 +108,7 @@ def measure(case: str, passes: dict[str, Pass]) -> Host:
 
 
 def models(aux: bool) -> dict[str, Pass]:
-    """A training step of the reference with SDPA, and of the fast model with native kernels and with Triton's."""
+    """Return a training step of the reference with SDPA, and of the fast model with native and with Triton kernels."""
     config = mmmae.MMMAEConfig.preset("base", **SIZES, **({} if aux else {"aux": {}}))
     reference = mmmae.reference_model(config, attention="sdpa")
     hsi = torch.randn(1, config.in_channels, config.bands, config.image_size, config.image_size)
@@ -135,7 +133,7 @@ def models(aux: bool) -> dict[str, Pass]:
 
 
 def ops() -> dict[str, dict[str, Pass]]:
-    """Single ops against what a user would write otherwise, many calls a round."""
+    """Return passes of single ops and of what a user would write otherwise, many calls each."""
     x, residual = torch.randn(1, 8, 32, requires_grad=True), torch.randn(1, 8, 32, requires_grad=True)
     weight, bias = torch.randn(32, 32, requires_grad=True), torch.randn(32, requires_grad=True)
     scale, shift = torch.randn(32, requires_grad=True), torch.randn(32, requires_grad=True)
@@ -187,7 +185,7 @@ def ops() -> dict[str, dict[str, Pass]]:
 
 
 def calls(function: Callable[[], Any], leaves: Sequence[Tensor], times: int = 50) -> Pass:
-    """The mean of some calls, forward and backward, of a function of leaves."""
+    """Return a pass that calls a function of leaves some times and gives the mean."""
 
     def run() -> Seconds:
         forward = backward = 0.0
@@ -208,7 +206,7 @@ def calls(function: Callable[[], Any], leaves: Sequence[Tensor], times: int = 50
 
 
 def with_kernels(backend: str, run: Pass) -> Pass:
-    """The same with a backend of the ops."""
+    """Return the pass with a backend of the ops."""
 
     def served() -> Seconds:
         with use_backend(backend):
@@ -218,7 +216,7 @@ def with_kernels(backend: str, run: Pass) -> Pass:
 
 
 def on_gpu(run: Pass) -> Pass:
-    """The same as if tensors lay on a GPU."""
+    """Return the pass as if its tensors lay on a GPU."""
     gpu = StandInGpu(TARGET)
 
     def executed() -> Seconds:
@@ -241,15 +239,14 @@ def without_arithmetic() -> Iterator[None]:
         return torch.empty(q.shape), torch.empty(batch, heads, queries)
 
     def tables(batch: int, tokens: int, keep: int, *rest: Any) -> tuple[Tensor, ...]:
-        """Token numbers, which the kernel has not written."""
-        made = draw(batch, tokens, keep, *rest)
+        """Fill in the token numbers that the kernel has not written."""
+        made: tuple[Tensor, ...] = draw(batch, tokens, keep, *rest)
         for table, start in zip(made, (0, keep, 0), strict=True):
             torch.arange(start, start + table.shape[1], out=table[0])
         return made
 
     linear = importlib.import_module("mmmae_kernels.linear")
-    if hasattr(linear, "ONEDNN_IS_FASTER"):  # the CPU's own way to multiply
-        linear.ONEDNN_IS_FASTER = False
+    vars(linear)["ONEDNN_IS_FASTER"] = False  # a choice that only a CPU makes
     replaced = {
         native.attention_forward: attention_forward,
         native.attention_backward: lambda *_: None,
@@ -265,7 +262,7 @@ def without_arithmetic() -> Iterator[None]:
 
 
 def where(contender: str, steps: int = 50) -> Table:
-    """The time of each file's own functions, and of what they call that is not Python's, forward and backward."""
+    """Return the time of each file's functions, and of the C functions that they call, forward and backward."""
     made = Table(title=f"{contender}, three images: ms a step, profiled (which adds to Python's share)")
     for heading in ("where", "forward", "backward"):
         made.add_column(heading, justify="left" if heading == "where" else "right")
@@ -282,7 +279,7 @@ def where(contender: str, steps: int = 50) -> Table:
 
 
 def profiled(contender: str, steps: int) -> tuple[cProfile.Profile, cProfile.Profile]:
-    """Profiles of forward and backward passes of a model."""
+    """Profile the forward passes and the backward passes of a model."""
     profiles = cProfile.Profile(time.process_time), cProfile.Profile(time.process_time)
     clock, run = time.process_time, models(True)[contender]
     for _ in range(SETTLING):
@@ -308,7 +305,7 @@ def profiled(contender: str, steps: int) -> tuple[cProfile.Profile, cProfile.Pro
 
 
 def own_time(profile: cProfile.Profile) -> dict[str, float]:
-    """Seconds by file; a built-in function's are its callers'."""
+    """Return seconds by file; those of a built-in function count for its callers."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for (file, _, _), (_, _, own, _, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if file != "~":
@@ -321,7 +318,7 @@ def own_time(profile: cProfile.Profile) -> dict[str, float]:
 
 
 def short(file: str) -> str:
-    """A file by its place in the package that it belongs to."""
+    """Return a file's path from the package that it belongs to."""
     parts = Path(file).parts
     for package in ("mmmae_kernels", "mmmae", "torch", "triton"):
         if package in parts[:-1]:
@@ -330,7 +327,7 @@ def short(file: str) -> str:
 
 
 def table(found: Sequence[Host]) -> Table:
-    """Microseconds of the first contender, and ratios of all."""
+    """Return a table of ratios to the first contender of each case, and of microseconds."""
     made = Table(title=f"host time, process time, best of {ROUNDS} rounds; ratios to the first of each case")
     for heading in ("case", "contender", "forward", "backward", "both", "us"):
         made.add_column(heading, justify="left" if heading in ("case", "contender") else "right")

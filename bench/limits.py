@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: copies, matrix products alone, and how much memory a run takes."""
+"""Measures of this machine: the speed of copies and of matrix products alone, and the memory that a run takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def synchronize(device: str) -> None:
 
 
 def median_seconds(run: Callable[[], object], device: str = "cpu", rounds: int = ROUNDS) -> float:
-    """Of a few runs, after one to warm up."""
+    """Return the median time of a few runs, after one to warm up."""
     seconds = []
     for _ in range(rounds + 1):
         synchronize(device)
@@ -36,19 +36,19 @@ def median_seconds(run: Callable[[], object], device: str = "cpu", rounds: int =
 
 
 def copy_speed(device: str) -> float:
-    """Bytes a second that a copy reads and writes together, out of cold memory."""
+    """Return the bytes a second that a copy of cold memory reads and writes together."""
     source = torch.ones(COLD_BYTES // 4, device=device)
     target = torch.empty_like(source)
     return 2 * COLD_BYTES / median_seconds(lambda: target.copy_(source), device)
 
 
 def gemm_speed(device: str, dtype: str, size: int = 2048) -> float:
-    """Operations a second of a square matrix product, two a multiply-add."""
+    """Return the operations a second of a square matrix product, two a multiply-add."""
     return 2 * size**3 / seconds_alone({(1, size, size, size): 1}, device, dtype)
 
 
 def gemms_of(run: Callable[[], object]) -> Counter[Shape]:
-    """Shapes of the matrix products of a run, and how many there are of each."""
+    """Return the shapes of a run's matrix products, and how many there are of each."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         run()
     shapes: Counter[Shape] = Counter()
@@ -61,12 +61,12 @@ def gemms_of(run: Callable[[], object]) -> Counter[Shape]:
 
 
 def macs_of(shapes: Mapping[Shape, int]) -> int:
-    """Multiply-adds of these matrix products."""
+    """Return the multiply-adds of matrix products of these shapes."""
     return sum(times * math.prod(shape) for shape, times in shapes.items())
 
 
 def seconds_alone(shapes: Mapping[Shape, int], device: str, dtype: str) -> float:
-    """Seconds that matrix products of these shapes take, one after another, by the faster of the libraries in torch."""
+    """Return the seconds that products of these shapes take one after another, by the faster of torch's libraries."""
     return sum(times * _seconds_of_product(shape, device, dtype) for shape, times in shapes.items())
 
 
@@ -79,7 +79,8 @@ def _seconds_of_product(shape: Shape, device: str, dtype: str) -> float:
     if batch > 1:
         return median_seconds(lambda: torch.bmm(left, right, out=out), device)
     seconds = median_seconds(lambda: torch.mm(left[0], right[0], out=out[0]), device)
-    if device == "cpu" and dtype == "float32" and torch.backends.mkldnn.is_available():
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device == "cpu" and dtype == "float32" and has_onednn:
         transposed = right[0].t().contiguous()
         by_onednn = torch.ops.mkldnn._linear_pointwise
         seconds = min(seconds, median_seconds(lambda: by_onednn(left[0], transposed, None, "none", [], ""), device))
@@ -87,7 +88,7 @@ def _seconds_of_product(shape: Shape, device: str, dtype: str) -> float:
 
 
 def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
-    """The most that torch's allocator has given out at once in a run beyond what it held before."""
+    """Return the most bytes that torch's allocator gave out at once in a run, beyond those it held before."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

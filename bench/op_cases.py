@@ -1,6 +1,6 @@
-"""What is timed of each op, at the shapes of `base`, and what one would write in PyTorch instead.
+"""The ops that are timed, at the shapes of `base`, and what one would write in PyTorch instead.
 
-What is trained is run forward and backward. The first variant of an op is the baseline and what the others must equal.
+Ops with parameters run forward and backward. The first variant of an op is the baseline, which the others must equal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SDPA = "F.scaled_dot_product_attention"
 
 
 class OpWork(NamedTuple):
-    """An op's variants, by name, and the bytes that each has to move at least: inputs and outputs once."""
+    """The variants of an op by name, and the least bytes that each has to move: inputs and outputs once."""
 
     variants: Mapping[str, Run]
     bytes: int
@@ -50,12 +50,12 @@ class OpWork(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where tensors are, and of what type.
+    """The device and the type of tensors.
 
     Args:
         device: `cpu` or `cuda`.
-        dtype: of the tensors.
-        rounded: the type whose numbers they hold; else that of `dtype`.
+        dtype: type of the tensors.
+        rounded: type that numbers are rounded to first, or None.
     """
 
     device: str = "cpu"
@@ -63,20 +63,20 @@ class Place:
     rounded: torch.dtype | None = None
 
     def data(self, *shape: int) -> Tensor:
-        """Normal numbers, the same on every device under the same seed."""
+        """Return normal numbers, the same on every device under the same seed."""
         return torch.randn(*shape).to(self.rounded or self.dtype).to(self.device, self.dtype)
 
     def leaf(self, *shape: int) -> Tensor:
-        """The same with a gradient."""
+        """Return the same as a leaf that requires a gradient."""
         return self.data(*shape).requires_grad_()
 
     def mask(self, batch: int) -> TokenMask:
-        """Of a batch of volumes."""
+        """Return the token mask of a batch of volumes."""
         return random_masking(batch, CONFIG.tokens, CONFIG.keep, seed=0, device=self.device)
 
 
 class ForwardBackward:
-    """A run: the outputs of a function and the gradients of its inputs, from fixed gradients of the outputs."""
+    """A run of a function forward and backward, from fixed gradients of its outputs, which returns all of both."""
 
     def __init__(self, function: Callable[[], Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> None:
         self.function, self.inputs = function, inputs
@@ -85,7 +85,7 @@ class ForwardBackward:
         self.upstream = [torch.randn(out.shape).to(out.device, out.dtype) for out in self.outputs()]
 
     def outputs(self) -> tuple[Tensor, ...]:
-        """As a tuple, of one too."""
+        """Return the outputs as a tuple, even a single one."""
         out = self.function()
         return out if isinstance(out, tuple) else (out,)
 
@@ -95,21 +95,21 @@ class ForwardBackward:
 
 
 def compiled(run: Run) -> Run:
-    """The run by `torch.compile`: of what is trained the function, as a user would compile it, without backward."""
+    """Return the run compiled: of a run with a backward pass only the function, as a user would compile it."""
     if isinstance(run, ForwardBackward):
         return ForwardBackward(torch.compile(run.function), run.inputs)
     return torch.compile(run)
 
 
 def trained(variants: Mapping[str, Run], inputs: Sequence[Tensor], data: int = 0) -> OpWork:
-    """Forward and backward: inputs, their gradients, outputs and their gradients are moved, and bytes of `data`."""
+    """Return the work of runs with a backward pass: inputs, outputs, the gradients of both, and `data` bytes move."""
     found = next(iter(variants.values()))()
     outputs = found[: len(found) - len(inputs)]
     return OpWork(variants, data + 2 * sum(tensor.nbytes for tensor in (*inputs, *outputs)))
 
 
 def each_backend(op: str, run: Run) -> dict[str, Run]:
-    """The same run on every backend that this machine has."""
+    """Return the run on each backend that serves `op` on this machine."""
 
     def on(backend: str) -> Run:
         def forced() -> Sequence[Tensor]:
@@ -122,6 +122,7 @@ def each_backend(op: str, run: Run) -> dict[str, Run]:
 
 
 def patch_embed_of_visible_tokens(batch: int, place: Place) -> OpWork:
+    """Set up the embedding of visible patches, which are gathered first or a convolution's result after."""
     volume = place.data(batch, 1, CONFIG.bands, CONFIG.image_size, CONFIG.image_size)
     ids = place.mask(batch).ids_keep
     weight, bias, position = (
@@ -147,7 +148,7 @@ def patch_embed_of_visible_tokens(batch: int, place: Place) -> OpWork:
         return patch_embed(volume, weight, bias, ids, position)
 
     inputs = (weight, bias, position)
-    variants = {
+    variants: dict[str, Run] = {
         "gather, F.linear": ForwardBackward(gather_then_linear, inputs),
         "Conv3d, gather": ForwardBackward(conv_then_gather, inputs),
         **each_backend("patch_embed", ForwardBackward(ours, inputs)),
@@ -156,6 +157,7 @@ def patch_embed_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
 
 def patchify_of_visible_tokens(batch: int, place: Place) -> OpWork:
+    """Set up the cutting of visible patches out of a volume."""
     volume = place.data(batch, 1, CONFIG.bands, CONFIG.image_size, CONFIG.image_size)
     ids = place.mask(batch).ids_keep
     groups, rows, columns = CONFIG.grid
@@ -178,7 +180,7 @@ def patchify_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
 
 def random_masking_of_all_tokens(batch: int, place: Place) -> OpWork:
-    """No two draw the same: what is compared is the sum of a table, which costs next to nothing."""
+    """Compare the sum of a table, which is cheap: no two variants draw the same mask."""
 
     def sums(keep: Tensor, masked: Tensor, restore: Tensor) -> Sequence[Tensor]:
         return [restore.sum()]
@@ -196,6 +198,7 @@ def random_masking_of_all_tokens(batch: int, place: Place) -> OpWork:
 
 
 def decoder_tokens_of_all_tokens(batch: int, place: Place) -> OpWork:
+    """Set up the decoder's input: visible tokens and mask tokens in order, with positions."""
     width = CONFIG.decoder_dim
     mask = place.mask(batch)
     visible, mask_token, position = (
@@ -213,7 +216,7 @@ def decoder_tokens_of_all_tokens(batch: int, place: Place) -> OpWork:
         return decoder_tokens(visible, mask_token, mask.ids_restore, position)
 
     inputs = (visible, mask_token, position)
-    variants = {
+    variants: dict[str, Run] = {
         "cat, gather, add": ForwardBackward(cat_then_gather, inputs),
         **each_backend("decoder_tokens", ForwardBackward(ours, inputs)),
     }
@@ -221,6 +224,7 @@ def decoder_tokens_of_all_tokens(batch: int, place: Place) -> OpWork:
 
 
 def masked_l2_loss_of_masked_tokens(batch: int, place: Place) -> OpWork:
+    """Set up the loss against a given target."""
     ids = place.mask(batch).ids_masked
     prediction, target = place.leaf(batch, ids.shape[1], CONFIG.dim), place.data(batch, CONFIG.tokens, CONFIG.dim)
 
@@ -230,7 +234,7 @@ def masked_l2_loss_of_masked_tokens(batch: int, place: Place) -> OpWork:
     def ours() -> Tensor:
         return masked_l2_loss(prediction, target, ids)
 
-    variants = {
+    variants: dict[str, Run] = {
         "gather, F.mse_loss": ForwardBackward(gather_then_mse, (prediction,)),
         **each_backend("masked_l2_loss", ForwardBackward(ours, (prediction,))),
     }
@@ -238,6 +242,7 @@ def masked_l2_loss_of_masked_tokens(batch: int, place: Place) -> OpWork:
 
 
 def patch_l2_loss_of_masked_tokens(batch: int, place: Place) -> OpWork:
+    """Set up the loss against embedded patches, which the native kernel never writes to memory."""
     volume = place.data(batch, 1, CONFIG.bands, CONFIG.image_size, CONFIG.image_size)
     ids = place.mask(batch).ids_masked
     weight, bias = place.data(CONFIG.dim, 1, *CONFIG.patch) / 28, place.data(CONFIG.dim)
@@ -262,7 +267,7 @@ def patch_l2_loss_of_masked_tokens(batch: int, place: Place) -> OpWork:
     def ours() -> Tensor:
         return patch_l2_loss(prediction, volume, weight, bias, ids)
 
-    variants = {
+    variants: dict[str, Run] = {
         "embed, F.mse_loss": ForwardBackward(embed_then_loss(F.mse_loss), (prediction,)),
         "embed, plain loss": ForwardBackward(embed_then_loss(plain), (prediction,)),
         **each_backend("patch_l2_loss", ForwardBackward(ours, (prediction,))),
@@ -271,6 +276,7 @@ def patch_l2_loss_of_masked_tokens(batch: int, place: Place) -> OpWork:
 
 
 def norm_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
+    """Set up residual addition, layer norm and the projection to q, k and v."""
     x, residual = place.leaf(batch, CONFIG.keep, CONFIG.dim), place.leaf(batch, CONFIG.keep, CONFIG.dim)
     norm_weight, norm_bias = place.leaf(CONFIG.dim), place.leaf(CONFIG.dim)
     weight, bias = place.leaf(3 * CONFIG.dim, CONFIG.dim), place.leaf(3 * CONFIG.dim)
@@ -283,7 +289,7 @@ def norm_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
         return norm_linear(x, residual, norm_weight, norm_bias, weight, bias)
 
     inputs = (x, residual, norm_weight, norm_bias, weight, bias)
-    variants = {
+    variants: dict[str, Run] = {
         "add, F.layer_norm, F.linear": ForwardBackward(one_by_one, inputs),
         **each_backend("norm_linear", ForwardBackward(ours, inputs)),
     }
@@ -291,6 +297,7 @@ def norm_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
 
 def gelu_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
+    """Set up a GELU and the linear layer after it."""
     hidden, weight, bias = (
         place.leaf(batch, CONFIG.keep, CONFIG.dim),
         place.leaf(CONFIG.dim, CONFIG.dim),
@@ -304,7 +311,7 @@ def gelu_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
         return gelu_linear(hidden, weight, bias)
 
     inputs = (hidden, weight, bias)
-    variants = {
+    variants: dict[str, Run] = {
         "F.gelu, F.linear": ForwardBackward(one_by_one, inputs),
         **each_backend("gelu_linear", ForwardBackward(ours, inputs)),
     }
@@ -312,6 +319,7 @@ def gelu_linear_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
 
 def add_layer_norm_of_visible_tokens(batch: int, place: Place) -> OpWork:
+    """Set up residual addition and layer norm."""
     x, residual = place.leaf(batch, CONFIG.keep, CONFIG.dim), place.leaf(batch, CONFIG.keep, CONFIG.dim)
     weight, bias = place.leaf(CONFIG.dim), place.leaf(CONFIG.dim)
 
@@ -323,7 +331,7 @@ def add_layer_norm_of_visible_tokens(batch: int, place: Place) -> OpWork:
         return add_layer_norm(x, residual, weight, bias)
 
     inputs = (x, residual, weight, bias)
-    variants = {
+    variants: dict[str, Run] = {
         "add, F.layer_norm": ForwardBackward(add_then_norm, inputs),
         **each_backend("add_layer_norm", ForwardBackward(ours, inputs)),
     }
@@ -331,6 +339,7 @@ def add_layer_norm_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
 
 def attention_of_visible_tokens(batch: int, place: Place) -> OpWork:
+    """Set up self-attention of the encoder."""
     heads = CONFIG.heads
     qkv = place.leaf(batch, CONFIG.keep, 3, heads, CONFIG.dim // heads)
 
@@ -342,7 +351,7 @@ def attention_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
 
 def attention_of_masked_tokens_to_all(batch: int, place: Place) -> OpWork:
-    """The last block of the decoder."""
+    """Set up attention as in the last block of the decoder."""
     heads, head = CONFIG.decoder_heads, CONFIG.decoder_dim // CONFIG.decoder_heads
     masked = CONFIG.tokens - CONFIG.keep
     q, kv = place.leaf(batch, masked, heads, head), place.leaf(batch, CONFIG.tokens, 2, heads, head)
@@ -355,7 +364,7 @@ def attention_of_masked_tokens_to_all(batch: int, place: Place) -> OpWork:
 
 
 def concat_attention_of_visible_tokens(batch: int, place: Place) -> OpWork:
-    """Three vectors, of which every second sample lacks one."""
+    """Set up attention to three vectors more, of which every second sample lacks one."""
     heads, head = CONFIG.heads, CONFIG.dim // CONFIG.heads
     qkv, vectors = place.leaf(batch, CONFIG.keep, 3, heads, head), place.leaf(batch, 3, 2, heads, head)
     present = torch.ones(batch, 3, dtype=torch.bool, device=place.device)
@@ -365,8 +374,8 @@ def concat_attention_of_visible_tokens(batch: int, place: Place) -> OpWork:
     def plain() -> Tensor:
         q, k, v = qkv.unbind(2)
         keys, values = (torch.cat([part, more], dim=1) for part, more in zip((k, v), vectors.unbind(2), strict=True))
-        parts = (part.transpose(1, 2) for part in (q, keys, values))
-        return F.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(1, 2)
+        q, keys, values = (part.transpose(1, 2) for part in (q, keys, values))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).transpose(1, 2)
 
     return attention_variants(
         plain, lambda backend: concat_attention(qkv, vectors, present, backend=backend), [qkv, vectors]
@@ -374,7 +383,7 @@ def concat_attention_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
 
 def attention_variants(plain: Callable[[], Tensor], by: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> OpWork:
-    """PyTorch's function as one would call it, and every backend that serves the call here."""
+    """Return the work of PyTorch's function as one would call it, and of each backend that serves the call here."""
     device, dtype = inputs[0].device.type, inputs[0].dtype
     reasons = explain_call(Call(target_of(device, None), dtype, CONFIG.dim // CONFIG.heads), here=True)
     runs = {SDPA: ForwardBackward(plain, inputs)}
@@ -385,7 +394,7 @@ def attention_variants(plain: Callable[[], Tensor], by: Callable[[str], Tensor],
 
 
 def patch_bytes(volume: Tensor, ids: Tensor) -> int:
-    """Of the patches that are named."""
+    """Return the bytes of the patches that `ids` names."""
     return volume.nbytes * ids.shape[1] // CONFIG.tokens
 
 

@@ -1,4 +1,4 @@
-"""A comparison of an op's variants in this process: equal first, then timed in turn, next to the machine's limits."""
+"""A comparison of an op's variants in this process: checked to be equal, then timed in turn."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from torch import Tensor
 from bench.limits import copy_speed, gemm_speed, gemms_of, seconds_alone, synchronize
 from bench.op_cases import CASES, OpWork, Place, Run, compiled
 from bench.options import Options
+from bench.results import Measurement
 from mmmae.cost.counting import flop_counter
 
 TOLERANCE = 1e-5  # float32: sums of up to 1568 rows in another order
 
 
 class OpRace:
-    """An op's variants, set up; the first is the baseline and what the others must equal.
+    """The variants of an op, with their tensors; the first is the baseline, which the others must equal.
 
     In a lower precision than float32 a variant's error against float32 may be twice the baseline's.
+
+    Args:
+        op: one of `bench.op_cases.CASES`.
+        options: give batch, device and type, and whether the baseline is compiled too (`full`).
     """
 
     def __init__(self, op: str, options: Options) -> None:
+        self.op = op
         setup, _ = CASES[op]
         self.batch = options.batch or (2 if options.quick else 8)
         self.device, self.dtype = options.device, options.dtype
@@ -36,7 +42,7 @@ class OpRace:
         self.expected, self.allowed = self.variants[first](), TOLERANCE
         if dtype != torch.float32:
             truth = self._set_up(setup, Place(options.device, torch.float32, dtype)).variants[first]()
-            self.allowed = 2 * max(map(relative_error, self.expected, truth, strict=True))
+            self.allowed = 2 * max(relative_error(ours, true) for ours, true in zip(self.expected, truth, strict=True))
             self.expected = truth
         self.macs = self._count_macs(first)
         self.seconds: dict[str, list[float]] = {}
@@ -46,7 +52,7 @@ class OpRace:
         return setup(self.batch, place)
 
     def _compile(self, variant: str) -> None:
-        """Add the variant compiled; its first run, which compiles, counts to nobody's time."""
+        """Add the variant compiled, and run it once so that compiling is not timed."""
         name = f"{variant}, compiled"
         self.variants[name] = compiled(self.variants[variant])
         try:
@@ -57,10 +63,10 @@ class OpRace:
     def _count_macs(self, variant: str) -> int:
         with flop_counter() as counter:
             self.variants[variant]()
-        return counter.get_total_flops() // 2
+        return int(counter.get_total_flops()) // 2
 
     def complaint(self, variant: str) -> str:
-        """What is wrong with what a variant gives, or nothing."""
+        """Return what is wrong with a variant's outputs and gradients, or an empty string."""
         if variant in self.failures:
             return self.failures[variant]
         for index, (ours, theirs) in enumerate(zip(self.variants[variant](), self.expected, strict=True)):
@@ -70,7 +76,7 @@ class OpRace:
         return ""
 
     def run(self, rounds: int) -> None:
-        """One run of each variant a round, so that a slow moment of the machine hits all of them."""
+        """Time the variants, one run of each a round, so that a slow moment of the machine hits all of them."""
         self.seconds = {variant: [] for variant in self.variants if not self.complaint(variant)}
         for _ in range(rounds):
             for variant in self.seconds:
@@ -80,11 +86,27 @@ class OpRace:
                 synchronize(self.device)
                 self.seconds[variant].append(time.perf_counter() - start)
 
-    def limit(self, speeds: Mapping[str, float]) -> float:
-        """Seconds for the bytes by a copy, or for the matrix products alone, whichever takes longer.
+    def measurement(self, variant: str, speeds: Mapping[str, float]) -> Measurement:
+        """Return the times of a variant, beside the limit that this machine sets; `speeds` is of `measure_speeds`."""
+        return Measurement(
+            group="op",
+            case=f"{self.op}, batch {self.batch}",
+            contender=variant,
+            seconds=self.seconds[variant],
+            baseline=variant == next(iter(self.variants)),
+            dtype=self.dtype,
+            device=self.device,
+            backend=variant,
+            samples=self.batch,
+            macs=self.macs or None,
+            bytes=self.work.bytes,
+            limit=self.limit(speeds),
+        )
 
-        Args:
-            speeds: of `measure_speeds`. Attention, whose products are no calls, is set against a square product.
+    def limit(self, speeds: Mapping[str, float]) -> float:
+        """Return the seconds that the bytes take at a copy's speed, or the matrix products alone, if they take longer.
+
+        Attention's products are not single calls: they are counted at the speed of a square product.
         """
         products = gemms_of(next(iter(self.variants.values())))
         multiplying = seconds_alone(products, self.device, self.dtype) if products else 2 * self.macs / speeds["gemm"]
@@ -92,11 +114,11 @@ class OpRace:
 
 
 def measure_speeds(device: str, dtype: str) -> dict[str, float]:
-    """Bytes a second of a copy, and operations a second of a matrix product, on this machine now."""
+    """Return the bytes a second of a copy and the operations a second of a matrix product, `copy` and `gemm`."""
     return {"copy": copy_speed(device), "gemm": gemm_speed(device, dtype)}
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Norm of the difference over the norm."""
+    """Return the norm of the difference over the norm of `theirs`."""
     difference = torch.linalg.vector_norm((ours - theirs).double())
     return float(difference / torch.linalg.vector_norm(theirs.double()).clamp(min=torch.finfo(torch.float32).tiny))

@@ -1,4 +1,4 @@
-"""What `pytest bench/` is asked to do."""
+"""The options of `pytest bench/`."""
 
 from __future__ import annotations
 
@@ -26,26 +26,28 @@ class Options(NamedTuple):
 
     @classmethod
     def of(cls, config: pytest.Config) -> Options:
-        """Those of a run."""
+        """Return the options of a run."""
         return cls(*(config.getoption(f"--{field}") for field in cls._fields))
 
 
 def add(parser: pytest.Parser) -> None:
     """Declare the options."""
     group = parser.getgroup("mmmae")
-    group.addoption("--benchmark", action="store_true", help="take times too; without it only exact counts are checked")
-    group.addoption("--quick", action="store_true", help="smaller cases and fewer rounds: below 90 seconds in all")
+    group.addoption("--benchmark", action="store_true", help="time, too; without it only exact counts are checked")
+    group.addoption("--quick", action="store_true", help="smaller cases and fewer rounds: a minute in all")
     group.addoption("--full", action="store_true", help="every preset, peers, scaling and switches: 45 minutes")
-    group.addoption("--preset", choices=sorted(PRESETS), help="of the models that are timed; default: base")
-    group.addoption("--batch", type=_batch, help="samples; default: 8 for ops, 4 for models")
-    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where times are taken; default: cpu")
+    group.addoption("--preset", choices=sorted(PRESETS), help="preset of the models that are timed; default: base")
+    group.addoption("--batch", type=_batch, help="samples in a batch; default: 8 for ops, 4 for models")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device to time on; default: cpu")
     group.addoption(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="of ops, and what models are autocast to; default: float32",
+        help="type of the ops' tensors, and of the models' autocast; default: float32",
     )
-    group.addoption("--results", type=Path, default=FOLDER, metavar="DIR", help="for files; default: bench/runs")
+    group.addoption(
+        "--results", type=Path, default=FOLDER, metavar="DIR", help="folder of the run's files; default: bench/runs"
+    )
     group.addoption("--only", metavar="OP", help="time one op, such as patch_embed, and no model")
 
 

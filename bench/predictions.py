@@ -1,8 +1,8 @@
-"""How fast GPUs could be that are not here: floors computed from counts and published peaks, never measured.
+"""The least time that work can take on GPUs that are not here, from counts and published peaks, never measured.
 
     python -m bench.predictions [--markdown]
 
-Nothing is computed for it but shapes, so that it takes seconds and hardly any memory at any batch.
+Only shapes are computed, so that it takes seconds and hardly any memory at any batch.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ WIDTH = 142  # columns of the printed table
 
 
 class GPU(NamedTuple):
-    """Published peaks.
+    """Published peaks of a GPU.
 
     Args:
-        flops: a second, of dense products of bfloat16 in the matrix units; two a multiply-add.
+        flops: operations a second of dense bfloat16 products in the matrix units, two a multiply-add.
         bandwidth: bytes a second of the memory.
     """
 
@@ -66,7 +66,7 @@ GPUS = {
 
 
 class Work(NamedTuple):
-    """What a contender does in a case, operator by operator; names as in `bench.results.Prediction`."""
+    """The costs of a contender in a case, operator by operator; fields as in `bench.results.Prediction`."""
 
     group: str
     case: str
@@ -75,7 +75,7 @@ class Work(NamedTuple):
 
 
 def predict() -> list[Prediction]:
-    """Of every op, forward and backward, of a training step and of encoding; of each on all `GPUS`.
+    """Predict the floor of every op, of a training step and of encoding on each of `GPUS`.
 
     Ours is counted by the operators that the compiled CPU library serves, which are those that Triton and flash-attn
     serve on a GPU. Without that library the list is empty.
@@ -86,7 +86,7 @@ def predict() -> list[Prediction]:
 
 
 def floor(name: str, gpu: GPU, work: Work) -> Prediction:
-    """The least time of some work in bfloat16 on a GPU; see `NOTES`."""
+    """Return the least time of some work in bfloat16 on a GPU; see `NOTES`."""
     costs = [dataclasses.replace(cost, bytes=cost.bytes // 2) for cost in work.operators]
     by_matrix = [2 * cost.macs / gpu.flops for cost in costs]
     by_memory = [cost.bytes / gpu.bandwidth for cost in costs]
@@ -98,12 +98,12 @@ def floor(name: str, gpu: GPU, work: Work) -> Prediction:
 
 
 def speedup_bound(reference: Prediction, ours: Prediction) -> float:
-    """The most that ours can gain over a reference on a GPU where both run at its peaks."""
+    """Return the most that ours can gain over a reference on a GPU where both run at its peaks."""
     return reference.seconds / ours.seconds
 
 
 def op_works() -> Iterator[Work]:
-    """Of each op what one writes in PyTorch, and ours."""
+    """Yield the work of each op, as one writes it in PyTorch and ours."""
     uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
     for op, (setup, (baseline, *_)) in CASES.items():
         with uncomputed:
@@ -113,15 +113,15 @@ def op_works() -> Iterator[Work]:
 
 
 class Unwritten(Place):
-    """Tensors that nobody has written."""
+    """A place whose tensors have shapes and no numbers."""
 
     def data(self, *shape: int) -> Tensor:
-        """Of any numbers."""
+        """Return a tensor of any numbers."""
         return torch.empty(shape)
 
 
 def model_works() -> Iterator[Work]:
-    """Of each preset's training step with all auxiliary images, and of its encoder."""
+    """Yield the work of each preset's training step with all auxiliary images, and of its encoder."""
     for preset in PRESETS:
         for task in (Task("training step", preset, BATCH, aux=True), Task("encoding", preset, BATCH)):
             for contender, make in MODELS.items():
@@ -130,7 +130,7 @@ def model_works() -> Iterator[Work]:
                 yield Work(task.kind, task.title, contender, _OPERATORS[task.kind](model))
 
 
-def _of_encoding(model: Model) -> Sequence[Cost]:
+def _encoding_operators(model: Model) -> Sequence[Cost]:
     encoder: Encoder = model.hsi_encoder()
     traced = Traced(encoder)
     inputs = traced.inputs(BATCH)
@@ -145,12 +145,12 @@ MODELS: dict[str, Callable[[mmmae.MMMAEConfig], Model]] = {
 }
 _OPERATORS: dict[str, Callable[[Model], Sequence[Cost]]] = {
     "training step": lambda model: count_step(model, BATCH).operators,
-    "encoding": _of_encoding,
+    "encoding": _encoding_operators,
 }
 
 
 def rows(predictions: Iterable[Prediction]) -> Iterator[tuple[str, ...]]:
-    """Of the table: for each case one with its name alone, then one a contender."""
+    """Yield the rows of the table: for each case one with its name alone, then one a contender."""
     for (group, case), in_case in groupby(predictions, lambda one: (one.group, one.case)):
         yield (case if group == "op" else f"{group}, {case}",)
         found = list(in_case)
@@ -174,7 +174,7 @@ HEADS = ("work", "GMAC", "GB", "launches", *GPUS, "memory")
 
 
 def markdown(predictions: Iterable[Prediction]) -> str:
-    """The table with its title and notes."""
+    """Return the table with its title and notes in Markdown."""
     lines = [HEADS, ("---", *["---:"] * (len(HEADS) - 1))]
     for row in rows(predictions):
         lines.append(row if len(row) > 1 else (f"**{row[0]}**", *[""] * (len(HEADS) - 1)))
@@ -183,7 +183,7 @@ def markdown(predictions: Iterable[Prediction]) -> str:
 
 
 def printed(predictions: Iterable[Prediction]) -> Table:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     table = Table(box=box.SIMPLE, title=TITLE, title_justify="left", pad_edge=False)
     table.caption, table.caption_justify = "\n".join(NOTES), "left"
     for number, head in enumerate(HEADS):
@@ -194,9 +194,9 @@ def printed(predictions: Iterable[Prediction]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.predictions", description=f"Floors for GPUs, {TITLE}.")
-    parser.add_argument("--markdown", action="store_true", help="as it stands in docs/gpus.md")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown, as in docs/gpus.md")
     options = parser.parse_args(arguments)
     predictions = predict()
     if not predictions:

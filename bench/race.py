@@ -1,4 +1,4 @@
-"""A comparison of models: each contender in its own process, as its user would run it, round after round in turn."""
+"""A comparison of models: each contender in its own process, as its user would run it, timed in turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 900.0  # seconds for one answer, a compilation included
 
 
 class Entry(NamedTuple):
-    """A contender, what it is to do, and whether its process keeps freed memory (`mmmae.tune_cpu`)."""
+    """A contender, its task, and whether its process keeps freed memory (`mmmae.tune_cpu`)."""
 
     contender: str
     task: Task
@@ -36,14 +36,15 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass
 class Result:
-    """What a contender did in a race; `error` says why it took no part, or no longer.
+    """The times and counts of a contender in a race.
 
     Args:
-        seconds: of each round.
-        resident_bytes: of its process, at most.
+        error: why it took no part or dropped out; empty otherwise.
+        seconds: duration of each round.
+        resident_bytes: largest memory of its process.
         counts: `peak_bytes`, `saved_bytes` and `macs`, where they were counted.
         gemms, limit: seconds that the matrix products of its linear layers take alone, and with attention's products at
-            the speed of a square one; of the fast model, where it was counted.
+            the speed of a square one; known for the fast model where it was counted.
     """
 
     error: str = ""
@@ -55,11 +56,11 @@ class Result:
 
 
 class RunnerError(RuntimeError):
-    """A contender's process gave no answer, or an error for one."""
+    """Raised when a contender's process gave no answer, or an error."""
 
 
 class Runner:
-    """The process of an entry. A context manager: at its end the process is gone."""
+    """The process of an entry; a context manager that ends it."""
 
     module = "bench.worker"
 
@@ -77,19 +78,19 @@ class Runner:
         )
 
     def begin(self) -> None:
-        """Have the process build model and data, and do not wait for it."""
-        with contextlib.suppress(BrokenPipeError):  # `ready` will find out
+        """Tell the process to build model and data, and do not wait for it."""
+        with contextlib.suppress(BrokenPipeError):  # `ready` will raise
             self._send(self.first)
 
     def ready(self) -> None:
-        """Wait for what `begin` asked for, see `ask`."""
+        """Wait until model and data are built; raises as `ask` does."""
         self._answer()
 
     def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
-        """Have the process do something, see `bench.worker.ANSWERS`.
+        """Send a question of `bench.worker.ANSWERS` and return the answer.
 
         Raises:
-            RunnerError: it failed, died, or took longer than `PATIENCE`.
+            RunnerError: if the process failed, died, or took longer than `PATIENCE`.
         """
         try:
             self._send({"ask": question, "with": arguments})
@@ -132,18 +133,18 @@ class Runner:
 def race(
     entries: Sequence[Entry], rounds: int, *, warm_ups: int = 2, exact: bool = True, tell: Callable[[str], None]
 ) -> dict[Entry, Result]:
-    """Let entries run against each other, each once a round.
+    """Time entries against each other, each once a round, and return the result of each.
 
-    Each must give what the first with its task gives, or it is not timed: within `TOLERANCE` in float32, in a lower
-    precision within twice the first one's error against float32. Peers are other models and only have to give finite
-    numbers.
+    An entry whose outputs differ from those of the first with its task is not timed: by more than `TOLERANCE` in
+    float32, in a lower precision by more than twice the first one's error against float32. Peers are other models and
+    only have to give finite numbers.
 
     Args:
-        entries: who runs; of each task a reference first.
-        rounds: that are timed.
-        warm_ups: runs that are not, at least one.
-        exact: count peak memory, bytes saved and multiply-adds too, which takes three more runs.
-        tell: is given a line on the progress now and then.
+        entries: the contenders and their tasks; for each task a reference first.
+        rounds: number of runs that are timed.
+        warm_ups: number of runs before that are not, at least one.
+        exact: whether to count peak memory, bytes saved and multiply-adds, which takes three more runs.
+        tell: called with a line on the progress now and then.
     """
     results = {entry: Result() for entry in entries}
     expected: dict[Task, dict[str, Tensor]] = {}
@@ -153,7 +154,7 @@ def race(
         runners = {entry: stack.enter_context(Runner(entry)) for entry in entries}
 
         def each(do: Callable[[Entry, Runner], None]) -> None:
-            """With whoever has not failed so far."""
+            """Call `do` with each entry that has not failed so far."""
             for entry, runner in runners.items():
                 if not results[entry].error:
                     try:
@@ -210,10 +211,10 @@ def race(
 
 
 def compare(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], allowed: float) -> str:
-    """What is wrong with outputs whose relative error may be as large as allowed, or nothing."""
+    """Return what is wrong with outputs whose relative error may be `allowed`, or an empty string."""
     if outputs.keys() != expected.keys():
         odd = sorted(outputs.keys() ^ expected.keys())
-        return f"{odd[0]} is given by it or expected of it, not both"
+        return f"{odd[0]} is among its outputs or the expected ones, not both"
     errors = relative_errors(outputs, expected)
     worst = max(errors, key=lambda name: errors[name])
     if not errors[worst] <= allowed:
@@ -222,7 +223,7 @@ def compare(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], allow
 
 
 def relative_errors(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
-    """Norm of the difference over the norm, of each tensor."""
+    """Return, for each tensor, the norm of the difference over the norm of what is expected."""
     tiny = torch.finfo(torch.float32).tiny
     return {
         name: float(torch.linalg.vector_norm(outputs[name] - truth) / torch.linalg.vector_norm(truth).clamp(min=tiny))

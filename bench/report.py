@@ -1,4 +1,4 @@
-"""The end of a run: tables on the terminal, and with times a JSON file and a page in `bench/runs/`."""
+"""The end of a run: tables on the terminal and, if times were taken, a JSON file and a page in `bench/runs/`."""
 
 from __future__ import annotations
 
@@ -13,36 +13,35 @@ from rich.console import Console
 from rich.table import Table
 
 import bench.results
-from bench.found import Found
-from bench.options import Options
 from bench.page import render
 from bench.page_tables import slower, title_of
 from bench.predictions import predict
 from bench.results import Measurement, Results
+from bench.suite import Suite
 
 WIDTH = 126
 
 
-def finish(reporter: pytest.TerminalReporter, options: Options, found: Found) -> None:
-    """Print what was found; keep it where times were taken."""
-    tables = [*budget_tables(found), *time_tables(found.measurements)]
+def finish(reporter: pytest.TerminalReporter, suite: Suite) -> None:
+    """Print what was found, and keep it in files if times were taken."""
+    tables = [*budget_tables(suite), *time_tables(suite.measurements)]
     reporter.write("\n".join(map(printed, tables)))
-    for measured in bench.results.by_case(found.measurements).values():
+    for measured in bench.results.by_case(suite.measurements).values():
         for sentence in slower(measured):
             reporter.write_line(f"slower: {sentence}")
-    if not found.measurements:
+    if not suite.measurements:
         return
-    results = gather(options, found)
+    results = gather(suite)
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     limits = ", ".join(f"{name} {amount:,.0f}" for name, amount in results.limits.items())
     reporter.write_line(f"{results.machine['cpu']}, {results.machine['threads']} threads{load}, {limits}")
-    for path in keep(results, options.results):
+    for path in keep(results, suite.options.results):
         reporter.write_line(f"kept in {os.path.relpath(path)}")
 
 
-def gather(options: Options, found: Found) -> Results:
-    """All that a later reader of the run needs."""
-    speeds = found.speeds
+def gather(suite: Suite) -> Results:
+    """Return the run's results, with all that a later reader needs to understand them."""
+    speeds, options = suite.speeds, suite.options
     return Results(
         date=bench.results.today(),
         commit=bench.results.commit(),
@@ -50,14 +49,14 @@ def gather(options: Options, found: Found) -> Results:
         versions=bench.results.versions(),
         options={name: value for name, value in options._asdict().items() if name != "results"},
         limits={"copy_gb_s": speeds["copy"] / 1e9, "gemm_gflop_s": speeds["gemm"] / 1e9} if speeds else {},
-        measurements=found.measurements,
-        profiles={preset: report.to_dict() for preset, report in found.reports.items()},
+        measurements=suite.measurements,
+        profiles={preset: report.to_dict() for preset, report in suite.reports.items()},
         predictions=predict() if options.full else [],
     )
 
 
 def keep(results: Results, folder: Path) -> list[Path]:
-    """Write the JSON file and the page beside it, each to a temporary name first and then renamed."""
+    """Write the JSON file and the page beside it, each under a temporary name first, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{results.name}.json", folder / f"{results.name}.html"]
     for path, text in zip(paths, (results.to_json(), render(results)), strict=True):
@@ -68,35 +67,35 @@ def keep(results: Results, folder: Path) -> list[Path]:
 
 
 def printed(table: Table) -> str:
-    """A table as text."""
+    """Return a table as text."""
     page = io.StringIO()
     Console(file=page, width=WIDTH).print(table)
     return page.getvalue()
 
 
 def table_of(title: str, words: int, *heads: str) -> Table:
-    """An empty table whose first columns hold words, the others numbers."""
+    """Return an empty table whose first columns hold words, the others numbers."""
     table = Table(box=box.SIMPLE, title=title, title_justify="left")
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number < words else "right")
     return table
 
 
-def budget_tables(found: Found) -> Iterable[Table]:
-    """Of the presets' profiles, and of what their training steps keep."""
-    if found.reports:
+def budget_tables(suite: Suite) -> Iterable[Table]:
+    """Yield a table of the presets' cost reports, then one a preset of what a training step saves for backward."""
+    if suite.reports:
         title = "one sample, forward, counted like fvcore: one multiply-add is one FLOP"
         heads = ("M parameters", "encoder GMAC", "encoder GFLOP (2x)", "pretraining GMAC", "MB moved", "launches")
         table = table_of(title, 1, "preset", *heads, "budget")
-        for preset, report in found.reports.items():
+        for preset, report in suite.reports.items():
             total, macs = report.pretraining.total, report.encoder.total.macs
             amounts = [f"{total.parameters / 1e6:.2f}", f"{macs / 1e9:.2f}", f"{2 * macs / 1e9:.2f}"]
             amounts += [f"{total.macs / 1e9:.2f}", f"{total.bytes / 1e6:,.1f}", f"{total.launches:,}"]
             table.add_row(preset, *amounts, report.notes[-1].split(":")[0].split(",")[0])
         yield table
-    for preset, step in found.steps.items():
-        heads = ("saved MB", "of reference sdpa", "of reference eager", "launches")
-        table = table_of(f"training step of {preset}, all auxiliary images, counted", 1, "model", *heads)
+    for preset, step in suite.steps.items():
+        columns = ("saved MB", "of reference sdpa", "of reference eager", "launches")
+        table = table_of(f"training step of {preset}, all auxiliary images, counted", 1, "model", *columns)
         for name, cost in step.items():
             shares = [cost.saved_bytes / step[f"reference {kind}"].saved_bytes for kind in ("sdpa", "eager")]
             amounts = [f"{cost.saved_bytes / 1e6:,.1f}", *(f"{share:.3f}" for share in shares), f"{cost.launches:,}"]
@@ -105,7 +104,7 @@ def budget_tables(found: Found) -> Iterable[Table]:
 
 
 def time_tables(measurements: Sequence[Measurement]) -> Iterable[Table]:
-    """One of all ops, then one a comparison of models, then one for each thing that was varied."""
+    """Yield a table of all ops, then one a comparison of models, then one for each thing that was varied."""
     cases = bench.results.by_case(measurements)
     ops = [measured for (group, _, _), measured in cases.items() if group == "op"]
     if ops:
@@ -119,7 +118,7 @@ def time_tables(measurements: Sequence[Measurement]) -> Iterable[Table]:
 
 
 def op_table(cases: Iterable[Sequence[Measurement]]) -> Table:
-    """Ratios above 1: faster than the case's first line."""
+    """Return the times of ops; a ratio above 1 means faster than the case's first line."""
     heads = ("median, ms", "times as fast", "GFLOP/s", "GB/s", "of limit")
     table = table_of("ops, forward and backward where trained", 2, "op", "by", *heads)
     for measured in cases:
@@ -138,7 +137,7 @@ def op_table(cases: Iterable[Sequence[Measurement]]) -> Table:
 
 
 def model_table(title: str, measured: Sequence[Measurement]) -> Table:
-    """With the fast model's speed-up over each of the others."""
+    """Return the times and memory of models, with the fast model's speed-up over each of the others."""
     heads = ("median, s", "from", "to", "fast is x as fast", "samples/s", "peak MB", "process MB", "saved MB", "GMAC")
     table = table_of(title, 1, "model", *heads)
     fast = next((one for one in measured if one.contender == "fast"), None)
@@ -162,7 +161,7 @@ def model_table(title: str, measured: Sequence[Measurement]) -> Table:
 
 
 def scaling_table(group: str, measured: Sequence[Measurement]) -> Table:
-    """Time and memory against what is varied, with the exponent that fits where it is a size."""
+    """Return time and memory against what is varied, with the exponent that fits where it is a size."""
     heads = ("median, s", "process MB", "peak MB", "saved MB", "fast is x as fast")
     table = table_of(f"training step, {group} varied", 2, "case", "model", *heads)
     for one in measured:
@@ -182,7 +181,7 @@ def scaling_table(group: str, measured: Sequence[Measurement]) -> Table:
 
 
 def exponents(measured: Sequence[Measurement]) -> dict[str, float]:
-    """By contender, the least-squares power of `x` that time grows with; nothing for fewer than three positive x."""
+    """Return, by contender, the power of `x` that time grows with, where there are three positive x or more."""
     fits = {}
     for contender in dict.fromkeys(one.contender for one in measured):
         points = [one for one in measured if one.contender == contender and one.x and one.seconds]

@@ -1,4 +1,4 @@
-"""What a run of the bench suite found, as it is kept in `bench/runs/`: who, on what machine, how long, how much."""
+"""The results of a run of the bench suite, as its JSON file in `bench/runs/` holds them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,27 +26,27 @@ PACKAGES = ("torch", "triton", "mmmae", "transformers", "flash-attn", "xformers"
 
 @dataclasses.dataclass
 class Measurement:
-    """One contender in one case.
+    """The times of one contender in one case, and what was counted of it; None where it was not.
 
     Args:
-        group: what the case is about: `op`, `training step`, `encoding`, or what is varied, such as `bands`.
-        case: what was done, the same for all contenders of a comparison: `patch_embed, batch 8`.
-        contender: who did it: `native`, `fast`, `reference, SDPA`.
-        seconds: of each round; rounds of a case's contenders were interleaved. Empty where nothing was timed.
-        baseline: whether others' ratios refer to it.
-        dtype, device, backend: `float32`, `cpu`, and what served, such as `native` or `sdpa`.
+        group: kind of the case: `op`, `training step`, `encoding`, or what is varied, such as `bands`.
+        case: the work, the same for all contenders of a comparison: `patch_embed, batch 8`.
+        contender: the implementation: `native`, `fast`, `reference, SDPA`.
+        seconds: duration of each round; rounds of a case's contenders were interleaved. Empty where nothing was timed.
+        baseline: whether the ratios of the others refer to this one.
+        dtype, device, backend: `float32`, `cpu`, and the implementation of an op, such as `native` or `sdpa`.
         allocator: `own` as the contender's user would have it, `kept` where each process keeps freed memory.
-        x: what is varied in the group, as a number.
-        samples: in a batch.
-        macs: multiply-adds of matrix products, counted; None where nobody counted.
-        bytes: that have to move at least: inputs and outputs once.
+        x: the number that is varied in the group.
+        samples: number in a batch.
+        macs: multiply-adds of matrix products.
+        bytes: least number that has to move: inputs and outputs once.
         gemms: seconds that the matrix products of the fast model's linear layers take alone.
-        limit: seconds that no implementation can beat on this machine, from speeds measured in the same run: of a model
-            `gemms` and attention's products at the speed of a square one.
+        limit: seconds that no implementation can beat on this machine, from speeds measured in the same run: for a
+            model, `gemms` and attention's products at the speed of a square one.
         peak_bytes: most bytes of tensors alive at once, with parameters and data.
-        resident_bytes: the process's memory at its largest in a round.
-        saved_bytes: kept from forward for backward.
-        note: what a reader has to know.
+        resident_bytes: largest memory of the process in a round.
+        saved_bytes: bytes kept from forward for backward.
+        note: a remark for the reader.
     """
 
     group: str
@@ -71,12 +71,12 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """Of the rounds, in seconds; NaN where nothing was timed."""
+        """Median of the rounds in seconds; NaN where nothing was timed."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
     @property
     def rates(self) -> dict[str, float]:
-        """What is known of samples/s, GFLOP/s (two operations a multiply-add), GB/s and share of the limit."""
+        """Samples/s, GFLOP/s (two operations a multiply-add), GB/s and share of the limit, as far as they are known."""
         amounts = {
             "samples/s": self.samples,
             "GFLOP/s": self.macs and 2 * self.macs / 1e9,
@@ -93,10 +93,10 @@ class Prediction:
     Args:
         gpu: `A100`, `H100`, `B200` or `MI300X`, see `bench.predictions.GPUS`.
         group, case, contender: as in `Measurement`.
-        macs, bytes, launches: counted of the work, backward included where it is trained.
-        seconds: the floor: of each launch its multiply-adds or its bytes at the published peak, whichever takes
-            longer, and their sum.
-        memory_share: of the floor, spent in launches that the memory bounds.
+        macs, bytes, launches: counts of the work, backward included where there is one.
+        seconds: the floor: the sum over launches of the multiply-adds or the bytes at the published peak, whichever
+            take longer.
+        memory_share: share of the floor in launches that memory bounds.
     """
 
     gpu: str
@@ -112,18 +112,18 @@ class Prediction:
 
 @dataclasses.dataclass
 class Results:
-    """A run.
+    """The results of a run.
 
     Args:
-        date: when it ended, ISO 8601, UTC.
-        commit: of the tree, with `+` where the tree had changes.
+        date: end of the run, ISO 8601, UTC.
+        commit: commit of the tree, with `+` where the tree had changes.
         machine: `name`, `cpu`, `cores`, `threads`, `memory_gb`, `gpu`, `system`.
-        versions: of packages.
-        options: of the command line.
-        limits: measured in the run: `copy_gb_s`, `gemm_gflop_s`.
+        versions: installed version of each package.
+        options: options of the command line.
+        limits: speeds measured in the run: `copy_gb_s`, `gemm_gflop_s`.
         measurements: in the order in which they were taken.
-        profiles: by preset, `mmmae.profile(preset).to_dict()`.
-        predictions: for GPUs that are not here; counted, not measured.
+        profiles: `mmmae.profile(preset).to_dict()` by preset.
+        predictions: floors on GPUs that are not here; counted, not measured.
     """
 
     date: str
@@ -137,40 +137,43 @@ class Results:
     predictions: list[Prediction] = dataclasses.field(default_factory=list)
 
     def cases(self) -> dict[tuple[str, str, str], list[Measurement]]:
-        """Measurements that are to be compared, by group, case and allocator; the baseline is among them."""
+        """Return the measurements by group, case and allocator: those of one case are to be compared."""
         return by_case(self.measurements)
 
     def to_json(self) -> str:
-        """As a JSON object."""
+        """Return the results as a JSON object."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
-        """The inverse of `to_json`.
+        """Read what `to_json` returned.
 
         Raises:
-            ValueError: it is no such object.
+            ValueError: if the text is something else.
         """
         try:
             values = json.loads(text)
             found = values.pop("format")
             if found != FORMAT:
-                raise ValueError(f"format {found} is not {FORMAT}")
+                raise ValueError(f"format is {found}, expected {FORMAT}")
             measurements = [Measurement(**measurement) for measurement in values.pop("measurements")]
             predictions = [Prediction(**prediction) for prediction in values.pop("predictions")]
             return cls(measurements=measurements, predictions=predictions, **values)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"no results of the bench suite: {error!r}") from error
+            raise ValueError(f"not a results file of the bench suite: {error!r}") from error
 
     @property
     def name(self) -> str:
-        """Of its files: the date and the machine."""
+        """Name of the run's files: the date and the machine."""
         stamp = re.sub(r"[-:]", "", self.date)[:15].replace("T", "-")
         return f"{stamp}-{self.machine['name']}"
 
 
+Record = Callable[[Measurement], None]
+
+
 def by_case(measurements: Iterable[Measurement]) -> dict[tuple[str, str, str], list[Measurement]]:
-    """Those that are to be compared, by group, case and allocator."""
+    """Return measurements by group, case and allocator: those of one case are to be compared."""
     cases: dict[tuple[str, str, str], list[Measurement]] = {}
     for measurement in measurements:
         cases.setdefault((measurement.group, measurement.case, measurement.allocator), []).append(measurement)
@@ -178,12 +181,12 @@ def by_case(measurements: Iterable[Measurement]) -> dict[tuple[str, str, str], l
 
 
 def ratio(measurement: Measurement, baseline: Measurement) -> float:
-    """The baseline's time over a contender's, of medians: above 1 the contender is faster."""
+    """Return the baseline's median time over a contender's: above 1 the contender is faster."""
     return baseline.median / measurement.median
 
 
 def exponent(points: Sequence[tuple[float, float]]) -> float:
-    """The power of x that y grows with: the slope of a line through the logs by least squares; NaN of one x."""
+    """Return the power of x that y grows with: the least-squares slope of the logarithms, or NaN with a single x."""
     logs = [(math.log(x), math.log(y)) for x, y in points]
     centre = [sum(values) / len(logs) for values in zip(*logs, strict=True)]
     squares = sum((x - centre[0]) ** 2 for x, _ in logs)
@@ -191,17 +194,17 @@ def exponent(points: Sequence[tuple[float, float]]) -> float:
 
 
 def today() -> str:
-    """ISO 8601, UTC, to the second."""
+    """Return the time as ISO 8601, UTC, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def commit() -> str:
-    """Of the tree that the suite lies in, with `+` after changes; empty outside of a repository."""
+    """Return the tree's commit, with `+` where something but kept runs has changed; empty outside of a repository."""
     root = Path(__file__).parents[1]
     try:
         head, changes = (
             subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
+            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", ".", ":!bench/runs"])
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
@@ -209,7 +212,7 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what is installed of `PACKAGES`."""
+    """Return the version of Python and of each of `PACKAGES` that is installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -220,7 +223,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the times depend on. The name is made of processor and cores, so that it names nobody's host."""
+    """Describe the machine. Its name is made of processor and cores, so that it does not give the host's."""
     cpu = _cpu()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -238,7 +241,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's own name with the vector extensions that kernels ask for."""
+    """Return the processor's name with those of its vector extensions that kernels ask for."""
     name, flags = platform.processor() or platform.machine(), ""
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text()

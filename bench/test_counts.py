@@ -1,4 +1,4 @@
-"""What is exact: the budget, the closed form of the multiply-adds, the state dict, and what a training step keeps."""
+"""Exact counts: the budget, multiply-adds against closed forms, the state dict, and what a training step saves."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ import torch
 
 import mmmae
 from bench.op_cases import BACKENDS, CASES, Place, Run
+from bench.suite import Suite
 from mmmae.cost.components import blank_copy
 from mmmae.cost.counting import count, flop_counter
 
 PRESETS = ("base", "vit", "tiny")
 
 
-def test_base_is_within_its_budget(report):
-    base = report("base")
+def test_base_is_within_its_budget(suite: Suite) -> None:
+    base = suite.report("base")
     assert base.out_of_budget == []
     assert 90e6 <= base.pretraining.total.parameters <= 110e6
     assert 10.8e9 <= base.encoder.total.macs <= 13.2e9
 
 
-def test_vit_costs_what_it_says(report):
-    vit = report("vit")
+def test_vit_costs_what_it_says(suite: Suite) -> None:
+    vit = suite.report("vit")
     assert round(vit.pretraining.total.parameters / 1e6) == 151
     assert round(vit.encoder.total.macs / 1e9, 1) == 23.3
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_two_counters_and_the_closed_form_agree(report, preset):
+def test_the_two_counters_and_the_closed_form_agree(suite: Suite, preset: str) -> None:
     """`profile` raises where torch's counter and fvcore's disagree in a component."""
-    found = report(preset)
+    found = suite.report(preset)
     counted = {row.component: row.macs for row in found.pretraining.rows if row.macs}
     assert counted == fast_macs(found.config)
     everything = {row.component: row.macs for row in found.encoder_all.rows}
@@ -39,7 +40,7 @@ def test_the_two_counters_and_the_closed_form_agree(report, preset):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_the_references_counters_and_the_closed_form_agree(attention):
+def test_the_references_counters_and_the_closed_form_agree(attention: str) -> None:
     config = mmmae.MMMAEConfig.preset("tiny")
     with torch.device("meta"):
         model = mmmae.ReferenceModel(config, attention)
@@ -70,7 +71,7 @@ def encoder_macs(config: mmmae.MMMAEConfig, tokens: int) -> dict[str, int]:
 
 
 def fast_macs(config: mmmae.MMMAEConfig) -> dict[str, int]:
-    """By component, of one sample with all modalities, derived from the config by hand."""
+    """Return the multiply-adds of each component, for one sample with all modalities, derived by hand."""
     keep, tokens, dim, width, hidden = config.keep, config.tokens, config.dim, config.decoder_dim, config.aux_dim
     masked, modalities = tokens - keep, len(config.aux)
     pt, ph, pw = config.patch
@@ -96,7 +97,7 @@ def fast_macs(config: mmmae.MMMAEConfig) -> dict[str, int]:
 
 
 def reference_macs(config: mmmae.MMMAEConfig) -> dict[str, int]:
-    """The same for the plain model, which does more for the same numbers."""
+    """Return the same for the plain model, which does more for the same numbers."""
     keep, tokens, dim, width, modalities = config.keep, config.tokens, config.dim, config.decoder_dim, len(config.aux)
     macs = fast_macs(config)
     del macs["loss"]  # all embeddings exist already
@@ -111,7 +112,7 @@ def reference_macs(config: mmmae.MMMAEConfig) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_fast_and_reference_have_the_same_state_dict(preset):
+def test_fast_and_reference_have_the_same_state_dict(preset: str) -> None:
     config = mmmae.MMMAEConfig.preset(preset)
     with torch.device("meta"):
         fast, reference = mmmae.FastModel(config).state_dict(), mmmae.ReferenceModel(config).state_dict()
@@ -121,8 +122,8 @@ def test_fast_and_reference_have_the_same_state_dict(preset):
 
 
 @pytest.mark.parametrize(("preset", "share"), [("base", 0.70), ("vit", 0.65)])
-def test_the_fast_model_keeps_less_for_backward_and_launches_less(steps, preset, share):
-    step = steps(preset)
+def test_the_fast_model_saves_less_for_backward_and_launches_less(suite: Suite, preset: str, share: float) -> None:
+    step = suite.step_costs(preset)
     assert step["fast"].saved_bytes <= share * step["reference sdpa"].saved_bytes
     assert step["fast"].saved_bytes <= 0.5 * step["reference eager"].saved_bytes
     assert step["fast"].launches <= 0.7 * step["reference eager"].launches
@@ -130,9 +131,9 @@ def test_the_fast_model_keeps_less_for_backward_and_launches_less(steps, preset,
 
 
 @pytest.mark.parametrize("op", CASES)
-def test_the_formula_of_an_op_gives_what_its_pytorch_code_is_counted_to_have(op):
-    """Forward and backward. Eager attention keeps its scores, six products where the others have seven; guidance
-    merges its vectors by a few small products more than a concatenation has.
+def test_the_formula_of_an_op_gives_what_its_pytorch_code_is_counted_to_have(op: str) -> None:
+    """Forward and backward. Eager attention keeps its scores and has six products where the others have seven;
+    attention to vectors merges them by a few small products more than a concatenation has.
     """
     setup, (baseline, *_) = CASES[op]
     variants = setup(2, Place()).variants
@@ -151,11 +152,11 @@ def test_the_formula_of_an_op_gives_what_its_pytorch_code_is_counted_to_have(op)
 def macs_of(run: Run) -> int:
     with flop_counter() as counter:
         run()
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
-def test_the_fast_model_moves_fewer_bytes():
-    """Of a forward pass; the same on every machine, as each launch's inputs and outputs are counted once."""
+def test_the_fast_model_moves_fewer_bytes() -> None:
+    """In a forward pass; the same on every machine, as each launch's inputs and outputs are counted once."""
     config = mmmae.MMMAEConfig()
     with torch.device("meta"):
         models = mmmae.FastModel(config), mmmae.ReferenceModel(config, "sdpa"), mmmae.ReferenceModel(config, "eager")

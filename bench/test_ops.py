@@ -7,6 +7,8 @@ import pytest
 from bench.limits import peak_bytes
 from bench.op_cases import CASES, Place, patch_l2_loss_of_masked_tokens
 from bench.options import Options
+from bench.results import Record
+from bench.suite import Suite
 from mmmae_kernels import explain
 
 
@@ -19,12 +21,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("op", "variant"), [pair for pair in pairs if options.only in (None, pair[0])])
 
 
-def test_time_of(timed, op, variant):
-    timed(op, variant)
+def test_time_of(suite: Suite, record: Record, op: str, variant: str) -> None:
+    """Time one variant of an op, round by round in turn with the others; forward and backward where it is trained.
+
+    The variants are those of `bench.op_cases.CASES`: what one writes in plain PyTorch, and ours on each backend. The
+    first is the baseline; a variant that differs from it in an output or a gradient is not timed.
+    """
+    race = suite.op_race(op)
+    if variant not in race.variants:
+        pytest.skip(f"{variant} does not serve {op} here")
+    complaint = race.complaint(variant)
+    assert not complaint, f"{op}: {variant}: {complaint}"
+    record(race.measurement(variant, suite.speeds))
 
 
 @pytest.mark.skipif(explain("patch_l2_loss")["native"] != "serves", reason="needs the native library")
-def test_the_native_patch_loss_needs_six_tenths_of_the_memory():
+def test_the_native_patch_loss_needs_six_tenths_of_the_memory() -> None:
     variants = patch_l2_loss_of_masked_tokens(8, Place()).variants
     for run in variants.values():
         run()

@@ -1,7 +1,7 @@
-"""Where the time of a training step goes: `python bench/where.py vit 4` for a preset and a batch, on the CPU.
+"""Profile a training step by operator: `python bench/where.py vit 4` for a preset and a batch, on the CPU.
 
-The model sees no auxiliary images, and the step is forward and backward. Times are the profiler's, of operators without
-those they call; a step without the profiler stands beside them.
+The model gets no auxiliary images, and the step is forward and backward. Times are the profiler's, each operator
+without those it calls; the time of a step without the profiler is printed too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ SETTLING, PROFILED, TIMED = 3, 2, 5  # steps
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", nargs="?", default="vit")
     parser.add_argument("batch", nargs="?", type=int, default=4)
-    parser.add_argument("--model", choices=("fast", "sdpa", "eager"), default="fast", help="or a reference")
+    parser.add_argument(
+        "--model",
+        choices=("fast", "sdpa", "eager"),
+        default="fast",
+        help="the fast model, or the reference with this attention",
+    )
     options = parser.parse_args()
     mmmae.tune_cpu()
     torch.manual_seed(0)
@@ -77,7 +83,7 @@ def main() -> None:
 
 
 def kind_of(name: str) -> str:
-    """GEMM, attention or rest. A profiler books an operator of ours on the node that autograd makes of it."""
+    """Return whether an operator is a GEMM, attention or rest; ours go by the name of their autograd node."""
     if name in GEMMS:
         return "GEMM"
     is_attention = "scaled_dot_product" in name or name.startswith(

@@ -1,6 +1,6 @@
 """A contender in a process of its own: `python -m bench.worker`, driven by `bench.race` through its pipes.
 
-One JSON object a line comes in and one goes out. The first says who is to do what; see `ANSWERS` for the others.
+A line in is a JSON object, and so is its answer. The first names contender and task; for the others see `ANSWERS`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SAMPLED = 4096  # numbers of a tensor that are compared
 
 
 def main() -> None:
-    """Answer until the pipe closes."""
+    """Answer requests until the pipe closes."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print must not be taken for an answer
     warnings.simplefilter("ignore")
     work: Work | None = None
     for line in sys.stdin:
@@ -51,19 +51,19 @@ def main() -> None:
 
 
 def check(work: Work, path: str) -> dict[str, Any]:
-    """Write a sample of every tensor that the work gives."""
+    """Write a sample of every tensor that the work returns."""
     save_file(sample(work.run()), path)
     return {}
 
 
 def check_float32(work: Work, path: str) -> dict[str, Any]:
-    """The same of the work in float32."""
+    """Write the same of the work done in float32."""
     save_file(sample(work.run(dtype="float32")), path)
     return {}
 
 
 def sample(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers evenly spread over each tensor."""
+    """Return numbers evenly spread over each tensor."""
     parts = {}
     for name, tensor in outputs.items():
         flat = tensor.detach().flatten()
@@ -72,7 +72,7 @@ def sample(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def run_round(work: Work) -> dict[str, Any]:
-    """Do the work once: seconds, and the process's memory at its largest meanwhile."""
+    """Do the work once and return the seconds it took and the largest memory of the process meanwhile."""
     device = work.task.device
     gc.collect()
     _forget_peak(device)
@@ -84,7 +84,7 @@ def run_round(work: Work) -> dict[str, Any]:
 
 
 def count(work: Work) -> dict[str, Any]:
-    """What is exact: most bytes of tensors alive at once, bytes kept for backward, multiply-adds."""
+    """Count the most bytes of tensors alive at once, bytes saved for backward, and multiply-adds."""
     if work.contender in COMPILED:  # neither counter sees into compiled code
         return {"peak_bytes": work.held_bytes + peak_bytes(work.run, work.task.device)}
     storages: dict[int, int] = {}  # address and bytes; what is saved stays until the forward pass has ended
@@ -107,7 +107,7 @@ def count(work: Work) -> dict[str, Any]:
 
 
 def limit(work: Work) -> dict[str, Any]:
-    """Seconds that the GEMMs of the work take alone, those of its linear layers, and what attention's products add."""
+    """Measure the seconds that the products of the linear layers take alone, and with attention's products."""
     device, dtype = work.task.device, work.task.dtype
     with use_backend("eager"):
         shapes = gemms_of(work.run)
@@ -126,7 +126,7 @@ def _forget_peak(device: str) -> None:
 
 
 def _resident_peak(device: str) -> int:
-    """Since `_forget_peak`, or since the process began where the system can't forget."""
+    """Return the peak since `_forget_peak`, or since the process began where the system can't reset it."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")

@@ -1,4 +1,4 @@
-"""The README's table of a run is that of the run kept beside it."""
+"""The tables of a kept run in README.md and docs/performance.md are those that `python -m bench.summary` prints."""
 
 import re
 from pathlib import Path
@@ -6,44 +6,83 @@ from pathlib import Path
 import pytest
 
 from bench.results import FOLDER, Measurement, Results
-from bench.summary import main, markdown
+from bench.summary import long, main, short
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+COMMAND = r"python -m bench\.summary (?:--long )?bench/runs/(\S+\.json)"
 
 
-def test_the_readme_shows_the_run_that_it_names():
-    (name,) = re.findall(r"python -m bench\.summary bench/runs/(\S+\.json)", README)
-    assert markdown(Results.from_json((FOLDER / name).read_text())) in README
+@pytest.mark.parametrize(("page", "table"), [("README.md", short), ("docs/performance.md", long)])
+def test_a_page_shows_the_run_that_it_names(page, table):
+    text = (ROOT / page).read_text()
+    (name,) = re.findall(COMMAND, text)
+    assert table(Results.from_json((FOLDER / name).read_text())) in text
 
 
 @pytest.fixture
 def results():
     machine = {"cpu": "a CPU", "threads": 2}
     measurements = [
+        Measurement("encoding", "base, batch 4", "fast", [1.0], peak_bytes=10),
         Measurement("training step", "base, batch 4", "reference, SDPA", [4.0, 4.4, 4.2], True, peak_bytes=1500),
         Measurement("training step", "base, batch 4", "reference, plain", [6.0], peak_bytes=2000),
         Measurement("training step", "base, batch 4", "fast", [2.9, 3.0, 3.1], peak_bytes=1000),
+        Measurement("training step", "base, batch 4", "fast, compiled", [3.3]),
         Measurement("training step", "base, batch 4", "fast", [3.0], allocator="kept"),
+        Measurement("training step", "base, batch 4, all auxiliary images", "fast", [4.0]),
+        Measurement("encoding", "base, batch 4, image_size 112", "fast", [0.5]),
         Measurement("batch", "base, batch 1", "fast", [1.0], x=1.0),
-        Measurement("op", "patchify, batch 8", "native", [1.0]),
+        Measurement("activation checkpointing", "base, batch 4, activation_checkpointing False", "fast", [3.5]),
+        Measurement("activation checkpointing", "base, batch 4, activation_checkpointing True", "fast", [5.0]),
+        Measurement("op", "patchify, batch 8", "index the view", [0.003], True),
+        Measurement("op", "patchify, batch 8", "native", [0.001]),
+        Measurement("op", "patchify, batch 8", "index the view, compiled", [0.0015]),
     ]
     limits = {"copy_gb_s": 30.4, "gemm_gflop_s": 218.2}
     return Results("2026-01-02T03:04:05+00:00", "abc", machine, {"torch": "2"}, {}, limits, measurements)
 
 
-def test_a_row_holds_what_others_take_over_what_the_fast_model_takes(results):
-    lines = markdown(results).splitlines()
-    assert lines[2] == "| training step: base, batch 4 | 3.00 s | 2.00 x | 1.40 x |  |  |  |"
-    assert lines[3] == "| … peak memory | 0.00 GB | 2.00 x | 1.50 x |  |  |  |"
-    assert lines[4] == "| training step: base, batch 4, all keep freed memory | 3.00 s |  |  |  |  |  |"
-    place = "a CPU, 2 threads; torch 2; a copy 30 GB/s, a matrix product 218 GFLOP/s."
-    assert lines[5:] == ["", f"2026-01-02, commit abc: {place}"]
+PLACE = "2026-01-02, commit abc: a CPU, 2 threads; torch 2; a copy 30 GB/s, a matrix product 218 GFLOP/s."
 
 
-def test_a_file_that_is_none_is_named(tmp_path, capsys):
+def test_the_short_table_has_one_row_a_workload_with_what_others_take_over_what_the_fast_model_takes(results):
+    assert short(results).splitlines() == [
+        "| batch 4, float32 | fast | plain | SDPA | SDPA, compiled | ViTMAE | VideoMAE |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| training step, `base` | 3.00 s | 2.00 x | 1.40 x |  |  |  |",
+        "| training step, `base`, all auxiliary images | 4.00 s |  |  |  |  |  |",
+        "| encoding, `base` | 1.00 s |  |  |  |  |  |",
+        "",
+        PLACE,
+    ]
+
+
+def test_the_long_table_has_memory_every_case_once_and_compiled_baselines(results):
+    lines = long(results).splitlines()
+    assert lines[2:12] == [
+        "| encoding, `base` | 1.00 s |  |  |  |  |  |  |",
+        "| training step, `base` | 3.00 s | 2.00 x | 1.40 x |  |  |  | 1.10 x |",
+        "| … peak memory | 0.00 GB | 2.00 x | 1.50 x |  |  |  |  |",
+        "| training step, `base`, all keep freed memory | 3.00 s |  |  |  |  |  |  |",
+        "| training step, `base`, all auxiliary images | 4.00 s |  |  |  |  |  |  |",
+        "| encoding, `base`, 196 tokens | 0.50 s |  |  |  |  |  |  |",
+        "| training step, `base`, activation checkpointing | 5.00 s |  |  |  |  |  |  |",
+        "",
+        "| batch 8, forward and backward | in PyTorch | ours | PyTorch | PyTorch, compiled |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    assert lines[12:] == ["| `patchify` | index the view | 1.00 ms | 3.00 x | 1.50 x |", "", PLACE]
+
+
+def test_a_run_without_models_or_ops_has_no_table(results):
+    results.measurements = []
+    assert short(results) == long(results) == PLACE + "\n"
+
+
+def test_a_file_that_holds_something_else_is_named(tmp_path, capsys):
     file = tmp_path / "other.json"
     file.write_text("{}")
     with pytest.raises(SystemExit) as error:
         main([str(file)])
     assert error.value.code == 1
-    assert "other.json: no results of the bench suite" in capsys.readouterr().err
+    assert "other.json: not a results file of the bench suite" in capsys.readouterr().err
