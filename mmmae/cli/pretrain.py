@@ -79,7 +79,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train."""
-    from ..training.checkpoints import find_checkpoint, resumed_settings
+    from ..training.checkpoints import find_checkpoint
     from ..training.distributed import find_world
     from ..training.folders import default_folder
     from ..training.pretrain import pretrain
@@ -97,9 +97,7 @@ def run(options: argparse.Namespace) -> None:
     options.out = options.out or default_folder(Path("runs/pretrain"), options.resume)
     checkpoint = find_checkpoint(options.out, options.resume)
     if checkpoint is not None:
-        changes = {**resumed_settings(checkpoint), **changes}
-    elif options.warmup is None and options.steps is not None:
-        changes["warmup"] = options.steps // 10
+        changes = {**checkpoint.settings, **changes}
     settings = PretrainSettings(**changes)
     subjects = subjects_of(options, preset, fields, settings.seed)
     if options.wavelength_positions:
@@ -110,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
         of_ranks = f" on each of {world.ranks} processes" if world.ranks > 1 else ""
         course = f"{settings.steps} steps of {settings.batch * settings.accumulate} subjects{of_ranks}"
         print(f"{subjects!r}\npreset {preset}, {course}, into {options.out}")
-    pretrain(config, subjects, options.out, settings, resume=options.resume, rgb=options.rgb)
+    pretrain(config, subjects, options.out, settings, resume=checkpoint, rgb=options.rgb)
     if world.rank == 0:
         written = ("model", "encoder", "reconstruction.png")
         print("wrote " + ", ".join(str(options.out / name) for name in written))
@@ -135,7 +133,8 @@ def _add_setting(group: Any, field: str, default: Any, meaning: str) -> None:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=meaning)
         return
     told = "" if "default" in meaning else f"; default: {default}"
-    group.add_argument(flag, type=type(default), metavar=type(default).__name__.upper(), help=meaning + told)
+    kind = int if field == "warmup" else type(default)
+    group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=meaning + told)
 
 
 def _setting_defaults() -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Checkpoints of a run: whole or not there, never unpickled into objects, and which one a run goes on from."""
+"""Checkpoints of a run: written whole or not at all, read without running code, and checked before a run is resumed."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import zipfile
@@ -23,56 +24,136 @@ LAST = Path("checkpoints") / "last.ckpt"  # in a run's folder
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "run")
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of a pretraining run, read once for everything that resuming the run asks of it.
+
+    Args:
+        path: the file.
+        content: what it holds, from `read_checkpoint`.
+    """
+
+    path: Path
+    content: dict[str, Any] = dataclasses.field(repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read a file; raise what `read_checkpoint` raises."""
+        return cls(path, read_checkpoint(path))
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps made so far."""
+        return int(self.content["global_step"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run, as `PretrainSettings` takes them."""
+        return dict(self.content["run"]["settings"])
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The model's weights, or their moving average where the run keeps one."""
+        return {name.removeprefix("model."): weight for name, weight in self.content["state_dict"].items()}
+
+    def is_finished(self, settings: PretrainSettings) -> bool:
+        """Return whether the run has made all its steps, or has stopped early."""
+        return bool(self.content["run"].get("finished")) or self.step >= settings.steps
+
+    def check_resumes(self, wanted: Mapping[str, Any]) -> None:
+        """Raise ValueError unless a run described by `wanted` continues this one with the same losses."""
+        saved = self.content["run"]
+        # Fields that were added after the run was started get their defaults.
+        fields = {
+            "model": MMMAEConfig.from_dict(saved["model"]).to_dict(),
+            "settings": dataclasses.asdict(PretrainSettings(**saved["settings"])),
+        }
+        # With validation, each checkpoint comes with one, and a validation may end the run.
+        free = set(FREE_SETTINGS) - ({"checkpoint_every"} if wanted["settings"]["validation"] else set())
+        for part, values in fields.items():
+            for field, value in values.items():
+                if wanted[part][field] != value and field not in free:
+                    raise ValueError(f"{field} is {wanted[part][field]!r}, but the run of {self.path} has {value!r}")
+        batch, ranks = wanted["settings"]["batch"], wanted["ranks"]
+        samples = fields["settings"]["batch"] * saved.get("ranks", 1)
+        if batch * ranks != samples:
+            given = f"{batch} on each of {ranks} processes" if ranks > 1 else str(batch)
+            raise ValueError(f"batch is {given}, but the run of {self.path} has {samples} in all")
+        if saved.get("names", wanted["names"]) != wanted["names"]:
+            raise ValueError(
+                f"the subjects are not those of the run of {self.path}: files were added, removed or renamed"
+            )
+
+
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are whole or not there, and that are never unpickled into objects."""
+    """Lightning's reading and writing of checkpoints, without half-written files and without unpickled objects.
+
+    Args:
+        resumed: the checkpoint that the run is resumed from; its file is not read again.
+    """
+
+    def __init__(self, resumed: Checkpoint | None = None) -> None:
+        self.resumed = resumed
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write beside, then rename."""
+        """Write into a temporary file, then rename it."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read tensors and plain values, and nothing else, onto the CPU."""
+        """Return tensors and plain values, on the CPU."""
+        if self.resumed is not None and Path(path) == self.resumed.path:
+            return copy.deepcopy(self.resumed.content)  # copied out of the file, which may change from here on
         return read_checkpoint(Path(path), mmap=False)
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Lightning's, which after a resume would write in the midst of the first step again, where a step is of several
-    forward passes, and the next resume would begin there."""
+    """Lightning's callback, but it writes nothing before the first step of a resumed run is complete.
+
+    With gradient accumulation, Lightning's writes a checkpoint in the middle of that step, and resuming from it would
+    start there.
+    """
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take the step that the run goes on from for saved."""
+        """Mark the step that the run is resumed from as saved."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
 
 
-def find_checkpoint(out: Path, resume: str | Path | None) -> Path | None:
-    """The checkpoint to go on from, or None for a new run.
+def find_checkpoint(out: Path, resume: str | Path | Checkpoint | None) -> Checkpoint | None:
+    """Return the checkpoint to resume from, or None for a new run.
+
+    Args:
+        out: the run's folder.
+        resume: a checkpoint or its file, `auto` for the last one in `out` if there is one, or None.
 
     Raises:
-        ValueError: `out` holds a run that is not the one to go on with.
+        ValueError: `out` holds a run other than the one to resume, or the checkpoint is broken.
         FileNotFoundError: there is no such checkpoint.
     """
     last = out / LAST
     if resume == "auto":
-        return last if last.exists() else None
-    if resume is not None and not Path(resume).is_file():
-        raise FileNotFoundError(f"{resume}: no such checkpoint")
-    if (out / "config.json").exists() and (resume is None or Path(resume).resolve() != last.resolve()):
+        return Checkpoint.read(last) if last.exists() else None
+    if isinstance(resume, str):
+        resume = Path(resume)
+    path = resume.path if isinstance(resume, Checkpoint) else resume
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    if (out / "config.json").exists() and (path is None or path.resolve() != last.resolve()):
         raise ValueError(f"{out} holds a run already: resume it (--resume auto), or name another folder (--out)")
-    return None if resume is None else Path(resume)
+    return Checkpoint.read(resume) if isinstance(resume, Path) else resume
 
 
 def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
-    """The tensors and plain values of a checkpoint, on the CPU.
+    """Read the tensors and plain values of a checkpoint, onto the CPU.
 
     Args:
-        path: of the file.
-        mmap: leave tensors in the file until they are looked at; the file must then stay as it is.
+        path: the file.
+        mmap: leave tensors in the file until they are used; the file must then stay unchanged.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is broken, holds anything else, or is not of a pretraining run.
+        ValueError: the file is broken, holds anything else, or is not a checkpoint of a pretraining run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
@@ -80,7 +161,7 @@ def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
         raise ValueError(f"{path}: no whole checkpoint: it is no zip archive, or its end is missing")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # torch.load raises what its unpickler or zip reader happens to raise
+    except Exception as error:  # torch.load raises whatever its unpickler or zip reader raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: no whole checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or any(part not in checkpoint for part in PARTS):
@@ -88,59 +169,19 @@ def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
     return checkpoint
 
 
-def resumed_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run that a checkpoint is of."""
-    return dict(read_checkpoint(path)["run"]["settings"])
-
-
 def describe(config: MMMAEConfig, settings: PretrainSettings, ranks: int, subjects: Sequence[str]) -> dict[str, Any]:
-    """What a run is made with, as plain JSON types; of the names of its subjects a checksum."""
+    """Return the config, settings and data of a run as plain JSON types; the subjects' names as a checksum."""
     checksum = hashlib.sha256("\n".join(subjects).encode()).hexdigest()
     return {
         "model": config.to_dict(),
-        "settings": dataclasses.asdict(settings),
+        "settings": {**dataclasses.asdict(settings), "warmup": settings.warmup_steps},
         "ranks": ranks,
         "names": checksum,
         "finished": False,
     }
 
 
-def check_resumed(path: Path, wanted: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the run that `wanted` describes goes on as the run of this checkpoint would have."""
-    saved = read_checkpoint(path)["run"]
-    # With fields that came after the run.
-    fields = {
-        "model": MMMAEConfig.from_dict(saved["model"]).to_dict(),
-        "settings": dataclasses.asdict(PretrainSettings(**saved["settings"])),
-    }
-    # A validation comes with each checkpoint, and may end the run.
-    free = set(FREE_SETTINGS) - ({"checkpoint_every"} if wanted["settings"]["validation"] else set())
-    for part, values in fields.items():
-        for field, value in values.items():
-            if wanted[part][field] != value and field not in free:
-                raise ValueError(f"{field} is {wanted[part][field]!r}, but the run of {path} has {value!r}")
-    batch, ranks = wanted["settings"]["batch"], wanted["ranks"]
-    samples = fields["settings"]["batch"] * saved.get("ranks", 1)
-    if batch * ranks != samples:
-        given = f"{batch} on each of {ranks} processes" if ranks > 1 else str(batch)
-        raise ValueError(f"batch is {given}, but the run of {path} has {samples} in all")
-    if saved.get("names", wanted["names"]) != wanted["names"]:
-        raise ValueError(f"the subjects are not those of the run of {path}: files came, went, or have other names")
-
-
-def is_finished(path: Path, settings: PretrainSettings) -> bool:
-    """Whether the run of this checkpoint has made all of its steps, or ended before because it got no better."""
-    checkpoint = read_checkpoint(path)
-    return bool(checkpoint["run"].get("finished")) or checkpoint["global_step"] >= settings.steps
-
-
-def model_weights(path: Path) -> dict[str, Tensor]:
-    """The weights that a run has at this checkpoint; their average where it keeps one."""
-    weights: dict[str, Tensor] = read_checkpoint(path, mmap=False)["state_dict"]
-    return {name.removeprefix("model."): weight for name, weight in weights.items()}
-
-
 def remove_partial(out: Path) -> None:
-    """Remove what processes that were killed while they wrote left behind."""
+    """Remove the temporary files of processes that were killed while writing."""
     for path in out.rglob(".*.partial"):
         path.unlink(missing_ok=True)

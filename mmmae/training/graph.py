@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 
@@ -12,7 +12,8 @@ from mmmae_kernels.dispatch import in_debug_mode
 from ..model.inputs import is_distributed
 
 WARM_UPS = 3  # calls before a recording, in which kernels are compiled and tuned, and an optimizer makes its state
-CUDA_GRAPH_CHOICES = ("auto", "on", "off")
+CUDAGraph: TypeAlias = Literal["auto", "on", "off"]
+CUDA_GRAPH_CHOICES = get_args(CUDAGraph)
 
 Result = TypeVar("Result")
 

@@ -274,9 +274,9 @@ def reading_waits(device: torch.device) -> bool:
 
 def learning_rate_factor(step: int, settings: PretrainSettings) -> float:
     """Share of the peak learning rate at a step: linear up to the end of the warm-up, then half a cosine down to 0."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    share = (step - settings.warmup) / (settings.steps - settings.warmup)
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    share = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * share))
 
 

@@ -26,14 +26,11 @@ from ..tuning import tune_cpu
 from .averages import Average
 from .checkpoints import (
     LAST,
+    Checkpoint,
     LastCheckpoint,
     WholeCheckpoints,
-    check_resumed,
     describe,
     find_checkpoint,
-    is_finished,
-    model_weights,
-    read_checkpoint,
     remove_partial,
 )
 from .distributed import World, choose_strategy, find_world, of_all_processes, whole_model
@@ -65,7 +62,7 @@ def pretrain(
     out: str | Path,
     settings: PretrainSettings | None = None,
     *,
-    resume: str | Path | None = None,
+    resume: str | Path | Checkpoint | None = None,
     rgb: tuple[int, int, int] | None = None,
 ) -> FastModel:
     """Pretrain a model and leave the run's folder.
@@ -104,20 +101,20 @@ def pretrain(
     check_can_write(out)
     checkpoint = find_checkpoint(out, resume)
     if checkpoint is not None:
-        check_resumed(checkpoint, describe(config, settings, world.ranks, subjects.names))
+        checkpoint.check_resumes(describe(config, settings, world.ranks, subjects.names))
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     _check_normalization(out, normalization, resumed=checkpoint is not None)
     run = describe(config, settings, world.ranks, subjects.names)
     torch.manual_seed(settings.seed)
     model = fast_model(config)
-    if checkpoint is not None and is_finished(checkpoint, settings):
-        model.load_state_dict(model_weights(checkpoint))  # a run that ended before it had written what it leaves
+    if checkpoint is not None and checkpoint.is_finished(settings):
+        model.load_state_dict(checkpoint.weights)  # a run that ended before it had written what it leaves
     else:
         folder = RunFolder(out, {**run, "subjects": repr(subjects)}, normalization, checkpoint)
         callbacks: list[Callback] = [folder]
         if settings.pictures_every:
             callbacks.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
-        trainer = _trainer(out, settings, world, callbacks)
+        trainer = _trainer(out, settings, world, callbacks, checkpoint)
         module = Pretraining(model, settings, run, Throughput(config, settings.precision, world.ranks))
         _fit(trainer, module, data, checkpoint)
         module.run["finished"] = True
@@ -140,10 +137,10 @@ class RunFolder(Callback):
     """Makes the run's folder, when every process has found its input right, and all begin with the same step."""
 
     def __init__(
-        self, out: Path, described: dict[str, Any], normalization: Normalization, checkpoint: Path | None
+        self, out: Path, described: dict[str, Any], normalization: Normalization, checkpoint: Checkpoint | None
     ) -> None:
         self.out, self.described, self.normalization = out, described, normalization
-        self.first = 0 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
+        self.first = 0 if checkpoint is None else checkpoint.step
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Write what the run is made with."""
@@ -158,12 +155,13 @@ class RunFolder(Callback):
             self.normalization.save(self.out / "normalization.json")
 
 
-def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, checkpoint: Path | None) -> None:
+def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, checkpoint: Checkpoint | None) -> None:
     with warnings.catch_warnings():
         for message in UNFOUNDED:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            path = None if checkpoint is None else checkpoint.path
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
         except RuntimeError as error:
@@ -206,7 +204,9 @@ def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int
         raise ValueError(f"rgb is {rgb}, expected bands 0..{config.bands - 1}")
 
 
-def _trainer(out: Path, settings: PretrainSettings, world: World, callbacks: list[Callback]) -> lightning.Trainer:
+def _trainer(
+    out: Path, settings: PretrainSettings, world: World, callbacks: list[Callback], resumed: Checkpoint | None
+) -> lightning.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=10)]
@@ -218,7 +218,7 @@ def _trainer(out: Path, settings: PretrainSettings, world: World, callbacks: lis
     if settings.patience:
         callbacks.append(EarlyStopping("validation_loss", patience=settings.patience, check_finite=False))
     try:
-        return _lightning_trainer(settings, world, loggers, callbacks)
+        return _lightning_trainer(settings, world, loggers, callbacks, WholeCheckpoints(resumed))
     except (MisconfigurationException, ValueError) as error:
         raise ValueError(f"device is {settings.device!r}, which does not serve: {error}") from error
 
@@ -253,7 +253,11 @@ def _checkpoints(out: Path, settings: PretrainSettings) -> LastCheckpoint:
 
 
 def _lightning_trainer(
-    settings: PretrainSettings, world: World, loggers: list[Logger], callbacks: list[Callback]
+    settings: PretrainSettings,
+    world: World,
+    loggers: list[Logger],
+    callbacks: list[Callback],
+    checkpoints: WholeCheckpoints,
 ) -> lightning.Trainer:
     validates = settings.validation > 0
     return lightning.Trainer(
@@ -269,7 +273,7 @@ def _lightning_trainer(
         num_sanity_val_steps=0,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[WholeCheckpoints(), _precision(settings, world)],
+        plugins=[checkpoints, _precision(settings, world)],
         use_distributed_sampler=False,
         log_every_n_steps=1,
         enable_model_summary=False,

@@ -1,16 +1,16 @@
-"""How a pretraining run goes."""
+"""The settings of a pretraining run: each field with its default and meaning, from which the options are made."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal, TypeAlias, get_args
 
-from ..model.fast import COMPILE_MODES
-from .graph import CUDA_GRAPH_CHOICES
+from .graph import CUDA_GRAPH_CHOICES, CUDAGraph
 
-# What may change when a run goes on, of its settings and its config: it does not change the run's losses, apart from
-# rounding. So may the number of processes and the batch of each, as long as their product stays; and the steps between
-# checkpoints, as long as no validation comes with them.
+# Settings and config fields that may change when a run is resumed: they change its losses by rounding alone. So may the
+# number of processes and the batch of each, if their product stays the same; and the steps between checkpoints, if no
+# validation comes with them.
 FREE_SETTINGS = (
     "batch",
     "workers",
@@ -24,58 +24,60 @@ FREE_SETTINGS = (
     "cuda_graph",
     "activation_checkpointing",
 )
-PRECISIONS, STRATEGIES = ("32", "bf16", "16"), ("ddp", "fsdp")
+Precision: TypeAlias = Literal["32", "bf16", "16"]
+Strategy: TypeAlias = Literal["ddp", "fsdp"]
+CompileMode: TypeAlias = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 MODES_WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # record CUDA graphs of their own
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:
-    """How a run goes.
+    """The settings of a pretraining run.
 
     Args:
-        steps: optimiser steps.
-        batch: samples a forward pass of one process takes.
-        accumulate: forward passes whose mean gradient makes one step. Each contrasts its own samples (of all
-            processes) alone: accumulation saves memory, it does not add negatives.
-        learning_rate: the peak, after the warm-up.
-        warmup: steps of linear warm-up; the cosine to 0 follows.
-        weight_decay: of matrices and kernels; biases, norms, positions and the mask token have none.
-        clip: largest norm of the gradient.
-        ema: decay a step of the exponential moving average of the weights, which is what is validated and saved in the
-            end; 0 keeps none.
-        precision: `32`, or `bf16` and `16` for autocast, the latter with a loss scaler.
-        crop: smallest share of an image's area that a random crop keeps; 1 does not crop.
-        flip: mirror and transpose subjects at random, all images of one alike.
-        validation: subjects held out, on which the loss is measured whenever a checkpoint is written.
-        patience: validations without a lower loss after which the run ends; 0 never ends it.
-        seed: of weights, orders, masks, crops and flips, below 2^31.
-        workers: processes that read data, of each training process; 0 reads in the training process.
-        checkpoint_every: steps between checkpoints.
-        log_every: steps between readings of the losses. On a GPU each reading is a wait, and the losses of all steps
-            since the last are written then; on the CPU, where it is none, every step is read at once.
-        report_every: steps between measurements of the features and of the contrast.
-        pictures_every: steps between pictures of what is predicted; 0 draws one at the end alone.
-        device: `auto`, `cpu`, `cuda` and what else Lightning knows.
-        strategy: of several processes: `ddp` keeps the whole model in each, `fsdp` (FSDP2) a share of its weights,
-            gradients and optimiser states.
-        compile: hand the transformer blocks to `torch.compile`, True for its default mode or the name of another:
-            `reduce-overhead`, `max-autotune`, `max-autotune-no-cudagraphs`.
-        cuda_graph: record a whole step as one CUDA graph and replay it: `auto` where that is possible, `on` to raise
-            where it is not, `off` never. It needs one process on a GPU, and no loss scaler.
+        steps: optimiser steps
+        batch: samples in a forward pass of one process
+        accumulate: forward passes whose mean gradient makes one step; each contrasts only its own samples (of all
+            processes): accumulation saves memory, it does not add negatives
+        learning_rate: peak learning rate, after the warm-up
+        warmup: steps of linear warm-up, before the cosine schedule to 0; None: a tenth of the steps
+        weight_decay: AdamW's weight decay of matrices and kernels; biases, norms, position embeddings and the mask
+            token have none
+        clip: largest norm of the gradient
+        ema: decay per step of the moving average of the weights, which is then what is validated and saved in the end;
+            0: no average
+        precision: 32 bits, or autocast to bf16 or 16 bits, the latter with a loss scaler
+        crop: smallest share of an image's area that a random crop keeps; 1: no crops
+        flip: mirror and transpose subjects at random, all images of a subject alike
+        validation: subjects held out to measure the loss on with each checkpoint
+        patience: validations without a lower loss after which the run ends; 0: never
+        seed: seed of weights, orders, masks, crops and flips, below 2^31
+        workers: processes that read data for each training process; 0: the training process reads
+        checkpoint_every: steps between checkpoints
+        log_every: steps between readings of the losses from a GPU, each of which waits for it; the losses of all steps
+            are written. On the CPU every step is read at once
+        report_every: steps between measurements of the features and of the contrastive loss
+        pictures_every: steps between pictures of the prediction; 0: one at the end
+        device: auto, cpu, cuda, or another accelerator that Lightning knows
+        strategy: with several processes, ddp keeps the whole model in each; fsdp (FSDP2) a share of its weights,
+            gradients and optimiser states
+        compile: compile the transformer blocks with torch.compile, in its default mode or the mode given
+        cuda_graph: record a whole step as one CUDA graph and replay it: auto where possible, on to fail where it is
+            not, off never; needs one process on a GPU and no loss scaler
 
     Raises:
-        ValueError: a value is not allowed; the message names the field, the value and what is allowed.
+        ValueError: a value is not allowed; the message names the field, the value and what is expected.
     """
 
     steps: int = 120
     batch: int = 8
     accumulate: int = 1
     learning_rate: float = 3e-4
-    warmup: int = 12
+    warmup: int | None = None
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.0
-    precision: str = "32"
+    precision: Precision = "32"
     crop: float = 1.0
     flip: bool = False
     validation: int = 0
@@ -87,13 +89,13 @@ class PretrainSettings:
     report_every: int = 50
     pictures_every: int = 0
     device: str = "auto"
-    strategy: str = "ddp"
-    compile: bool | str = False
-    cuda_graph: str = "auto"
+    strategy: Strategy = "ddp"
+    compile: bool | CompileMode = False
+    cuda_graph: CUDAGraph = "auto"
 
     def __post_init__(self) -> None:
         positive = ("steps", "batch", "accumulate", "checkpoint_every", "log_every", "report_every")
-        for field in (*positive, "warmup", "workers", "validation", "patience", "pictures_every"):
+        for field in (*positive, "workers", "validation", "patience", "pictures_every"):
             smallest = 1 if field in positive else 0
             if getattr(self, field) < smallest:
                 raise ValueError(f"{field} is {getattr(self, field)}, expected a whole number >= {smallest}")
@@ -106,14 +108,14 @@ class PretrainSettings:
             raise ValueError(f"ema is {self.ema}, expected a number in [0, 1)")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop is {self.crop}, expected a number in (0, 1]")
-        if self.warmup >= self.steps:
-            raise ValueError(f"warmup is {self.warmup}, expected less than steps = {self.steps}")
+        if self.warmup is not None and not 0 <= self.warmup < self.steps:
+            raise ValueError(f"warmup is {self.warmup}, expected a whole number >= 0, less than steps = {self.steps}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}, expected 0..2^31-1")
         for field, allowed in (
-            ("precision", PRECISIONS),
-            ("strategy", STRATEGIES),
-            ("compile", (False, True, *COMPILE_MODES)),
+            ("precision", get_args(Precision)),
+            ("strategy", get_args(Strategy)),
+            ("compile", (False, True, *get_args(CompileMode))),
             ("cuda_graph", CUDA_GRAPH_CHOICES),
         ):
             if getattr(self, field) not in allowed:
@@ -124,20 +126,25 @@ class PretrainSettings:
         if self.patience > 0 and self.validation == 0:
             raise ValueError(f"patience is {self.patience}, which needs held-out subjects: validation is 0")
         if self.strategy == "fsdp" and self.ema > 0:
-            raise ValueError(f"ema is {self.ema}, which is kept of whole weights: strategy is 'fsdp', expected 'ddp'")
+            raise ValueError(f"ema is {self.ema}, which averages whole weights: strategy is 'fsdp', expected 'ddp'")
         if self.strategy == "fsdp" and self.precision == "16":
             raise ValueError(
-                "precision is '16', whose loss scaler looks at whole gradients: with 'fsdp' it must be 'bf16'"
+                "precision is '16', whose loss scaler needs whole gradients: with strategy 'fsdp' it must be 'bf16'"
             )
 
     @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up, counted."""
+        return self.steps // 10 if self.warmup is None else self.warmup
+
+    @property
     def compile_mode(self) -> str | None:
-        """Return the mode of `torch.compile`, or None where nothing is compiled."""
+        """The mode of `torch.compile`, or None where nothing is compiled."""
         return ("default" if self.compile else None) if isinstance(self.compile, bool) else self.compile
 
     @property
     def graph_refused(self) -> str | None:
-        """Return the reason in these settings why steps can't be recorded as CUDA graphs, or None."""
+        """The reason in these settings why steps can't be recorded as CUDA graphs, or None."""
         if self.precision == "16":
             return "precision is '16', whose loss scaler looks at every step"
         if self.compile_mode in MODES_WITH_GRAPHS:

@@ -165,6 +165,7 @@ def test_a_broken_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
     assert all(torch.isfinite(weight).all() for weight in checkpoint["state_dict"].values())
 
 
+@pytest.mark.usefixtures("whole_runs")
 def test_a_run_reports_features_contrast_speed_and_pictures(tmp_path):
     pretrain(CONFIG, phantom(), tmp_path, with_settings(pictures_every=4))
     assert sorted(logged(tmp_path, "feature_rank")) == [0, 3]
@@ -230,7 +231,7 @@ def test_each_image_may_be_missing_and_features_do_not_depend_on_batch_mates(tmp
     [
         ({"precision": "8"}, "precision is '8', must be one of 32, bf16, 16"),
         ({"strategy": "zero"}, "strategy is 'zero', must be one of ddp, fsdp"),
-        ({"strategy": "fsdp", "ema": 0.9}, "ema is 0.9, which is kept of whole weights"),
+        ({"strategy": "fsdp", "ema": 0.9}, "ema is 0.9, which averages whole weights"),
         ({"strategy": "fsdp", "precision": "16"}, "with 'fsdp' it must be 'bf16'"),
         ({"patience": 1}, "patience is 1, which needs held-out subjects"),
         ({"crop": 0.0}, r"crop is 0.0, expected a number in \(0, 1\]"),
