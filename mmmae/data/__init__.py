@@ -1,4 +1,4 @@
-"""Data: files to samples to batches, with missing modalities; caches and shards."""
+"""Data sets of subjects: files, samples and batches with missing modalities; caches and shards."""
 
 from .augment import augment
 from .bands import resample_bands, select_bands

@@ -1,4 +1,4 @@
-"""Random crops and flips that are the same over all images of a subject, whatever their sizes."""
+"""Random crops and flips, applied alike to all images of a subject, whatever their sizes."""
 
 import math
 
@@ -17,21 +17,21 @@ def augment(
     crop: tuple[float, float] | None = (0.5, 1.0),
     flip: bool = True,
 ) -> Sample:
-    """Crop, flip and transpose all images of a subject alike; sizes stay as they are.
+    """Crop, flip and transpose all images of a subject alike; their sizes do not change.
 
-    The crop has the shape of the image and is resized to it bilinearly. It is a place in the scene, not a count of
-    pixels, so that images of other sizes keep their alignment exactly. A pixel is valid if at least half of what it is
-    made of is, and the cube is 0 where it is not. The generator gives six numbers whatever the options are.
+    The crop has the aspect ratio of the image and is resized to it bilinearly. Its place is a share of the scene, not a
+    number of pixels, so that images of different sizes stay aligned exactly. A resampled pixel is valid if at least
+    half of it comes from valid pixels; elsewhere the cube is 0. Six numbers are drawn whatever the options are.
 
     Args:
-        sample: is left as it is.
-        generator: the only source of chance: from the same state comes the same sample.
+        sample: not modified.
+        generator: the only source of randomness: the same state gives the same result.
         crop: smallest and largest share of the area to keep; None keeps all.
-        flip: mirror left and right, and up and down, each half of the time; and, where every image is square, exchange
-            rows and columns as often.
+        flip: mirror horizontally, mirror vertically and, if every image is square, transpose, each with probability
+            one half.
 
     Raises:
-        ValueError: the shares are not in order, not above 0 or above 1.
+        ValueError: the shares are not in ascending order, above 0 and at most 1.
     """
     if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
         raise ValueError(f"crop is {crop}; expected two shares of the area in ascending order, above 0 and at most 1")
@@ -53,7 +53,7 @@ def augment(
 
 
 def _crop(image: Tensor, top: float, left: float, side: float) -> Tensor:
-    """The square `side` of `image` `[C, H, W]`, in shares of its height and width, at the size of `image`."""
+    """Return a part of `image` `[C, H, W]` at the size of `image`; its place is in shares of height and width."""
     if side == 1:
         return image
     moved = torch.tensor([[[side, 0.0, 2 * left + side - 1], [0.0, side, 2 * top + side - 1]]])

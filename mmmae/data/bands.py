@@ -1,4 +1,4 @@
-"""Which bands of a cube to take: by number, by the nearest wavelength, or interpolated between wavelengths."""
+"""Selection of bands: by number, by the nearest wavelength, or by interpolation between wavelengths."""
 
 from collections.abc import Sequence
 
@@ -15,17 +15,17 @@ def select_bands(
     wavelengths: Sequence[float] | None = None,
     tolerance: float = 10.0,
 ) -> Cube:
-    """Keep the named bands, in the order asked for.
+    """Return a cube with some bands of another, in the order given.
 
     Args:
-        cube: T bands.
+        cube: the cube to select from.
         bands: 0-based band numbers.
-        wavelengths: nm, instead of `bands`: of each the nearest band, at most `tolerance` nm away.
-        tolerance: nm.
+        wavelengths: in nm, instead of `bands`: the nearest band of each is taken.
+        tolerance: largest distance in nm of a wavelength from its nearest band.
 
     Raises:
-        ValueError: both or none of the two are given, a band is not there, the cube has no wavelengths, no band is near
-            enough, or two wavelengths share their nearest band.
+        ValueError: both or neither of `bands` and `wavelengths` are given, a band does not exist, the cube has no
+            wavelengths, no band is near enough, or two wavelengths share their nearest band.
     """
     if (bands is None) == (wavelengths is None):
         raise ValueError("expected either bands= or wavelengths=")
@@ -38,31 +38,31 @@ def select_bands(
     else:
         chosen = _nearest_bands(cube.wavelengths, [float(value) for value in wavelengths or ()], tolerance)
     if not chosen:
-        raise ValueError("no bands asked for; expected at least one")
+        raise ValueError("no band is selected; expected at least one")
     index = torch.tensor(chosen)
     kept = None if cube.wavelengths is None else cube.wavelengths[index]
     return Cube(cube.values[index], kept, cube.nodata[index])
 
 
 def resample_bands(cube: Cube, wavelengths: Sequence[float], *, tolerance: float = 10.0) -> Cube:
-    """Interpolate each spectrum linearly at `wavelengths`, in the order asked for.
+    """Interpolate each spectrum linearly at `wavelengths`, in the order given.
 
-    A value is nodata where a band is that it would be made of. Beyond the first or last band, up to `tolerance` nm,
-    that band stands for the spectrum.
+    A value is nodata if a band that it is interpolated from is nodata. Beyond the first and the last band, up to
+    `tolerance`, the value of that band is repeated.
 
     Args:
         cube: at least one band, in any order.
-        wavelengths: nm.
-        tolerance: nm.
+        wavelengths: in nm.
+        tolerance: in nm.
 
     Raises:
-        ValueError: the cube has no wavelengths, or one is asked for that is further from its range.
+        ValueError: the cube has no wavelengths, or one of `wavelengths` is too far outside their range.
     """
     wanted = [float(value) for value in wavelengths]
     if not wanted:
-        raise ValueError("no wavelengths asked for; expected at least one")
+        raise ValueError("wavelengths is empty; expected at least one")
     if cube.wavelengths is None:
-        raise ValueError(f"spectra at {_listing(wanted)} nm asked for, but the file has no wavelengths")
+        raise ValueError(f"cannot resample at {_listing(wanted)} nm: the file has no wavelengths")
     available, order = cube.wavelengths.double().sort()
     low, high = float(available[0]), float(available[-1])
     beyond = [value for value in wanted if not low - tolerance <= value <= high + tolerance]
@@ -83,7 +83,9 @@ def resample_bands(cube: Cube, wavelengths: Sequence[float], *, tolerance: float
 
 def _nearest_bands(available: Tensor | None, wanted: list[float], tolerance: float) -> list[int]:
     if available is None:
-        raise ValueError(f"wavelengths {_listing(wanted)} nm asked for, but the file has none; choose by bands=")
+        raise ValueError(
+            f"cannot select {_listing(wanted)} nm: the file has no wavelengths; select bands by number (bands=)"
+        )
     chosen: list[int] = []
     for value in wanted:
         distance = (available.double() - value).abs()

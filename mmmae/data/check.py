@@ -1,4 +1,4 @@
-"""Damage in the files of subjects: what reading each of them once shows, without stopping at the first."""
+"""Check the files of subjects: read each of them once and list all damage instead of stopping at the first."""
 
 import hashlib
 import os
@@ -20,16 +20,16 @@ VALUES_AT_ONCE = 2**24
 
 
 class Kind(str, Enum):
-    """What can be found; the last three are information, the others damage."""
+    """The kinds of findings; the last three are information, the others damage."""
 
     UNREADABLE = "unreadable"  # or truncated, or not what its suffix says
     EMPTY = "empty"  # no byte or no value
-    NOT_FINITE = "not-finite"  # NaN or infinite values that it does not declare as nodata
+    NOT_FINITE = "not-finite"  # NaN or infinite values that the file does not declare as nodata
     NODATA = "nodata"  # nothing but nodata
     NODATA_BAND = "nodata-band"  # nothing but nodata in a band that other files have
     CONSTANT = "constant"  # one value throughout the file, or throughout a band
-    BANDS = "bands"  # another number of bands than the others, or a band that was asked for is missing
-    WAVELENGTHS = "wavelengths"  # other wavelengths than the others, or none where others have some
+    BANDS = "bands"  # another number of bands than the other files, or a requested band is missing
+    WAVELENGTHS = "wavelengths"  # other wavelengths than the other files, or none where others have some
     MISALIGNED = "misaligned"  # an auxiliary image of another aspect ratio than its cube
     DUPLICATE = "duplicate"  # the values of another subject
     SAME_STEM = "same-stem"  # a second file of a subject
@@ -45,7 +45,7 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found; `subject` is empty where it is about a folder."""
+    """One finding; `subject` is empty if it concerns a whole folder."""
 
     kind: Kind
     modality: str
@@ -56,7 +56,7 @@ class Finding:
 
 @dataclass
 class _Examined:
-    """A file, and what of it is compared with others."""
+    """A file with its findings, and the properties that are compared with other files."""
 
     modality: str
     subject: str
@@ -66,10 +66,10 @@ class _Examined:
     size: tuple[int, int] | None = None
     band_count: int | None = None
     wavelengths: tuple[float, ...] | None = None
-    nodata_bands: frozenset[int] | None = None  # None where it does not count
+    nodata_bands: frozenset[int] | None = None  # None if they are not compared
     digest: bytes | None = None
 
-    def find(self, kind: Kind, reason: str) -> None:
+    def report(self, kind: Kind, reason: str) -> None:
         self.findings.append(Finding(kind, self.modality, self.subject, self.path, reason))
 
     def without_path(self, error: Exception) -> str:
@@ -87,11 +87,11 @@ def check_files(
 
     Args:
         hsi_dir, aux: as in `PairedFolder`. Modalities of one folder are examined together, as "VV, VH".
-        tolerance: nm by which wavelengths may differ.
-        track: wraps the numbers of the files, to show progress.
+        tolerance: largest difference in nm between the wavelengths of two files.
+        track: wraps the iteration over the files, to show progress.
 
     Returns:
-        How many files there are, and what was found, in the order of modalities and files.
+        The number of files, and the findings in the order of modalities and files.
 
     Raises:
         ValueError: a folder does not exist or has no image, or an auxiliary modality is called "hsi".
@@ -115,16 +115,16 @@ def check_files(
         paired = {file.subject for file in files if file.modality != "hsi"}
         for subject, cube in cubes.items():
             if subject not in paired:
-                cube.find(Kind.NO_AUXILIARY, "no auxiliary image has this stem")
+                cube.report(Kind.NO_AUXILIARY, "no auxiliary image has this stem")
     return len(files), [*(finding for file in files for finding in file.findings), *general]
 
 
 def check_stored(subjects: StoredSubjects, *, track: Track = iter) -> list[Finding]:
-    """Read every subject of a cache or of shards once, and find those that are not what was written.
+    """Read every subject of a cache or shards once; return a finding for each that differs from what was written.
 
     Args:
-        subjects: opened with `check_files=False`, else a file that is missing or truncated is an error there.
-        track: wraps the numbers of the subjects, to show progress.
+        subjects: opened with `check_files=False`; otherwise opening them fails at a missing or truncated file.
+        track: wraps the iteration over the subjects, to show progress.
     """
     findings = []
     for number in track(range(len(subjects))):
@@ -138,7 +138,7 @@ def check_stored(subjects: StoredSubjects, *, track: Track = iter) -> list[Findi
 
 
 def _folders(aux: Mapping[str, str | os.PathLike[str]]) -> Iterator[tuple[str, Path, Sequence[int] | None]]:
-    """Each auxiliary folder once, with its modalities' names and all bands that they take; None for every band."""
+    """Yield each auxiliary folder once, with the names of its modalities and the bands they use, None for all."""
     places = {modality: split_location(location) for modality, location in aux.items()}
     for folder in dict.fromkeys(folder for folder, _ in places.values()):
         names = [name for name, place in places.items() if place[0] == folder]
@@ -148,14 +148,14 @@ def _folders(aux: Mapping[str, str | os.PathLike[str]]) -> Iterator[tuple[str, P
 
 
 def _examine(file: _Examined) -> None:
-    """Read a file in strips, and find what shows without others."""
+    """Read a file in strips, and report what shows without a comparison with other files."""
     try:
         layout = None if file.path.stat().st_size == 0 else read_layout(file.path)
     except (ValueError, OSError) as error:
-        file.find(Kind.UNREADABLE, file.without_path(error))
+        file.report(Kind.UNREADABLE, file.without_path(error))
         return
     if layout is None or 0 in layout.shape:
-        file.find(Kind.EMPTY, "has no values")
+        file.report(Kind.EMPTY, "has no values")
         return
     values = _Values()
     for window in _strips(layout.shape):
@@ -166,7 +166,7 @@ def _examine(file: _Examined) -> None:
         try:
             cube = cube if file.bands is None else select_bands(cube, bands=file.bands)
         except ValueError as error:
-            file.find(Kind.BANDS, str(error))
+            file.report(Kind.BANDS, str(error))
             return
         file.band_count = len(cube.values)
         file.wavelengths = None if cube.wavelengths is None else tuple(cube.wavelengths.tolist())
@@ -176,7 +176,7 @@ def _examine(file: _Examined) -> None:
 
 
 def _strips(shape: tuple[int, int, int]) -> Iterator[Window | None]:
-    """Windows of whole rows, so that no more than `VALUES_AT_ONCE` values are in memory; None for a whole image."""
+    """Yield windows of whole rows with at most `VALUES_AT_ONCE` values each; one None if the whole image is read."""
     bands, height, width = shape
     rows = max(VALUES_AT_ONCE // (bands * width), 1)
     if rows >= height:
@@ -193,15 +193,15 @@ def _read(file: _Examined, window: Window | None) -> Cube | None:
         try:
             cube = read_cube(file.path, window=window, check_finite=False)
         except (ValueError, OSError):
-            file.find(Kind.UNREADABLE, file.without_path(error))
+            file.report(Kind.UNREADABLE, file.without_path(error))
             return None
         if not file.findings:
-            file.find(Kind.NOT_FINITE, file.without_path(error))
+            file.report(Kind.NOT_FINITE, file.without_path(error))
         return cube
 
 
 class _Values:
-    """What the strips of a file have in common; `[T]` each."""
+    """Minimum, maximum `[T]` and digest of a file's values, gathered strip by strip."""
 
     def __init__(self) -> None:
         self.low, self.high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
@@ -219,52 +219,52 @@ class _Values:
 
 def _judge(file: _Examined, values: _Values) -> None:
     if values.empty.all():
-        file.find(Kind.NODATA, "has nothing but nodata")
+        file.report(Kind.NODATA, "has nothing but nodata")
         return
     file.nodata_bands = frozenset(values.empty.nonzero()[:, 0].tolist())
     constant = values.low == values.high
     if (constant | values.empty).all():
         listing = ", ".join(f"{value:g}" for value in values.low[constant].tolist()[:8])
-        file.find(Kind.CONSTANT, f"one value throughout each band: {listing}")
+        file.report(Kind.CONSTANT, f"one value throughout each band: {listing}")
         return
     if constant.any():
-        file.find(Kind.CONSTANT, f"one value throughout {_bands(constant.nonzero()[:, 0].tolist())}")
+        file.report(Kind.CONSTANT, f"one value throughout {_bands(constant.nonzero()[:, 0].tolist())}")
     file.digest = values.digest.digest()
 
 
 def _compare(files: Sequence[_Examined], tolerance: float) -> Iterator[Finding]:
-    """Find what shows among the files of one modality; gives what is about none of them."""
+    """Compare the files of one modality; report to each file, and yield what concerns the folder."""
     stems: dict[str, Path] = {}
     digests: dict[bytes, _Examined] = {}
     for file in files:
         if file.path != stems.setdefault(file.subject, file.path):
-            file.find(Kind.SAME_STEM, f"the subject has {stems[file.subject]} already")
+            file.report(Kind.SAME_STEM, f"the subject has {stems[file.subject]} already")
         if file.digest is not None:
             first = digests.setdefault(file.digest, file)
             if first.subject != file.subject:
-                file.find(Kind.DUPLICATE, f"has the values of {first.path}")
+                file.report(Kind.DUPLICATE, f"has the values of {first.path}")
     counts = Counter(file.band_count for file in files if file.band_count is not None)
     usual = counts.most_common(1)[0][0] if counts else 0
     alike = [file for file in files if file.band_count == usual]
     for file in files:
         if file.band_count not in (None, usual):
-            file.find(
+            file.report(
                 Kind.BANDS, f"has {file.band_count} bands, {counts[usual]} of {sum(counts.values())} have {usual}"
             )
     known = Counter(file.wavelengths for file in alike if file.wavelengths is not None)
     reference = torch.tensor(known.most_common(1)[0][0] if known else ())
     for file in alike:
         if known and file.wavelengths is None:
-            file.find(Kind.WAVELENGTHS, "has none, others have")
+            file.report(Kind.WAVELENGTHS, "has none, others have")
         elif file.wavelengths is not None:
             difference = float((torch.tensor(file.wavelengths) - reference).abs().max())
             if difference > tolerance:
-                file.find(Kind.WAVELENGTHS, f"differs from the usual wavelengths by up to {difference:g} nm")
+                file.report(Kind.WAVELENGTHS, f"differs from the usual wavelengths by up to {difference:g} nm")
     counted = [(file, file.nodata_bands) for file in alike if file.nodata_bands is not None]
     unused = frozenset.intersection(*(bands for _, bands in counted)) if counted else frozenset()
     for file, bands in counted:
         if bands - unused:
-            file.find(Kind.NODATA_BAND, f"nothing but nodata in {_bands(bands - unused)}")
+            file.report(Kind.NODATA_BAND, f"nothing but nodata in {_bands(bands - unused)}")
     first = files[0]
     sizes = Counter(file.size for file in files if file.size is not None)
     if first.modality == "hsi" and len(sizes) > 1:
@@ -277,14 +277,14 @@ def _compare(files: Sequence[_Examined], tolerance: float) -> Iterator[Finding]:
 
 
 def _pair(file: _Examined, cube: _Examined | None) -> None:
-    """Find what shows between an auxiliary image and its cube."""
+    """Compare an auxiliary image with its cube."""
     if cube is None:
-        file.find(Kind.ORPHAN, "no cube has this stem")
+        file.report(Kind.ORPHAN, "no cube has this stem")
     elif file.size is not None and cube.size is not None:
         (height, width), (rows, columns) = cube.size, file.size
         if abs(rows - columns * height / width) > 1 and abs(columns - rows * width / height) > 1:
             reason = f"is {rows} x {columns}, its cube {height} x {width}: the aspect ratios differ"
-            file.find(Kind.MISALIGNED, reason)
+            file.report(Kind.MISALIGNED, reason)
 
 
 def _bands(numbers: Iterable[int]) -> str:

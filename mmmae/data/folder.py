@@ -1,4 +1,4 @@
-"""A data set of files: one hyperspectral cube a subject, auxiliary images of the same stem in folders beside."""
+"""A data set of files: one hyperspectral cube a subject, and auxiliary images of the same stem in other folders."""
 
 import os
 import warnings
@@ -21,39 +21,54 @@ from .tiles import Position, grid_factor, scaled
 
 
 class PairedFolder(Subjects):
-    """Subjects in folders, paired by file stem; item i is the `Sample` of `names[i]`.
+    """Subjects in folders of images, paired by file stem.
 
     Args:
         hsi_dir: folder of cubes, one file (or ENVI pair) a subject, in any format of `read_cube`.
-        aux: modality -> folder of its images, "DIR" for all bands, "DIR:0" or "DIR:0,2" for some. A subject without a
-            file, or whose file is nodata throughout, lacks the modality.
-        image_size: side, or (height, width), to which images of another size are resized: bilinear, no antialias,
+        aux: modality -> folder of its images: "DIR" for all bands, "DIR:0" or "DIR:0,2" for some. A subject lacks the
+            modality if it has no file there, or one that is nodata throughout.
+        image_size: side, or (height, width), to which images of other sizes are resized: bilinear, no antialiasing,
             corners not aligned. None: every file of a modality must have the size of the first.
-        bands: 0-based bands of the cubes to take; None for all.
-        wavelengths: instead of `bands`, the nm to take, each by the nearest band within `tolerance`.
-        resample: instead of both, the nm at which spectra are interpolated linearly.
+        bands: 0-based numbers of the bands to read from the cubes; None for all.
+        wavelengths: instead of `bands`, wavelengths in nm; the nearest band of each, within `tolerance`, is read.
+        resample: instead of both, wavelengths in nm at which spectra are interpolated linearly.
         normalization: statistics, or the path of their JSON file, which is written if it does not exist yet. None:
             computed and kept in memory.
-        check_finite: False counts undeclared NaN and infinite values as nodata instead of refusing them.
-        tolerance: nm; also how far the wavelengths of two cubes may differ.
-        dataset, axes: for `read_cube`: a string is for the cubes, a mapping names modalities ("hsi" for the cubes).
-        tile: side of the squares that cubes are cut into; each is a subject named like `scene1@0,48`, and no more than
-            it is read for it. Auxiliary images need an integer multiple or fraction of their cube's size. None: whole
-            cubes.
-        overlap: pixels that neighbouring tiles share; the last of a row or column shares more.
+        check_finite: False treats undeclared NaN and infinite values as nodata instead of raising an error.
+        tolerance: in nm; also how far the wavelengths of two cubes may differ.
+        dataset, axes: as in `read_cube`; a string is for the cubes, a mapping goes by modality ("hsi" for the cubes).
+        tile: side in pixels of the squares that cubes are cut into. Each is a subject with a name like `scene1@0,48`,
+            and only its pixels are read. The size of an auxiliary image must be an integer multiple or fraction of its
+            cube's. None: whole cubes.
+        overlap: pixels shared by neighbouring tiles; the last tile of a row or column shares more.
 
     Attributes:
         names: the subjects, sorted; tiles row by row.
-        positions: of tiles: the `Position` of each; empty without `tile`.
-        modalities: auxiliary modality -> channels.
-        bands: T, the bands of a sample.
-        wavelengths: `[T]` nm, or None.
-        left_out: bands that were asked for but are nodata throughout the first cube; no sample has them.
+        positions, modalities, bands, wavelengths, normalization: as in `Subjects`.
+        left_out: names of requested bands that are nodata throughout the first cube; no sample has them.
 
     Raises:
-        ValueError: at construction, a folder, a pairing or statistics that do not fit; on access, a file that cannot be
-            read or differs from the first one in bands or size, or has nothing but nodata in a band and not in all.
-            Names modality, subject and path.
+        ValueError: at construction, folders, pairs or statistics do not fit; on access, a file cannot be read, differs
+            from the first in bands or size, or has nothing but nodata in a band that the first has data in. The message
+            names modality, subject and path.
+
+    Example:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from mmmae.data import PairedFolder
+        >>> for folder in ("hsi", "radar"):
+        ...     Path(folder).mkdir()
+        >>> rng = np.random.default_rng(0)
+        >>> for name in ("field", "forest"):
+        ...     np.save(f"hsi/{name}.npy", rng.normal(2000, 300, (12, 48, 48)))
+        >>> np.save("radar/forest.npy", rng.normal(-12, 3, (2, 24, 24)))
+        >>> data = PairedFolder("hsi", {"VV": "radar:0", "VH": "radar:1"}, image_size=32)
+        >>> data
+        PairedFolder(hsi: 2 subjects, 12 bands, {'VV': 1, 'VH': 1}, image_size=(32, 32))
+        >>> data[1].name, data[1].hsi.shape, sorted(data[1].aux)
+        ('forest', torch.Size([1, 12, 32, 32]), ['VH', 'VV'])
+        >>> data[0].aux  # the field has no radar image
+        {}
     """
 
     def __init__(
@@ -79,7 +94,7 @@ class PairedFolder(Subjects):
         choice = BandChoice(bands, wavelengths, resample, tolerance)
         self.image_size, self.tile, self.overlap = _check_size(image_size), tile, overlap
         if not (tile is None and overlap == 0) and not 0 <= overlap < (tile or 0):
-            raise ValueError(f"tile is {tile}, overlap {overlap}; expected an overlap of at least 0 below the tile")
+            raise ValueError(f"tile is {tile}, overlap is {overlap}; expected 0 <= overlap < tile")
         by_name = {"dataset": _by_modality(dataset), "axes": _by_modality(axes)}
         for option, given in by_name.items():
             if unknown := set(given) - {"hsi", *aux}:
@@ -160,10 +175,10 @@ class PairedFolder(Subjects):
         return f"PairedFolder({self.folder}: {subjects}, {self.bands} bands, {self.modalities}{size}{tiles}{left_out})"
 
     def files(self, index: int) -> dict[str, Path]:
-        """The files that item `index` is read from: modality -> path, "hsi" for the cube."""
+        """Return the files that a subject is read from: modality -> path, "hsi" for the cube."""
         scene = self.positions[index].scene if self.positions else self.names[index]
-        of = {"hsi": self._hsi, **self._aux}
-        return {modality: files.files[scene] for modality, files in of.items() if scene in files}
+        readers = {"hsi": self._hsi, **self._aux}
+        return {modality: reader.files[scene] for modality, reader in readers.items() if scene in reader}
 
     def _tiles_of(self, scene: str, overlap: int) -> list[Position]:
         assert self.tile is not None
@@ -174,7 +189,7 @@ class PairedFolder(Subjects):
             raise ValueError(f"modality 'hsi', subject {scene!r}: {self._hsi.files[scene]}: {error}") from error
 
     def _grid_factors(self, files: ImageFiles) -> dict[str, Fraction]:
-        """Scene -> pixels of its auxiliary image along a pixel of its cube."""
+        """Return scene -> length of a cube's pixel in pixels of the auxiliary image."""
         assert self.tile is not None
         factors: dict[str, Fraction] = {}
         for scene, path in files.files.items():
@@ -195,16 +210,16 @@ class PairedFolder(Subjects):
         return None if window is None else scaled(window, self._factors[modality][scene])
 
     def _image(self, files: ImageFiles, scene: str, window: Window | None) -> tuple[Tensor, Tensor]:
-        """Normalised values `[C, H, W]`, 0 where nodata, and nodata `[C, H, W]`."""
+        """Read normalised values `[C, H, W]`, 0 where nodata, and nodata `[C, H, W]`."""
         cube = files.read(scene, window)
         values = self.normalization.apply(files.modality, cube.values).masked_fill_(cube.nodata, 0.0)
         if not torch.isfinite(values).all():
             place = f"modality {files.modality!r}, subject {scene!r}: {files.files[scene]}"
-            raise ValueError(f"{place}: not finite after normalisation")
+            raise ValueError(f"{place}: values are not finite after normalisation")
         return values, cube.nodata
 
     def _resize(self, image: Tensor) -> Tensor:
-        """`[C, H, W]` at the asked size."""
+        """Resize an image `[C, H, W]` to `image_size`."""
         if self.image_size is None or tuple(image.shape[1:]) == self.image_size:
             return image
         return F.interpolate(image[None], self.image_size, mode="bilinear", align_corners=False, antialias=False)[0]
@@ -239,7 +254,8 @@ class PairedFolder(Subjects):
             selection = normalization.selection.get(modality, "")
             if selection and selection != files.selection:
                 raise ValueError(
-                    f"{source} is of other bands of modality {modality!r}: {selection}, not {files.selection}"
+                    f"{source} was measured on other bands of modality {modality!r}: {selection}, "
+                    f"expected {files.selection}"
                 )
         return normalization
 

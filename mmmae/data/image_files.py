@@ -1,4 +1,4 @@
-"""The files of one modality, read as the bands that are asked for; each is held to the first."""
+"""The image files of one modality: reads the requested bands, and compares each file with the first."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,14 @@ from .readers.windows import Window
 
 @dataclass(frozen=True)
 class BandChoice:
-    """At most one of band numbers, wavelengths in nm of the nearest bands, and wavelengths to interpolate at."""
+    """The bands to read: by number, nearest to wavelengths, or interpolated at wavelengths; all if none is given.
+
+    Attributes:
+        bands: 0-based numbers.
+        wavelengths: in nm; the nearest band of each is read.
+        resample: in nm; spectra are interpolated there.
+        tolerance: largest distance in nm from the bands of a file.
+    """
 
     bands: Sequence[int] | None = None
     wavelengths: Sequence[float] | None = None
@@ -24,11 +31,11 @@ class BandChoice:
 
     def __post_init__(self) -> None:
         if sum(choice is not None for choice in (self.bands, self.wavelengths, self.resample)) > 1:
-            raise ValueError("expected bands=, wavelengths= or resample=, not two of them")
+            raise ValueError("expected only one of bands=, wavelengths= and resample=")
         for name in ("bands", "wavelengths", "resample"):
             chosen = list(getattr(self, name) or ())
             if twice := [value for value in chosen if chosen.count(value) > 1]:
-                raise ValueError(f"{name} names {twice[0]:g} twice")
+                raise ValueError(f"{name} has {twice[0]:g} twice")
 
     @property
     def all_bands(self) -> bool:
@@ -39,7 +46,7 @@ class BandChoice:
         return self.wavelengths is not None or self.resample is not None
 
     def apply(self, cube: Cube) -> Cube:
-        """The chosen bands of `cube`."""
+        """Return the chosen bands of `cube`."""
         if self.resample is not None:
             return resample_bands(cube, self.resample, tolerance=self.tolerance)
         if self.all_bands:
@@ -47,11 +54,11 @@ class BandChoice:
         return select_bands(cube, bands=self.bands, wavelengths=self.wavelengths, tolerance=self.tolerance)
 
     def labels(self, count: int) -> list[str]:
-        """What each chosen band is called, where a file has `count`."""
+        """Return the name of each chosen band of a file with `count` bands."""
         return [f"{value:g}" for value in self.resample or self.wavelengths or self.bands or range(count)]
 
     def describe(self, labels: Iterable[str]) -> str:
-        """The bands called `labels`, in words."""
+        """Return a phrase that lists the bands named `labels`."""
         listing = ",".join(labels)
         if not self.by_wavelength:
             return f"bands {listing}"
@@ -64,18 +71,18 @@ class ImageFiles:
     Args:
         modality: its name.
         files: subject -> file, at least one.
-        choice: the bands to take of each.
+        choice: the bands to read of each file.
         one_size: whether every file must have the size of the first.
         check_finite, dataset, axes: as in `read_cube`.
 
     Attributes:
-        bands: how many a cube has.
-        wavelengths: `[bands]` nm, or None.
-        left_out: chosen bands that are nodata throughout the first file, as `leave_out_nodata` found them.
+        bands: the number of bands of a cube.
+        wavelengths: `[bands]` in nm, or None.
+        left_out: names of chosen bands that are nodata throughout the first file, as `leave_out_nodata` found them.
 
     Raises:
-        ValueError: at construction and on access, a file that can't be read, lacks a band, or differs from the first in
-            bands, wavelengths or size. Names modality, subject and path.
+        ValueError: at construction and on access, a file cannot be read, lacks a band, or differs from the first in
+            bands, wavelengths or size. The message names modality, subject and path.
     """
 
     def __init__(
@@ -107,19 +114,19 @@ class ImageFiles:
 
     @property
     def selection(self) -> str:
-        """The bands of a cube, in words."""
+        """A phrase that lists the bands of a cube."""
         labels = self.choice.labels(self._count)
         return self.choice.describe(label for label in labels if label not in self.left_out)
 
     def layout(self, name: str) -> Layout:
-        """Sizes and wavelengths of a file, before bands are chosen; asked for again, they are known."""
+        """Return sizes and wavelengths of a file with all of its bands; each file is looked at once."""
         if name not in self._layouts:
             with self._named(name):
                 self._layouts[name] = read_layout(self.files[name], dataset=self._dataset, axes=self._axes)
         return self._layouts[name]
 
     def read(self, name: str, window: Window | None = None) -> Cube:
-        """The chosen bands of one file, or of a window of it, in the file's units."""
+        """Read the chosen bands of one file, or of a window of it, in the file's units."""
         path, first = self.files[name], self.files[self.first]
         with self._named(name):
             cube = read_cube(
@@ -142,10 +149,10 @@ class ImageFiles:
         return cube
 
     def leave_out_nodata(self, windows: Iterable[Window | None]) -> None:
-        """Leave the bands out of all files that are nodata throughout `windows` of the first one.
+        """Leave out the bands that are nodata throughout `windows` of the first file, in all files.
 
         Raises:
-            ValueError: they all are.
+            ValueError: all bands are.
         """
         seen = torch.zeros(self.bands, dtype=torch.bool)
         for window in windows:
@@ -156,7 +163,7 @@ class ImageFiles:
         if not seen.any():
             with self._named(self.first):
                 raise ValueError(
-                    f"{self.files[self.first]}: is nodata throughout, so that it can't show which bands are"
+                    f"{self.files[self.first]}: is nodata throughout; the first file must show which bands have data"
                 )
         labels = self.choice.labels(self._count)
         self.left_out = [label for label, there in zip(labels, seen.tolist(), strict=True) if not there]
@@ -185,7 +192,7 @@ class ImageFiles:
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:
-        """Name modality, subject and path in the ValueErrors of a block."""
+        """Add modality, subject and path to the message of a ValueError that the block raises."""
         try:
             yield
         except ValueError as error:
@@ -194,6 +201,6 @@ class ImageFiles:
 
 
 def _without_pixels(layout: Layout) -> Cube:
-    """A cube of no pixels, to ask of it which bands would be chosen."""
+    """Return a cube with the bands of a file and no pixels, on which a choice of bands can be tried."""
     values = torch.empty(layout.shape[0], 0, 0)
     return Cube(values, layout.wavelengths, values.bool())

@@ -1,4 +1,4 @@
-"""Robust normalisation: per-band percentiles of a data set, the value map made of them, and their JSON file."""
+"""Robust normalisation: per-band percentiles of a data set, the map defined by them, and their JSON file."""
 
 import json
 import math
@@ -26,13 +26,25 @@ Percentiles = tuple[tuple[float, float, float], ...]
 
 @dataclass(frozen=True)
 class Normalization:
-    """Maps each band's 2nd, 50th and 98th percentile to about -1, 0 and 1: `(x - p50) / ((p98 - p2) / 2)`.
+    """Statistics that map each band's 2nd, 50th and 98th percentile to about -1, 0 and 1.
 
-    A band that is constant up to float32 rounding keeps its scale, so that it maps to 0.
+    A value x becomes `(x - p50) / ((p98 - p2) / 2)`. A band that is constant up to float32 rounding is not scaled, so
+    that it becomes 0.
 
     Attributes:
-        percentiles: modality -> for each band (p2, p50, p98), in the units of the files.
-        selection: modality -> the bands that were measured, in words ("bands 0,2"); empty where not known.
+        percentiles: modality -> (p2, p50, p98) of each band, in the units of the files.
+        selection: modality -> a phrase that lists the bands measured ("bands 0,2"); empty if not known.
+
+    Example:
+        >>> import torch
+        >>> from mmmae.data import Normalization
+        >>> statistics = Normalization({"hsi": [(0.0, 100.0, 200.0), (10.0, 20.0, 50.0)]})
+        >>> cube = torch.tensor([150.0, 40.0]).view(2, 1, 1)  # two bands, one pixel
+        >>> normalized = statistics.apply("hsi", cube)
+        >>> normalized.flatten()
+        tensor([0.5000, 1.0000])
+        >>> statistics.invert("hsi", normalized).flatten()
+        tensor([150.,  40.])
     """
 
     percentiles: Mapping[str, Percentiles]
@@ -51,25 +63,29 @@ class Normalization:
 
     @classmethod
     def identity(cls, bands: Mapping[str, int]) -> "Normalization":
-        """Return statistics that map every value to itself, for modalities of so many bands."""
+        """Return statistics that leave values as they are.
+
+        Args:
+            bands: modality -> number of bands.
+        """
         return cls({name: ((-1.0, 0.0, 1.0),) * count for name, count in bands.items()})
 
     def apply(self, name: str, values: Tensor) -> Tensor:
         """Normalise `values` `[..., C, H, W]` of modality `name`, as float32.
 
         Raises:
-            ValueError: the modality is not known or C is not its number of bands.
+            ValueError: the modality is unknown, or C is not its number of bands.
         """
         centre, scale = self._centre_and_scale(name, values)
         return (values.float() - centre) / scale
 
     def invert(self, name: str, values: Tensor) -> Tensor:
-        """The values `[..., C, H, W]` in the units of the files that `apply` maps to `values`."""
+        """Return normalised `values` `[..., C, H, W]` to the units of the files, as float32."""
         centre, scale = self._centre_and_scale(name, values)
         return values.float() * scale + centre
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file; a reader sees the old file or the new one, never a part."""
+        """Write a JSON file atomically: a reader sees the old file or the new one, never a part."""
         text = json.dumps(self.to_json(), indent=1) + "\n"
         write_atomically(Path(path), lambda temporary: temporary.write_text(text))
 
@@ -80,7 +96,7 @@ class Normalization:
         Raises:
             FileNotFoundError: there is no such file.
             IsADirectoryError: it is a folder.
-            ValueError: the file is something else or damaged. Names the path.
+            ValueError: it holds something else or is damaged. The message names the path.
         """
         if Path(path).is_dir():
             raise IsADirectoryError(f"{path}: is a folder, expected a file of normalisation statistics")
@@ -92,13 +108,13 @@ class Normalization:
             raise ValueError(f"{path}: is not a file of normalisation statistics: {error!s}") from error
 
     def to_json(self) -> dict[str, Any]:
-        """What `save` writes, as an object of JSON."""
+        """Return the content of the file that `save` writes."""
         percentiles = {name: [list(values) for values in bands] for name, bands in self.percentiles.items()}
         return {"format": FORMAT, "percentiles": percentiles, "selection": dict(self.selection)}
 
     @classmethod
     def from_json(cls, content: Any) -> "Normalization":
-        """Take what `to_json` made; anything else is a ValueError."""
+        """Undo `to_json`; raise ValueError for anything that it does not return."""
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f'expected a JSON object with "format": "{FORMAT}"')
         try:
@@ -127,11 +143,15 @@ class Normalization:
 
 
 def robust_percentiles(cubes: Iterable[Cube], count: int) -> Percentiles:
-    """The 2nd, 50th and 98th percentile of each band over the valid pixels of `count` cubes, read one at a time.
+    """Compute the 2nd, 50th and 98th percentile of each band over the valid pixels of cubes, read one at a time.
 
-    A pixel is valid if no band of it is nodata. Of each cube at most 8192 valid pixels are used, fewer where a data set
-    would exceed 2^23 values, so that memory stays below 100 MB besides one cube. They are spread by the golden ratio
-    (pixel numbers `floor(n * frac(i * 0.618...))`): even, aligned with no image width, and the same on every run.
+    A pixel is valid if none of its bands is nodata. At most 8192 valid pixels of each cube are used, fewer where the
+    data set would exceed 2^23 values, so that memory stays below 100 MB besides one cube. They are spread by the golden
+    ratio (pixel numbers `floor(n * frac(i * 0.618...))`): evenly, aligned with no image width, and alike on every run.
+
+    Args:
+        cubes: of equally many bands.
+        count: the number of cubes.
 
     Raises:
         ValueError: no cube has a valid pixel.
@@ -157,7 +177,7 @@ def robust_percentiles(cubes: Iterable[Cube], count: int) -> Percentiles:
 
 
 def load_or_save(path: Path, compute: Callable[[], Normalization]) -> Normalization:
-    """What the file holds; if it is not there, it is computed and written by one of the processes that wait for it."""
+    """Load a file, which one of the processes that call this computes and writes if it does not exist yet."""
     with _one_process_at_a_time(path.parent):
         if not path.exists():
             compute().save(path)
@@ -166,7 +186,7 @@ def load_or_save(path: Path, compute: Callable[[], Normalization]) -> Normalizat
 
 @contextmanager
 def _one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold an advisory lock on a folder where the system has such locks; it ends with the process at the latest."""
+    """Hold an advisory lock on a folder, if the system has such locks; it ends with the process at the latest."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,4 @@
-"""Which files belong to one subject: folders of images, matched by stem."""
+"""Pairing of files: images of one subject are matched by their stem."""
 
 import os
 import re
@@ -18,8 +18,8 @@ class Modality:
     """The files of one modality.
 
     Attributes:
-        folder: where they are.
-        bands: the 0-based bands to take of each, None for all.
+        folder: the folder of the files.
+        bands: 0-based numbers of the bands to read from each, None for all.
         files: subject -> file.
     """
 
@@ -31,15 +31,17 @@ class Modality:
 def pair_files(
     hsi_dir: str | os.PathLike[str], aux: Mapping[str, str | os.PathLike[str]]
 ) -> tuple[Modality, dict[str, Modality]]:
-    """List the hyperspectral files and, of each modality, the auxiliary files of the same stems.
+    """List the hyperspectral files and, for each modality, the auxiliary files with the same stems.
+
+    Auxiliary files without a hyperspectral file give one warning.
 
     Args:
         hsi_dir: folder of cubes; each is a subject.
         aux: modality -> "DIR", "DIR:0" or "DIR:0,2".
 
     Raises:
-        ValueError: a folder does not exist, has no readable kind of file or two files of one stem, or no auxiliary file
-            of a modality belongs to a subject. Auxiliary files without a subject give one warning.
+        ValueError: a folder does not exist, has no file of a known format or two files of one stem, or no auxiliary
+            file of a modality belongs to a subject.
     """
     hsi_dir = Path(hsi_dir)
     hsi = Modality(hsi_dir, None, _files_by_stem("hsi", hsi_dir))
@@ -66,7 +68,7 @@ def pair_files(
 
 
 def split_location(location: str | os.PathLike[str]) -> tuple[Path, tuple[int, ...] | None]:
-    """The folder and the bands of "DIR", "DIR:0" or "DIR:0,2"; None for all bands."""
+    """Split "DIR", "DIR:0" or "DIR:0,2" into the folder and the bands; None for all bands."""
     match = _FOLDER_AND_BANDS.fullmatch(str(location))
     if match is None or Path(location).is_dir():
         return Path(location), None
@@ -74,10 +76,10 @@ def split_location(location: str | os.PathLike[str]) -> tuple[Path, tuple[int, .
 
 
 def images_in(modality: str, folder: Path) -> list[tuple[str, Path]]:
-    """The image files of a folder with their stems, sorted by name; an ENVI pair is one.
+    """List the image files of a folder with their stems, sorted by name; an ENVI pair is one.
 
     Raises:
-        ValueError: there is no such folder, or no image in it.
+        ValueError: the folder does not exist or has no image.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -99,7 +101,7 @@ def _files_by_stem(modality: str, folder: Path) -> dict[str, Path]:
 
 
 def _stem(path: Path) -> str | None:
-    """The subject's name, or None if the file is no image or the data file of an ENVI pair, which its header names."""
+    """Return the subject's name, or None if the file is no image, or the data file of an ENVI pair with its header."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES or (suffix in ENVI_DATA_SUFFIXES and envi_header(path) is not None):
         return None

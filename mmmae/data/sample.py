@@ -1,4 +1,4 @@
-"""One subject, a batch of subjects, and how the one becomes the other when auxiliary images are missing."""
+"""One subject, a batch of subjects, and the function that stacks the one into the other."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Sample:
     Attributes:
         name: the subject's name.
         hsi: `[1, T, H, W]` float32, normalised.
-        aux: modality -> `[C, H, W]` float32, normalised; only the modalities that this subject has.
+        aux: modality -> `[C, H, W]` float32, normalised; only for the modalities that the subject has.
         valid: `[H, W]` bool, False outside the measured area.
     """
 
@@ -26,13 +26,13 @@ class Sample:
 
 @dataclass
 class Batch:
-    """B subjects, in the shapes that the model takes.
+    """B subjects, in the shapes that the model expects.
 
     Attributes:
         names: the subjects' names.
         hsi: `[B, 1, T, H, W]`.
-        aux: modality -> `[B, C, H, W]`, zeros where a subject has none; without the modalities that no subject has.
-        present: modality -> `[B]` bool, which subjects have it; every modality of the data set.
+        aux: modality -> `[B, C, H, W]`, zeros for subjects without it; a modality that no subject has is left out.
+        present: modality -> `[B]` bool, True for the subjects that have it; every modality of the data set.
         valid: `[B, H, W]` bool.
     """
 
@@ -46,7 +46,7 @@ class Batch:
         return len(self.names)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """This batch on `device`."""
+        """Copy the batch to `device`."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
@@ -60,7 +60,7 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """This batch in page-locked memory; a DataLoader with `pin_memory=True` calls it."""
+        """Copy the batch to page-locked memory; a DataLoader with `pin_memory=True` calls this."""
         return Batch(
             self.names,
             self.hsi.pin_memory(),
@@ -71,14 +71,27 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], modalities: Iterable[str]) -> Batch:
-    """Stack samples; use it as `DataLoader(..., collate_fn=functools.partial(collate, modalities=data.modalities))`.
+    """Stack samples into a batch.
 
     Args:
         samples: at least one.
-        modalities: the names to keep; images of others are dropped.
+        modalities: the modalities to keep; images of others are dropped.
 
     Raises:
-        ValueError: there is no sample, or two samples' shapes differ (names both).
+        ValueError: there is no sample, or the shapes of two samples differ; the message names both.
+
+    Example:
+        >>> from functools import partial
+        >>> from torch.utils.data import DataLoader
+        >>> from mmmae.data import collate
+        >>> from mmmae.phantom import Phantom
+        >>> data = Phantom(6, image_size=32, aux=["ir", "af"], missing=0.4)
+        >>> loader = DataLoader(data, batch_size=3, collate_fn=partial(collate, modalities=data.modalities))
+        >>> batch = next(iter(loader))
+        >>> batch.hsi.shape, batch.aux["ir"].shape
+        (torch.Size([3, 1, 12, 32, 32]), torch.Size([3, 1, 32, 32]))
+        >>> batch.present["ir"]  # which of the three have an infrared image
+        tensor([ True,  True, False])
     """
     if not samples:
         raise ValueError("no samples; expected at least one")

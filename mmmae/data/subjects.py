@@ -28,8 +28,19 @@ class Subjects(Dataset[Sample], ABC):
         modalities: auxiliary modality -> channels; none by default.
         wavelengths: `[T]` nm, or None if they are not known.
         positions: the `Position` of each subject if the subjects are tiles of scenes; else empty.
-        normalization: how values in physical units became those of the samples; by default they are the same. Pictures,
-            errors and trained models need it.
+        normalization: how values in physical units become those of the samples; by default they are the same. Pictures
+            and errors are in these units, and a trained model keeps the statistics.
+
+    Example:
+        >>> import torch
+        >>> from mmmae.data import Sample, Subjects
+        >>> class Noise(Subjects):
+        ...     bands, names = 12, ["first", "second"]
+        ...     def __getitem__(self, index):
+        ...         valid = torch.ones(32, 32, dtype=torch.bool)
+        ...         return Sample(self.names[index], torch.randn(1, 12, 32, 32), {}, valid)
+        >>> len(Noise()), Noise().wavelengths, Noise()[1].name
+        (2, None, 'second')
     """
 
     names: list[str]

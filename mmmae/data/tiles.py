@@ -1,4 +1,4 @@
-"""Large scenes as tiles by position: where each is, on which grid its auxiliary images lie, and maps made of them."""
+"""Tiles of large scenes: their positions, the grids of their auxiliary images, and maps put together from them."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -11,30 +11,30 @@ from .readers.windows import Window
 
 
 class Position(NamedTuple):
-    """Where a tile is: its scene, and its window in pixels of the scene's cube."""
+    """The place of a tile: its scene, and its window in pixels of the scene's cube."""
 
     scene: str
     window: Window
 
     @property
     def name(self) -> str:
-        """As in `scene1@0,48`: row and column of the upper left corner."""
+        """The name of the tile, like `scene1@0,48`, with the row and column of its upper left corner."""
         return f"{self.scene}@{self.window.row},{self.window.column}"
 
 
 def untile(tiles: Iterable[Tensor], positions: Sequence[Position]) -> dict[str, Tensor]:
-    """Put what was computed of tiles together to one map a scene; where tiles overlap, the map is their mean.
+    """Put results for tiles together into one map a scene; where tiles overlap, the map is their mean.
 
     Args:
-        tiles: one `[C, h, w]` a position, in the order of `positions`; of another size than the window it is resized to
-            it bilinearly. Use logits or probabilities: numbers of classes have no mean.
-        positions: of the tiles, as in `PairedFolder.positions`; those of one scene cover it.
+        tiles: `[C, h, w]` for each position, in the order of `positions`; resized bilinearly to the window if it has
+            another size. Pass logits or probabilities: class numbers have no mean.
+        positions: of the tiles, as in `PairedFolder.positions`.
 
     Returns:
         scene -> `[C, H, W]` float32, on the device of the tiles; NaN where no tile lies.
 
     Raises:
-        ValueError: there are more tiles than positions or fewer, or a tile has not three dimensions.
+        ValueError: the numbers of tiles and positions differ, or a tile does not have three dimensions.
     """
     sizes: dict[str, tuple[int, int]] = {}
     for scene, (row, column, height, width) in positions:
@@ -65,11 +65,10 @@ def untile(tiles: Iterable[Tensor], positions: Sequence[Position]) -> dict[str, 
 
 
 def grid_factor(cube: tuple[int, int], image: tuple[int, int], tile: int, overlap: int) -> Fraction:
-    """How many pixels of an auxiliary image lie along one of the cube; every tile covers whole pixels of both.
+    """Return the size of an auxiliary image over that of its cube, both (height, width).
 
     Raises:
-        ValueError: the image is no integer multiple or fraction of the cube (both in height, width), or tiles would cut
-            its pixels.
+        ValueError: the ratio is not an integer or the inverse of one, or tiles would cut pixels of the image.
     """
     factor = Fraction(image[0], cube[0])
     sizes = f"the image is {image[0]} x {image[1]}, the cube {cube[0]} x {cube[1]}"
@@ -83,5 +82,5 @@ def grid_factor(cube: tuple[int, int], image: tuple[int, int], tile: int, overla
 
 
 def scaled(window: Window, factor: Fraction) -> Window:
-    """The window on the grid that `factor` leads to."""
+    """Return the window in pixels of a grid that is `factor` times as fine."""
     return Window(*(int(number * factor) for number in window))

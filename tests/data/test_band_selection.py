@@ -34,8 +34,8 @@ def test_wavelengths_select_the_nearest_band_within_the_tolerance(values):
     [
         ({"bands": [0, 5]}, r"no band 5: the file has bands 0 to 4"),
         ({"bands": [-1]}, r"no band -1"),
-        ({"bands": []}, r"no bands asked for"),
-        ({"wavelengths": []}, r"no bands asked for"),
+        ({"bands": []}, r"no band is selected"),
+        ({"wavelengths": []}, r"no band is selected"),
         ({"wavelengths": [475.0]}, r"within 10 nm of 475 nm: the file has 5 bands from 450 to 650 nm, the nearest is"),
         ({"wavelengths": [599.0, 601.0]}, r"599 and 601 nm share the nearest band, 600 nm"),
         ({}, r"either bands= or wavelengths="),
@@ -48,5 +48,5 @@ def test_a_selection_that_cannot_be_met_says_why(values, asked, message):
 
 
 def test_a_cube_without_wavelengths_is_not_selected_by_wavelength(values):
-    with pytest.raises(ValueError, match="but the file has none"):
+    with pytest.raises(ValueError, match="the file has no wavelengths; select bands by number"):
         select_bands(make_cube(values, None), wavelengths=[450.0])

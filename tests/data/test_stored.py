@@ -186,7 +186,7 @@ def test_the_beginning_of_another_cache_is_refused(data, tmp_path, interrupt):
     with pytest.raises(KeyboardInterrupt):
         write_cache(data, tmp_path / "cache")
     other = PairedFolder(data.folder, image_size=8)
-    with pytest.raises(ValueError, match=r"holds a cache of other data; different are .*height, width"):
+    with pytest.raises(ValueError, match=r"holds a cache of other data, with other .*height, width"):
         write_cache(other, tmp_path / "cache")
 
 
@@ -241,7 +241,7 @@ def test_a_cache_of_files_that_have_changed_is_refused(tmp_path, interrupt, monk
         with pytest.raises(KeyboardInterrupt):
             write_cache(data, tmp_path / "cache")
     (tmp_path / "hsi" / "b.img").write_bytes(rng.normal(size=(3, 16, 16)).astype(np.float32).tobytes())
-    with pytest.raises(ValueError, match="holds a cache of other data; different are source_files"):
+    with pytest.raises(ValueError, match="holds a cache of other data, with other source_files"):
         write_cache(data, tmp_path / "cache")
 
 
@@ -251,7 +251,7 @@ def test_a_cache_of_files_that_have_changed_is_refused(tmp_path, interrupt, monk
         (lambda entry: entry["crc32"].pop("hsi"), "KeyError 'hsi'"),
         (lambda entry: entry.pop("crc32"), "KeyError 'crc32'"),
         (lambda entry: entry.pop("bytes"), "KeyError 'bytes'"),
-        (lambda entry: entry["crc32"].update(valid="x"), "has 'x' for a number"),
+        (lambda entry: entry["crc32"].update(valid="x"), "has the entry 'x'"),
         (lambda entry: entry.update(file="../../secret"), "expected a path within the folder"),
         (lambda entry: entry.update(file="/etc/passwd"), "expected a path within the folder"),
         (lambda entry: entry.update(file=3), "TypeError"),

@@ -147,7 +147,7 @@ def test_an_image_on_no_common_grid_is_misaligned(tree, write_raster, size, tile
 
 @pytest.mark.parametrize(("tile", "overlap"), [(16, 16), (16, -1), (0, 0), (None, 4)])
 def test_an_overlap_that_is_no_part_of_a_tile_is_refused(tree, tile, overlap):
-    with pytest.raises(ValueError, match="expected an overlap"):
+    with pytest.raises(ValueError, match="expected 0 <= overlap < tile"):
         PairedFolder(tree / "hsi", tile=tile, overlap=overlap)
 
 

@@ -1,1 +1,1 @@
-"""Readers of files: rasters, containers and arrays as cubes with wavelengths."""
+"""Readers of raster and array files, as cubes with wavelengths."""

@@ -1,4 +1,4 @@
-"""Arrays out of .npy, .npz, .mat and HDF5 files: which one is the cube, and which of its axes are the bands."""
+"""Read cubes from .npy, .npz, .mat and HDF5 files: find the array, and order its axes."""
 
 import math
 import zipfile
@@ -25,7 +25,7 @@ Part: TypeAlias = EllipsisType | tuple[slice, ...]
 
 
 class _Entry(NamedTuple):
-    """One array of a container, not read yet; `read` takes a part of it, or `...` for all."""
+    """One array of a container, not read yet; `read` is called with slices, or `...` for all of it."""
 
     shape: tuple[int, ...]
     numeric: bool
@@ -65,7 +65,7 @@ def read_container(path: Path, dataset: str | None, axes: str | None, window: Wi
 def container_layout(
     path: Path, dataset: str | None, axes: str | None
 ) -> tuple[tuple[int, int, int], npt.NDArray[np.float32] | None]:
-    """The sizes (T, H, W) and the wavelengths of what `read_container` would read, without reading it."""
+    """Read the sizes (T, H, W) and the wavelengths of the array that `read_container` would read."""
     with _entries(path) as entries:
         entry, axes = _choose(entries, path, dataset, axes)
         shape = _shape(entry, axes)
@@ -74,7 +74,7 @@ def container_layout(
 
 @contextmanager
 def _entries(path: Path) -> Iterator[dict[str, _Entry]]:
-    """The arrays of a file, which is open as long as they are read."""
+    """Yield the arrays of a file by name, and keep it open while they are read."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         yield {"array": _npy_entry(path)}
@@ -92,7 +92,7 @@ def _entries(path: Path) -> Iterator[dict[str, _Entry]]:
 
 
 def _choose(entries: dict[str, _Entry], path: Path, dataset: str | None, axes: str | None) -> tuple[_Entry, str]:
-    """The array to read, and the order of its axes: two letters if it has two."""
+    """Return the array to read and the order of its axes; two letters for a 2-D array."""
     axes = axes or ("HWT" if path.suffix.lower() == ".mat" else "THW")
     if sorted(axes) != ["H", "T", "W"]:
         raise ValueError(f'axes is {axes!r}; expected the letters T, H and W in the order of the file, as in "HWT"')

@@ -1,4 +1,4 @@
-"""Spectral cubes: read one, a part of one, or its layout alone from any supported file."""
+"""Read a spectral cube, a window of it, or only its layout, from a file of any supported format."""
 
 import os
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ class Cube(NamedTuple):
 
     Attributes:
         values: `[T, H, W]` float32, finite, 0 where `nodata`.
-        wavelengths: `[T]` float32 in nm, or None if the file does not say.
-        nodata: `[T, H, W]` bool, True where the file declares that it measured nothing.
+        wavelengths: `[T]` float32 in nm, or None if the file does not tell.
+        nodata: `[T, H, W]` bool, True where the file declares that nothing was measured.
     """
 
     values: Tensor
@@ -33,11 +33,11 @@ class Cube(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a file says of its image without its values.
+    """Sizes and wavelengths of the image in a file.
 
     Attributes:
         shape: (T, H, W).
-        wavelengths: `[T]` float32 in nm, or None if the file does not say.
+        wavelengths: `[T]` float32 in nm, or None if the file does not tell.
     """
 
     shape: tuple[int, int, int]
@@ -52,22 +52,33 @@ def read_cube(
     check_finite: bool = True,
     window: Window | None = None,
 ) -> Cube:
-    """Read a GeoTIFF, ENVI, .npy, .npz, .mat (v4 to v7.3) or HDF5 file as a `Cube`; the suffix decides the format.
+    """Read a GeoTIFF, ENVI, .npy, .npz, .mat (v4 to v7.3) or HDF5 file as a `Cube`; the suffix tells the format.
 
     Args:
         path: the file; for ENVI the data file or its header.
-        dataset: the name of the array in a file of several; not needed where only one is 3-D.
-        axes: the order of a 3-D array's axes, "THW", "HWT" or another permutation. None: "HWT" for .mat, "THW" for
-            .npy, .npz and HDF5. Rasters have no choice. 2-D arrays are one band.
-        check_finite: False counts undeclared NaN and infinite values as nodata instead of refusing them.
-        window: the pixels to read; None for all. Files of compressed arrays (.npz, .mat before v7.3) are read whole and
-            cut, of others nothing else is read.
+        dataset: the name of the array in a file of several; not needed if only one is 3-D.
+        axes: the order of the axes of a 3-D array, "THW", "HWT" or another permutation. None: "HWT" for .mat, "THW" for
+            .npy, .npz and HDF5. Not for rasters. 2-D arrays are one band.
+        check_finite: False treats undeclared NaN and infinite values as nodata instead of raising an error.
+        window: the pixels to read; None for all. Compressed arrays (.npz, .mat before v7.3) are read completely and
+            cropped; of other files only the window is read.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is of an unknown kind, unreadable, truncated, empty, not real-valued, ambiguous, or has
-            NaN, infinite or too large values that it does not declare as nodata, or the window is not within it. Names
-            the path.
+            NaN, infinite or too large values that it does not declare as nodata, or the window is not within it. The
+            message names the path.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmmae.data import read_cube
+        >>> values = np.arange(24.0).reshape(2, 4, 3)  # rows, columns, bands
+        >>> np.savez("cube.npz", cube=values, wavelengths=[450, 550, 650], nodata=0)
+        >>> cube = read_cube("cube.npz", axes="HWT")
+        >>> cube.values.shape, cube.wavelengths
+        (torch.Size([3, 2, 4]), tensor([450., 550., 650.]))
+        >>> cube.nodata.sum()  # the first value is 0
+        tensor(1)
     """
     path = Path(path)
     with _errors_with_path(path, dataset, axes) as raster:
@@ -80,7 +91,7 @@ def read_cube(
 
 
 def read_layout(path: str | os.PathLike[str], *, dataset: str | None = None, axes: str | None = None) -> Layout:
-    """Read the sizes and wavelengths of what `read_cube` reads, and not its values; arguments and errors are alike."""
+    """Read sizes and wavelengths without the values; arguments and errors are those of `read_cube`."""
     path = Path(path)
     with _errors_with_path(path, dataset, axes) as raster:
         shape, wavelengths = raster_layout(path) if raster else container_layout(path, dataset, axes)
@@ -89,7 +100,7 @@ def read_layout(path: str | os.PathLike[str], *, dataset: str | None = None, axe
 
 @contextmanager
 def _errors_with_path(path: Path, dataset: str | None, axes: str | None) -> Iterator[bool]:
-    """Refuse a path that can't be an image, and name it in errors of reading; gives whether it is a raster."""
+    """Refuse a path that cannot be an image, and name it in errors of the block; yield whether it is a raster."""
     suffix = path.suffix.lower()
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; expected a file")

@@ -1,4 +1,4 @@
-"""GeoTIFF and ENVI rasters as arrays `[T, H, W]`, with their wavelengths and declared nodata."""
+"""Read GeoTIFF and ENVI rasters as arrays `[T, H, W]`, with wavelengths and declared nodata."""
 
 import os
 import warnings
@@ -20,7 +20,7 @@ ENVI_DATA_SUFFIXES = (".img", ".dat", ".bsq", ".bil", ".bip", ".raw")
 def read_raster(
     path: Path, window: Window | None = None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None, npt.NDArray[np.bool_]]:
-    """Read every band of a raster, or a window of it, with the scale and offset that it declares applied.
+    """Read every band of a raster, or a window of it; a declared scale and offset are applied.
 
     Returns:
         values `[T, H, W]` in a real type, wavelengths in nm `[T]` or None, nodata `[T, H, W]`: pixels that equal the
@@ -47,7 +47,7 @@ def read_raster(
 
 
 def raster_layout(path: Path) -> tuple[tuple[int, int, int], npt.NDArray[np.float32] | None]:
-    """The sizes (T, H, W) and the wavelengths of a raster, without reading its values."""
+    """Read the sizes (T, H, W) and the wavelengths of a raster, but no values."""
     with _open(path) as source:
         return (source.count, source.height, source.width), _wavelengths(source)
 
@@ -71,13 +71,13 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def envi_header(path: Path) -> Path | None:
-    """The header beside an ENVI data file: `cube.hdr` or `cube.img.hdr` for `cube.img`."""
+    """Find the header of an ENVI data file, `cube.hdr` or `cube.img.hdr` for `cube.img`; None if there is none."""
     candidates = [path.with_name(stem + suffix) for stem in (path.stem, path.name) for suffix in (".hdr", ".HDR")]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def envi_data_file(path: Path) -> Path:
-    """The data file of an ENVI pair, of which `path` is either; a ValueError if there is no such pair."""
+    """Find the data file of an ENVI pair by its header or itself; raise ValueError if there is no such pair."""
     if path.suffix.lower() != ".hdr":
         header = envi_header(path)
         if header is None:
@@ -101,7 +101,7 @@ def envi_data_file(path: Path) -> Path:
 
 
 def _check_envi_complete(header: dict[str, str], itemsize: int, data: Path) -> None:
-    """GDAL fills what a short ENVI file lacks with zeros and says nothing, and guesses keys that a header lacks."""
+    """Raise ValueError if data or header are incomplete: GDAL fills with zeros and guesses without a word."""
     missing = [key for key in ("samples", "lines", "bands", "data_type", "interleave") if key not in header]
     if missing:
         raise ValueError(f"the ENVI header lacks {', '.join(key.replace('_', ' ') for key in missing)}")
@@ -117,7 +117,7 @@ def _check_envi_complete(header: dict[str, str], itemsize: int, data: Path) -> N
 
 
 def _wavelengths(source: Any) -> npt.NDArray[np.float32] | None:
-    """Wavelengths from band tags, then descriptions, then GDAL's IMAGERY domain (rounded to 1 nm, so last)."""
+    """Read wavelengths from band tags, else descriptions, else GDAL's IMAGERY domain (rounded to 1 nm, so last)."""
     dataset_unit = {key.lower(): text for key, text in source.tags().items()}.get("wavelength_units")
     values: list[float] = []
     for band, description in enumerate(source.descriptions, start=1):

@@ -17,11 +17,11 @@ _NUMBER_WITH_UNIT = re.compile(rf"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*({_UNIT_IN_TEX
 
 
 def to_nanometres(values: npt.ArrayLike, unit: str | None) -> npt.NDArray[np.float32] | None:
-    """Convert `values` `[T]` to nm, or return None if they are no wavelengths.
+    """Convert `values` `[T]` to nm, or return None if they are not wavelengths.
 
-    A unit that is missing or "unknown" is taken as micrometres when every value is below 100, else as nanometres: no
-    optical sensor has bands below 100 nm, and none beyond 100 um. Other units (wavenumber, GHz, index) and values that
-    are not finite and positive give None.
+    If the unit is missing or "unknown", values that are all below 100 are micrometres, others nanometres: no optical
+    sensor has bands below 100 nm or beyond 100 um. Other units (wavenumber, GHz, index) and values that are not finite
+    and positive give None.
     """
     array = np.asarray(values, dtype=np.float64).reshape(-1)
     if array.size == 0 or not np.isfinite(array).all() or (array <= 0).any():
@@ -33,6 +33,6 @@ def to_nanometres(values: npt.ArrayLike, unit: str | None) -> npt.NDArray[np.flo
 
 
 def parse_wavelength(text: str) -> tuple[float, str] | None:
-    """The first number that a unit of length follows in `text` ("Band 3 (0.55 um)" gives 0.55 and "um"), or None."""
+    """Find the first number in `text` with a unit of length: "Band 3 (0.55 um)" gives 0.55 and "um"; else None."""
     match = _NUMBER_WITH_UNIT.search(text)
     return (float(match[1]), match[2]) if match else None

@@ -1,4 +1,4 @@
-"""Parts of an image by position, and the grid of tiles that covers one."""
+"""Rectangular windows of an image, and the grid of tiles that covers it."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ class Window(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Of rows and of columns."""
+        """The slice of rows and that of columns."""
         return slice(self.row, self.row + self.height), slice(self.column, self.column + self.width)
 
     def check_within(self, height: int, width: int) -> None:
-        """Raise a ValueError if a part of it is outside an image of `height` x `width`."""
+        """Raise ValueError if part of the window is outside an image of `height` x `width`."""
         if min(self.row, self.column) < 0 or self.row + self.height > height or self.column + self.width > width:
             raise ValueError(
                 f"the window of {self.height} x {self.width} pixels at row {self.row}, column {self.column} is not "
@@ -26,9 +26,9 @@ class Window(NamedTuple):
 
 
 def tile_grid(height: int, width: int, tile: int, overlap: int = 0) -> list[Window]:
-    """Squares of `tile` pixels that cover an image of `height` x `width`, row by row.
+    """Cover an image of `height` x `width` by squares of `tile` pixels, listed row by row.
 
-    Neighbours share `overlap` pixels; the last of a row or column is moved inwards to end with the image, and so shares
+    Neighbours share `overlap` pixels; the last of a row or column is moved inwards to end with the image, so it shares
     more.
 
     Raises:

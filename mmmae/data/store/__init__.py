@@ -1,1 +1,1 @@
-"""Subjects as they are trained on, written once: memory-mapped caches and shards."""
+"""Preprocessed subjects on disk: memory-mapped caches, and shards."""

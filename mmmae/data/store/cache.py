@@ -1,4 +1,4 @@
-"""A cache of registered, normalised subjects: one memory-mapped safetensors file each, and an index."""
+"""A cache of resized and normalised subjects: a memory-mapped safetensors file each, and an index."""
 
 import json
 import os
@@ -19,21 +19,34 @@ from .stored import (
     StoredSubjects,
     Track,
     describe,
-    entry_of,
+    make_entry,
     read_index,
-    samples_of,
+    read_samples,
     to_tensors,
     write_index,
 )
 
 FORMAT = "mmmae-cache-1"
 PLAN_NAME = "unfinished.json"
-METADATA = "subject"  # under this a file says whose it is, with the checksums of what was written
+METADATA = "subject"  # key under which a file holds its subject's name and the checksums of what was written
 FILES_A_FOLDER = 1000
 
 
 class CachedSubjects(StoredSubjects):
-    """What `write_cache` wrote; of a subject's file, only the pages of the asked images are read."""
+    """Subjects in a folder that `write_cache` wrote; only the requested images of a subject's file are read.
+
+    Example:
+        >>> import torch
+        >>> from mmmae.data import CachedSubjects, write_cache
+        >>> from mmmae.phantom import Phantom
+        >>> data = Phantom(3, image_size=32)
+        >>> folder = write_cache(data, "cache")
+        >>> cached = CachedSubjects("cache", modalities=["ir"])
+        >>> cached
+        CachedSubjects(cache: 3 subjects, 12 bands, {'ir': 1}, image_size=(32, 32))
+        >>> torch.equal(cached[2].hsi, data[2].hsi)
+        True
+    """
 
     FORMAT = FORMAT
 
@@ -55,24 +68,24 @@ class CachedSubjects(StoredSubjects):
 
 
 def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: int = 0, track: Track = iter) -> Path:
-    """Write every subject as its data set gives it, with statistics and names; `CachedSubjects` reads the folder.
+    """Write the samples of all subjects, their names and statistics into a folder that `CachedSubjects` reads.
 
-    A file a subject, with its checksums: a run that was interrupted, or a cache of which files are missing or damaged,
-    is completed by the same call, and no whole file is written again. The index is written last: a folder without one
-    is not taken for a cache.
+    Each subject is a file with checksums. The same call completes a cache that was interrupted, or of which files are
+    missing or damaged; complete files are not written again. The index is written last: a folder without one is not
+    taken for a cache.
 
     Args:
         subjects: at least one.
-        folder: is made; may hold the same cache or its beginning.
-        workers: processes that read.
-        track: wraps the numbers of the subjects that are left to write, to show progress.
+        folder: created; may hold the same cache or the beginning of it.
+        workers: processes that read data.
+        track: wraps the iteration over the subjects still to be written, to show progress.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: there is no subject, or the folder holds something else: a cache of other data, or of source files
-            that have changed since.
+        ValueError: there is no subject, or the folder holds something else, such as a cache of other data or of source
+            files that have changed since.
         OSError: the folder can't be written.
     """
     folder = Path(folder)
@@ -85,7 +98,7 @@ def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: 
     files = [f"{index // FILES_A_FOLDER:04d}/{index:07d}.safetensors" for index in range(len(names))]
 
     def entry(index: int) -> dict[str, Any] | None:
-        """What the index says of a file that is whole; None if it is missing or damaged."""
+        """Return the index entry of a file, or None if it is missing or damaged."""
         path = folder / files[index]
         try:
             with safe_open(path, framework="pt") as file:
@@ -93,7 +106,7 @@ def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: 
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
         except (FileNotFoundError, SafetensorError):
             return None
-        subject = entry_of(subjects, index, names[index], tensors)
+        subject = make_entry(subjects, index, names[index], tensors)
         return {**subject, "file": files[index], "bytes": path.stat().st_size} if _text(subject) == written else None
 
     entries = [entry(index) for index in range(len(names))]
@@ -103,10 +116,10 @@ def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: 
     write_index(folder / PLAN_NAME, plan)
     (folder / INDEX_NAME).unlink(missing_ok=True)
     missing = [index for index, found in enumerate(entries) if found is None]
-    for index, sample in zip(track(missing), samples_of(subjects, missing, workers), strict=True):
+    for index, sample in zip(track(missing), read_samples(subjects, missing, workers), strict=True):
         path, tensors = folder / files[index], to_tensors(sample)
         path.parent.mkdir(exist_ok=True)
-        subject = entry_of(subjects, index, names[index], tensors)
+        subject = make_entry(subjects, index, names[index], tensors)
         write_atomically(path, partial(save_file, tensors, metadata={METADATA: _text(subject)}))
         entries[index] = {**subject, "file": files[index], "bytes": path.stat().st_size}
     write_index(folder / INDEX_NAME, {**plan, "subjects": entries})
@@ -117,14 +130,14 @@ def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: 
 
 
 def _source_files(subjects: Subjects) -> dict[str, list[int]]:
-    """Size and time of change of each file that a data set of files reads."""
+    """Return size and time of change of each source file: path -> [bytes, nanoseconds]."""
     paths = {path for index in range(len(subjects)) for path in subjects.files(index).values()}
     paths |= {envi_data_file(path) for path in paths if path.suffix.lower() == ".hdr"}
     return {str(path): [(found := path.stat()).st_size, found.st_mtime_ns] for path in sorted(paths)}
 
 
 def _listed(folder: Path, plan: Mapping[str, Any]) -> Any:
-    """The subjects that the index of the planned cache lists, None if it is not finished.
+    """Return the entries in the index of the planned cache, or None if it is not finished.
 
     Raises:
         ValueError: the folder holds anything but the planned cache or its beginning.
@@ -133,7 +146,7 @@ def _listed(folder: Path, plan: Mapping[str, Any]) -> Any:
         if (folder / name).exists():
             found = read_index(folder / name, FORMAT)
             if other := [key for key, value in plan.items() if found.get(key) != value]:
-                raise ValueError(f"{folder}: holds a cache of other data; different are {', '.join(other)}")
+                raise ValueError(f"{folder}: holds a cache of other data, with other {', '.join(other)}")
             return found.get("subjects")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{folder}: is not empty and holds no cache; expected a new folder")

@@ -1,4 +1,4 @@
-"""Tar shards of registered, normalised subjects, as webdataset streams them, with an index for random access."""
+"""Tar shards of resized and normalised subjects, which webdataset can stream, with an index for random access."""
 
 import os
 import shutil
@@ -20,8 +20,8 @@ from .stored import (
     StoredSubjects,
     Track,
     describe,
-    entry_of,
-    samples_of,
+    make_entry,
+    read_samples,
     to_sample,
     to_tensors,
     write_index,
@@ -32,7 +32,7 @@ MEMBER = ".safetensors"
 
 
 class ShardedSubjects(StoredSubjects):
-    """What `write_shards` wrote, with random access: a subject is one read at a known place of one shard."""
+    """Subjects in a folder that `write_shards` wrote; a subject is read from its place in one shard."""
 
     FORMAT = FORMAT
 
@@ -60,7 +60,7 @@ class ShardedSubjects(StoredSubjects):
 
 
 def sample_of(record: Mapping[str, Any]) -> Sample:
-    """The sample in a record of `webdataset.WebDataset(...)`, for its `map`."""
+    """Convert a record of a `webdataset.WebDataset` to a `Sample`; pass this function to its `map`."""
     return to_sample(record["txt"].decode("utf-8"), load(record["safetensors"]))
 
 
@@ -72,17 +72,17 @@ def write_shards(
     workers: int = 0,
     track: Track = iter,
 ) -> Path:
-    """Write every subject as its data set gives it into tar files; `ShardedSubjects` reads the folder.
+    """Write the samples of all subjects into tar files; `ShardedSubjects` reads the folder.
 
-    Each subject is a member NUMBER.safetensors, and NUMBER.txt with its name. A folder beside is filled and renamed in
-    the end: there are all shards or none.
+    Each subject has the members NUMBER.safetensors, and NUMBER.txt with its name. A temporary folder is filled and
+    renamed at the end, so that there are all shards or none.
 
     Args:
         subjects: at least one.
-        folder: is made; may be there if it is empty.
-        per_shard: subjects in a tar file, which ends at 3 GB at the latest.
-        workers: processes that read.
-        track: wraps the numbers of the subjects, to show progress.
+        folder: created; may exist if it is empty.
+        per_shard: subjects in a tar file; at 3 GB a new one is begun anyway.
+        workers: processes that read data.
+        track: wraps the iteration over the subjects, to show progress.
 
     Returns:
         The folder.
@@ -91,6 +91,15 @@ def write_shards(
         ImportError: webdataset is not installed.
         ValueError: there is no subject, `per_shard` is below 1, or the folder is not empty.
         OSError: the folder can't be written.
+
+    Example:
+        >>> from mmmae.data import ShardedSubjects, write_shards
+        >>> from mmmae.phantom import Phantom
+        >>> folder = write_shards(Phantom(5, image_size=32), "shards", per_shard=2)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['index.json', 'shard-000000.tar', 'shard-000001.tar', 'shard-000002.tar']
+        >>> ShardedSubjects("shards")[4].name
+        'phantom-0-00004'
     """
     try:
         from webdataset import ShardWriter
@@ -109,11 +118,11 @@ def write_shards(
         numbers, entries = range(len(subjects)), []
         pattern = os.path.abspath(partial).replace("%", "%%") + "/shard-%06d.tar"
         with ShardWriter(pattern, maxcount=per_shard, verbose=0, encoder=False, post=_flush) as writer:
-            for number, sample in zip(track(numbers), samples_of(subjects, numbers, workers), strict=True):
+            for number, sample in zip(track(numbers), read_samples(subjects, numbers, workers), strict=True):
                 tensors = to_tensors(sample)
                 text = sample.name.encode("utf-8")
                 writer.write({"__key__": f"{number:08d}", "safetensors": save(tensors), "txt": text})
-                entries.append(entry_of(subjects, number, sample.name, tensors))
+                entries.append(make_entry(subjects, number, sample.name, tensors))
         places = [place for shard in sorted(partial.glob("*.tar")) for place in _members(shard)]
         index["subjects"] = [{**entry, **place} for entry, place in zip(entries, places, strict=True)]
         write_index(partial / INDEX_NAME, index)

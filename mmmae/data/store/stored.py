@@ -1,4 +1,4 @@
-"""Samples written once and read many times: what a cache and shards have in common."""
+"""The common part of caches and shards: an index, checksums, and samples as named tensors."""
 
 import json
 import os
@@ -26,21 +26,21 @@ Track: TypeAlias = Callable[[Iterable[int]], Iterable[int]]
 
 
 class StoredSubjects(Subjects):
-    """Subjects that an index lists; item i is, bit by bit, what the data set gave that was stored.
+    """Subjects listed in an index; each sample equals, bit by bit, that of the data set that was stored.
 
     Args:
-        folder: what was written.
+        folder: the folder that was written.
         modalities: the auxiliary images to read; None for all.
-        check_files: False leaves files that are missing or truncated to be found on access.
+        check_files: False does not look for missing and truncated files; they are errors on access.
 
     Attributes:
-        names, positions, modalities, bands, wavelengths, normalization, image_size: of the data set that was stored;
-            `image_size` is (height, width) of the samples.
+        names, positions, modalities, bands, wavelengths, normalization: those of the data set that was stored.
+        image_size: (height, width) of the samples.
 
     Raises:
-        FileNotFoundError: the folder has no index: it is something else, or was not finished.
-        ValueError: at construction, an index or file that is damaged, or a modality that is not there; on access,
-            values that are not those written. Names the path.
+        FileNotFoundError: the folder has no index: it holds something else, or was not finished.
+        ValueError: at construction, the index or a file is damaged, or a modality does not exist; on access, values
+            differ from those written. The message names the path.
     """
 
     FORMAT = ""
@@ -88,31 +88,31 @@ class StoredSubjects(Subjects):
         return f"{kind}, {self.bands} bands, {self.modalities}, image_size={(height, width)})"
 
     def file(self, index: int) -> Path:
-        """The file that item `index` is read from."""
+        """Return the file that a subject is read from."""
         return self.folder / str(self._entries[index]["file"])
 
     @abstractmethod
     def _check_files(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Raise a ValueError that names a file which is not there or has not the size that the index says."""
+        """Raise ValueError for the first file that is missing or does not have the size in the index."""
 
     @abstractmethod
     def _read(self, entry: Mapping[str, Any], wanted: Sequence[str]) -> tuple[Path, dict[str, Tensor]]:
-        """The file of a subject, and those of its tensors that are named."""
+        """Return the file of a subject and its tensors of the `wanted` names."""
 
 
 def _check_entry(entry: Mapping[str, Any]) -> None:
-    """Raise a ValueError, KeyError or TypeError if something of a subject's entry is missing or of another kind."""
+    """Raise ValueError, KeyError or TypeError if a field of a subject's entry is missing or has a wrong type."""
     place = Path(entry["file"])
     if place.is_absolute() or ".." in place.parts:
         raise ValueError(f"file is {str(place)!r}; expected a path within the folder")
     crc32 = entry["crc32"]
     numbers = [entry["bytes"], entry.get("offset", 0), crc32["hsi"], crc32["valid"], *crc32.values()]
     if wrong := [number for number in numbers if type(number) is not int or number < 0]:
-        raise ValueError(f"subject {entry['name']!r} has {wrong[0]!r} for a number")
+        raise ValueError(f"subject {entry['name']!r} has the entry {wrong[0]!r}, expected a whole number >= 0")
 
 
 def describe(subjects: Subjects, form: str) -> dict[str, Any]:
-    """An index's head: all that a data set says of itself and its samples, but no subject's entry."""
+    """Return the index of a data set without the entries of its subjects."""
     subjects.normalization  # noqa: B018  computed here, once, and not in every worker
     height, width = subjects[0].hsi.shape[-2:]
     return {
@@ -127,8 +127,8 @@ def describe(subjects: Subjects, form: str) -> dict[str, Any]:
     }
 
 
-def entry_of(subjects: Subjects, index: int, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the index says of a subject but for its file: name, checksums, and position if it is a tile."""
+def make_entry(subjects: Subjects, index: int, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the index entry of a subject without its file: name, checksums, and position if it is a tile."""
     entry: dict[str, Any] = {"name": name, "crc32": {key: checksum(tensor) for key, tensor in tensors.items()}}
     if subjects.positions:
         scene, window = subjects.positions[index]
@@ -136,31 +136,31 @@ def entry_of(subjects: Subjects, index: int, name: str, tensors: Mapping[str, Te
     return entry
 
 
-def samples_of(subjects: Subjects, chosen: Sequence[int], workers: int) -> Iterator[Sample]:
-    """The chosen subjects in order, read by `workers` processes."""
+def read_samples(subjects: Subjects, chosen: Sequence[int], workers: int) -> Iterator[Sample]:
+    """Yield the samples of the chosen subjects in order, read by `workers` processes."""
     # Without a batch size the loader hands samples through as they are; a Sampler may be any sequence.
     yield from DataLoader(subjects, batch_size=None, sampler=chosen, num_workers=workers)  # type: ignore[arg-type]
 
 
 def to_tensors(sample: Sample) -> dict[str, Tensor]:
-    """A sample's tensors by the names that they are stored under."""
+    """Return the tensors of a sample by the names under which they are stored."""
     tensors = {"hsi": sample.hsi, "valid": sample.valid, **{f"aux.{name}": image for name, image in sample.aux.items()}}
     return {key: tensor.contiguous() for key, tensor in tensors.items()}
 
 
 def to_sample(name: str, tensors: Mapping[str, Tensor]) -> Sample:
-    """What `to_tensors` took apart."""
+    """Undo `to_tensors`."""
     aux = {key.removeprefix("aux."): tensor for key, tensor in tensors.items() if key.startswith("aux.")}
     return Sample(name, tensors["hsi"], aux, tensors["valid"])
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
+    """Return the CRC-32 of a tensor's bytes."""
     return zlib.crc32(tensor.numpy().view(np.uint8).data if tensor.numel() else b"")
 
 
 def write_index(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an index; a reader finds all of it or none."""
+    """Write an index atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content) + "\n"))
 
 
@@ -168,8 +168,8 @@ def read_index(path: Path, form: str) -> dict[str, Any]:
     """Read what `write_index` wrote.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is of another format or damaged.
+        FileNotFoundError: there is no such file.
+        ValueError: it has another format or is damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
