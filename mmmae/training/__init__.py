@@ -1,4 +1,4 @@
-"""Training: a step that never waits for the device, and what it is made of."""
+"""Training: a step that never waits for the device, and runs of pretraining and fine-tuning made of it."""
 
 from .step import TrainingStep
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 class Average(EMAWeightAveraging):
-    """Lightning's, which counts its updates on the device and asks for the count in each step; this one does not."""
+    """Lightning's `EMAWeightAveraging`, but with the count of updates on the host: reading it never waits."""
 
     def __init__(self, device: torch.device, decay: float) -> None:
         super().__init__(device, decay=decay)
@@ -20,7 +20,7 @@ class Average(EMAWeightAveraging):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the average behind each step, in one pass over all weights."""
+        """Update the average after each step, in one pass over all weights."""
         average, step = self._average_model, trainer.global_step
         assert average is not None
         if step <= self._latest_update_step:

@@ -1,4 +1,4 @@
-"""Where numbers leave their range: the layers of a forward pass, and what is largest in them."""
+"""Find where numbers leave their range: the largest activation of a forward pass, by layer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..model.layers import Block, Conditioning, Stream, materialised
 
 
 def largest_activation(model: FastModel, batch: Batch, seed: int) -> str:
-    """A sentence that names the first layer with NaN or infinity in what it gives, and the largest finite activation.
+    """Return a sentence with the largest finite activation and the first layer whose output is not finite.
 
-    Runs the forward pass again, without gradients. Where several processes train, all of them must call it.
+    Runs the forward pass again, without gradients. If several processes train, all of them must call this.
     """
-    found: list[tuple[str, float, bool]] = []  # of each layer, in order: name, largest finite value, all finite
+    found: list[tuple[str, float, bool]] = []  # by layer, in order: name, largest finite value, all finite
     layers = (Block, Conditioning, AuxiliaryEncoder)
     watched = [(name, module) for name, module in model.named_modules() if isinstance(module, layers)]
     handles = [module.register_forward_hook(_recorder(name, found)) for name, module in watched]
@@ -50,7 +50,7 @@ def _recorder(name: str, found: list[tuple[str, float, bool]]) -> Any:
 
 
 def _extent(tensor: Tensor) -> tuple[float, bool]:
-    """The largest finite magnitude, and whether all values are finite."""
+    """Return the largest finite magnitude, and whether all values are finite."""
     finite = torch.isfinite(tensor)
     magnitude = tensor.detach().abs().masked_fill(~finite, 0.0)
     return (float(magnitude.max()) if tensor.numel() else -math.inf), bool(finite.all())

@@ -1,4 +1,4 @@
-"""Several processes: which there are, how the model is shared among them, and its whole weights again."""
+"""Training by several processes: find them, shard the model among them, and gather its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..model.fast import FastModel, fast_model
 from ..model.inputs import is_distributed
 from ..model.layers import Block, Stream
 
-TIMEOUT = timedelta(minutes=10)  # that a process waits for the others: longer than any step, and no whole night
+TIMEOUT = timedelta(minutes=10)  # of a wait for other processes: longer than any step, shorter than a night
 
 
 class World(NamedTuple):
-    """The processes of a run: one, or those that torchrun started."""
+    """The processes of a run: this one alone, or those that torchrun started."""
 
     rank: int
     ranks: int
@@ -30,21 +30,21 @@ class World(NamedTuple):
 
     @property
     def nodes(self) -> int:
-        """Machines, each with equally many processes."""
+        """The number of machines, which have equally many processes."""
         return self.ranks // self.ranks_of_node
 
 
 def find_world() -> World:
-    """What torchrun says in the environment.
+    """Read the processes of the run from the environment variables of torchrun.
 
     Raises:
-        ValueError: the machines have different numbers of processes, or something else started several.
+        ValueError: the machines have different numbers of processes, or another launcher started several.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
             if int(os.environ.get(name, 1)) > 1:
                 raise ValueError(
-                    f"{name} is {os.environ[name]}: each process would train alone; start them by torchrun"
+                    f"{name} is {os.environ[name]}, but each process would train alone; start them by torchrun"
                 )
         return World(0, 1, 1)
     world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
@@ -54,7 +54,7 @@ def find_world() -> World:
 
 
 def choose_strategy(name: str, world: World) -> Any:
-    """Lightning's strategy `ddp` or `fsdp` for these processes."""
+    """Return Lightning's strategy for these processes, by the name `ddp` or `fsdp`."""
     if world.ranks == 1:
         return "auto"
     if name == "fsdp":
@@ -65,39 +65,39 @@ def choose_strategy(name: str, world: World) -> Any:
 
 
 def compile_blocks(model: FastModel, mode: str = "default") -> None:
-    """Hand the transformer blocks to `torch.compile` in one of its modes, one by one, in place.
+    """Compile each transformer block by `torch.compile` in one of its modes, in place.
 
-    Between them DDP's and FSDP2's hooks and the collectives of the losses stay out of the graphs, and all blocks of a
-    kind are compiled once.
+    Compiled one by one, all blocks of a kind share one compilation, and hooks of DDP and FSDP2 and the collectives of
+    the losses stay outside of the graphs.
     """
     for block in (*model.blocks, *model.decoder_blocks):
         block.compile(mode=mode)
 
 
 def shard(model: FastModel, mesh: DeviceMesh) -> None:
-    """Share weights, gradients and optimiser states of a model among the processes of a mesh (FSDP2), in place.
+    """Shard weights, gradients and optimiser states of a model among the processes of a mesh (FSDP2), in place.
 
-    The weights of a transformer block of encoder and decoder are gathered when it runs, and dropped behind it; the rest
-    is gathered once a step.
+    The weights of each transformer block are gathered when it runs and freed after it; the rest is gathered once a
+    step.
     """
     blocks = [block for block in (*model.blocks, *model.decoder_blocks) if isinstance(block, Block)]
     for block in blocks:
         last = block is blocks[-1]
         if not last:
             block.register_forward_hook(_keep_bias)
-        # Backward begins with the last block: dropped, its weights would be gathered again at once.
+        # Backward begins with the last block: if freed, its weights would be gathered again at once.
         fully_shard(block, mesh=mesh, reshard_after_forward=not last)
     fully_shard(model, mesh=mesh)
 
 
 def _keep_bias(block: Block, arguments: object, stream: Stream) -> Stream:
-    """Copy the bias that a stream leaves a block with: it is added when the block's weights are dropped already."""
+    """Copy the bias with which a stream leaves a block: it is added after the block's weights are freed."""
     bias = stream.residual_bias
     return Stream(stream.x, stream.residual, None if bias is None else bias.clone())
 
 
-def of_all_processes(value: Any) -> list[Any]:
-    """A plain value of each process, by rank."""
+def gather_objects(value: Any) -> list[Any]:
+    """Return the value that each process passes, in the order of ranks."""
     if not is_distributed():
         return [value]
     gathered: list[Any] = [None] * distributed.get_world_size()
@@ -106,7 +106,7 @@ def of_all_processes(value: Any) -> list[Any]:
 
 
 def whole_model(model: FastModel, config: MMMAEConfig) -> FastModel:
-    """A model with the whole weights of one that may be shared among processes, on the CPU; all of them take part."""
+    """Return a copy of a model with whole weights on the CPU; every process must call this if it is sharded."""
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     with torch.random.fork_rng(devices=()):
         whole = fast_model(config)

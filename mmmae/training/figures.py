@@ -1,4 +1,4 @@
-"""Keeps losses and gradient norms on the device until they are read, because each reading is a wait."""
+"""Keep losses and gradient norms on the device until they are read, because each reading waits for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StepFigures(NamedTuple):
     """The figures of one training step."""
 
     step: int  # number of the step, from 0
-    loss: float  # this and the next two: means over the step's forward passes and, if there are several, the ranks
+    loss: float  # this and the next two are means over the step's forward passes and over the ranks
     loss_reconstruction: float
     loss_contrastive: float
     gradient_norm: float  # before clipping
@@ -24,12 +24,12 @@ class StepFigures(NamedTuple):
 class Figures:
     """A ring buffer of the last steps' figures.
 
-    `add_pass` and `close` work on the device alone, so that a CUDA graph can record them; `count` is the host's side of
-    `close`.
+    `add_pass` and `close` work on the device only, so that a CUDA graph can record them; `count` is the part of `close`
+    on the host.
 
     Args:
         device: where the figures are kept.
-        steps: how many of them.
+        steps: number of steps that are kept.
         accumulate: forward passes of a step.
 
     Attributes:
@@ -45,7 +45,7 @@ class Figures:
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
 
     def add_pass(self, output: Output, *, first: bool) -> None:
-        """Add the losses of a forward pass, the first of a step or a later one."""
+        """Add the losses of a forward pass; `first` says that it is the first of its step."""
         losses = torch.stack([output.loss, output.loss_reconstruction, output.loss_contrastive])
         losses = losses.detach().to(torch.float32)
         if is_distributed():
@@ -61,7 +61,7 @@ class Figures:
 
         Args:
             gradient_norm: scalar.
-            norm_counts: whether a norm that is not finite sets `broken`, as a loss does.
+            norm_counts: whether a norm that is not finite sets `broken`, as such a loss does.
         """
         means = self._sums if self.accumulate == 1 else self._sums / self.accumulate
         norm = gradient_norm.detach().to(torch.float32)
@@ -74,7 +74,7 @@ class Figures:
         self._row.add_(1).remainder_(self.steps)
 
     def count(self) -> None:
-        """Count a step that `close` has ended."""
+        """Count a step after `close`."""
         self.made += 1
         self.unread = min(self.unread + 1, self.steps)
 

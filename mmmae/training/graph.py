@@ -1,4 +1,4 @@
-"""Calls that are recorded as CUDA graphs: run as they are at first, then recorded once and replayed."""
+"""Record calls as CUDA graphs: they run normally at first, are then recorded once, and replayed from there on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmmae_kernels.dispatch import in_debug_mode
 
 from ..model.inputs import is_distributed
 
-WARM_UPS = 3  # calls before a recording, in which kernels are compiled and tuned, and an optimizer makes its state
+WARM_UPS = 3  # calls before a recording: kernels are compiled and tuned, the optimizer creates its state
 CUDAGraph: TypeAlias = Literal["auto", "on", "off"]
 CUDA_GRAPH_CHOICES = get_args(CUDAGraph)
 
@@ -19,13 +19,14 @@ Result = TypeVar("Result")
 
 
 class CaptureError(RuntimeError):
-    """A call could not be recorded; nothing of it was executed."""
+    """A call could not be recorded; no part of it was executed."""
 
 
 class GraphRecorder:
     """The side stream and the memory pool that the recordings of one training step share.
 
-    They are replayed one after another and hand each other nothing in the pool, so that one's memory may be another's.
+    Recordings are replayed one after another and pass each other nothing in the pool, so that they can use the same
+    memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,12 +35,12 @@ class GraphRecorder:
 
 
 class GraphedCall(Generic[Result]):
-    """A function of no arguments, whose first calls run as they are and whose later ones replay a recording.
+    """A function without arguments: the first calls run it, later ones replay a recording of it.
 
-    What it reads and writes must stay where it is in memory, and it must not wait for the device.
+    The tensors that it reads and writes must stay where they are in memory, and it must not wait for the device.
 
     Args:
-        function: to call.
+        function: the function to call.
         recorder: shared by the calls of one training step.
     """
 
@@ -50,7 +51,7 @@ class GraphedCall(Generic[Result]):
         self.result: Result
 
     def __call__(self) -> Result:
-        """Run, or record and replay, or replay; return what the function returned when it last ran.
+        """Run the function or replay its recording, and return its result.
 
         Raises:
             CaptureError: the function can't be recorded.
@@ -64,7 +65,7 @@ class GraphedCall(Generic[Result]):
         return self.result
 
     def _warm_up(self) -> None:
-        """Run on the stream that will record: backward adds gradients on the stream it first did."""
+        """Run on the stream that will record, because backward accumulates gradients on the stream of its first run."""
         stream, current = self.recorder.stream, torch.cuda.current_stream(self.recorder.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -74,7 +75,7 @@ class GraphedCall(Generic[Result]):
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.recorder.device)
-        # Other threads, such as the one that pins memory for the data loader, may go on with what they do.
+        # Other threads, such as the one that pins memory for the data loader, may go on meanwhile.
         recording = torch.cuda.graph(
             graph, pool=self.recorder.pool, stream=self.recorder.stream, capture_error_mode="thread_local"
         )

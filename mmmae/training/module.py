@@ -1,4 +1,4 @@
-"""The model in training: steps and their figures, optimiser, schedule, and what stops a run that has gone wrong."""
+"""The Lightning module of pretraining: steps and their figures, optimiser, schedule, and the stop at NaN."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from ..data import Batch
 from ..model.fast import FastModel
 from ..model.inputs import Output, is_distributed
 from .diagnosis import largest_activation
-from .distributed import compile_blocks, of_all_processes, shard
+from .distributed import compile_blocks, gather_objects, shard
 from .figures import Figures, StepFigures
 from .reports import Throughput, measure_contrast, measure_features
 from .settings import PretrainSettings
 from .step import TrainingStep, clip_divisor
 
-VALIDATION_SEED = 2**63 - 1  # no step of a run has it: held-out subjects have the same masks each time
+VALIDATION_SEED = 2**63 - 1  # used by no training step; held-out subjects have the same masks each time
 
 
 class Pretraining(lightning.LightningModule):
     """A masked autoencoder, its optimiser and its schedule.
 
-    One process without a loss scaler trains by `mmmae.TrainingStep`, which does all of a step by itself, and Lightning
-    counts. Several processes, or a loss scaler, train as Lightning does. Neither waits for the device before the next
-    reading of figures.
+    A single process without a loss scaler trains by `mmmae.TrainingStep`, and Lightning only counts steps. Several
+    processes, or a loss scaler, train as Lightning does. Neither waits for the device before figures are read.
 
     Args:
-        model: to train.
+        model: the model to train.
         settings: of the run.
-        run: what goes into checkpoints, of `describe`.
-        throughput: measured where it is given.
+        run: the description of the run by `describe`, written into checkpoints.
+        throughput: measures the speed, if given.
     """
 
     def __init__(
@@ -48,13 +47,13 @@ class Pretraining(lightning.LightningModule):
         self.configured = False
         self.step: TrainingStep | None = None
         self.figures: Figures | None = None
-        self.begin = 0  # step that this process began with
-        self.names: list[list[str]] = []  # of this process's subjects of each step that was not read yet
+        self.begin = 0  # first step of this process
+        self.names: list[list[str]] = []  # this process's subjects in each step that was not read yet
         self.rates: list[float] = []  # learning rates of these steps
-        self.last: dict[str, float] = {}  # what was read of the last step that was
+        self.last: dict[str, float] = {}  # figures of the last step that was read
 
     def configure_model(self) -> None:
-        """Compile the model, and share it among processes, where the settings say so; Lightning may call it twice."""
+        """Compile and shard the model as the settings say; Lightning may call this twice."""
         if self.configured:
             return
         self.configured = True
@@ -64,7 +63,7 @@ class Pretraining(lightning.LightningModule):
             shard(self.model, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
-        """Prepare the steps, which begin where the run does."""
+        """Prepare the training step and the figures."""
         settings, self.begin = self.settings, self.global_step
         if trains_by_itself(settings, self.trainer.world_size):
             self.step = TrainingStep(
@@ -84,16 +83,16 @@ class Pretraining(lightning.LightningModule):
             self.throughput.start(self.device)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Leave a batch to the training step, which copies it to where it reads it; move others without a wait."""
+        """Move a batch to the device without waiting; `TrainingStep` copies its own batches."""
         if self.step is not None and self.trainer.training:
             return batch
         return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Train by a forward pass, under a mask that (seed, pass, sample) alone decide.
+        """Do a forward pass; its masks depend on (seed, pass, sample) only.
 
         Returns:
-            The loss, for Lightning to go on with; None where `TrainingStep` has done all.
+            The loss for Lightning to train on, or None if `TrainingStep` did the whole step.
         """
         accumulate = self.settings.accumulate
         number = batch_idx % accumulate
@@ -122,19 +121,19 @@ class Pretraining(lightning.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Step as Lightning does, or let `TrainingStep` do all of it, in the closure."""
+        """Step as Lightning does, or only call the closure, in which `TrainingStep` does the whole step."""
         if self.step is None:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         elif optimizer_closure is not None:
             optimizer_closure()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Drop gradients, unless `TrainingStep` does."""
+        """Reset gradients, unless `TrainingStep` does."""
         if self.step is None:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the losses of held-out subjects, under the masks of every validation."""
+        """Log the losses of held-out subjects, under the same masks in every validation."""
         with self._autocast():
             output: Output = self.model(
                 batch.hsi, batch.aux, batch.present, batch.valid, seed=VALIDATION_SEED - batch_idx
@@ -150,12 +149,12 @@ class Pretraining(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by the norm over all parameters; keep a step that is not finite from the weights."""
+        """Clip by the norm over all parameters; let the optimizer skip a step that is not finite."""
         assert self.figures is not None
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        scaler = self.settings.precision == "16"  # which skips a step by itself, and begins with too large a scale
+        scaler = self.settings.precision == "16"  # skips steps by itself, and begins with too large a scale
         self.figures.close(norm, norm_counts=not scaler)
         if scaler:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
@@ -165,44 +164,44 @@ class Pretraining(lightning.LightningModule):
         self._read_if_due()
 
     def on_validation_start(self) -> None:
-        """Write what there is of the steps before."""
+        """Write the figures of the steps before."""
         self._read()
 
     def on_train_end(self) -> None:
-        """Write what there is of the last steps."""
+        """Write the figures of the last steps."""
         self._read()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the run was made with; raise ValueError where a step before was not finite."""
+        """Add the description of the run; raise ValueError if a step before was not finite."""
         self._read()
         checkpoint["run"] = self.run
 
     def configure_optimizers(self) -> Any:
-        """AdamW with betas (0.9, 0.95) as in MAE, linear warm-up and cosine."""
+        """Return AdamW with betas (0.9, 0.95) as in MAE, and a linear warm-up followed by a cosine."""
         settings = self.settings
         named = list(self.model.named_parameters())
         groups = [
             {"params": [p for name, p in named if _decays(name, p)], "weight_decay": settings.weight_decay},
             {"params": [p for name, p in named if not _decays(name, p)], "weight_decay": 0.0},
         ]
-        # The fused one unscales gradients on its own, behind the clipping.
+        # The fused one would unscale gradients itself, after the clipping.
         fused = settings.precision != "16"
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _seed(self, number: int) -> int:
-        """Return the seed of a forward pass; passes of a run count from 0."""
+        """Return the seed of a forward pass; passes of a run are numbered from 0."""
         return self.settings.seed * 2**32 + number
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return autocast where Lightning does not bring it: `TrainingStep` casts its own forward passes alone."""
+        """Return autocast for forward passes outside of `TrainingStep`, if Lightning does not apply it."""
         if self.step is None or self.step.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.step.autocast)
 
     def _report(self, batch: Batch, latent: Tensor) -> None:
-        """Write figures of this step alone."""
+        """Write the feature and contrast figures of this step."""
         batch = batch.to(self.device, non_blocking=True)
         with self._autocast():
             figures = measure_features(latent) | measure_contrast(self.model, batch, latent)
@@ -210,13 +209,13 @@ class Pretraining(lightning.LightningModule):
             logger.log_metrics(figures, self.global_step)
 
     def _read_if_due(self) -> None:
-        """Read the figures of a complete step, of which Lightning does not know yet, and those before."""
+        """Read figures after a complete step, which Lightning has not counted yet, if it is time to."""
         step = self.global_step + 1
         if not reading_waits(self.device) or step % self.settings.log_every == 0 or step == self.settings.steps:
             self._read()
 
     def _read(self) -> None:
-        """Write the figures since the last reading; raise ValueError at the first step that is not finite."""
+        """Read and write the figures since the last call; raise ValueError at the first step that is not finite."""
         rows = [] if self.figures is None else self.figures.read()
         if not rows:
             return
@@ -234,14 +233,14 @@ class Pretraining(lightning.LightningModule):
                 logger.log_metrics({**self.last, "epoch": self.current_epoch}, step)
 
     def _stop(self, row: StepFigures, step: int, names: list[str]) -> None:
-        """Raise ValueError with all that helps to find the reason; every process comes here in the same step."""
+        """Raise ValueError with subjects, files and layer; every process calls this in the same step."""
         subjects = self._subjects(names)
         if math.isfinite(row.loss):
             raise ValueError(
                 f"the norm of the gradient is {row.gradient_norm} in step {step + 1}, of {subjects}, though the loss "
                 "is finite; the weights and the last checkpoint are from before"
             )
-        # No step since has changed a weight: its forward passes can be made again.
+        # No step since has changed a weight, so its forward passes can be repeated.
         accumulate = self.settings.accumulate
         found = []
         for number in range(step * accumulate, (step + 1) * accumulate):
@@ -255,25 +254,25 @@ class Pretraining(lightning.LightningModule):
         )
 
     def _subjects(self, names: list[str]) -> str:
-        """Name the subjects of a step on all processes, with the files they are read from where the data set tells."""
-        names = [name for of_rank in of_all_processes(names) for name in of_rank]
+        """Return the names of a step's subjects on all processes, with their source files if there are any."""
+        names = [name for of_rank in gather_objects(names) for name in of_rank]
         subjects = self.trainer.datamodule.subjects  # type: ignore[attr-defined]
         files = [", ".join(map(str, subjects.files(subjects.names.index(name)).values())) for name in names]
         return ", ".join(f"{name} ({paths})" if paths else name for name, paths in zip(names, files, strict=True))
 
 
 def trains_by_itself(settings: PretrainSettings, ranks: int) -> bool:
-    """Return whether a run's steps are those of `TrainingStep`: of one process without a loss scaler."""
+    """Return whether a run trains by `TrainingStep`: a single process without a loss scaler does."""
     return ranks == 1 and settings.precision != "16"
 
 
 def reading_waits(device: torch.device) -> bool:
-    """Return whether the host waits where it reads a number from the device."""
+    """Return whether the host waits when it reads a number from the device."""
     return device.type != "cpu"
 
 
 def learning_rate_factor(step: int, settings: PretrainSettings) -> float:
-    """Share of the peak learning rate at a step: linear up to the end of the warm-up, then half a cosine down to 0."""
+    """Return the learning rate at a step over its peak: a linear warm-up, then half a cosine down to 0."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     share = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)

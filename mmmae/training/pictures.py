@@ -1,4 +1,4 @@
-"""Pictures of what a model reconstructs, true to what it predicts."""
+"""Pictures of reconstructions, which show exactly what the model predicted."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from ..model.fast import FastModel
 from ..model.inputs import Output, decoded_ids
 from ..model.resize import resize
 
-GREY = 0.5  # of what the model was not shown, or did not predict
+GREY = 0.5  # for what the model was not shown, or did not predict
 MOST_ROWS = 6  # spectral groups that a picture of embeddings shows
 
 
 def draw(model: FastModel, subjects: Subjects, *, seed: int = 0, rgb: tuple[int, int, int] | None = None) -> Figure:
     """Draw the reconstruction of the first subject.
 
-    For `target="pixels"`: input, masked input, reconstruction, error, and spectra of three pixels. For
-    `target="embedding"` the model predicts no pixels, so the picture shows what it does predict: embeddings, in three
-    colours that are the principal components of the targets, and their error.
+    For `target="pixels"`: input, masked input, reconstruction, error, and spectra of three pixels. With
+    `target="embedding"` the model predicts no pixels, so the picture shows the predicted embeddings, whose colours are
+    the first three principal components of the targets, and their error.
 
     Args:
         model: in evaluation mode.
-        subjects: the first is drawn, without batch mates.
-        seed: of the mask.
+        subjects: the first is drawn.
+        seed: seed of the mask.
         rgb: bands shown as red, green and blue; None spreads three over the spectrum.
     """
     device = next(model.parameters()).device
@@ -48,19 +48,19 @@ def draw(model: FastModel, subjects: Subjects, *, seed: int = 0, rgb: tuple[int,
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG file atomically."""
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 def draw_pixels(
     model: FastModel, subjects: Subjects, batch: Batch, output: Output, rgb: tuple[int, int, int] | None
 ) -> Figure:
-    """Input, masked input, reconstruction and error of one subject, and spectra of three of its pixels."""
+    """Draw input, masked input, reconstruction and error of one subject, and spectra of three of its pixels."""
     config = model.config
     volume = resize(batch.hsi, config.image_size)
     restored = restore(config, volume, output)[0, 0]  # [T, H, W]
-    masked = pixels_of(config, output.mask.ids_masked)[0, 0]
-    decoded = pixels_of(config, decoded_ids(config, output.mask))[0, 0]
+    masked = pixel_mask(config, output.mask.ids_masked)[0, 0]
+    decoded = pixel_mask(config, decoded_ids(config, output.mask))[0, 0]
     cube = volume[0, 0]
     valid = resize(batch.valid.to(torch.float32), config.image_size)[0] >= 0.5
     bands = rgb or spread(config.bands)
@@ -145,7 +145,7 @@ def draw_embeddings(
         scaled = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
         return scaled if grey is None else torch.where(grey[:, None], GREY, scaled)
 
-    top = float(error.quantile(0.99))  # an optic disc or a cloud is not to hide the rest
+    top = float(error.quantile(0.99))  # so that a small bright spot does not darken the rest
     for row, group in enumerate(rows):
         band = min(group * config.patch[0] + config.patch[0] // 2, config.bands - 1)
         show(panels[row, 0], volume[0, 0, band].cpu().numpy(), f"input, band {band}")
@@ -164,9 +164,9 @@ def draw_embeddings(
 
 
 def restore(config: MMMAEConfig, volume: Tensor, output: Output) -> Tensor:
-    """The registered volume `[B, C, T, H, W]` with what was predicted of it in place, for `target="pixels"`.
+    """Return the resized volume `[B, C, T, H, W]` with the predicted patches in place, for `target="pixels"`.
 
-    Targets that were normalised get back the mean and variance of their patches.
+    If targets were normalised, predictions are scaled back by the mean and variance of the patches.
     """
     predicted, ids = output.prediction, decoded_ids(config, output.mask)
     if config.normalize_target:
@@ -177,15 +177,15 @@ def restore(config: MMMAEConfig, volume: Tensor, output: Output) -> Tensor:
     return unpatchify(rows.scatter(1, ids[:, :, None].expand_as(predicted), predicted), config)
 
 
-def pixels_of(config: MMMAEConfig, ids: Tensor) -> Tensor:
-    """Bool `[B, C, T, H, W]`: which pixels belong to the tokens `ids [B, M]`."""
+def pixel_mask(config: MMMAEConfig, ids: Tensor) -> Tensor:
+    """Return a bool mask `[B, C, T, H, W]` of the pixels of the tokens `ids` `[B, M]`."""
     chosen = torch.zeros(len(ids), config.tokens, dtype=torch.bool, device=ids.device).scatter(1, ids, True)
     pixels = config.in_channels * math.prod(config.patch)
     return unpatchify(chosen[:, :, None].expand(-1, -1, pixels), config)
 
 
 def unpatchify(rows: Tensor, config: MMMAEConfig) -> Tensor:
-    """`[B, N, C*pt*ph*pw]` back to `[B, C, T, H, W]`, the inverse of `mmmae_kernels.patchify`."""
+    """Convert patches `[B, N, C*pt*ph*pw]` to `[B, C, T, H, W]`, the inverse of `mmmae_kernels.patchify`."""
     groups, height, width = config.grid
     pt, ph, pw = config.patch
     blocks = rows.reshape(len(rows), groups, height, width, config.in_channels, pt, ph, pw)
@@ -194,19 +194,19 @@ def unpatchify(rows: Tensor, config: MMMAEConfig) -> Tensor:
 
 
 def spread(bands: int) -> tuple[int, int, int]:
-    """Three bands over the spectrum, the longest wavelength red."""
+    """Return three bands spread over the spectrum, the longest wavelength first, as red."""
     return bands * 5 // 6, bands // 2, bands // 6
 
 
 def contrast(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The 2nd and 98th percentile of each band, `[C, 1, 1]` each."""
+    """Return the 2nd and 98th percentile of each band over the valid pixels, `[C, 1, 1]` each."""
     pixels = image[:, valid] if bool(valid.any()) else image.flatten(1)
     low, high = pixels.quantile(0.02, dim=1), pixels.quantile(0.98, dim=1)
     return low[:, None, None], torch.maximum(high, low + 1e-6)[:, None, None]
 
 
 def _three_pixels(valid: Tensor, size: int) -> list[tuple[int, int]]:
-    """Three places spread over the valid pixels."""
+    """Return three valid pixels (row, column) that are far apart."""
     inside = valid.nonzero()
     if len(inside) < 3:
         return [(size // 2, size // 2), (size // 4, size // 4), (3 * size // 4, 3 * size // 4)]
@@ -219,6 +219,7 @@ def _three_pixels(valid: Tensor, size: int) -> list[tuple[int, int]]:
 
 
 def show(panel: Axes, image: np.ndarray, title: str) -> None:
+    """Draw an image with a title, and no axes."""
     panel.imshow(image, cmap="gray")
     panel.set_title(title, fontsize=10)
     panel.set_axis_off()

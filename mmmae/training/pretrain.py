@@ -1,4 +1,4 @@
-"""Pretraining on Lightning: a masked autoencoder, subjects, and a folder that holds all of the run."""
+"""Pretrain a masked autoencoder with Lightning, and write everything into the run's folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .checkpoints import (
     find_checkpoint,
     remove_partial,
 )
-from .distributed import World, choose_strategy, find_world, of_all_processes, whole_model
+from .distributed import World, choose_strategy, find_world, gather_objects, whole_model
 from .graph import graph_refuses
 from .module import Pretraining, trains_by_itself
 from .pictures import draw, save_figure
@@ -42,15 +42,15 @@ from .reports import Pictures, Throughput
 from .sampling import SubjectData
 from .settings import PretrainSettings
 
-# Warnings that do not hold here.
+# Warnings of Lightning and PyTorch that do not apply here.
 UNFOUNDED = (
-    "does not have many workers",  # whoever wants them says --workers
-    "your dataloader is not resumable",  # the data module holds the position in the data
-    "exists and is not empty", "dirpath", "ckpt_path",  # of a run that goes on
-    "WeightAveraging callback with a model that overrides",  # ours shares no weights then
+    "does not have many workers",  # that is the choice of --workers
+    "your dataloader is not resumable",  # the data module keeps the position
+    "exists and is not empty", "dirpath", "ckpt_path",  # of a resumed run
+    "WeightAveraging callback with a model that overrides",  # ours is not sharded then
     "overridden `transfer_batch_to_device`",
-    "returned `None`",  # the step is made, and Lightning only counts it
-    "returned a view tensor",  # nothing changes what FSDP2's modules give in place
+    "returned `None`",  # the step is done, and Lightning only counts it
+    "returned a view tensor",  # nothing changes outputs of FSDP2's modules in place
     "LeafSpec",
     "Detected call of `lr_scheduler.step",  # the loss scaler skips a step now and then
 )  # fmt: skip
@@ -65,32 +65,46 @@ def pretrain(
     resume: str | Path | Checkpoint | None = None,
     rgb: tuple[int, int, int] | None = None,
 ) -> FastModel:
-    """Pretrain a model and leave the run's folder.
+    """Pretrain a model and write the run's folder.
 
-    The folder then holds `config.json`, `normalization.json`, `checkpoints/last.ckpt`, `logs/` (CSV, and TensorBoard
-    where it is installed), `model/` for `mmmae.FastModel.from_pretrained`, `encoder/` for
-    `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`. The process keeps the memory that it frees from here
-    on, see `mmmae.tune_cpu`. Started by torchrun, the processes train one model together, and the first of them writes.
+    The folder then holds `config.json`, `normalization.json`, `checkpoints/last.ckpt`, `logs/` (CSV, and TensorBoard if
+    it is installed), `model/` for `mmmae.FastModel.from_pretrained`, `encoder/` for
+    `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`. Started by torchrun, the processes train one model
+    together, and the first one writes. The process keeps freed memory from here on, see `mmmae.tune_cpu`.
 
     Args:
-        config: of the model; its bands and modalities are those of the subjects.
-        subjects: a `PairedFolder`, `Phantom` or the like.
+        config: the model's config, with the bands and modalities of the subjects.
+        subjects: a `PairedFolder`, a `Phantom` or any other `Subjects`.
         out: the run's folder.
         settings: None means the defaults.
-        resume: a checkpoint to go on from, or `auto` for the one in `out` if there is one. The run then has the losses
-            of one that was never stopped, which is why config, settings, subjects and statistics must be those of its
-            beginning. Of a run that has ended, what it leaves is written again.
+        resume: a checkpoint to continue from, or `auto` for the one in `out` if there is one. The run then has the
+            losses of one that was never stopped, so config, settings, subjects and statistics must be those that it
+            was started with. If the run has ended, its results are written again.
         rgb: bands that the picture shows as red, green and blue; None spreads three over the spectrum.
 
     Returns:
-        The model, whole on every process.
+        The model, with whole weights on every process.
 
     Raises:
-        ValueError: subjects and config do not fit, the folder holds another run, a checkpoint is broken or of another
-            run, or a loss or gradient is not finite.
+        ValueError: subjects and config do not fit, the folder holds another run, a checkpoint is broken or belongs to
+            another run, or a loss or gradient is not finite.
         OSError: a file can't be read or written.
         ConnectionError: another process of the run is gone.
         KeyboardInterrupt: the run was interrupted; it can be resumed.
+
+    Example:
+        >>> import mmmae
+        >>> from mmmae.phantom import Phantom
+        >>> from mmmae.training.pretrain import pretrain
+        >>> from mmmae.training.settings import PretrainSettings
+        >>> subjects = Phantom(4, image_size=32)
+        >>> config = mmmae.MMMAEConfig.preset("tiny", image_size=32, bands=subjects.bands, aux=subjects.modalities)
+        >>> model = pretrain(config, subjects, "run", PretrainSettings(steps=2, batch=2, warmup=1))
+        step 1/2  loss ...
+        step 2/2  loss ...
+        >>> encoder = mmmae.HSIEncoder.from_pretrained("run/encoder")
+        >>> encoder(subjects[0].hsi[None]).shape
+        torch.Size([1, 16, 64])
     """
     tune_cpu()
     settings = settings or PretrainSettings()
@@ -108,7 +122,7 @@ def pretrain(
     torch.manual_seed(settings.seed)
     model = fast_model(config)
     if checkpoint is not None and checkpoint.is_finished(settings):
-        model.load_state_dict(checkpoint.weights)  # a run that ended before it had written what it leaves
+        model.load_state_dict(checkpoint.weights)  # the run ended, perhaps before it had written its results
     else:
         folder = RunFolder(out, {**run, "subjects": repr(subjects)}, normalization, checkpoint)
         callbacks: list[Callback] = [folder]
@@ -134,7 +148,7 @@ def pretrain(
 
 
 class RunFolder(Callback):
-    """Makes the run's folder, when every process has found its input right, and all begin with the same step."""
+    """Creates the run's folder after every process has accepted its input, and all begin with the same step."""
 
     def __init__(
         self, out: Path, described: dict[str, Any], normalization: Normalization, checkpoint: Checkpoint | None
@@ -143,10 +157,10 @@ class RunFolder(Callback):
         self.first = 0 if checkpoint is None else checkpoint.step
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Write what the run is made with."""
-        first = of_all_processes(self.first)  # and none looks for another run in the folder any more
+        """Write config, settings and statistics."""
+        first = gather_objects(self.first)  # after this no process looks for another run in the folder
         if len(set(first)) > 1:
-            raise ValueError(f"the processes begin behind the steps {first}: {self.out} must be one folder for all")
+            raise ValueError(f"the processes begin after the steps {first}; {self.out} must be one folder for all")
         if trainer.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
             remove_partial(self.out)
@@ -185,7 +199,7 @@ def _check_normalization(out: Path, normalization: Normalization, *, resumed: bo
 
 
 def _check_graph(settings: PretrainSettings, world: World) -> None:
-    """Raise ValueError where a CUDA graph is asked for and this machine or run can't have one."""
+    """Raise ValueError if a CUDA graph is required and this machine or run can't record one."""
     if settings.cuda_graph != "on":
         return
     reason = graph_refuses(_device(settings, world))
@@ -199,7 +213,9 @@ def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int
     if subjects.bands != config.bands:
         raise ValueError(f"the subjects have {subjects.bands} bands, the config has bands = {config.bands}")
     if dict(subjects.modalities) != dict(config.aux):
-        raise ValueError(f"the subjects have the modalities {dict(subjects.modalities)}, the config {dict(config.aux)}")
+        raise ValueError(
+            f"the subjects have the modalities {dict(subjects.modalities)}, the config has aux = {dict(config.aux)}"
+        )
     if rgb is not None and not all(0 <= band < config.bands for band in rgb):
         raise ValueError(f"rgb is {rgb}, expected bands 0..{config.bands - 1}")
 
@@ -220,7 +236,7 @@ def _trainer(
     try:
         return _lightning_trainer(settings, world, loggers, callbacks, WholeCheckpoints(resumed))
     except (MisconfigurationException, ValueError) as error:
-        raise ValueError(f"device is {settings.device!r}, which does not serve: {error}") from error
+        raise ValueError(f"device is {settings.device!r}, which can't be used: {error}") from error
 
 
 def _precision(settings: PretrainSettings, world: World) -> Precision:
@@ -233,7 +249,7 @@ def _precision(settings: PretrainSettings, world: World) -> Precision:
 
 
 def _device(settings: PretrainSettings, world: World) -> torch.device:
-    """Of this process."""
+    """Return the device of this process."""
     if settings.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", world.rank % world.ranks_of_node)

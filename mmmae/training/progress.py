@@ -1,4 +1,4 @@
-"""A progress bar of steps: the run's position, loss, throughput and time left."""
+"""A progress bar of training steps, with loss, throughput and remaining time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LINES = 10  # printed over a run where there is no terminal to draw a bar on
+LINES = 10  # printed during a run if there is no terminal to draw a bar on
 
 
 class StepProgress(Callback):
-    """Draws a bar on a terminal; elsewhere prints a line every tenth of the run. Shows what was last read of it."""
+    """Draws a bar on a terminal, or prints ten lines elsewhere, with the figures of the last reading."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -21,7 +21,7 @@ class StepProgress(Callback):
         self.shown = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin at the step that the run begins at."""
+        """Start the bar at the first step of the run."""
         self.shown = trainer.global_step
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
@@ -38,7 +38,7 @@ class StepProgress(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Move on by a step, where one is complete."""
+        """Advance by a step if one is complete."""
         figures, step = getattr(pl_module, "last", {}), trainer.global_step
         if step == self.shown:
             return
@@ -51,6 +51,6 @@ class StepProgress(Callback):
             self.console.print(f"step {step}/{trainer.max_steps}  {text}".rstrip(), highlight=False)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Leave the bar as it stands, after an exception too."""
+        """Stop the bar, after an exception too."""
         if self.progress is not None:
             self.progress.stop()

@@ -1,4 +1,4 @@
-"""What a run tells of itself besides its losses: features, contrast, speed and pictures."""
+"""Reports of a run besides its losses: features, contrastive accuracy, speed and pictures."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ..data.subjects import Subjects
 from ..model.fast import FastModel
 from .pictures import draw, save_figure
 
-FEATURE_TOKENS = 1024  # of a batch at most are measured
+FEATURE_TOKENS = 1024  # measured of a batch, at most
 PRODUCT_SIZES, PRODUCT_ROUNDS, PRODUCT_SECONDS = (256, 1024, 4096), 5, 0.25
 
 
 @torch.no_grad()
 def measure_features(latent: Tensor) -> dict[str, float]:
-    """How much the features of a batch differ; both figures fall where an encoder collapses.
+    """Measure how much the features of a batch differ; both figures fall if the encoder collapses.
 
     Args:
         latent: `[B, K, D]`.
@@ -46,11 +46,11 @@ def measure_features(latent: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def measure_contrast(model: FastModel, batch: Batch, latent: Tensor) -> dict[str, float]:
-    """The contrast of each modality within this process's batch, for modalities that two samples or more have.
+    """Measure the contrastive loss of each modality that at least two samples of this process's batch have.
 
     Returns:
         `contrastive_NAME`, the loss, and `contrastive_accuracy_NAME`, the share of samples whose own image is the
-        nearest to them; chance is one over the samples.
+        nearest; chance is one over the number of samples.
     """
     figures: dict[str, float] = {}
     if not batch.aux:
@@ -71,16 +71,16 @@ def measure_contrast(model: FastModel, batch: Batch, latent: Tensor) -> dict[str
 
 
 class Throughput:
-    """Measures samples a second of all processes, reading of data included, and the share of the device's speed used.
+    """Measures samples a second of all processes, including reading of data, and the share of the device's speed used.
 
-    `share_of_products` is the speed of the model's multiply-adds, thrice those of its forward pass, over that of a
-    large matrix product, measured at the beginning in the run's precision. What activation checkpointing computes
-    again does not count, as in the "model FLOPs utilisation" of Chowdhery et al. (2022).
+    `share_of_products` is the model's multiply-adds a second, three times those of its forward pass a sample, over
+    those of a large matrix product, measured at the start in the run's precision. Recomputation by activation
+    checkpointing does not count, as in the "model FLOPs utilisation" of Chowdhery et al. (2022).
 
     Args:
-        config: of the model.
-        precision: of the run.
-        ranks: processes of the run.
+        config: the model's config.
+        precision: `32`, `bf16` or `16`.
+        ranks: number of processes.
     """
 
     def __init__(self, config: MMMAEConfig, precision: str, ranks: int) -> None:
@@ -90,12 +90,12 @@ class Throughput:
         self.limit = self.last = 0.0
 
     def start(self, device: torch.device) -> None:
-        """Measure the limit, and begin."""
+        """Measure the speed of a matrix product, and start the clock."""
         self.limit = product_speed(device, self.dtype)
         self.last = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Return the figures since the last reading, which must come when the device has done its work."""
+        """Return the figures since the last call; call it only when the device has finished its work."""
         now = time.perf_counter()
         speed = self.samples / (now - self.last)
         self.last, self.samples = now, 0
@@ -103,7 +103,7 @@ class Throughput:
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-adds a second of a square matrix product at best, measured for about a quarter of a second."""
+    """Return the best multiply-adds a second of a square matrix product, measured for a quarter of a second."""
     torch.ones(8, 8, device=device, dtype=dtype) @ torch.ones(8, 8, device=device, dtype=dtype)  # loads libraries
     best, start = 0.0, time.perf_counter()
     for size in PRODUCT_SIZES:
@@ -121,7 +121,7 @@ def product_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class Pictures(Callback):
-    """Draws what the model predicts of the first subject each few steps, into files and TensorBoard."""
+    """Draws the prediction for the first subject every few steps, into files and TensorBoard."""
 
     def __init__(
         self, subjects: Subjects, folder: Path, every: int, seed: int, rgb: tuple[int, int, int] | None
@@ -131,7 +131,7 @@ class Pictures(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw behind every `every`-th step; all processes take part in the forward pass."""
+        """Draw after every `every`-th step; all processes take part in the forward pass."""
         step = trainer.global_step
         if step % self.every or step == self.last_step:
             return

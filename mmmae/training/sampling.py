@@ -1,4 +1,4 @@
-"""Which subjects make up which batch: a function of seed and step alone, so that a run can stop and go on."""
+"""The subjects of each batch, a function of seed and step only, so that a run can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ..data import Batch, Sample, Subjects, collate
 from ..data.augment import augment
 from .settings import PretrainSettings
 
-HOLD_OUT_STREAM = 1  # of the draws from a run's seed
+HOLD_OUT_STREAM = 1  # makes this draw independent of others from the same seed
 
 
 class StepSampler(Sampler[list[int]]):
-    """Batches of visits for the steps `start..steps-1` of a run.
+    """Yields the batches of the steps `start..steps-1` of a run, as numbers of visits.
 
-    Each pass over the subjects has an order of its own, drawn from (seed, pass); the rest that does not fill a batch on
-    every rank is left out of that pass, so that no batch holds a subject twice. A visit is the number
+    Each pass over the subjects has an order of its own, drawn from (seed, pass); the remainder that does not fill a
+    batch on every rank is left out of that pass, so that no batch holds a subject twice. The number of a visit is
     `pass * subjects + subject`.
 
     Args:
-        subjects: how many there are.
-        batch: samples a step and rank.
-        steps: of the whole run.
-        seed: of the orders.
-        start: the first step to make.
-        rank, ranks: of this process among those that share a step.
+        subjects: number of subjects.
+        batch: samples a step on each rank.
+        steps: number of steps of the whole run.
+        seed: seed of the orders.
+        start: the first step.
+        rank, ranks: number of this process, and how many share a step.
 
     Raises:
         ValueError: there are fewer subjects than one step takes.
@@ -61,7 +61,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class Visits(Dataset[Sample]):
-    """Subjects by visit, cropped and flipped by (seed, visit) alone; item v is subject `chosen[v % len(chosen)]`."""
+    """Samples by visit: item v is subject `chosen[v % len(chosen)]`, augmented at random by (seed, v)."""
 
     def __init__(
         self, subjects: Subjects, chosen: Sequence[int], settings: PretrainSettings, *, augmented: bool
@@ -78,10 +78,10 @@ class Visits(Dataset[Sample]):
 
 
 def hold_out(subjects: int, validation: int, seed: int) -> tuple[list[int], list[int]]:
-    """Subjects to train on and `validation` others, drawn from the seed, each in ascending order.
+    """Draw `validation` subjects to hold out; return the numbers of the others and theirs, each in ascending order.
 
     Raises:
-        ValueError: none is left to train on.
+        ValueError: no subject is left to train on.
     """
     if validation >= subjects:
         raise ValueError(f"validation is {validation}, expected less than the number of subjects, {subjects}")
@@ -90,11 +90,11 @@ def hold_out(subjects: int, validation: int, seed: int) -> tuple[list[int], list
 
 
 class SubjectData(lightning.LightningDataModule):
-    """Feeds a run; its state in a checkpoint is the number of steps made.
+    """Loads the batches of a run; its state in a checkpoint is the number of completed steps.
 
     Raises:
-        ValueError: there are fewer subjects than a batch on each of `ranks` processes takes, or the held-out ones do
-            not fill whole batches.
+        ValueError: there are fewer subjects than one step of `ranks` processes takes, or the held-out ones do not fill
+            whole batches.
     """
 
     def __init__(self, subjects: Subjects, settings: PretrainSettings, ranks: int) -> None:
@@ -109,13 +109,13 @@ class SubjectData(lightning.LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The batches from the next step on."""
+        """Return a loader of the batches from the next step on."""
         settings = self.settings
         passes = settings.steps * settings.accumulate
         return self._loader(self.training, passes, start=self.start * settings.accumulate, augmented=True)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """One pass over the held-out subjects."""
+        """Return a loader of one pass over the held-out subjects."""
         assert self.trainer is not None
         if not self.held_out:
             return []
@@ -123,7 +123,7 @@ class SubjectData(lightning.LightningDataModule):
         return self._loader(self.held_out, steps, start=0, augmented=False)
 
     def training_batch(self, number: int) -> Batch:
-        """Read the batch of a forward pass of this process again, on the CPU; passes of a run count from 0."""
+        """Read the batch of one forward pass of this process again; passes of a run are numbered from 0."""
         assert self.trainer is not None
         loader = self._loader(self.training, number + 1, start=number, augmented=True, workers=0)
         batch: Batch = next(iter(loader))
@@ -154,10 +154,10 @@ class SubjectData(lightning.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps made."""
+        """Return the number of completed steps."""
         assert self.trainer is not None
         return {"step": self.trainer.global_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on behind the steps made."""
+        """Continue after the completed steps."""
         self.start = int(state_dict["step"])

@@ -1,4 +1,4 @@
-"""A training step that never waits for the device, and that a GPU replays as one CUDA graph."""
+"""A training step that never waits for the device, and is replayed as one CUDA graph on a GPU."""
 
 from __future__ import annotations
 
@@ -17,43 +17,37 @@ from .figures import Figures, StepFigures
 from .graph import CUDA_GRAPH_CHOICES, CaptureError, GraphedCall, GraphRecorder, graph_refuses
 
 NORM_EPSILON = 1e-6  # added to the norm that clipping divides by, as `torch.nn.utils.clip_grad_norm_` does
-SHAPES = 8  # batches of so many different shapes are recorded, each of its own; further ones run without a graph
+SHAPES = 8  # different shapes of batches that are recorded; batches of further shapes run without a graph
 
 Arguments = tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor], Tensor | None]
 
 
 class TrainingStep:
-    """Trains a model by a batch a call: forward, backward, clipping and the optimizer, without waiting for the device.
+    """Trains a model, one batch a call: forward, backward, clipping and optimizer, without waiting for the device.
 
-    On a GPU the first calls run as they are; then the whole of a call is recorded as a CUDA graph, and replayed from
-    there on. A batch of other shapes, or with other images, is recorded anew. On other devices the same calls run
-    without a graph. The seed of the masks advances on the device, and losses are kept there until `read`.
+    On a GPU the first calls run normally; then a whole call is recorded as a CUDA graph, which later calls replay. A
+    batch of other shapes, or with other images, gets a recording of its own. On other devices calls run without a
+    graph. The seed of the masks advances on the device, and losses are kept there until `read`.
 
-    Where a step's loss or gradient is NaN or infinite, neither that step nor any after it changes weights or optimizer
-    state, until `clear`; `read` says which step it was.
+    If the loss or gradient of a step is NaN or infinite, neither this step nor any after it changes weights or
+    optimizer state, until `clear` is called; `read` tells which step it was.
 
-        step = mmmae.TrainingStep(model, torch.optim.AdamW(model.parameters(), fused=True), clip=1.0)
-        for number, (hsi, aux, present) in enumerate(batches, start=1):
-            step(hsi, aux, present)
-            if number % 50 == 0:
-                print(step.read()[-1].loss)
-
-    A recording reads and writes parameters, buffers and optimizer state where they are: change them in place, as
-    `load_state_dict` of a model does. After `load_state_dict` of the optimizer, recordings are made anew, and where
-    numbers of the optimizer (decay, betas), `clip`, or which parameters need a gradient change, another one is made.
-    After any other change of what a step does (a hook, an adapter, other kernels) call `reset`.
+    A recording reads and writes parameters, buffers and optimizer state where they are in memory: change them in place,
+    as `load_state_dict` of a model does. A new recording is made after `load_state_dict` of the optimizer, and when
+    hyperparameters of the optimizer (weight decay, betas), `clip`, or the set of trained parameters change. After any
+    other change to what a step does (a hook, an adapter, other kernels), call `reset`.
 
     Args:
         model: called as `model(hsi, aux, present, valid, seed=seed)`, returns an `mmmae.Output`.
-        optimizer: `torch.optim.AdamW` or `Adam` with `fused=True`, over parameters on one device. Its kernel multiplies
-            gradients by the clip factor and skips a step that is not finite, so that neither takes a pass of its own.
+        optimizer: `torch.optim.AdamW` or `Adam` with `fused=True`, over parameters on one device. Its kernel applies
+            the clip factor and skips a step that is not finite, so neither takes a pass of its own over the gradients.
         clip: largest norm of the gradient over all of the optimizer's parameters; None does not clip.
-        accumulate: calls whose mean gradient makes one step. With more than one, every parameter has a gradient, zero
+        accumulate: number of calls whose mean gradient makes one step. If above 1, every parameter has a gradient, zero
             if no call of the step used it.
-        autocast: `torch.bfloat16` for a forward pass under autocast, None for one as it is.
-        seed: of the first call's mask; each call adds 1.
-        read_every: steps whose figures are kept for `read`.
-        cuda_graph: `auto` records where it can, `on` raises where it can't, `off` never does.
+        autocast: `torch.bfloat16` to run the forward pass under autocast, or None.
+        seed: seed of the first call's mask; each call adds 1.
+        read_every: number of steps whose figures are kept for `read`.
+        cuda_graph: `auto` records if that is possible, `on` raises if it is not, `off` never records.
 
     Attributes:
         graph_refused: the reason why nothing is recorded, or None.
@@ -61,6 +55,21 @@ class TrainingStep:
 
     Raises:
         ValueError: an argument is not allowed, or `cuda_graph` is `on` and steps can't be recorded.
+
+    Example:
+        >>> import mmmae
+        >>> import torch
+        >>> from mmmae.data import collate
+        >>> from mmmae.phantom import Phantom
+        >>> subjects = Phantom(4, image_size=32)
+        >>> batch = collate([subjects[i] for i in range(4)], subjects.modalities)
+        >>> model = mmmae.fast_model("tiny", image_size=32, aux=subjects.modalities)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        >>> step = mmmae.TrainingStep(model, optimizer, clip=1.0)
+        >>> for _ in range(3):
+        ...     complete = step(batch.hsi, batch.aux, batch.present, batch.valid)
+        >>> [(figures.step, figures.finite) for figures in step.read()]
+        [(0, True), (1, True), (2, True)]
     """
 
     def __init__(
@@ -93,10 +102,10 @@ class TrainingStep:
             raise ValueError(f"cuda_graph is 'on', but {self.graph_refused}; expected 'auto' or 'off'")
         self.figures = Figures(self.device, read_every, accumulate)
         self.latent: Tensor
-        self._gradients: dict[Tensor, Tensor] = {}  # that several calls add to, of each parameter
+        self._gradients: dict[Tensor, Tensor] = {}  # by parameter, if several calls add to them
         self._seed = torch.zeros((), dtype=torch.int64, device=self.device)
         self.set_seed(seed)
-        # A rate is a number that changes from step to step: a graph reads it from the device. On the CPU it stays one.
+        # A learning rate changes from step to step, so a graph reads it from the device. On the CPU it is a number.
         groups = optimizer.param_groups if self.device.type != "cpu" else []
         self._rates = [torch.zeros((), device=self.device) for _ in groups]
         self._passes = 0  # of the step so far
@@ -113,13 +122,13 @@ class TrainingStep:
         present: Mapping[str, Tensor] | None = None,
         valid: Tensor | None = None,
     ) -> bool:
-        """Train by a batch, which may lie on the host; from page-locked memory it is copied without a wait.
+        """Train on a batch, which may be on the host; from page-locked memory it is copied without waiting.
 
         Args:
             hsi, aux, present, valid: as for the model.
 
         Returns:
-            Whether this was the last call of a step, in which the optimizer ran.
+            True if the call completed a step, in which the optimizer ran.
 
         Raises:
             ValueError: an input does not fit the model.
@@ -146,11 +155,11 @@ class TrainingStep:
         return last
 
     def read(self) -> list[StepFigures]:
-        """Return the figures of the steps since the last reading, of the last `read_every` at most; waits for them."""
+        """Return the figures of the steps since the last call, at most `read_every`; waits for the device."""
         return self.figures.read()
 
     def clear(self) -> None:
-        """Train on after a step that was not finite."""
+        """Resume training after a step that was not finite."""
         self.figures.clear()
 
     def set_seed(self, seed: int) -> None:
@@ -164,13 +173,13 @@ class TrainingStep:
         self._seed.fill_(seed)
 
     def reset(self) -> None:
-        """Drop the recordings; the next calls make new ones."""
+        """Discard the recordings; the next calls make new ones."""
         self._calls.clear()
         self._inputs.clear()
         self._recorder = None
 
     def _run(self, arguments: Arguments, first: bool, last: bool) -> Tensor:
-        """Do all of a call that happens on the device; return the latent."""
+        """Run the part of a call on the device; return the latent."""
         if first:
             self._begin_gradients()
         with contextlib.nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast):
@@ -185,7 +194,7 @@ class TrainingStep:
         return latent
 
     def _begin_gradients(self) -> None:
-        """Make gradients none, or zero where several calls add to them: they must then stay where they are."""
+        """Set gradients to None, or to zero in place if several calls of a step add to them."""
         parameters = self._trained()
         if self.accumulate == 1:
             for parameter in parameters:
@@ -214,7 +223,7 @@ class TrainingStep:
 
     @contextlib.contextmanager
     def _device_rates(self) -> Iterator[None]:
-        """Let the optimizer read its learning rates from the device, and record itself."""
+        """Let the optimizer read its learning rates from the device, so that it can be recorded."""
         groups = self.optimizer.param_groups
         kept = [(group["lr"], group["capturable"]) for group in groups]
         for rate, group in zip(self._rates, groups, strict=False):
@@ -229,7 +238,7 @@ class TrainingStep:
     def _recorded(
         self, given: dict[str, Tensor], present: Mapping[str, Tensor], first: bool, last: bool
     ) -> GraphedCall[Tensor] | None:
-        """Return the recording for batches like this one, which it now reads; None where there is to be none."""
+        """Copy a batch to the inputs of a recording for its shapes and return that, or None if none is to be made."""
         if self.graph_refused is not None:
             return None
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items())
@@ -251,7 +260,7 @@ class TrainingStep:
         return self._calls[key]
 
     def _numbers(self) -> Iterator[Hashable]:
-        """Yield what a recording keeps of the host: numbers of the optimizer, and which parameters are trained."""
+        """Yield values that a recording contains: the optimizer's numbers, and which parameters are trained."""
         for group in self.optimizer.param_groups:
             yield tuple((name, value) for name, value in group.items() if name not in ("params", "lr", "initial_lr"))
             yield tuple(parameter.requires_grad for parameter in group["params"])
@@ -270,13 +279,13 @@ def _reset(step: TrainingStep | None) -> None:
 
 
 def clip_divisor(norm: Tensor, clip: float) -> Tensor:
-    """Return the scalar, at least 1, to divide gradients of this norm by so that it is at most `clip`."""
+    """Return the scalar, at least 1, by which to divide gradients of this norm so that it is at most `clip`."""
     return ((norm + NORM_EPSILON) / clip).clamp(min=1)
 
 
 @contextlib.contextmanager
 def scaled(optimizer: torch.optim.Optimizer, divisor: Tensor | None, broken: Tensor) -> Iterator[None]:
-    """Let a fused optimizer divide gradients by a scalar, and do nothing where `broken` is 1, as a GradScaler does."""
+    """Let a fused optimizer divide gradients by a scalar, and do nothing if `broken` is 1, as GradScaler does."""
     optimizer.grad_scale, optimizer.found_inf = divisor, broken  # type: ignore[attr-defined]
     try:
         yield
@@ -287,7 +296,7 @@ def scaled(optimizer: torch.optim.Optimizer, divisor: Tensor | None, broken: Ten
 def _by_name(
     hsi: Tensor, aux: Mapping[str, Tensor | None] | None, present: Mapping[str, Tensor] | None, valid: Tensor | None
 ) -> dict[str, Tensor]:
-    """Name the tensors of a batch; presences without an image are left out, and stay as they are given."""
+    """Return the tensors of a batch by name; flags of modalities without an image are left out."""
     images = {name: image for name, image in (aux or {}).items() if image is not None}
     flags = {f"present.{name}": has for name, has in (present or {}).items() if name in images}
     tensors = {"hsi": hsi, **{f"aux.{name}": image for name, image in images.items()}, **flags}
@@ -295,7 +304,7 @@ def _by_name(
 
 
 def _as_arguments(tensors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Arguments:
-    """Put together the arguments that `_by_name` took apart, with the presences without an image."""
+    """Undo `_by_name`, and add the flags of modalities without an image."""
     aux = {name.removeprefix("aux."): image for name, image in tensors.items() if name.startswith("aux.")}
     flags = {name: tensors.get(f"present.{name}", has) for name, has in present.items()}
     return tensors["hsi"], {**aux}, flags, tensors.get("valid")

@@ -73,7 +73,7 @@ def test_pretraining_reads_folders_and_bands_of_files(tmp_path, capsys):
         (["--set", "in_channels=2"], "--set in_channels can't be chosen"),
         (["--hsi", "{folder}/hsi", "--set", "bands=6"], "--set bands can't be chosen"),
         (["--hsi", "{folder}/hsi", "--aux", "type={folder}/hsi"], "not 'type'"),
-        (["--device", "cuda:9"], "device is 'cuda:9', which does not serve"),
+        (["--device", "cuda:9"], "device is 'cuda:9', which can't be used"),
         (["--rgb", "1,2,30"], "expected bands 0..11"),
         (["--resume", "{folder}/none.ckpt"], "none.ckpt: no such checkpoint"),
         (["--out", "{folder}/hsi/subject0.npy"], "subject0.npy: is no folder"),

@@ -290,11 +290,11 @@ def test_only_every_so_many_steps_wait_for_the_device(tmp_path, monkeypatch, tas
     ("change", "message"),
     [
         ({"subjects": SimpleNamespace(bands=6)}, "the subjects have 6 bands, the encoder takes 12"),
-        ({"labels": Labels("segmentation", ["a"], {}, Squares().mask)}, "one class alone, 'a'"),
+        ({"labels": Labels("segmentation", ["a"], {}, Squares().mask)}, "only the class 'a'"),
         ({"settings": FinetuneSettings(class_weights=(1.0,))}, "class_weights has 1 numbers, there are 2 classes"),
         ({"rgb": (0, 1, 12)}, "expected bands 0..11"),
         ({"validation": ["nobody"]}, "validation names 'nobody'"),
-        ({"settings": FinetuneSettings(device="quantum")}, "device is 'quantum', which does not serve"),
+        ({"settings": FinetuneSettings(device="quantum")}, "device is 'quantum', which can't be used"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmmae.data import PairedFolder
-from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels, scenes_of, split
+from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels, scene_names, split
 
 SUBJECTS = SimpleNamespace(names=["a", "b", "c"], positions=())
 
@@ -56,10 +56,10 @@ def test_a_tile_has_its_scenes_label_unless_it_has_its_own(scenes, tmp_path):
     ("text", "message"),
     [
         ("name,klass\na,1\n", r"columns \['name', 'klass'\], expected name and label"),
-        ("name,label\nd,1\n", "names 'd', which is no subject"),
+        ("name,label\nd,1\n", "names 'd', which is not a subject"),
         ("name,label\na,1\na,2\n", "names 'a' twice"),
         ("name,label\na,\n", "no label for 'a'"),
-        ("name,label\n", "no label of any subject"),
+        ("name,label\n", "for none of the subjects"),
         ("", "columns None"),
     ],
     ids=str,
@@ -103,10 +103,10 @@ def test_a_tile_has_its_window_of_the_mask(scenes):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ([[0.5, 1], [1, 1]], "values that are no classes"),
-        ([[-1, 1], [1, 1]], "values that are no classes"),
+        ([[0.5, 1], [1, 1]], "values that are not classes"),
+        ([[-1, 1], [1, 1]], "values that are not classes"),
         ([[[1, 1]], [[1, 1]]], "has 2 bands, expected one band of classes"),
-        ([[255, 255]], "no label of any subject"),
+        ([[255, 255]], "for none of the subjects"),
     ],
     ids=str,
 )
@@ -127,7 +127,7 @@ def test_a_mask_smaller_than_its_scene_and_wrong_names_are_refused(scenes):
 def test_the_tiles_of_a_scene_are_held_out_together(scenes):
     subjects, folder = scenes
     labels = read_mask_labels(folder, subjects)
-    of = scenes_of(subjects)
+    of = scene_names(subjects)
     for validation in (["south"], 0.5, 0.01, 0.6):
         training, held_out = split(subjects, labels, validation, seed=3)
         assert len(training) == len(held_out) == 6
@@ -145,7 +145,7 @@ def test_subjects_without_a_label_are_on_no_side(tmp_path):
 @pytest.mark.parametrize(
     ("validation", "message"),
     [
-        (["b"], "names 'b', which is no labelled"),
+        (["b"], "names 'b', expected names of labelled"),
         (["a", "c"], "0 subjects are left to train"),
         (0.9, "0 subjects"),
         (1.5, "validation is 1.5"),

@@ -1,4 +1,4 @@
-"""Fine-tuning on Lightning: an encoder, labelled subjects, and a folder that holds the model and what it is worth."""
+"""Fine-tune an encoder on labelled subjects with Lightning, and write model and scores into the run's folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .maps import write_maps
 from .scores import Scores, main_score, write_confusion
 from .settings import FinetuneSettings
 
-READ_EVERY = 50  # steps whose losses are looked at together where that makes the host wait for the device
+READ_EVERY = 50  # steps between checks of the losses, if these make the host wait for the device
 
 
 def finetune(
@@ -44,28 +44,45 @@ def finetune(
     rgb: tuple[int, int, int] | None = None,
     maps: int = 8,
 ) -> tuple[FinetunedModel, dict[str, Any]]:
-    """Train a head on an encoder, and the encoder too, and leave the run's folder.
+    """Train a head and, unless the mode is `probe`, the encoder under it, and write the run's folder.
 
-    The folder then holds `config.json`, `normalization.json`, `model/` for `mmmae.load_finetuned` with the statistics
-    of its input beside it, `metrics.json`, `confusion.csv` and `.png`, `logs/` (CSV), and for a segmentation `maps/`
-    with pictures of subjects held out.
+    The folder then holds `config.json`, `normalization.json`, `model/` for `mmmae.load_finetuned` together with the
+    statistics of its input, `metrics.json`, `confusion.csv` and `.png`, `logs/` (CSV), and for a segmentation `maps/`
+    with pictures of held-out subjects.
 
     Args:
-        encoder: pretrained, or from random weights; trained in place, unless the mode is `probe`.
-        subjects: with the encoder's bands.
-        labels: of `read_class_labels` or `read_mask_labels`; subjects without one are not used.
+        encoder: pretrained or with random weights; trained in place.
+        subjects: must have the encoder's number of bands.
+        labels: from `read_class_labels` or `read_mask_labels`; subjects without a label are not used.
         out: the run's folder.
         settings: None means the defaults.
-        validation: names of subjects or scenes to hold out, or the share of them to draw.
+        validation: names of subjects or scenes to hold out, or the share of them to draw at random.
         rgb: bands that maps show as red, green and blue; None spreads three over the spectrum.
-        maps: how many maps are drawn, at most.
+        maps: largest number of maps to draw.
 
     Returns:
-        The model that was kept, in evaluation mode, and what `metrics.json` holds.
+        The kept model in evaluation mode, and the content of `metrics.json`.
 
     Raises:
         ValueError: encoder, subjects and labels do not fit, the folder holds a run, or a loss is not finite.
         OSError: a file can't be read or written.
+
+    Example:
+        >>> import mmmae
+        >>> from pathlib import Path
+        >>> from mmmae.phantom import Phantom
+        >>> from mmmae.training.finetuning.finetune import finetune
+        >>> from mmmae.training.finetuning.labels import read_class_labels
+        >>> from mmmae.training.finetuning.settings import FinetuneSettings
+        >>> subjects = Phantom(6, image_size=32)
+        >>> rows = [f"{name},{index % 2}" for index, name in enumerate(subjects.names)]
+        >>> _ = Path("labels.csv").write_text("\\n".join(["name,label", *rows]))
+        >>> labels = read_class_labels("labels.csv", subjects)
+        >>> encoder = mmmae.fast_model("tiny", image_size=32).hsi_encoder()
+        >>> model, report = finetune(encoder, subjects, labels, "run", FinetuneSettings(epochs=1), validation=0.5)
+        epoch 1/1  loss ...  validation f1_macro ..., accuracy ..., kept
+        >>> len(report["training"]), len(report["validation"])
+        (3, 3)
     """
     tune_cpu()
     settings = settings or FinetuneSettings()
@@ -74,7 +91,7 @@ def finetune(
     training, held_out = split(subjects, labels, validation, settings.seed)
     check_can_write(out)
     if (out / "config.json").exists():
-        raise ValueError(f"{out} holds a run already: name another folder (--out)")
+        raise ValueError(f"{out} holds a run already; name another folder (--out)")
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     trainer = _trainer(out, settings)
     torch.manual_seed(settings.seed)
@@ -118,7 +135,7 @@ def finetune(
 
 
 class Finetuning(lightning.LightningModule):
-    """A model with its head, its optimiser and schedule, and the scores of each epoch.
+    """The Lightning module of fine-tuning: losses, optimiser and schedule, and the scores of each epoch.
 
     Attributes:
         report: the scores of the epoch whose model is kept.
@@ -134,8 +151,8 @@ class Finetuning(lightning.LightningModule):
         self.register_buffer("class_weights", class_weights(labels, training, settings), persistent=False)
         self.report: dict[str, Any] = {}
         self.kept = 0
-        self.losses: list[Tensor] = []  # of the steps of this epoch
-        self.names: list[list[str]] = []  # subjects of the steps whose losses were not looked at yet
+        self.losses: list[Tensor] = []  # of the steps in this epoch
+        self.names: list[list[str]] = []  # subjects of the steps whose losses were not checked yet
 
     def training_step(self, batch: Item, batch_idx: int) -> Tensor:
         """Return the weighted cross-entropy of the labelled targets."""
@@ -147,7 +164,7 @@ class Finetuning(lightning.LightningModule):
         return loss
 
     def loss(self, batch: Item) -> Tensor:
-        """Return the mean over the labelled targets, weighted by class; 0 where none is labelled."""
+        """Return the mean cross-entropy of the labelled targets, weighted by class; 0 if none is labelled."""
         assert isinstance(self.class_weights, Tensor)
         sums = F.cross_entropy(
             self.model(batch.hsi), batch.target, self.class_weights, ignore_index=UNLABELLED, reduction="sum"
@@ -156,7 +173,7 @@ class Finetuning(lightning.LightningModule):
         return sums / weights.sum().clamp(min=torch.finfo(sums.dtype).tiny)
 
     def on_validation_start(self) -> None:
-        """Look at the losses since the last look, before a model is kept."""
+        """Check the losses before a model may be kept."""
         self._check_losses()
 
     def _check_losses(self) -> None:
@@ -176,7 +193,7 @@ class Finetuning(lightning.LightningModule):
         self.scores.update(self.model(batch.hsi), batch.target)
 
     def on_validation_epoch_end(self) -> None:
-        """Score the epoch, and keep its model if it is to be kept."""
+        """Score the epoch, and save its model if it is the best or the last one is kept."""
         scores = self.scores.compute()
         self.scores.reset()
         loss = torch.stack(self.losses).mean()
@@ -195,7 +212,7 @@ class Finetuning(lightning.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        """AdamW with less learning rate in earlier blocks, a linear warm-up and half a cosine to 0."""
+        """Return AdamW with lower learning rates in earlier blocks, a linear warm-up and half a cosine to 0."""
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.settings), lr=self.settings.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.settings.warmup * steps)
@@ -210,10 +227,10 @@ class Finetuning(lightning.LightningModule):
 
 
 def parameter_groups(model: FinetunedModel, settings: FinetuneSettings) -> list[dict[str, Any]]:
-    """The parameters that are trained, by learning rate and weight decay.
+    """Group the parameters that are trained by learning rate and weight decay, and freeze the others.
 
     The head and the encoder's last norm have the whole learning rate, block i of L has `layer_decay ** (L - i)` of it,
-    patch embedding and positions have `layer_decay ** (L + 1)`. A frozen encoder has no part.
+    patch embedding and positions have `layer_decay ** (L + 1)`. The mode `probe` freezes the encoder.
     """
     depth = model.encoder.config.depth
     groups: dict[tuple[int, bool], list[Tensor]] = {}
@@ -240,7 +257,7 @@ def parameter_groups(model: FinetunedModel, settings: FinetuneSettings) -> list[
 
 
 def class_weights(labels: Labels, training: Sequence[int], settings: FinetuneSettings) -> Tensor:
-    """The weight `[classes]` of each class in the loss; a balanced one has the same sum over all training labels."""
+    """Return the weight of each class in the loss `[classes]`; balanced ones sum to the same over a class's labels."""
     counts = torch.stack([labels.counts[index] for index in training]).sum(0).double()
     if settings.class_weights == "none":
         return torch.ones(len(counts))
@@ -259,7 +276,7 @@ def _check(
     if subjects.bands != encoder.config.bands:
         raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {encoder.config.bands}")
     if len(labels.classes) < 2:
-        raise ValueError(f"the labels have one class alone, {labels.classes[0]!r}; expected two at least")
+        raise ValueError(f"the labels have only the class {labels.classes[0]!r}, expected at least two classes")
     if not isinstance(settings.class_weights, str) and len(settings.class_weights) != len(labels.classes):
         raise ValueError(
             f"class_weights has {len(settings.class_weights)} numbers, there are {len(labels.classes)} classes: "
@@ -286,7 +303,7 @@ def _trainer(out: Path, settings: FinetuneSettings) -> lightning.Trainer:
             enable_progress_bar=False,
         )
     except (MisconfigurationException, ValueError) as error:
-        raise ValueError(f"device is {settings.device!r}, which does not serve: {error}") from error
+        raise ValueError(f"device is {settings.device!r}, which can't be used: {error}") from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Labelled subjects in batches; which make up a batch, and how they are flipped, the seed alone decides."""
+"""Batches of labelled subjects; their order and flips depend on the seed only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .settings import FinetuneSettings
 
 
 def loader(data: Labelled, settings: FinetuneSettings, *, shuffled: bool) -> DataLoader[Item]:
-    """Batches of one pass after another, shuffled or in order."""
+    """Return a loader over one pass at a time, shuffled or in order."""
     return DataLoader(
         data,
         batch_sampler=Order(len(data.chosen), settings.batch, settings.seed, shuffled=shuffled),
@@ -31,7 +31,7 @@ def loader(data: Labelled, settings: FinetuneSettings, *, shuffled: bool) -> Dat
 
 
 class Item(NamedTuple):
-    """A labelled subject, or with one more dimension in front, a batch of them."""
+    """A labelled subject, or a batch of them, with one more dimension in front."""
 
     name: Any  # str, or a list
     hsi: Tensor  # [1, T, S, S]
@@ -39,7 +39,7 @@ class Item(NamedTuple):
 
 
 def labelled(sample: Sample, labels: Labels, index: int) -> Item:
-    """A subject with its target; where a pixel is not valid there is no label."""
+    """Return a sample with its target, in which pixels that are not valid have no label."""
     height, width = sample.valid.shape
     target = labels.target(index, (height, width))
     if target.dim() == 2:
@@ -48,7 +48,7 @@ def labelled(sample: Sample, labels: Labels, index: int) -> Item:
 
 
 class Labelled(Dataset[Item]):
-    """Labelled subjects by visit, flipped by (seed, visit) alone; item v is subject `chosen[v % len(chosen)]`."""
+    """Labelled subjects by visit: item v is subject `chosen[v % len(chosen)]`, flipped at random by (seed, v)."""
 
     def __init__(
         self, subjects: Subjects, labels: Labels, chosen: Sequence[int], settings: FinetuneSettings, *, augmented: bool
@@ -70,7 +70,7 @@ class Labelled(Dataset[Item]):
 
 
 class Order(Sampler[list[int]]):
-    """Batches of the visits `epoch * subjects + subject`: each subject once an epoch, shuffled or in order."""
+    """Yields batches of visits `epoch * subjects + subject`: each subject once an epoch, shuffled or in order."""
 
     def __init__(self, subjects: int, batch: int, seed: int, *, shuffled: bool) -> None:
         self.subjects, self.batch, self.seed, self.shuffled, self.epoch = subjects, batch, seed, shuffled, 0

@@ -1,4 +1,4 @@
-"""Labels of subjects: a class each from a CSV file, or a class for each pixel from rasters of the same names."""
+"""Labels of subjects: a class each from a CSV file, or a class for each pixel from rasters of the same stems."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ...data import read_cube
 from ...data.pairing import pair_files
 from ...data.subjects import Subjects
 
-UNLABELLED = -100  # of a target; what cross_entropy leaves out
-IGNORE = 255  # in a raster
+UNLABELLED = -100  # target that cross_entropy ignores
+IGNORE = 255  # value in a raster for pixels without a label
 
 
 class Labels:
-    """The targets of those subjects that have one.
+    """The targets of the labelled subjects.
 
     Args:
         task: `classification` or `segmentation`.
-        classes: names, in the order of the targets' numbers.
-        counts: subject number -> `[classes]`, how often each class occurs in its target.
-        read: subject number -> target: int64 `[]`, or `[H, W]` with `UNLABELLED` where there is none. Workers that do
-            not fork need one that pickles.
+        classes: names of the classes; class numbers in targets are places in this list.
+        counts: subject number -> `[classes]`, the number of times that each class occurs in the target.
+        read: function from the subject number to the target: int64 `[]`, or `[H, W]` with `UNLABELLED` for pixels
+            without a label. It must pickle if workers do not fork.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Labels:
         self.task, self.classes, self.counts, self._read = task, list(classes), counts, read
 
     def only(self, chosen: Sequence[int]) -> Labels:
-        """These labels, but those of the subjects `chosen` alone."""
+        """Return the labels of the subjects `chosen` only."""
         return Labels(self.task, self.classes, {index: self.counts[index] for index in chosen}, self._read)
 
     def target(self, index: int, size: tuple[int, int]) -> Tensor:
-        """The target of subject `index`: int64 `[]`, or `[*size]`, by the nearest pixel."""
+        """Return the target of a subject: int64 `[]`, or `[*size]`, resized by the nearest pixel."""
         target = self._read(index)
         if target.dim() == 0 or tuple(target.shape) == size:
             return target
@@ -52,12 +52,12 @@ class Labels:
 def read_class_labels(path: str | Path, subjects: Subjects) -> Labels:
     """Read a class for each subject from a CSV file with the columns `name` and `label`.
 
-    Tiles have their own label, or else their scene's. The classes are the labels that occur, sorted: as numbers if all
-    are whole numbers, else as words.
+    A tile has the label of its own name, or else that of its scene. The classes are the labels that occur, sorted as
+    numbers if all are whole numbers, else as words.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column lacks, a name is unknown or stands twice, a label is empty, or no subject has a label.
+        ValueError: a column is missing, a name is unknown or occurs twice, a label is empty, or no subject has one.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,11 +68,11 @@ def read_class_labels(path: str | Path, subjects: Subjects) -> Labels:
             raise ValueError(f"{path} has the columns {reader.fieldnames}, expected name and label")
         rows = [((row["name"] or "").strip(), (row["label"] or "").strip()) for row in reader]
     by_name: dict[str, str] = {}
-    scenes = scenes_of(subjects)
+    scenes = scene_names(subjects)
     known = {*subjects.names, *scenes}
     for name, label in rows:
         if name not in known:
-            raise ValueError(f"{path} names {name!r}, which is no subject")
+            raise ValueError(f"{path} names {name!r}, which is not a subject")
         if name in by_name:
             raise ValueError(f"{path} names {name!r} twice")
         if not label:
@@ -84,7 +84,7 @@ def read_class_labels(path: str | Path, subjects: Subjects) -> Labels:
         if name in by_name or scene in by_name
     }
     if not labels:
-        raise ValueError(f"{path} has no label of any subject")
+        raise ValueError(f"{path} has a label for none of the subjects")
     classes = sorted(set(labels.values()), key=_order(set(labels.values())))
     numbers = {index: classes.index(label) for index, label in labels.items()}
     counts = {index: F.one_hot(torch.tensor(number), len(classes)) for index, number in numbers.items()}
@@ -96,17 +96,17 @@ def read_mask_labels(
 ) -> Labels:
     """Read a class for each pixel from rasters whose stems are the subjects' names.
 
-    Every file is read once here, for its classes, and again when its subject is asked for.
+    Every file is read here for its classes, and again when a target is used.
 
     Args:
-        folder: of rasters of whole numbers in one band, in any format of `read_cube`.
-        subjects: of tiles, each takes its window of the scene's raster, which has the size of the scene.
-        ignore: the number that means "not labelled"; so does what a file declares as nodata.
-        names: of the classes, in ascending order of their numbers; None names them by these.
+        folder: folder of rasters of whole numbers in one band, in any format of `read_cube`.
+        subjects: a tile uses its window of the scene's raster, which must have the size of the scene.
+        ignore: the number that means "not labelled", besides the nodata that a file declares.
+        names: names of the classes, in ascending order of their numbers; None uses the numbers.
 
     Raises:
-        ValueError: the folder or a file can't be read, a value is no whole number, a raster does not fit its scene,
-            there are other classes than `names`, or no subject has a label.
+        ValueError: the folder or a file can't be read, a value is not a whole number, a raster does not fit its scene,
+            the number of classes is not that of `names`, or no subject has a label.
     """
     masks = _Masks(pair_files(folder, {})[0].files, subjects, ignore)
     found: dict[int, dict[int, int]] = {}
@@ -115,11 +115,13 @@ def read_mask_labels(
             values, counts = np.unique(masks.raw(index).numpy(), return_counts=True)
             found[index] = {int(v): int(c) for v, c in zip(values, counts, strict=True) if v != UNLABELLED}
     if not any(found.values()):
-        raise ValueError(f"{folder} has no label of any subject, such as {subjects.names[0]!r}")
+        raise ValueError(f"{folder} has labels for none of the subjects, such as {subjects.names[0]!r}")
     numbers = sorted(set().union(*found.values()))
     if names is not None and len(names) != len(numbers):
-        raise ValueError(f"there are {len(names)} names of classes, but the labels are {numbers}")
-    counted = {index: torch.tensor([of.get(number, 0) for number in numbers]) for index, of in found.items() if of}
+        raise ValueError(f"there are {len(names)} names of classes, expected {len(numbers)}, for the labels {numbers}")
+    counted = {
+        index: torch.tensor([count.get(number, 0) for number in numbers]) for index, count in found.items() if count
+    }
     classes = [str(number) for number in numbers] if names is None else list(names)
     return Labels("segmentation", classes, counted, functools.partial(masks.target, torch.tensor(numbers)))
 
@@ -127,19 +129,23 @@ def read_mask_labels(
 def split(
     subjects: Subjects, labels: Labels, validation: Sequence[str] | float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """The numbers of labelled subjects to train with and to validate with; the tiles of a scene stay together.
+    """Split labelled subjects into training and validation; the tiles of a scene stay together.
 
     Args:
-        subjects: whose names count.
-        labels: which of them are labelled.
-        validation: names of subjects or, of tiles, of scenes; or the share of them to draw, at least one.
-        seed: of the draw.
+        subjects: the subjects, of which only names and scenes are used.
+        labels: their labels.
+        validation: names of subjects, or of scenes if the subjects are tiles; or the share of them to draw, at least
+            one.
+        seed: seed of the draw.
+
+    Returns:
+        The numbers of the subjects to train with and of those to validate with.
 
     Raises:
-        ValueError: a name is unknown, or no subject is left on one of the sides.
+        ValueError: a name is unknown, or one of the two sides has no subject.
     """
-    of = {index: scene for index, scene in enumerate(scenes_of(subjects)) if index in labels.counts}
-    scenes = sorted(set(of.values()))
+    labelled = {index: scene for index, scene in enumerate(scene_names(subjects)) if index in labels.counts}
+    scenes = sorted(set(labelled.values()))
     if isinstance(validation, float):
         if not 0 < validation < 1:
             raise ValueError(f"validation is {validation:g}, expected a share in (0, 1), or names")
@@ -149,31 +155,31 @@ def split(
         held = set(validation)
         if unknown := sorted(held - set(scenes)):
             raise ValueError(
-                f"validation names {unknown[0]!r}, which is no labelled subject or scene, such as {scenes[0]!r}"
+                f"validation names {unknown[0]!r}, expected names of labelled subjects or scenes, such as {scenes[0]!r}"
             )
-    held_out = [index for index, scene in of.items() if scene in held]
-    training = [index for index, scene in of.items() if scene not in held]
+    held_out = [index for index, scene in labelled.items() if scene in held]
+    training = [index for index, scene in labelled.items() if scene not in held]
     if not training or not held_out:
         raise ValueError(f"{len(training)} subjects are left to train with and {len(held_out)} to validate with")
     return training, held_out
 
 
-def scenes_of(subjects: Subjects) -> list[str]:
-    """The scene that each subject is a tile of, or its name."""
+def scene_names(subjects: Subjects) -> list[str]:
+    """Return the scene of each subject if they are tiles, else their names."""
     return [position.scene for position in subjects.positions] or list(subjects.names)
 
 
 class _Masks:
-    """Rasters of classes, of which the last one read is kept: the tiles of a scene follow each other."""
+    """Reads rasters of classes; keeps the last one, because tiles of one scene follow each other."""
 
     def __init__(self, files: dict[str, Path], subjects: Subjects, ignore: int) -> None:
         self.files, self.ignore = files, ignore
-        self.names, self.scenes = list(subjects.names), scenes_of(subjects)
+        self.names, self.scenes = list(subjects.names), scene_names(subjects)
         self.positions = subjects.positions
         self.last: tuple[Path | None, Tensor] = (None, torch.empty(0))
 
     def raw(self, index: int) -> Tensor:
-        """The numbers `[H, W]` of the raster of a subject, or of its tile of it; `UNLABELLED` where there is none."""
+        """Read the numbers `[H, W]` in the raster of a subject, or in its tile; `UNLABELLED` where there is none."""
         path = self.files[self.scenes[index]]
         if self.last[0] != path:
             self.last = (path, _read_mask(path, self.ignore))
@@ -188,7 +194,7 @@ class _Masks:
         return mask[window.slices].contiguous()
 
     def target(self, numbers: Tensor, index: int) -> Tensor:
-        """The places `[H, W]` of a subject's numbers among all `numbers`, which ascend."""
+        """Return the target `[H, W]` of a subject: places of its numbers in the ascending `numbers` of all classes."""
         mask = self.raw(index)
         return torch.searchsorted(numbers, mask).masked_fill(mask == UNLABELLED, UNLABELLED)
 
@@ -208,5 +214,7 @@ def _read_mask(path: Path, ignore: int) -> Tensor:
         raise ValueError(f"{path} has {len(cube.values)} bands, expected one band of classes")
     values, unknown = cube.values[0], cube.nodata[0] | (cube.values[0] == ignore)
     if not torch.equal(values, values.round()) or bool((values[~unknown] < 0).any()):
-        raise ValueError(f"{path} has values that are no classes, expected whole numbers >= 0, {ignore} for none")
+        raise ValueError(
+            f"{path} has values that are not classes, expected whole numbers >= 0 or {ignore} for no label"
+        )
     return values.long().masked_fill(unknown, UNLABELLED)

@@ -1,4 +1,4 @@
-"""Map pictures of a segmentation: input in false colours, label, prediction, and where they differ."""
+"""Pictures of a segmentation: input in false colours, label, prediction, and where they differ."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ...data.subjects import Subjects
 from ...data.tiles import untile
 from ..pictures import GREY, contrast, save_figure, show, spread
 from .labelled import labelled
-from .labels import UNLABELLED, Labels, scenes_of
+from .labels import UNLABELLED, Labels, scene_names
 
 RIGHT, WRONG = (0.85, 0.9, 0.85), (0.8, 0.1, 0.1)
-MOST_TILES = 400  # of a scene that is drawn whole: more are more pixels than a picture shows
+MOST_TILES = 400  # of a scene that is drawn whole; more would be more pixels than a picture shows
 
 
 def write_maps(
@@ -33,13 +33,13 @@ def write_maps(
     count: int,
     rgb: tuple[int, int, int] | None = None,
 ) -> None:
-    """Write pictures of the first `count` subjects, or scenes, of those `chosen`: `NAME.png`.
+    """Write pictures `NAME.png` of the first `count` subjects, or scenes, among those `chosen`.
 
-    The tiles of a scene are put together, with the mean of their logits where they overlap; those of a scene of more
-    than 400 tiles are drawn one by one.
+    The tiles of a scene are put together, with the mean of their logits where they overlap; if there are more than 400,
+    they are drawn one by one.
     """
     folder.mkdir(exist_ok=True)
-    scenes = scenes_of(subjects)
+    scenes = scene_names(subjects)
     groups: dict[str, list[int]] = {}
     for index in chosen:
         groups.setdefault(scenes[index], []).append(index)
@@ -64,12 +64,12 @@ def draw_map(
     """Draw one subject, or one scene put together of tiles.
 
     Args:
-        name: in the title.
+        name: the title.
         hsi: `[T, H, W]`, normalised.
         target: int64 `[H, W]`, `UNLABELLED` where there is no label; drawn grey.
         predicted: int64 `[H, W]`.
-        valid: bool `[H, W]`; other pixels have no input to predict from, and are drawn grey.
-        classes: their names.
+        valid: bool `[H, W]`; predictions for other pixels are drawn grey.
+        classes: names of the classes.
         rgb: bands shown as red, green and blue; None spreads three over the spectrum.
     """
     bands = list(rgb or spread(len(hsi)))
@@ -97,7 +97,7 @@ def draw_map(
 
 
 def class_colours(classes: int) -> np.ndarray:
-    """A colour for each class `[classes, 3]`, none of them grey: the same in every picture of a model."""
+    """Return a colour for each class `[classes, 3]`, none of them grey; the same in every picture."""
     if classes > 18:
         return np.asarray(colormaps["gist_ncar"](np.linspace(0.05, 0.95, classes)))[:, :3]
     palette = np.asarray(colormaps["tab20"](range(20)))[:, :3]
@@ -108,7 +108,7 @@ def class_colours(classes: int) -> np.ndarray:
 def _whole(
     model: nn.Module, subjects: Subjects, labels: Labels, indices: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cube `[T, H, W]`, target `[H, W]`, logits `[classes, H, W]` and valid `[H, W]` of a subject, or of tiles."""
+    """Return cube `[T, H, W]`, target `[H, W]`, logits `[classes, H, W]` and valid `[H, W]` of a subject or scene."""
     samples = [subjects[index] for index in indices]
     targets = [labelled(sample, labels, index).target for sample, index in zip(samples, indices, strict=True)]
     device = next(model.parameters()).device

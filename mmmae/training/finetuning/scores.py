@@ -1,4 +1,4 @@
-"""What a classifier is worth: accuracy, F1, IoU and the confusion matrix, by torchmetrics."""
+"""Scores of a classifier: accuracy, F1, IoU and the confusion matrix, by torchmetrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .labels import UNLABELLED
 
 
 class Scores(nn.Module):
-    """Collects predictions over batches, and scores them together."""
+    """Accumulates predictions over batches, and scores all of them."""
 
     def __init__(self, task: str, classes: Sequence[str]) -> None:
         super().__init__()
@@ -44,16 +44,16 @@ class Scores(nn.Module):
         self.metrics.update(logits.argmax(1), target)
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget all predictions."""
         self.metrics.reset()
 
     def compute(self) -> dict[str, Any]:
-        """The scores of all that was added.
+        """Compute the scores of all predictions.
 
         Returns:
-            `accuracy`, and the means `f1_macro` and (of a segmentation) `miou` over the classes that occur in the
-            targets; the same for each class by name; `confusion`, a row a true class and a column a predicted one.
-            Targets without a label do not count.
+            `accuracy`; `f1_macro` and, for a segmentation, `miou`, the means over the classes that occur in the
+            targets; `classes`, the same scores for each class by name; and `confusion`, with a row for each true and a
+            column for each predicted class. Targets without a label do not count.
         """
         scores = self.metrics.compute()
         labelled = scores["confusion"].sum(1)
@@ -69,12 +69,12 @@ class Scores(nn.Module):
 
 
 def main_score(task: str) -> str:
-    """The score that decides which epoch is the best."""
+    """Return the name of the score by which the best epoch is chosen."""
     return "miou" if task == "segmentation" else "f1_macro"
 
 
 def write_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]], out: Path) -> None:
-    """Write `confusion.csv` and `confusion.png`: a row a true class, a column a predicted one."""
+    """Write `confusion.csv` and `confusion.png`, with a row for each true and a column for each predicted class."""
 
     def write(path: Path) -> None:
         with path.open("w", newline="") as file:
@@ -87,7 +87,7 @@ def write_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]], 
 
 
 def draw_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> Figure:
-    """Draw the matrix: colours are shares of the true class, numbers are counts and shares."""
+    """Draw the confusion matrix: colours are shares of the true class, numbers are counts and shares."""
     counts = torch.tensor(confusion, dtype=torch.float64)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = 2.5 + 0.8 * len(classes)

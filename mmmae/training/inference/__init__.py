@@ -1,1 +1,1 @@
-"""Features and reconstructions of trained models."""
+"""Features and reconstructions by trained models."""

@@ -1,4 +1,4 @@
-"""Features of subjects, written row by row: a folder of any size needs the memory of a batch."""
+"""Write the features of subjects row by row, so that any number of them needs the memory of one batch."""
 
 from __future__ import annotations
 
@@ -36,27 +36,39 @@ def encode(
     workers: int = 0,
     device: str = "cpu",
 ) -> tuple[int, ...]:
-    """Write the features of all subjects into one file, whole or not at all.
+    """Write the features of all subjects into one file, atomically.
 
     A `.safetensors` file holds the tensor `features` and in its metadata `names`, a JSON list, and `pool`. A `.npz`
-    file holds the arrays `features` and `names` (unicode). Row i of `features` is subject `names[i]`.
+    file holds the arrays `features` and `names` (unicode). Row i of `features` belongs to the subject `names[i]`.
 
     Args:
-        encoder: brought into evaluation mode and onto `device`.
-        subjects: with the encoder's bands.
-        out: the file; its suffix is `.safetensors` or `.npz`.
-        pool: `mean` of all tokens, `[D]` a subject; `spatial`, the mean over the spectral groups, `[h, w, D]`;
+        encoder: moved to `device` and set to evaluation mode.
+        subjects: must have the encoder's number of bands.
+        out: the file, with the suffix `.safetensors` or `.npz`.
+        pool: `mean` over all tokens, `[D]` a subject; `spatial`, the mean over the spectral groups, `[h, w, D]`; or
             `tokens`, all of them, `[t, h, w, D]`.
         batch: subjects a forward pass. A subject's features do not depend on the others, apart from rounding.
         workers: processes that read data.
-        device: to compute on.
+        device: the device to compute on.
 
     Returns:
-        The shape of `features`, float32.
+        The shape of `features`, which is float32.
 
     Raises:
         ValueError: an argument is not allowed, or the subjects do not fit the encoder.
         OSError: a file can't be read or written.
+
+    Example:
+        >>> import mmmae
+        >>> import numpy as np
+        >>> from mmmae.phantom import Phantom
+        >>> from mmmae.training.inference.encode import encode
+        >>> encoder = mmmae.fast_model("tiny", image_size=32).hsi_encoder()
+        >>> encode(encoder, Phantom(3, image_size=32), "features.npz")
+        (3, 64)
+        >>> with np.load("features.npz") as file:
+        ...     print(file["names"][0], file["features"].shape)
+        phantom-0-00000 (3, 64)
     """
     out, config = Path(out), encoder.config
     if out.suffix not in SUFFIXES:
@@ -70,7 +82,7 @@ def encode(
     if workers < 0:
         raise ValueError(f"workers is {workers}, expected a whole number >= 0")
     if len(subjects) == 0:
-        raise ValueError("there is no subject to encode")
+        raise ValueError("there are no subjects, expected at least one")
     if subjects.bands != config.bands:
         raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {config.bands}")
     usable_device(device)
@@ -87,21 +99,21 @@ def encode(
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name.
+    """Return the device of a name.
 
     Raises:
-        ValueError: there is none, or it can't be used here.
+        ValueError: there is no such device, or it can't be used here.
     """
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-        raise ValueError(f"device is {name!r}, which does not serve: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"device is {name!r}, which can't be used: {str(error).splitlines()[0]}") from error
 
 
 def features(
     encoder: HSIEncoder, subjects: Subjects, pool: str, batch: int, workers: int, device: str
 ) -> Iterator[Tensor]:
-    """The features of one batch after another, float32 on the CPU; shows how far it is."""
+    """Yield the features of one batch after another, float32 on the CPU, and show the progress."""
     loader: DataLoader[Batch] = DataLoader(
         subjects,  # type: ignore[arg-type]
         batch_size=batch,
@@ -120,7 +132,7 @@ def features(
 
 
 def pooled(tokens: Tensor, pool: str) -> Tensor:
-    """Tokens `[B, t, h, w, D]` as `mean` `[B, D]`, `spatial` `[B, h, w, D]`, or all of them."""
+    """Reduce tokens `[B, t, h, w, D]` to `mean` `[B, D]` or `spatial` `[B, h, w, D]`, or return all of them."""
     if pool == "tokens":
         return tokens
     return tokens.mean(1) if pool == "spatial" else tokens.mean((1, 2, 3))
@@ -137,7 +149,7 @@ def _write_npz(path: Path, rows: Iterator[Tensor], shape: tuple[int, ...], names
 
 
 def _write_safetensors(path: Path, rows: Iterator[Tensor], shape: tuple[int, ...], names: list[str], pool: str) -> None:
-    """As `safetensors` does, which wants all of a tensor in memory: length of the header, header, values."""
+    """Write length of the header, header and values; `safetensors` itself needs the whole tensor in memory."""
     size = int(np.prod(shape, dtype=np.int64)) * 4
     header = {
         "__metadata__": {"format": "pt", "pool": pool, "names": json.dumps(names)},

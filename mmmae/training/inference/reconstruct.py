@@ -1,4 +1,4 @@
-"""What a pretrained model reconstructs of each subject: pictures, and errors by band in the units of the files."""
+"""Reconstructions by a pretrained model: pictures, and errors by band in the units of the files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...model.fast import FastModel
 from ...model.inputs import Output, decoded_ids
 from ...model.losses import token_weights
 from ...model.resize import resize
-from ..pictures import draw_embeddings, draw_pixels, pixels_of, restore, save_figure
+from ..pictures import draw_embeddings, draw_pixels, pixel_mask, restore, save_figure
 
 ALL = "all subjects"
 PIXEL_COLUMNS = ("subject", "band", "wavelength_nm", "pixels", "rmse", "mae", "rmse_normalised", "mae_normalised")
@@ -38,16 +38,16 @@ def reconstruct(
 ) -> list[dict[str, Any]]:
     """Write a picture of each subject and `errors.csv` into a folder.
 
-    The errors are those of predicted tokens alone, over their valid pixels. With `target="pixels"` there is a row for
-    each band of each subject, in the units of the files and normalised; with `target="embedding"` a row for each group
-    of bands, of embeddings, whose unit means nothing. The last rows are over all subjects together.
+    Errors are over the valid pixels of predicted tokens only. With `target="pixels"` there is a row for each band of
+    each subject, in the units of the files and normalised; with `target="embedding"` a row for each group of bands,
+    with errors of embeddings, which have no unit. The last rows are over all subjects.
 
     Args:
-        model: pretrained; brought into evaluation mode.
-        subjects: with the model's bands, and some of its modalities.
-        out: the folder; what else is in it stays.
-        first: how many subjects, from the first on; None means all.
-        seed: of the masks; that of a subject depends on its number, too.
+        model: pretrained; set to evaluation mode.
+        subjects: with the bands of the model, and some of its modalities.
+        out: the folder; other files in it stay.
+        first: number of subjects, from the first on; None means all.
+        seed: seed of the masks; the mask of a subject also depends on its number.
         rgb: bands that pictures show as red, green and blue; None spreads three over the spectrum.
 
     Returns:
@@ -92,12 +92,12 @@ def reconstruct(
 
 
 def pixel_sums(model: FastModel, subjects: Subjects, batch: Batch, output: Output) -> Tensor:
-    """Of each band: predicted valid pixels, squared and absolute error in the files' units and normalised: `[T, 5]`."""
+    """Sum over each band `[T, 5]`: valid pixels, squared and absolute errors in the files' units and normalised."""
     config = model.config
     volume = resize(batch.hsi, config.image_size)
     found = restore(config, volume, output)[0, 0]
     valid = resize(batch.valid.float(), config.image_size)[0] >= 0.5
-    counts = pixels_of(config, decoded_ids(config, output.mask))[0, 0] & valid  # [T, H, W]
+    counts = pixel_mask(config, decoded_ids(config, output.mask))[0, 0] & valid  # [T, H, W]
     units = [subjects.normalization.invert("hsi", cube.cpu()) for cube in (found, volume[0, 0])]
     errors = ((units[0] - units[1]).to(found.device), found - volume[0, 0])
     columns = [part for error in errors for part in (error.double().square(), error.double().abs())]
@@ -105,7 +105,7 @@ def pixel_sums(model: FastModel, subjects: Subjects, batch: Batch, output: Outpu
 
 
 def token_sums(model: FastModel, batch: Batch, output: Output) -> Tensor:
-    """Of each group of bands: predicted tokens that count, mean squared and mean absolute error of each: `[t, 3]`."""
+    """Sum over each group of bands `[t, 3]`: valid tokens, their mean squared and their mean absolute errors."""
     config, projection = model.config, model.patch_embed.proj
     ids = decoded_ids(config, output.mask)
     target = patch_embed(resize(batch.hsi, config.image_size), projection.weight, projection.bias, ids)
