@@ -105,7 +105,7 @@ def test_a_sample_without_keys_gets_zeros_and_gives_none(start, runner):
     leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
     present = torch.tensor([[False] * 5, [True] * 5], device=runner.device)
     if runner.backend in list(FLASH)[:-1]:
-        with pytest.raises(ValueError, match=f"'{runner.backend}' does not support this call: it takes no key_present"):
+        with pytest.raises(ValueError, match=f"'{runner.backend}' does not support this call: .*key_present"):
             attention(*leaves, key_present=present)
         return
     out = attention(*leaves, key_present=present)

@@ -80,7 +80,7 @@ WRONG_TYPE = "the tensors have dtype torch.float32, it takes float16 and bfloat1
             Call("sm90", HALF, 256, deterministic=True),
             "its backward is not deterministic at a head width of 256",
         ),
-        ("flash_attn_3", Call("sm90", HALF, 64, masked=True), "it takes no key_present"),
+        ("flash_attn_3", Call("sm90", HALF, 64, masked=True), "it does not support key_present"),
         (
             "flash_attn_2",
             Call("sm75", HALF, 64),
@@ -98,7 +98,7 @@ WRONG_TYPE = "the tensors have dtype torch.float32, it takes float16 and bfloat1
             f"its kernels are for compute capability 8 and 9 and for {AMD}, not sm100",
         ),
         ("xformers", Call("sm90", HALF, 64, deterministic=True), "its backward has no deterministic mode"),
-        ("native", Call("sm90", SINGLE, 64), "the tensors lie on sm90, native kernels run on the CPU"),
+        ("native", Call("sm90", SINGLE, 64), "the tensors are on sm90, native kernels run on the CPU"),
         ("native", Call("cpu", BRAIN, 64), "the tensors have dtype torch.bfloat16, native kernels take float32"),
         ("native", Call("cpu", SINGLE, 257), "the head width is 257, native kernels take up to 256"),
     ],
@@ -205,7 +205,7 @@ PACKED, VECTORS, PRESENT = torch.zeros(2, 3, 3, 4, 8), torch.zeros(2, 1, 2, 4, 8
     ("call", "message"),
     [
         (lambda: attention(*[torch.zeros(2, 3, 4)] * 3), "q has shape [2, 3, 4], expected [B, Nq, h, d]"),
-        (lambda: attention(HEADS), "q has shape [2, 3, 4, 8], expected [B, N, 3, h, d] where there is no k"),
+        (lambda: attention(HEADS), "q has shape [2, 3, 4, 8], expected [B, N, 3, h, d] without k and v"),
         (lambda: attention(PACKED[:, :, :2]), "q has shape [2, 3, 2, 4, 8], expected [2, 3, 3, 4, 8]"),
         (lambda: attention(HEADS, None, HEADS), "v is given without k"),
         (lambda: attention(HEADS, HEADS), "k has shape [2, 3, 4, 8], expected [B, Nk, 2, h, d]"),

@@ -261,7 +261,7 @@ BLOCK = BlockWeights(
     ("call", "message"),
     [
         (lambda: patch_embed(VOLUME[0], WEIGHT), "volume has shape .*expected .B, C, T, H, W"),
-        (lambda: patch_embed(VOLUME[:, :, :5], WEIGHT), "volume has T = 5, expected a multiple of the patch's 3"),
+        (lambda: patch_embed(VOLUME[:, :, :5], WEIGHT), "volume has T = 5, expected a multiple of the patch size 3"),
         (lambda: patch_embed(VOLUME, WEIGHT.expand(4, 2, 3, 16, 16)), "volume has 1 channels, expected 2"),
         (lambda: patch_embed(VOLUME, WEIGHT.int()), "weight has dtype torch.int32"),
         (lambda: patch_embed(VOLUME, WEIGHT, torch.zeros(5)), "bias has shape .5., expected .4."),
@@ -353,7 +353,7 @@ BLOCK = BlockWeights(
             lambda: patch_embed(VOLUME, WEIGHT, None, IDS.to_sparse()),
             "ids has layout torch.sparse_coo, expected torch.str",
         ),
-        (lambda: patchify(VOLUME, 16), "patch is 16, expected three, of bands, rows and columns"),
+        (lambda: patchify(VOLUME, 16), "patch is 16, expected three sizes"),
         (lambda: patchify(VOLUME, (16, 16)), "patch has 2 sizes, expected three"),
         (lambda: patchify(VOLUME, (3, 16.0, 16)), r"patch\[1\] is 16.0, expected a whole number"),
         (lambda: patch_l2_loss(torch.zeros(2, 3, 4), VOLUME, WEIGHT, None, None), "ids is None, expected a Tensor"),

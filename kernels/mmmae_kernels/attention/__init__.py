@@ -1,4 +1,4 @@
-"""Attention through the best backend that serves the call."""
+"""Attention by the preferred backend that supports the call."""
 
 from .op import attention, concat_attention
 

@@ -1,4 +1,4 @@
-"""What a backend of attention needs to know of a call, with or without the tensors themselves."""
+"""Properties of an attention call that decide which backends support it, independent of tensors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Call(NamedTuple):
     """A call of attention.
 
     Args:
-        target: where it runs: `cpu`, `sm90` (NVIDIA, compute capability 9.0), `gfx942` (AMD), or another device's type.
-        dtype: of q, k and v.
-        head_width: channels a head.
-        masked: whether samples may lack keys.
-        deterministic: whether the result has to be bitwise repeatable, see `torch.use_deterministic_algorithms`.
+        target: `cpu`, `sm90` (NVIDIA, compute capability 9.0), `gfx942` (AMD), or the type of another device.
+        dtype: dtype of q, k and v.
+        head_width: channels of a head.
+        masked: whether there is a mask of present keys.
+        deterministic: whether `torch.use_deterministic_algorithms` asks for bitwise repeatable results.
     """
 
     target: str
@@ -31,7 +31,7 @@ class Call(NamedTuple):
 
     @property
     def capability(self) -> tuple[int, int] | None:
-        """The compute capability of an NVIDIA GPU; None elsewhere."""
+        """The compute capability of an NVIDIA GPU; None for other targets."""
         if not self.target.startswith("sm"):
             return None
         number = int(self.target[2:])
@@ -39,7 +39,7 @@ class Call(NamedTuple):
 
 
 def call_of(q: Tensor, key_present: Tensor | None) -> Call:
-    """The call with these arguments."""
+    """Return the properties of a call with these arguments."""
     return Call(
         target=target_of(q.device.type, q.device.index),
         dtype=q.dtype,
@@ -51,21 +51,21 @@ def call_of(q: Tensor, key_present: Tensor | None) -> Call:
 
 @constant_when_compiled
 def target_of(device: str, index: int | None) -> str:
-    """A device as `Call.target` names it."""
+    """Return the `Call.target` of a device."""
     if device != "cuda":
         return device
-    from ..gpu.launch import target_of  # it imports triton
+    from ..gpu.launch import target_of  # imports triton
 
     name: str = target_of(torch.device(device) if index is None else torch.device(device, index))
     return name
 
 
 def flash_refuses(call: Call, *, widest: int = 256) -> Reason:
-    """None if kernels of the flash-attn kind take the call as far as its type and shape go, else the reason why not."""
+    """Return None if flash-attn's kernels support the dtype, mask and head width of a call, else the reason."""
     if call.dtype not in HALVES:
         return f"the tensors have dtype {call.dtype}, it takes float16 and bfloat16"
     if call.masked:
-        return "it takes no key_present"
+        return "it does not support key_present"
     if call.head_width % 8 != 0 or call.head_width > widest:
         return f"the head width is {call.head_width}, it takes multiples of 8 up to {widest}"
     return None

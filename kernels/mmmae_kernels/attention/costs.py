@@ -1,4 +1,4 @@
-"""What the operators of attention cost."""
+"""Costs of the operators of attention."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 
 def attention_macs(projected: Sequence[Sequence[int]], *rest: object) -> int:
-    """Scores and mix of q, k and v `[B, N, h, d]`, given one by one or packed; absent keys count too."""
+    """Return the multiply-adds of scores and weighted values of separate or packed q, k and v, absent keys included."""
     first, last = projected[0], projected[-1]
     return 2 * math.prod((first[0], first[1], last[1], *first[-2:]))
 
 
 def attention_backward_macs(grad: object, projected: Sequence[Sequence[int]], *rest: object) -> int:
-    """The scores again, and a product for each gradient: of the shares and of q, k and v."""
+    """Return the multiply-adds of five products: the scores again, and the gradients of scores, q, k and v."""
     return attention_macs(projected) // 2 * 5
 
 

@@ -1,4 +1,4 @@
-"""Attention of queries to the keys that are present, and of tokens to themselves and the vectors that guide them."""
+"""Attention of queries to keys, and of tokens to themselves and a few vectors, with a choice of backends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .guidance import MergedAttention
 from .operators import FlashAttention, unpacked
 from .reference import attention_eager
 
-# In order of preference; those of the flash kind first.
+# Backends in order of preference; flash backends compute a log-sum-exp and have a backward of their own.
 FLASH: dict[str, FlashBackend] = {
     "flash_attn_4": flash_attn_4,
     "flash_attn_3": flash_attn_3,
@@ -42,23 +42,35 @@ def attention(
     key_present: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """`softmax(q k^T / sqrt(d)) v` for each head.
+    """Compute `softmax(q k^T / sqrt(d)) v` for each head.
 
-    Of tensors that are packed, and of their gradients, no copies are made by backends other than `sdpa` and `eager`.
+    Queries, keys and values may be packed in one tensor, as a linear layer computes them. Only the backends `sdpa` and
+    `eager` copy packed tensors or their gradients.
 
     Args:
-        q: `[B, Nq, h, d]`, or `[B, N, 3, h, d]` with queries, keys and values, and neither k nor v.
-        k: `[B, Nk, h, d]`, or `[B, Nk, 2, h, d]` with keys and values, and no v.
+        q: `[B, Nq, h, d]`; or packed `[B, N, 3, h, d]` with queries, keys and values, without `k` and `v`.
+        k: `[B, Nk, h, d]`; or packed `[B, Nk, 2, h, d]` with keys and values, without `v`.
         v: `[B, Nk, h, d]`.
-        key_present: `[B, Nk]` bool, which keys a sample has; None means all. A sample without any gets zeros. What
-            absent keys and values hold does not matter.
-        backend: one of BACKENDS, or `auto`: the environment variable `MMMAE_ATTENTION`, else the first that can.
+        key_present: `[B, Nk]` bool, False for keys to ignore; None means all are present. The contents of absent keys
+            and values do not matter. The result is zero for a sample without keys.
+        backend: `flash_attn_4`, `flash_attn_3`, `flash_attn_2`, `xformers`, `native`, `sdpa`, `eager`, or `auto`: that
+            of the environment variable `MMMAE_ATTENTION`, else the first one that supports the call.
 
     Returns:
-        `[B, Nq, h, d]`, in autocast's type under autocast.
+        `[B, Nq, h, d]`, in autocast's dtype under autocast.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, the backend is unknown, or it can't serve this call.
+        ValueError: shapes, dtypes or devices do not match, the backend is unknown, or it does not support this call.
+
+    Example:
+        >>> q, k, v = torch.randn(2, 5, 4, 8), torch.randn(2, 7, 4, 8), torch.randn(2, 7, 4, 8)
+        >>> key_present = torch.ones(2, 7, dtype=torch.bool)
+        >>> key_present[1, 3:] = False  # the second sample has three keys
+        >>> attention(q, k, v, key_present=key_present).shape
+        torch.Size([2, 5, 4, 8])
+        >>> qkv = torch.randn(2, 5, 3, 4, 8)  # packed
+        >>> torch.allclose(attention(qkv), attention(*qkv.unbind(2)))
+        True
     """
     projected = _cast(_check(q, k, v))
     if key_present is not None:
@@ -72,22 +84,31 @@ def attention(
 
 
 def concat_attention(qkv: Tensor, vectors: Tensor, present: Tensor, *, backend: str = "auto") -> Tensor:
-    """Attention of tokens to themselves and to the vectors that their sample has.
+    """Compute attention from tokens to themselves and to a few vectors, of which a sample may lack some.
 
-    The result of attending to keys and values of both, concatenated, but only `sdpa` and `eager` concatenate. Where a
-    sample has no vector, it is that of `attention` to its tokens.
+    The result is that of attention to the concatenated keys and values, but only the backends `sdpa` and `eager`
+    concatenate. For a sample without vectors it equals `attention(qkv)`.
 
     Args:
         qkv: queries, keys and values of the tokens, `[B, N, 3, h, d]`.
-        vectors: keys and values of the vectors, `[B, m, 2, h, d]`; what absent ones hold does not matter.
+        vectors: keys and values of the vectors, `[B, m, 2, h, d]`; the contents of absent vectors do not matter.
         present: `[B, m]` bool, which vectors a sample has.
-        backend: as in `attention`.
+        backend: see `attention`.
 
     Returns:
-        `[B, N, h, d]`, in autocast's type under autocast.
+        `[B, N, h, d]`, in autocast's dtype under autocast.
 
     Raises:
-        ValueError: as in `attention`.
+        ValueError: see `attention`.
+
+    Example:
+        >>> qkv, vectors = torch.randn(2, 5, 3, 4, 8), torch.randn(2, 3, 2, 4, 8)
+        >>> present = torch.tensor([[True, False, True], [False, False, False]])
+        >>> out = concat_attention(qkv, vectors, present)
+        >>> out.shape
+        torch.Size([2, 5, 4, 8])
+        >>> torch.allclose(out[1], attention(qkv)[1])  # the second sample has no vectors
+        True
     """
     check_rank("qkv", qkv, "[B, N, 3, h, d]")
     check_floating("qkv", qkv)
@@ -105,13 +126,17 @@ def concat_attention(qkv: Tensor, vectors: Tensor, present: Tensor, *, backend: 
 
 
 def attention_backend(name: str, source: str = "attention") -> str:
-    """Return the backend that `name` stands for.
+    """Resolve the name of a backend of attention.
 
-    For `auto` it is that of `MMMAE_ATTENTION`, if it is set, else `eager` where `use_backend` or `MMMAE_KERNELS` asks
-    for eager code, else the first that can.
+    `auto` becomes the value of `MMMAE_ATTENTION` if it is set. If that is `auto` too, it becomes `eager` under
+    `use_backend("eager")` or `MMMAE_KERNELS=eager`.
+
+    Args:
+        name: name of a backend, or `auto`.
+        source: name of the setting, for the message.
 
     Raises:
-        ValueError: the name, or the variable's, is unknown; lists the known ones.
+        ValueError: the name is unknown.
     """
     if isinstance(name, str) and name == "auto":
         source, name = "MMMAE_ATTENTION", os.environ.get("MMMAE_ATTENTION", "auto")
@@ -121,11 +146,11 @@ def attention_backend(name: str, source: str = "attention") -> str:
 
 
 def explain_call(call: Call, *, here: bool = False) -> dict[str, dispatch.Reason]:
-    """Per backend, the preferred first: None if it serves the call, else the reason why not.
+    """Return for each backend, in order of preference, None if it supports the call, else the reason.
 
     Args:
-        call: what is asked of it.
-        here: whether this machine must have what the backend needs; else whatever it needs is taken to be there.
+        call: properties of the call.
+        here: whether the packages and devices of this machine matter; if False, all are assumed to be there.
     """
     reasons: dict[str, dispatch.Reason] = {}
     for name in BACKENDS:
@@ -135,17 +160,17 @@ def explain_call(call: Call, *, here: bool = False) -> dict[str, dispatch.Reason
 
 
 def _check(q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]:
-    """The tensors that are given, after a look at their shapes, dtypes and devices."""
+    """Return the given tensors, or raise unless their shapes, dtypes and devices match."""
     check_tensor("q", q)
     if v is not None:
         check_tensor("v", v)
     check_floating("q", q)
     if k is None:
         if v is not None:
-            raise ValueError("v is given without k")
+            raise ValueError("v is given without k, expected k and v")
         check_rank("q", q, "[B, N, 3, h, d]" if q.dim() == 5 else "[B, Nq, h, d]")
         if q.dim() == 4:
-            raise ValueError(f"q has shape {list(q.shape)}, expected [B, N, 3, h, d] where there is no k")
+            raise ValueError(f"q has shape {list(q.shape)}, expected [B, N, 3, h, d] without k and v")
         check_shape("q", q, (*q.shape[:2], 3, *q.shape[3:]))
         return [q]
     check_tensor("k", k)
@@ -208,7 +233,7 @@ def _by_flash(backend: str) -> Callable[[Sequence[Tensor], Tensor | None], Tenso
     return run
 
 
-def _plainly(backend: str) -> Callable[[Sequence[Tensor], Tensor | None], Tensor]:
+def _by_plain(backend: str) -> Callable[[Sequence[Tensor], Tensor | None], Tensor]:
     return lambda projected, key_present: PLAIN[backend](*unpacked(projected), key_present)
 
 
@@ -220,7 +245,7 @@ def _merged_by_flash(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]
     return run
 
 
-def _concatenated(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _concat_by_plain(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def run(qkv: Tensor, vectors: Tensor, present: Tensor) -> Tensor:
         (q, k, v), (keys, values) = qkv.unbind(2), vectors.unbind(2)
         key_present = torch.cat([present.new_ones(qkv.shape[:2]), present], dim=1)
@@ -230,14 +255,16 @@ def _concatenated(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _implementations(
-    by_flash: Callable[[str], Callable[..., Tensor]], plainly: Callable[[str], Callable[..., Tensor]]
+    by_flash: Callable[[str], Callable[..., Tensor]], by_plain: Callable[[str], Callable[..., Tensor]]
 ) -> dict[str, dispatch.Implementation]:
     return {
         **{n: dispatch.Implementation(by_flash(n), _refuses(n), module.unavailable) for n, module in FLASH.items()},
-        **{n: dispatch.Implementation(plainly(n), _refuses(n)) for n in PLAIN},
+        **{n: dispatch.Implementation(by_plain(n), _refuses(n)) for n in PLAIN},
     }
 
 
-ATTENTION = dispatch.Op("attention", attention_eager, _implementations(_by_flash, _plainly))
-# Which backend serves attention to the tokens serves that to tokens and vectors.
-_CONCAT_ATTENTION = dispatch.Op("concat_attention", attention_eager, _implementations(_merged_by_flash, _concatenated))
+ATTENTION = dispatch.Op("attention", attention_eager, _implementations(_by_flash, _by_plain))
+# A backend supports attention to tokens and vectors if it supports attention to the tokens.
+_CONCAT_ATTENTION = dispatch.Op(
+    "concat_attention", attention_eager, _implementations(_merged_by_flash, _concat_by_plain)
+)

@@ -1,4 +1,4 @@
-"""Attention by a backend of the flash kind: as Python calls it, as an operator, and with its gradient."""
+"""Attention by a flash backend: as a Python function, as a torch operator, and as an autograd function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .backends.flash import Triple, flash_backend
 
 
 def unpacked(projected: Sequence[Tensor]) -> Triple:
-    """Return queries, keys and values, as views of packed tensors."""
+    """Return queries, keys and values from q, k, v or from packed tensors, as views."""
     *alone, last = projected
     parts = 3 - len(alone)
     q, k, v = (*alone, last) if parts == 1 else (*alone, *last.unbind(2))
@@ -22,10 +22,10 @@ def unpacked(projected: Sequence[Tensor]) -> Triple:
 
 
 def _forward(projected: Sequence[Tensor], key_present: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    """Return attention `[B, Nq, h, d]`, and each row's log-sum-exp, float32 `[B, h, Nq]`.
+    """Return attention `[B, Nq, h, d]` and its log-sum-exps, float32 `[B, h, Nq]`.
 
     Args:
-        projected: q, k, v or packed.
+        projected: q, k, v, or packed tensors.
     """
     q, k, v = unpacked(projected)
     if _is_empty(q, k):
@@ -38,7 +38,7 @@ def _forward(projected: Sequence[Tensor], key_present: Tensor | None, backend: s
 def _backward(
     grad: Tensor, projected: Sequence[Tensor], key_present: Tensor | None, out: Tensor, lse: Tensor, backend: str
 ) -> list[Tensor]:
-    """Return the gradients of what was projected, packed as it is."""
+    """Return the gradients of `projected`, packed in the same way."""
     q, k, v = unpacked(projected)
     if _is_empty(q, k):
         return [tensor.new_zeros(tensor.shape) for tensor in projected]
@@ -74,17 +74,17 @@ Backward = Callable[[Tensor, Sequence[Tensor], Tensor | None, Tensor, Tensor, st
 
 
 def forward_for(tensor: Tensor) -> Forward:
-    """Return attention of the flash kind, as an operator where `tensor` is watched."""
+    """Return the forward function, as an operator if `needs_operators(tensor)`."""
     return _forward_operator if needs_operators(tensor) else _forward
 
 
 def backward_for(tensor: Tensor) -> Backward:
-    """Return the gradients of attention of the flash kind, as an operator where `tensor` is watched."""
+    """Return the backward function, as an operator if `needs_operators(tensor)`."""
     return _backward_operator if needs_operators(tensor) else _backward
 
 
 class FlashAttention(torch.autograd.Function):
-    """Attention by a backend of the flash kind, of q, k and v or of what they are packed in."""
+    """Attention by a flash backend, of q, k and v or of packed tensors."""
 
     @staticmethod
     def forward(ctx: Any, key_present: Tensor | None, backend: str, *projected: Tensor) -> Tensor:
@@ -101,5 +101,5 @@ class FlashAttention(torch.autograd.Function):
 
 
 def _is_empty(q: Tensor, k: Tensor) -> bool:
-    """Return whether there is nothing to attend: libraries answer that with errors, garbage, or a crash."""
+    """Return whether q or k is empty, for which libraries raise, return garbage or crash."""
     return 0 in q.shape or 0 in k.shape

@@ -1,4 +1,4 @@
-"""Attention with the scores in memory: the definition."""
+"""The definition of attention, with the scores in memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def attention_eager(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> Tensor:
-    """`softmax(q k^T / sqrt(d)) v` over the present keys; zeros for a sample without any."""
-    if key_present is not None:  # what absent ones hold must not matter, and 0 times NaN is NaN
+    """Compute `softmax(q k^T / sqrt(d)) v` over the present keys; zero for a sample without keys."""
+    if key_present is not None:  # absent keys and values may contain NaN, and 0 times NaN is NaN
         k, v = (torch.where(key_present[:, :, None, None], tensor, 0.0) for tensor in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
     if key_present is None:
         return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
     absent = ~key_present[:, None, None, :]
-    share = scores.masked_fill(absent, -math.inf).softmax(-1).masked_fill(absent, 0.0)
-    return torch.einsum("bhqk,bkhd->bqhd", share, v)
+    weights = scores.masked_fill(absent, -math.inf).softmax(-1).masked_fill(absent, 0.0)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v)

@@ -1,4 +1,4 @@
-"""L2 losses on masked tokens."""
+"""Mean squared error of masked tokens."""
 
 from .op import masked_l2_loss, patch_l2_loss
 

@@ -1,4 +1,4 @@
-"""What the operators of the masked losses cost."""
+"""Costs of the operators of the masked losses."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..shapes import BATCH, KEEP, PATCH, TOKENS, WIDTH, empty, precisions, token
 def patch_l2_loss_macs(
     prediction: Sequence[int], volume: Sequence[int], weight: Sequence[int], bias: object, *rest: object
 ) -> int:
-    """The embedding of the patches that are predicted."""
+    """Return the multiply-adds of embedding the predicted patches."""
     return prediction[0] * prediction[1] * math.prod(weight)
 
 
 def loss_launches(*arguments: object) -> int:
-    """The comparison and the mean; the sum of weights where there are some."""
+    """Count the comparison, the mean, and the sum of the weights if there are weights."""
     return 2 + (arguments[3] is not None)
 
 
 def patch_l2_loss_launches(*arguments: object) -> int:
-    """As of a given target, and the embedding of a normalised one."""
+    """Count the comparison, the mean, the sum of the weights if any, and the embedding of a normalised target."""
     return 2 + (arguments[5] is not None) + bool(arguments[6])
 
 
@@ -36,8 +36,8 @@ LAUNCHES: dict[str, Callable[..., int]] = {
 
 
 def compile_patch_cases(dtype: torch.dtype) -> None:
-    """Launch the loss against the patches for volumes of each type."""
-    from . import gpu  # it imports triton
+    """Launch the loss against embedded patches for volumes of each dtype."""
+    from . import gpu  # imports triton
 
     weight, bias = empty(WIDTH, 1, *PATCH, dtype=dtype), empty(WIDTH, dtype=dtype)
     ids = token_ids(TOKENS - KEEP)
@@ -50,8 +50,8 @@ def compile_patch_cases(dtype: torch.dtype) -> None:
 
 
 def compile_masked_cases(dtype: torch.dtype) -> None:
-    """Launch the loss against a target, normalised or not, and of the longest rows."""
-    from . import gpu  # it imports triton
+    """Launch the loss against a given target, normalised or not, and with the longest rows."""
+    from . import gpu  # imports triton
     from .op import LONGEST_ROW
 
     prediction, target = empty(BATCH, TOKENS - KEEP, WIDTH, dtype=dtype), empty(BATCH, TOKENS, WIDTH, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Masked L2 losses on the CPU, float32: of a given target, and of the embedded patches, which never exist at once."""
+"""Masked L2 losses on the CPU in float32, against a given target or against patches that are embedded in chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .reference import NORMALIZE_EPSILON
 _loss_of_target = library.function("masked_l2_loss")
 _loss_of_difference = library.function("l2_loss_of_difference")
 
-# Rows of a chunk: enough for a GEMM at full speed, few enough that what it leaves is in cache for the row kernel.
+# Rows of a chunk: enough for a GEMM at full speed, few enough that its output is still in cache for the row kernel.
 CHUNK_ROWS = 600
 
 
@@ -26,18 +26,18 @@ def masked_l2_loss_forward(
     normalize: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of `masked_l2_loss_reference`, and the gradient of the prediction from the same pass.
+    """Return the loss of `masked_l2_loss_reference` and, from the same pass, its gradient.
 
     Args:
         prediction: `[B, M, D]`.
-        target: `[B, N, D]`, or `[B, M, D]` without `ids`, of any type.
-        ids: `[B, M]` token number of each prediction; None means row by row.
-        weights: `[B, M]` of any number or bool type; None means 1 each.
-        normalize: bring each target row to mean 0 and variance 1 first.
-        with_gradient: whether the second output is wanted.
+        target: `[B, N, D]`, or `[B, M, D]` without `ids`, any dtype.
+        ids: `[B, M]` token number of each prediction; None means that target rows are in the order of predictions.
+        weights: `[B, M]`, any real or bool dtype; None means 1.
+        normalize: whether to normalise each target row to mean 0 and variance 1.
+        with_gradient: whether to compute the gradient.
 
     Returns:
-        The loss, a float32 scalar, and the gradient `[B, M, D]` for a gradient 1 of the loss (else an empty tensor).
+        The loss, a float32 scalar, and its gradient with respect to `prediction` (or an empty tensor).
 
     Raises:
         ValueError: an id is outside 0..N-1.
@@ -59,18 +59,19 @@ def patch_l2_loss_forward(
     normalize: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss against the embedding of the patches `ids`, and its gradient, whose memory the GEMM writes to.
+    """Return the loss against the embedding of the patches `ids` and, from the same pass, its gradient.
+
+    The GEMM writes the difference into the memory of the gradient, so no target is stored.
 
     Args:
         prediction: `[B, M, D]`.
         volume: `[B, C, T, H, W]` float32, int16 or uint8.
         weight, bias: `[D, C, pt, ph, pw]` and `[D]`, float32.
         ids: `[B, M]` token number of each prediction.
-        weights, normalize: see `masked_l2_loss_forward`.
-        with_gradient: whether the second output is wanted.
+        weights, normalize, with_gradient: see `masked_l2_loss_forward`.
 
     Returns:
-        The loss, and the gradient `[B, M, D]` of `prediction` for a gradient 1 of the loss (else an empty tensor).
+        The loss, a float32 scalar, and its gradient with respect to `prediction` (or an empty tensor).
 
     Raises:
         ValueError: an id is outside 0..N-1.
@@ -83,7 +84,7 @@ def patch_l2_loss_forward(
     total = _total(weights, prediction)
     factor = _factor(total, width)
     gradient = prediction.new_empty(prediction.shape if with_gradient else 0)
-    chunks = max(math.ceil(masked / CHUNK_ROWS), 1)  # of a sample
+    chunks = max(math.ceil(masked / CHUNK_ROWS), 1)  # a sample
     rows = max(math.ceil(masked / chunks), 1)
     samples = max(CHUNK_ROWS // max(masked, 1), 1)
     patches = prediction.new_empty(min(samples, batch) * rows, matrix.size(1))
@@ -93,23 +94,23 @@ def patch_l2_loss_forward(
     for part in (
         (slice(b, b + samples), slice(m, m + rows)) for b in range(0, batch, samples) for m in range(0, masked, rows)
     ):
-        ours, part_weights = prediction[part], None if weights is None else weights[part]
-        count = ours.shape[0] * ours.shape[1]
-        cut, out = patches[:count], gradient[part] if with_gradient else gradient
-        gather_rows(volume[part[0]], patch, ids[part], cut)
+        predicted, part_weights = prediction[part], None if weights is None else weights[part]
+        count = predicted.shape[0] * predicted.shape[1]
+        part_patches, out = patches[:count], gradient[part] if with_gradient else gradient
+        gather_rows(volume[part[0]], patch, ids[part], part_patches)
         if normalize:
-            target = _linear(cut, matrix, bias, buffer[:count]).view(ours.shape)
-            error += _masked_l2_loss(ours, target, None, part_weights, True, factor, out)
+            target = _linear(part_patches, matrix, bias, buffer[:count]).view(predicted.shape)
+            error += _masked_l2_loss(predicted, target, None, part_weights, True, factor, out)
         else:
             difference = out.view(count, width) if with_gradient else buffer[:count]
-            torch.addmm(ours.reshape(count, width), cut, matrix.t(), alpha=-1, out=difference)
+            torch.addmm(predicted.reshape(count, width), part_patches, matrix.t(), alpha=-1, out=difference)
             error += _loss_of_difference(
                 difference.data_ptr(),
                 library.address(bias),
                 library.address(part_weights),
                 _strides(part_weights),
                 factor,
-                tuple(ours.shape),
+                tuple(predicted.shape),
                 get_num_threads(),
             )
     return _loss(error, total, prediction), gradient
@@ -152,7 +153,7 @@ def _masked_l2_loss(
 
 
 def _strides(table: Tensor | None) -> tuple[int, ...]:
-    """Return the strides of a tensor `[B, M]` that may be missing."""
+    """Return the strides of a tensor `[B, M]`, or zeros for None."""
     return (0, 0) if table is None else table.stride()
 
 
@@ -167,12 +168,12 @@ def _total(weights: Tensor | None, prediction: Tensor) -> float:
 
 
 def _factor(total: float, width: int) -> float:
-    """Return the scale of a row's gradient, before its weight."""
+    """Return the factor of a row's gradient, without the row's weight."""
     return 2 / (max(width, 1) * (total or 1.0))
 
 
 def _loss(error: float, total: float, prediction: Tensor) -> Tensor:
-    """Return the loss as a scalar; the mean over no channels is NaN, as in PyTorch, where there are rows."""
+    """Return the loss as a scalar tensor; as in PyTorch, the mean over zero channels is NaN if there are rows."""
     batch, masked, width = prediction.shape
     loss = error / width / (total or 1.0) if width else math.nan if batch * masked else 0.0
     return torch.tensor(loss, dtype=torch.float32, device=prediction.device)

@@ -1,4 +1,4 @@
-"""L2 losses on masked tokens on the GPU: neither differences nor, for patches, targets are ever in memory."""
+"""Masked L2 losses on the GPU; differences, and targets that are embedded patches, are never stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..patch_embed.patch_rows import patch_arguments, patch_corners, project_pat
 from ..patch_embed.tiles import most_tiles, precision_of, tile_count, tiles
 from .reference import NORMALIZE_EPSILON, gradient_dtype
 
-PROGRAMS = 1024  # at most, of a sum over rows: enough for any GPU, few enough for one program to add up
+PROGRAMS = 1024  # upper limit: enough for any GPU, few enough for one program to add up their sums
 
 
 def masked_l2_loss_forward(
@@ -25,9 +25,9 @@ def masked_l2_loss_forward(
     normalize: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss, and its gradient with respect to the prediction (of no elements unless asked for).
+    """Return the loss, and its gradient with respect to the prediction (empty unless `with_gradient`).
 
-    Two launches, and the sum of the weights by torch where there are some.
+    Two launches; torch adds up the weights, if any.
     """
     gradient = prediction.new_empty(*(prediction.shape if with_gradient else (0,)), dtype=gradient_dtype(prediction))
     total = _total(weights)
@@ -45,19 +45,19 @@ def patch_l2_loss_forward(
     normalize: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss, and its gradient with respect to the prediction (of no elements unless asked for).
+    """Return the loss, and its gradient with respect to the prediction (empty unless `with_gradient`).
 
-    Two launches, and the sum of the weights by torch where there are some. A normalised target needs its whole row
-    before any difference: it is embedded by a launch of its own, and its gradient takes its place.
+    Two launches; torch adds up the weights, if any. To normalise a target its whole row is needed first: another launch
+    embeds the patches, and the gradient overwrites them.
     """
     batch, tokens, width = prediction.shape
     device, rows, dtype = prediction.device, batch * tokens, gradient_dtype(prediction)
     total = _total(weights)
     if normalize:
         target = patch_embed_forward(volume, weight, bias, ids, None)
-        place = target if target.dtype == dtype else torch.empty_like(target, dtype=dtype)
-        loss = _compare(place if with_gradient else None, prediction, target, None, weights, total, True)
-        return loss, place if with_gradient else prediction.new_empty(0, dtype=dtype)
+        out = target if target.dtype == dtype else torch.empty_like(target, dtype=dtype)
+        loss = _compare(out if with_gradient else None, prediction, target, None, weights, total, True)
+        return loss, out if with_gradient else prediction.new_empty(0, dtype=dtype)
     gradient = prediction.new_empty(batch, tokens, width, dtype=dtype) if with_gradient else None
     precision = precision_of(weight.dtype, device)
     programs = most_tiles(target_of(device), weight.dtype, precision, rows, width)
@@ -129,7 +129,7 @@ def _compare(
     total: Tensor | None,
     normalize: bool,
 ) -> Tensor:
-    """Return the loss; `gradient`, contiguous, may be the target itself: a row is read before it is written."""
+    """Return the loss and write `gradient`, contiguous, which may be the target: each row is read before written."""
     batch, tokens, width = prediction.shape
     rows = batch * tokens
     rows_per_program = max(1, -(-rows // PROGRAMS))
@@ -179,7 +179,7 @@ def _describe_masked(
 
 
 def _total(weights: Tensor | None) -> Tensor | None:
-    """The sum of the weights; None stands for the number of rows."""
+    """Return the sum of the weights; None stands for the number of rows."""
     return None if weights is None else weights.sum(dtype=torch.float32)
 
 
@@ -201,7 +201,7 @@ def _row_difference(
     D,
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr,
 ):
-    """Prediction minus target, 0 past the end, float32."""
+    """Return prediction minus target in float32, 0 past the end of the row."""
     prediction = tl.load(prediction_at, mask=has_channel, other=0).to(tl.float32)
     target = tl.load(target_at, mask=has_channel, other=0).to(tl.float32)
     if NORMALIZE:
@@ -213,23 +213,23 @@ def _row_difference(
 
 @triton.jit
 def sum_of_weights(
-    total_ptr,         # scalar, or None: all ROWS weigh 1
+    total_ptr,         # scalar, sum of all weights; None: the weights are 1 and their sum is ROWS
     ROWS,
 ):
-    """What a loss is divided by: the sum of all weights, 1 instead of 0."""
+    """Return the divisor of the loss: the sum of all weights, 1 instead of 0."""
     total = tl.full((), ROWS, tl.float32) if total_ptr is None else tl.load(total_ptr)
     return tl.where(total == 0, 1.0, total)
 
 
 @triton.jit
 def _masked_l2_forward(
-    error_ptr,         # [programs] sum of its rows' weighted errors
-    gradient_ptr,      # [B, M, D] of the loss by the prediction, or None
-    total_ptr,         # scalar, sum of all weights, or None: ROWS
+    error_ptr,         # [programs] weighted errors, summed over each program's rows
+    gradient_ptr,      # [B, M, D] gradient of the loss with respect to the prediction, or None
+    total_ptr,         # scalar, see sum_of_weights
     prediction_ptr,    # [B, M, D]
     target_ptr,        # [B, N, D]
-    ids_ptr,           # [B, M] int64, or None: row by row
-    weights_ptr,       # [B, M], or None: 1 each
+    ids_ptr,           # [B, M] int64; None: target row m belongs to prediction m
+    weights_ptr,       # [B, M]; None: all weights are 1
     ROWS, M, D,
     rows_per_program,
     stride_prediction_b, stride_prediction_m, stride_prediction_d,
@@ -264,29 +264,29 @@ def _masked_l2_forward(
 def _weighted_mean(
     loss_ptr,          # scalar
     error_ptr,         # [ERRORS] sums of weighted errors
-    total_ptr,         # scalar, sum of all weights, or None: ROWS
+    total_ptr,         # scalar, see sum_of_weights
     ERRORS, ROWS,
     BLOCK: tl.constexpr,
 ):
-    """Sum of errors over sum of weights, 0 where that is 0."""
-    place = tl.arange(0, BLOCK)
+    """Store the sum of errors over the sum of weights, 0 if that is 0."""
+    offset = tl.arange(0, BLOCK)
     errors = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, ERRORS, BLOCK):
-        errors += tl.load(error_ptr + start + place, mask=start + place < ERRORS, other=0)
+        errors += tl.load(error_ptr + start + offset, mask=start + offset < ERRORS, other=0)
     tl.store(loss_ptr, tl.sum(errors) / sum_of_weights(total_ptr, ROWS))
 
 
 @triton.jit
 def _patch_l2_forward(
-    error_ptr,         # [programs] sum of the tile's weighted errors
-    gradient_ptr,      # [B, M, D] of the loss by the prediction, or None
-    total_ptr,         # scalar, sum of all weights, or None: ROWS
+    error_ptr,         # [programs] weighted errors, summed over each program's tile
+    gradient_ptr,      # [B, M, D] gradient of the loss with respect to the prediction, or None
+    total_ptr,         # scalar, see sum_of_weights
     prediction_ptr,    # [B, M, D]
     volume_ptr,        # [B, C, T, H, W]
     weight_ptr,        # [D, P]
     bias_ptr,          # [D] or None
     ids_ptr,           # [B, M] int64
-    weights_ptr,       # [B, M], or None: 1 each
+    weights_ptr,       # [B, M]; None: all weights are 1
     ROWS, M, D, GRID_H, GRID_W,
     stride_prediction_b, stride_prediction_m, stride_prediction_d,
     stride_volume_b, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,

@@ -1,4 +1,4 @@
-"""L2 losses on masked tokens: against a target that exists, or against the embedding of the masked patches."""
+"""Mean squared error of masked tokens, against a given target or against the embedding of the masked patches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ..patch_embed.op import (
 )
 from .reference import gradient_dtype, masked_l2_loss_reference, patch_l2_loss_reference
 
-LONGEST_ROW = 8192  # channels that a program holds on a GPU: 16 a thread of each operand
+LONGEST_ROW = 8192  # channels: a GPU thread then holds 16 of each operand
 
 
 def masked_l2_loss(
@@ -41,20 +41,31 @@ def masked_l2_loss(
     *,
     normalize: bool = False,
 ) -> Tensor:
-    """`(((prediction - target)**2).mean(-1) * weights).sum() / weights.sum()`, accumulated in float32 at least.
+    """Compute the weighted mean squared error of predicted tokens against the target tokens that `ids` names.
+
+    The result is `(((prediction - target)**2).mean(-1) * weights).sum() / weights.sum()` with `target` gathered by
+    `ids`, accumulated in float32 or higher precision.
 
     Args:
         prediction: `[B, M, D]`.
         target: `[B, N, D]`, or `[B, M, D]` without `ids`.
-        ids: `[B, M]` int64 token number of each prediction; None means row by row.
-        weights: `[B, M]` of any number or bool type, a 0/1 mask for instance; None means 1 each.
-        normalize: bring each target token to mean 0 and variance 1 first, as MAE does.
+        ids: `[B, M]` int64 token number of each prediction; None means that `target` is in the order of `prediction`.
+        weights: `[B, M]`, any real or bool dtype, for example a 0/1 mask; None means 1.
+        normalize: whether to normalise each target token to mean 0 and variance 1, as MAE does.
 
     Returns:
-        A scalar; 0 with zero gradients where there is no row or all weights are 0.
+        A scalar; 0 with zero gradients if there are no tokens or all weights are 0.
 
     Raises:
-        ValueError: shapes or devices do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+        ValueError: shapes or devices do not match, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+
+    Example:
+        >>> target, ids = torch.randn(2, 8, 4), torch.tensor([[1, 5], [0, 7]])
+        >>> prediction = torch.zeros(2, 2, 4, requires_grad=True)
+        >>> loss = masked_l2_loss(prediction, target, ids)
+        >>> expected = F.mse_loss(prediction, target.gather(1, ids[:, :, None].expand(-1, -1, 4)))
+        >>> torch.allclose(loss, expected)
+        True
     """
     _check_prediction(prediction, weights)
     check_flag("normalize", normalize)
@@ -83,12 +94,14 @@ def patch_l2_loss(
     *,
     normalize: bool = False,
 ) -> Tensor:
-    """`masked_l2_loss` of `prediction` against `patch_embed(volume, weight, bias, ids)`, which gets no gradient.
+    """Compute `masked_l2_loss` of `prediction` against the target `patch_embed(volume, weight, bias, ids)`.
+
+    The target is detached, and it is never in memory as a whole.
 
     Args:
         prediction: `[B, M, D]`.
         volume: `[B, C, T, H, W]`.
-        weight, bias: `[D, C, pt, ph, pw]` and `[D]` or None, of the patch embedding.
+        weight, bias: `[D, C, pt, ph, pw]` and `[D]` or None, parameters of the patch embedding.
         ids: `[B, M]` int64 token number of each prediction.
         weights, normalize: see `masked_l2_loss`.
 
@@ -96,7 +109,14 @@ def patch_l2_loss(
         A scalar; only `prediction` gets a gradient.
 
     Raises:
-        ValueError: shapes or devices do not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+        ValueError: shapes or devices do not match, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+
+    Example:
+        >>> volume, weight = torch.randn(2, 1, 4, 8, 8), torch.randn(16, 1, 2, 4, 4)
+        >>> ids = torch.tensor([[0, 3], [7, 1]])
+        >>> prediction = patch_embed(volume, weight, None, ids)
+        >>> patch_l2_loss(prediction, volume, weight, None, ids).item() < 1e-6
+        True
     """
     _check_prediction(prediction, weights)
     check_flag("normalize", normalize)
@@ -142,7 +162,7 @@ def _patch_by_kernels(backend: str) -> Callable[..., Tensor]:
 
 
 class _Loss(torch.autograd.Function):
-    """A loss of the prediction, whose gradient is computed with it and multiplied by the loss's own later."""
+    """A loss whose gradient is computed in forward; backward multiplies it by the incoming gradient."""
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, kernel: str, arguments: tuple[Any, ...], backend: str) -> Tensor:
@@ -156,10 +176,10 @@ class _Loss(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        # On the CPU a look at the factor is free, and it is 1 in most training steps. Who traces or counts sees a
-        # product.
-        seen = gradient.device.type == "cpu" and not needs_operators(gradient)
-        if not (seen and float(grad_loss) == 1):
+        # The incoming gradient is 1 in most training steps, and on the CPU it can be read at no cost. Tracers and
+        # counters always see the multiplication.
+        can_read = gradient.device.type == "cpu" and not needs_operators(gradient)
+        if not (can_read and float(grad_loss) == 1):
             gradient = (gradient * grad_loss.to(gradient.dtype)).to(ctx.dtype)
         return gradient, None, None, None
 
@@ -173,8 +193,8 @@ def _loss_and_gradient(prediction: Tensor, *arguments: Any) -> tuple[Tensor, Ten
     return prediction.new_empty((), dtype=torch.float32), gradient
 
 
-# The loss, a float32 scalar, and its gradient with respect to the prediction in the type of `gradient_dtype` (of no
-# elements unless asked for).
+# Returns the loss, a float32 scalar, and its gradient with respect to the prediction in the dtype of `gradient_dtype`
+# (an empty tensor unless `with_gradient`).
 declare_operator(
     "masked_loss",
     "masked_l2_loss_forward(Tensor prediction, Tensor target, Tensor? ids, Tensor? weights, bool normalize, "
@@ -182,7 +202,7 @@ declare_operator(
     _loss_and_gradient,
     name="masked_l2_loss",
 )
-# The same against the embedding of the patches `ids`.
+# Returns the same against the embedding of the patches `ids`.
 declare_operator(
     "masked_loss",
     "patch_l2_loss_forward(Tensor prediction, Tensor volume, Tensor weight, Tensor? bias, Tensor ids, Tensor? weights, "
@@ -199,7 +219,7 @@ def _needs_gradient(tensor: Tensor | None) -> bool:
 def _refuses(arguments: Arguments, refuse: Callable[[Iterable[tuple[str, Tensor]]], Reason]) -> Reason:
     for name in ("target", "weights"):
         if _needs_gradient(arguments.get(name)):
-            return f"{name} requires a gradient, which only eager gives"
+            return f"{name} requires a gradient, which only the eager backend computes"
     target = [as_float(arguments["target"], "target")] if "target" in arguments else []
     return refuse([("prediction", arguments["prediction"]), *target])
 
@@ -212,7 +232,7 @@ def _native_refuses(arguments: Arguments) -> Reason:
 def _triton_refuses(arguments: Arguments) -> Reason:
     width = arguments["prediction"].shape[2]
     if width > LONGEST_ROW:
-        return f"prediction has {width} channels, a program holds at most {LONGEST_ROW}"
+        return f"prediction has {width} channels, Triton kernels take at most {LONGEST_ROW}"
     embedding = embedding_triton_refuses(arguments) if "volume" in arguments else None
     return embedding or _refuses(arguments, triton_refuses)
 

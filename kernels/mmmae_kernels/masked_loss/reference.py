@@ -1,4 +1,4 @@
-"""The definition of the masked L2 losses: squared error, mean over channels, weighted mean over tokens."""
+"""The definition of the masked L2 losses: squared error, its mean over channels, weighted mean over tokens."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 from ..patch_embed.reference import patch_embed_reference
 
-NORMALIZE_EPSILON = 1e-6  # of the variance, as in MAE's normalised pixel target
+NORMALIZE_EPSILON = 1e-6  # added to the variance, as in MAE's normalised pixel target
 
 
 def gradient_dtype(prediction: Tensor) -> torch.dtype:
-    """The type in which a gradient is kept that is yet to be multiplied by the loss's own.
+    """Return the dtype of the gradient before it is multiplied by the incoming gradient of the loss.
 
-    The prediction's, but float32 for float16: a mean over many elements has gradients below what that type holds, which
-    is why losses are scaled up.
+    It is that of the prediction, but float32 for float16: the gradient of a mean over many elements underflows in
+    float16 as long as the loss scale is not applied.
     """
     return torch.float32 if prediction.dtype == torch.float16 else prediction.dtype
 
 
 def normalize_target(target: Tensor) -> Tensor:
-    """Each token `[..., D]` to mean 0 and (unbiased) variance 1 over its channels."""
+    """Normalise each token `[..., D]` to mean 0 and (unbiased) variance 1 over its channels."""
     centred = target - target.mean(-1, keepdim=True)
     variance = centred.square().sum(-1, keepdim=True) / max(target.shape[-1] - 1, 1)
     return centred / (variance + NORMALIZE_EPSILON).sqrt()
@@ -29,7 +29,7 @@ def normalize_target(target: Tensor) -> Tensor:
 def masked_l2_loss_reference(
     prediction: Tensor, target: Tensor, ids: Tensor | None, weights: Tensor | None, normalize: bool
 ) -> Tensor:
-    """Weighted mean over tokens of the squared error, 0 where all weights are 0; in float32 at least."""
+    """Return the weighted mean squared error, 0 if all weights are 0; in float32 or higher precision."""
     if ids is not None:
         target = target.gather(1, ids[:, :, None].expand(-1, -1, target.shape[2]))
     precision = torch.promote_types(prediction.dtype, torch.float32)
@@ -51,7 +51,7 @@ def patch_l2_loss_reference(
     weights: Tensor | None,
     normalize: bool,
 ) -> Tensor:
-    """`masked_l2_loss_reference` against the embedding of the patches `ids`, which gets no gradient."""
+    """Return `masked_l2_loss_reference` against the embedding of the patches `ids`, which gets no gradient."""
     with torch.no_grad():
         target = patch_embed_reference(volume, weight, bias, ids, None)
     return masked_l2_loss_reference(prediction, target, None, weights, normalize)

@@ -1,4 +1,4 @@
-"""Patch embedding of chosen tokens."""
+"""Patch embedding of all or some tokens."""
 
 from .op import patch_embed
 from .patches import patchify

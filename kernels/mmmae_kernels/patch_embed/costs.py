@@ -1,4 +1,4 @@
-"""What the operators of patch embedding cost."""
+"""Costs of the operators of patch embedding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..shapes import BATCH, KEEP, PATCH, SIZE, TOKENS, WIDTH, empty, precisions,
 def patch_embed_macs(
     volume: Sequence[int], weight: Sequence[int], bias: object, ids: Sequence[int] | None, *rest: object
 ) -> int:
-    """Each asked patch `[C, pt, ph, pw]` with `weight [D, C, pt, ph, pw]`; all patches without `ids [B, K]`."""
+    """Return the multiply-adds of the patches that `ids [B, K]` names, or all, with `weight [D, C, pt, ph, pw]`."""
     sizes = zip(volume[2:], weight[2:], strict=True)
     tokens = math.prod(size // part for size, part in sizes) if ids is None else ids[1]
     return volume[0] * tokens * math.prod(weight)
@@ -27,14 +27,14 @@ def patch_embed_backward_macs(
     needs: Sequence[bool],
     *rest: object,
 ) -> int:
-    """Return as many again for the gradient of the volume and that of the weight, where asked for."""
+    """Return the multiply-adds of the gradients of volume and weight that are needed: each costs as much as forward."""
     return (needs[0] + needs[1]) * grad[0] * grad[1] * math.prod(weight)
 
 
 def patch_embed_backward_launches(
     grad: object, volume: object, weight: object, ids: object, needs: Sequence[bool], *rest: object
 ) -> int:
-    """Each gradient's kernels and sums of partial sums; torch's zeros, sorts and searches where tokens may repeat."""
+    """Count the kernels of each gradient, with their sums of partial sums and torch's sort of repeated tokens."""
     volume_launches = 2 if ids is None else 12
     weight_launches = (3 if needs[2] else 2) if needs[1] else int(needs[2])
     return needs[0] * volume_launches + weight_launches + needs[3] * (1 if ids is None else 4)
@@ -49,8 +49,8 @@ LAUNCHES: dict[str, Callable[..., int]] = {"mmmae::patch_embed_backward": patch_
 
 
 def compile_cases(dtype: torch.dtype) -> None:
-    """Launch each kernel once in each form that compiles to different code."""
-    from . import gpu  # it imports triton
+    """Launch each kernel once for each combination of arguments that compiles to different code."""
+    from . import gpu  # imports triton
 
     weight, bias = empty(WIDTH, 1, *PATCH, dtype=dtype), empty(WIDTH, dtype=dtype)
     position, ids = empty(TOKENS, WIDTH, dtype=dtype), token_ids(KEEP)
@@ -64,8 +64,8 @@ def compile_cases(dtype: torch.dtype) -> None:
 
 
 def _compile_auxiliary_patches(dtype: torch.dtype) -> None:
-    """Launch those of an auxiliary encoder: one flat image, all its patches."""
-    from . import gpu  # it imports triton
+    """Launch the kernels of an auxiliary encoder: a 2D image, all its patches."""
+    from . import gpu  # imports triton
 
     volume, weight = empty(BATCH, 1, 1, SIZE, SIZE, dtype=dtype), empty(256, 1, 1, 32, 32, dtype=dtype)
     gpu.patch_embed_forward(volume, weight, empty(256, dtype=dtype), None, empty(49, 256, dtype=dtype))
@@ -74,8 +74,8 @@ def _compile_auxiliary_patches(dtype: torch.dtype) -> None:
 
 
 def compile_patchify_cases(dtype: torch.dtype) -> None:
-    """Launch the gather for volumes of each type."""
-    from . import gpu  # it imports triton
+    """Launch the gather for volumes of each dtype."""
+    from . import gpu  # imports triton
 
     for volume in volumes(dtype):
         gpu.gather_patches(volume, token_ids(TOKENS - KEEP), PATCH)

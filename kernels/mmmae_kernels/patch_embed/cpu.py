@@ -1,4 +1,4 @@
-"""Patch embedding on the CPU: a compiled gather of the asked patches feeds torch's own GEMM."""
+"""Patch embedding on the CPU: a compiled gather of the needed patches, then torch's GEMM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Patch = tuple[int, int, int]
 def patch_embed_forward(
     volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None
 ) -> Tensor:
-    """Return `[B, K, D]`: gather, GEMM with the bias, position added in place.
+    """Return the embedding `[B, K, D]`: gather, GEMM with bias, positions added in place.
 
     Args:
         volume: `[B, C, T, H, W]` float32, int16 or uint8, any strides.
@@ -42,7 +42,7 @@ def patch_embed_forward(
     (batch, keep), width = ids.shape, weight.size(0)
     rows = _gather(volume, weight, ids)
     tokens = linear_no_grad(rows, weight.detach().flatten(1), None if bias is None else bias.detach())
-    tokens.resize_(batch, keep, width)  # no view: the caller may change what it gets in place
+    tokens.resize_(batch, keep, width)  # not a view: autograd would refuse to let the caller change it in place
     if position is not None:
         position = library.contiguous_rows(position)
         _add_position(
@@ -61,15 +61,15 @@ def patch_embed_forward(
 def patch_embed_backward(
     grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None, needs: tuple[bool, bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of volume, weight, bias and position, those that `needs` asks for.
+    """Return the gradients of volume, weight, bias and position, or None for those that are not needed.
 
-    The patches are gathered again: nothing but the inputs need be kept for this. The sums over a repeated id are taken
-    in the order of `ids`, whatever the number of threads.
+    The patches are gathered again, so only the inputs have to be saved. Sums over a repeated id are taken in the order
+    of `ids`, whatever the number of threads.
 
     Args:
         grad: `[B, K, D]` float32, any strides.
-        volume, weight, ids: those of `patch_embed_forward`.
-        needs: whose gradients are wanted; that of an integer volume can't be.
+        volume, weight, ids: inputs of `patch_embed_forward`.
+        needs: which gradients to compute; False for an integer volume.
 
     Raises:
         ValueError: an id is outside 0..N-1.
@@ -106,7 +106,7 @@ def patch_embed_backward(
 
 
 def gather_rows(volume: Tensor, patch: Patch, ids: Tensor, out: Tensor) -> None:
-    """Write the patches of `volume` that `ids [B, K]` names into `out [B*K, C*pt*ph*pw]`, which is contiguous."""
+    """Write the patches `ids [B, K]` of `volume` into `out [B*K, C*pt*ph*pw]`, which is contiguous."""
     _gather_patches[volume.dtype](
         volume.data_ptr(),
         volume.stride(),
@@ -137,21 +137,21 @@ def _ids(volume: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
 
 
 def gather_patches(volume: Tensor, ids: Tensor, patch: Patch) -> Tensor:
-    """Return rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` that `ids [B, K]` names, float32."""
+    """Return the patches `ids [B, K]` of `volume [B, C, T, H, W]` as rows `[B, K, C*pt*ph*pw]`, float32."""
     rows = volume.new_empty(*ids.shape, volume.shape[1] * math.prod(patch), dtype=torch.float32)
     gather_rows(volume, patch, ids, rows)
     return rows
 
 
 def scatter_patches(rows: Tensor, ids: Tensor, patch: Patch, shape: tuple[int, ...]) -> Tensor:
-    """Return a volume of `shape` with each row added at its patch, zero elsewhere: `gather_patches` transposed."""
+    """Return a volume of `shape` with each row added to its patch, the rest zero: the transpose of `gather_patches`."""
     volume = rows.new_zeros(shape)
     _scatter_rows(rows.detach().flatten(0, 1), ids, patch, volume)
     return volume
 
 
 def _scatter_rows(rows: Tensor, ids: Tensor, patch: Patch, volume: Tensor) -> None:
-    """Add each of `rows [B*K, C*pt*ph*pw]` to `volume`, which is contiguous, at the patch that `ids [B, K]` names."""
+    """Add each of `rows [B*K, C*pt*ph*pw]` to the patch of `volume`, contiguous, that `ids [B, K]` names."""
     _scatter_patches(
         rows.data_ptr(),
         rows.stride(),

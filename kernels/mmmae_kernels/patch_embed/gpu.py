@@ -1,4 +1,4 @@
-"""Patch embedding on the GPU: GEMMs whose rows are gathered straight from the volume."""
+"""Patch embedding on the GPU: GEMMs that gather their rows directly from the volume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .patch_rows import patch_arguments, patch_corners, patch_offsets, project_p
 from .reference import token_count
 from .tiles import precision_of, tile_count, tiles
 
-ROWS_PER_SPLIT = 256  # of the weight gradient, at least: a partial sum costs as much traffic as 3 to 6 rows of a tile
+# Lower limit in the weight gradient: a partial sum costs as much memory traffic as 3 to 6 rows of a tile.
+ROWS_PER_SPLIT = 256
 
 
 def patch_embed_forward(
@@ -27,7 +28,7 @@ def patch_embed_forward(
     ids: Tensor | None,
     position: Tensor | None,
 ) -> Tensor:
-    """`patch_embed_reference` in one launch, in the type that weight and position promote to."""
+    """Return `patch_embed_reference` in one launch, in the dtype that weight and position promote to."""
     shape = weight.shape
     batch, tokens = volume.shape[0], token_count(volume, shape[2:]) if ids is None else ids.shape[1]
     dtype = weight.dtype if position is None else torch.promote_types(weight.dtype, position.dtype)
@@ -42,7 +43,7 @@ def patch_embed_forward(
 def patch_embed_backward(
     grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None, needs: tuple[bool, bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Return gradients with respect to volume, weight, bias and position where `needs` asks for them; deterministic."""
+    """Return the gradients of volume, weight, bias and position, or None for those not in `needs`; deterministic."""
     grad_volume = _volume_gradient(grad, volume, weight, ids) if needs[0] else None
     grad_weight = grad_bias = grad_position = None
     if needs[1]:
@@ -59,7 +60,7 @@ def patch_embed_backward(
 
 
 def gather_patches(volume: Tensor, ids: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` that `ids [B, K]` names, in one launch."""
+    """Return the patches `ids [B, K]` of `volume [B, C, T, H, W]` as rows `[B, K, C*pt*ph*pw]`, in one launch."""
     (batch, tokens), shape = ids.shape, volume.shape
     elements = shape[1] * math.prod(patch)
     out = volume.new_empty(batch, tokens, elements)
@@ -74,7 +75,7 @@ def _weight_gradient(
     shape = weight.shape
     width, elements, (batch, tokens) = shape[0], math.prod(shape[1:]), grad.shape[:2]
     grad, rows = grad.to(weight.dtype), batch * tokens
-    # As many splits as fill the machine, by shape alone, so that a sum's order does not depend on the machine.
+    # The number of splits depends on the shape alone, so that the order of a sum does not depend on the GPU.
     splits = max(1, min(16, rows // ROWS_PER_SPLIT))
     sums = grad.new_empty(splits, width, elements, dtype=torch.float32)
     bias_sums = grad.new_empty(splits, width, dtype=torch.float32) if needs_bias else None
@@ -92,17 +93,17 @@ def _weight_gradient(
 def _volume_gradient(grad: Tensor, volume: Tensor, weight: Tensor, ids: Tensor | None) -> Tensor:
     grad_volume = torch.zeros(volume.shape, dtype=volume.dtype, device=volume.device)
     batch, tokens = grad.shape[:2]
-    order, runs = (None, None) if ids is None else _runs(ids, token_count(volume, weight.shape[2:]))
+    order, runs = (None, None) if ids is None else _group_by_token(ids, token_count(volume, weight.shape[2:]))
     tensors = (grad_volume, grad, weight.contiguous(), ids, order, runs)
     launch(_describe_volume, tensors, (batch * tokens, tokens, grad.stride(), *_common(grad_volume, weight, ids)))
     return grad_volume
 
 
 def _common(volume: Tensor, weight: Tensor, ids: Tensor | None) -> tuple[Any, ...]:
-    """What the launches that multiply are told of these three."""
+    """Return the numbers that all GEMM launches need of these three tensors."""
     dtype = weight.dtype
-    of_ids = None if ids is None else ids.stride()
-    return dtype, precision_of(dtype, volume.device), volume.shape, volume.stride(), weight.shape, of_ids
+    ids_strides = None if ids is None else ids.stride()
+    return dtype, precision_of(dtype, volume.device), volume.shape, volume.stride(), weight.shape, ids_strides
 
 
 def _describe_forward(
@@ -156,7 +157,7 @@ def _describe_weight(
         "PRECISION": precision,
     }
     table = tiles(target, dtype, precision, width, elements, splits)
-    # Its loop gathers by numbers that it loads itself: left alone, the assembler spills a few of its registers.
+    # The loop gathers by indices that it loads itself; without the limit ptxas would spill a few registers.
     configs = tuple(config._replace(registers=255) for config in table)
     return Launch(
         _patch_embed_weight_gradient, lambda c: (tile_count(c, width, elements), splits), arguments, configs
@@ -210,13 +211,17 @@ def _describe_gather(
     return Launch(_gather_patches, lambda c: (tile_count(c, rows, elements),), arguments, (config,))
 
 
-def _runs(ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Rows ordered by sample and token, and for the first of each token how many rows have it, 0 for the others."""
+def _group_by_token(ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Sort the rows by sample and token.
+
+    Returns:
+        The row numbers in that order, and at the first row of each token the number of its rows, 0 at the others.
+    """
     key = (ids + torch.arange(len(ids), device=ids.device)[:, None] * tokens).flatten()
     ordered, order = key.sort(stable=True)
-    place = torch.arange(len(key), device=ids.device)
+    index = torch.arange(len(key), device=ids.device)
     first, end = torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
-    return order, torch.where(first == place, end - place, 0)
+    return order, torch.where(first == index, end - index, 0)
 
 
 @triton.jit
@@ -233,12 +238,12 @@ def _patch_embed_forward(
     PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    # Neighbouring programs share their rows: the patches come from memory once, the weight stays in the L2 cache.
+    # Consecutive programs share their rows: patches are read from memory once, the weight stays in the L2 cache.
     columns = tl.cdiv(D, BLOCK_N)
     row = tl.program_id(0) // columns * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (row < ROWS)[:, None] & (column < D)[None, :]
-    # Rows and columns past the end compute the last one again, so that the loop needs no mask for them.
+    # Rows and columns past the end repeat the last one, so that the loop needs no mask for them.
     token, corner = patch_corners(
         tl.minimum(row, ROWS - 1), ids_ptr, stride_ids_b, stride_ids_k, K, GRID_H, GRID_W,
         stride_volume_b, stride_volume_t, stride_volume_h, stride_volume_w, PT, PH, PW,
@@ -261,7 +266,7 @@ def _patch_embed_forward(
 @triton.jit
 def _patch_embed_weight_gradient(
     grad_weight_ptr,   # [SPLITS, D, P] partial sums
-    grad_bias_ptr,     # [SPLITS, D] likewise, or None
+    grad_bias_ptr,     # [SPLITS, D] partial sums, or None
     grad_ptr,          # [B, K, D]
     volume_ptr,        # [B, C, T, H, W]
     ids_ptr,           # [B, K] int64 or None
@@ -317,8 +322,8 @@ def _patch_embed_volume_gradient(
     grad_ptr,          # [B, K, D]
     weight_ptr,        # [D, P]
     ids_ptr,           # [B, K] int64 or None
-    order_ptr,         # [B*K] int64 rows, those of one token of one sample together; None: each row has its own token
-    runs_ptr,          # [B*K] int64 for the first row of a token how many have it, 0 for the others; None likewise
+    order_ptr,         # [B*K] int64 rows sorted by sample and token; None: no token repeats
+    runs_ptr,          # [B*K] int64 number of rows of a token at its first row, 0 at the others; None like order_ptr
     ROWS, K, D, GRID_H, GRID_W,
     stride_grad_b, stride_grad_k, stride_grad_d,
     stride_volume_b, stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,  # of grad_volume
@@ -333,7 +338,7 @@ def _patch_embed_volume_gradient(
     exists = place < ROWS
     run = exists.to(tl.int64) if runs_ptr is None else tl.load(runs_ptr + place, mask=exists, other=0)
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    # A patch is written by its token's first row, which adds the others in their order: no atomics, one result.
+    # The first row of a token adds the others in order and writes the patch: deterministic, without atomics.
     for repeat in range(tl.max(run).to(tl.int32)):
         adds = repeat < run
         row = place if order_ptr is None else tl.load(order_ptr + place + repeat, mask=adds, other=0).to(tl.int32)

@@ -1,4 +1,4 @@
-"""Patch embedding of chosen tokens: gather, project, add bias and position."""
+"""Patch embedding of all or some tokens: gather, project, add bias and position."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..linear import refuse_native_product
 from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import patch_embed_reference, token_count
 
-INTEGERS = (torch.uint8, torch.int16)  # that kernels convert on their way from the volume
+INTEGERS = (torch.uint8, torch.int16)  # volumes of these dtypes are converted by the kernels
 
 
 def patch_embed(
@@ -34,21 +34,30 @@ def patch_embed(
     ids: Tensor | None = None,
     position: Tensor | None = None,
 ) -> Tensor:
-    """Embed 3D patches of `volume`, only those named by `ids`.
+    """Embed the 3D patches of `volume`, or only those that `ids` names.
 
     Args:
         volume: `[B, C, T, H, W]`, any strides.
-        weight: `[D, C, pt, ph, pw]`; the patch size is read from it.
+        weight: `[D, C, pt, ph, pw]`; defines the patch size.
         bias: `[D]` or None.
-        ids: `[B, K]` int64 token numbers, row-major over (t, h, w); None means all, in order.
-        position: `[N, D]` added to each token by its number, or None.
+        ids: `[B, K]` int64 token numbers, row-major over (t, h, w); None means all N tokens in order.
+        position: `[N, D]`, one embedding for each token number, or None.
 
     Returns:
-        `[B, K, D]` in the dtype of `weight`, or what it and that of `position` promote to.
+        `[B, K, D]` in the dtype that `weight` and `position` promote to.
 
     Raises:
-        ValueError: a shape or device does not fit, T, H or W is no multiple of the patch, or an id is outside 0..N-1
+        ValueError: shapes or devices do not match, T, H or W is not a multiple of the patch, or an id is outside 0..N-1
             (checked on the CPU and in debug mode).
+
+    Example:
+        >>> volume = torch.randn(2, 1, 12, 32, 32)
+        >>> weight, bias = torch.randn(64, 1, 3, 16, 16), torch.zeros(64)
+        >>> patch_embed(volume, weight, bias).shape  # 4 x 2 x 2 tokens
+        torch.Size([2, 16, 64])
+        >>> ids = torch.tensor([[0, 5, 9], [3, 1, 15]])
+        >>> patch_embed(volume, weight, bias, ids).shape
+        torch.Size([2, 3, 64])
     """
     tokens = check_embedding(volume, weight, bias, ids)
     if position is not None:
@@ -63,12 +72,12 @@ def patch_embed(
 
 
 def dispatch_key(volume: Tensor, *floats: Tensor | None) -> tuple[Any, ...]:
-    """Return what backends look at of an op on patches: device and types."""
+    """Return the dispatch key of an op on patches: device and dtypes."""
     return volume.device, volume.dtype, *[None if tensor is None else tensor.dtype for tensor in floats]
 
 
 def check_embedding(volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None) -> int:
-    """The number of tokens N of `volume`, after checking that `weight` and `bias` embed those of `ids`."""
+    """Return the number of tokens N of `volume`, or raise unless `weight`, `bias` and `ids` match it."""
     check_rank("volume", volume, "[B, C, T, H, W]")
     check_real("volume", volume)
     check_rank("weight", weight, "[D, C, pt, ph, pw]")
@@ -87,15 +96,15 @@ def check_embedding(volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Te
 
 
 def check_grid(volume: Tensor, patch: Sequence[int]) -> int:
-    """The number of tokens N of `volume`, after checking that `patch` divides it."""
+    """Return the number of tokens N of `volume`, or raise unless its sizes are multiples of `patch`."""
     for axis, size, part in zip("THW", volume.shape[2:], patch, strict=True):
         if part < 1 or size % part:
-            raise ValueError(f"volume has {axis} = {size}, expected a multiple of the patch's {part}")
+            raise ValueError(f"volume has {axis} = {size}, expected a multiple of the patch size {part}")
     return token_count(volume, patch)
 
 
 def check_token_ids(ids: Tensor, volume: Tensor, tokens: int) -> None:
-    """Raise unless `ids [B, K]` names tokens of `volume`, of which a sample has `tokens`."""
+    """Raise unless `ids [B, K]` contains token numbers for `volume`, whose samples have `tokens` tokens."""
     check_rank("ids", ids, "[B, K]")
     check_shape("ids", ids, (volume.shape[0], ids.shape[1]))
     check_device("ids", ids, volume.device)
@@ -151,7 +160,7 @@ def _forward_fake(volume: Tensor, weight: Tensor, *rest: Tensor | None) -> Tenso
     return volume.new_empty(volume.shape[0], tokens, weight.shape[0], dtype=dtype)
 
 
-# `[B, K, D]` in the type that weight and position promote to.
+# Returns `[B, K, D]` in the dtype that weight and position promote to.
 declare_operator(
     "patch_embed",
     "patch_embed_forward(Tensor volume, Tensor weight, Tensor? bias, Tensor? ids, Tensor? position) -> Tensor",
@@ -171,7 +180,7 @@ def _backward_fake(grad: Tensor, volume: Tensor, weight: Tensor, *rest: Any) -> 
     )
 
 
-# Gradients with respect to volume, weight, bias and position; of no elements for those that `needs` does not ask for.
+# Returns the gradients of volume, weight, bias and position; empty tensors for those that `needs` excludes.
 declare_operator(
     "patch_embed",
     "patch_embed_backward(Tensor grad, Tensor volume, Tensor weight, Tensor? ids, bool[] needs) -> "
@@ -181,12 +190,12 @@ declare_operator(
 
 
 def embedding_native_refuses(arguments: Arguments) -> Reason:
-    """Return None if the native kernels embed these patches, else the reason."""
+    """Return None if the native kernels can embed these patches, else the reason."""
     return refuse_native_product(arguments["weight"]) or native_refuses(_tensors(arguments))
 
 
 def embedding_triton_refuses(arguments: Arguments) -> Reason:
-    """Return None if the Triton kernels embed these patches, else the reason."""
+    """Return None if the Triton kernels can embed these patches, else the reason."""
     return triton_refuses(_tensors(arguments))
 
 
@@ -198,7 +207,7 @@ def _tensors(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
 
 
 def as_float(tensor: Tensor, name: str = "volume") -> tuple[str, Tensor]:
-    """Return a tensor by name, to be checked among floating point ones: integers that kernels convert are float32."""
+    """Return name and tensor, with an empty float32 tensor in place of integers that the kernels convert."""
     return name, tensor.new_empty(0, dtype=torch.float32) if tensor.dtype in INTEGERS else tensor
 
 

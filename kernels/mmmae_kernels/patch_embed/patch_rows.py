@@ -1,6 +1,6 @@
-"""Rows of patches that are never cut: where their elements lie in a volume, and their product with a weight.
+"""Implicit GEMM over patches: offsets of their elements in a volume, and their product with a weight.
 
-What the kernels of `patch_embed` and `patch_l2_loss` share.
+Used by the kernels of `patch_embed` and `patch_l2_loss`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..gpu.config import strides
 
 
 def patch_arguments(shape: tuple[int, ...], stride: tuple[int, ...], patch: tuple[int, ...]) -> dict[str, Any]:
-    """What the kernels want to know of the layout of a volume of this shape and stride, and of its patches."""
+    """Return the kernel arguments that describe a volume of this shape and stride, and its patches."""
     pt, ph, pw = patch
     sizes = (shape[1], pt, ph, pw)
     span = sum((size - 1) * step for size, step in zip(sizes, stride[1:], strict=True))
@@ -40,16 +40,16 @@ def patch_corners(
     stride_volume_b, stride_volume_t, stride_volume_h, stride_volume_w,  # of the volume
     PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
 ):
-    """Token number and offset in the volume of each row's first element, both int64."""
+    """Return the token number of each row, and the offset of its first element in the volume, both int64."""
     sample = (row // K).to(tl.int64)
     k = row % K
     if ids_ptr is None:
         token = k.to(tl.int64)
     else:
         token = tl.load(ids_ptr + sample * stride_ids_b + k.to(tl.int64) * stride_ids_k)
-    # The token's place fits 32 bits, and 64-bit division is a long subroutine.
-    place = token.to(tl.int32)
-    t, h, w = place // (GRID_H * GRID_W), place // GRID_W % GRID_H, place % GRID_W
+    # The token number fits 32 bits, and 64-bit division is a long subroutine.
+    number = token.to(tl.int32)
+    t, h, w = number // (GRID_H * GRID_W), number // GRID_W % GRID_H, number % GRID_W
     corner = sample * stride_volume_b + (t * PT).to(tl.int64) * stride_volume_t
     corner += (h * PH).to(tl.int64) * stride_volume_h + (w * PW).to(tl.int64) * stride_volume_w
     return token, corner
@@ -60,9 +60,9 @@ def patch_offsets(
     element,           # [BLOCK] element numbers in a patch, in the order (c, t, h, w)
     stride_volume_c, stride_volume_t, stride_volume_h, stride_volume_w,  # of the volume
     PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    WIDE: tl.constexpr,  # a patch spans 2^31 elements of memory or more
+    WIDE: tl.constexpr,  # whether a patch spans 2^31 or more elements of memory
 ):
-    """Offset of each element from the patch's first."""
+    """Return the offset of each element from the first one of its patch."""
     c, t, h, w = element // (PT * PH * PW), element // (PH * PW) % PT, element // PW % PH, element % PW
     if WIDE:
         c, t, h, w = c.to(tl.int64), t.to(tl.int64), h.to(tl.int64), w.to(tl.int64)
@@ -79,7 +79,7 @@ def project_patches(
     PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """Product of patches and weight, `[BLOCK_M, BLOCK_N]` float32."""
+    """Return the product of patches and weight, `[BLOCK_M, BLOCK_N]` float32."""
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, P, BLOCK_K):
         element = start + tl.arange(0, BLOCK_K)

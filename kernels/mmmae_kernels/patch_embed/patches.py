@@ -1,4 +1,4 @@
-"""Patches as rows: what a patch embedding multiplies, and what a loss on pixels compares with."""
+"""Patches as rows, for example as the target of a loss on pixels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,22 @@ from .reference import patchify_reference, token_count
 
 
 def patchify(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = None) -> Tensor:
-    """Cut `volume [B, C, T, H, W]` into rows `[B, K, C*pt*ph*pw]`, only those named by `ids [B, K]` if given.
+    """Cut a volume into patches, or only those that `ids` names.
+
+    Args:
+        volume: `[B, C, T, H, W]`, any strides.
+        patch: sizes (pt, ph, pw), which divide T, H and W.
+        ids: `[B, K]` int64 token numbers, row-major over (t, h, w); None means all N tokens in order.
+
+    Returns:
+        `[B, K, C*pt*ph*pw]` in the dtype of `volume`, elements in the order (c, t, h, w).
 
     Raises:
-        ValueError: a shape does not fit, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+        ValueError: shapes do not match, or an id is outside 0..N-1 (checked on the CPU and in debug mode).
+
+    Example:
+        >>> patchify(torch.arange(16.0).view(1, 1, 1, 4, 4), (1, 2, 2), torch.tensor([[3]]))
+        tensor([[[10., 11., 14., 15.]]])
     """
     check_rank("volume", volume, "[B, C, T, H, W]")
     check_real("volume", volume)
@@ -35,7 +47,7 @@ def patchify(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = N
 def _check_patch(patch: tuple[int, int, int]) -> tuple[int, int, int]:
     if not isinstance(patch, (tuple, list)) or len(patch) != 3:
         given = f"has {len(patch)} sizes" if isinstance(patch, (tuple, list)) else f"is {described(patch)}"
-        raise ValueError(f"patch {given}, expected three, of bands, rows and columns")
+        raise ValueError(f"patch {given}, expected three sizes (bands, rows, columns)")
     bands, rows, columns = (check_whole(f"patch[{axis}]", size, least=1) for axis, size in enumerate(patch))
     return bands, rows, columns
 
@@ -67,7 +79,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """The gradient of the gather, whose own gradient is the gather again."""
+    """The transpose of `_Gather`, and its gradient; the two are each other's gradients."""
 
     @staticmethod
     def forward(
@@ -85,13 +97,13 @@ class _Scatter(torch.autograd.Function):
         return grad_rows, None, None, None, None
 
 
-# Rows `[B, K, C*pt*ph*pw]` of the patches of `volume [B, C, T, H, W]` named by `ids [B, K]`.
+# Returns the patches `ids [B, K]` of `volume [B, C, T, H, W]` as rows `[B, K, C*pt*ph*pw]`.
 declare_operator(
     "patch_embed",
     "gather_patches(Tensor volume, Tensor ids, SymInt[] patch) -> Tensor",
     lambda volume, ids, patch: volume.new_empty(*ids.shape, volume.shape[1] * patch[0] * patch[1] * patch[2]),
 )
-# The transpose: a volume of `shape` with each row added at its patch, zero elsewhere.
+# Returns a volume of `shape` with each row added to its patch, zero elsewhere: the transpose of `gather_patches`.
 declare_operator(
     "patch_embed",
     "scatter_patches(Tensor rows, Tensor ids, SymInt[] patch, SymInt[] shape) -> Tensor",
@@ -102,14 +114,14 @@ declare_operator(
 def _native_refuses(arguments: Arguments) -> Reason:
     volume = arguments["volume"]
     if volume.dtype != torch.float32:
-        return f"volume has dtype {volume.dtype}, the native gather gives torch.float32"
+        return f"volume has dtype {volume.dtype}, the native gather returns torch.float32"
     return native_refuses([("volume", volume)])
 
 
 def _triton_refuses(arguments: Arguments) -> Reason:
     volume = arguments["volume"]
     if volume.requires_grad and torch.is_grad_enabled():
-        return "volume requires a gradient, which the Triton gather does not give"
+        return "volume requires a gradient, which the Triton gather does not compute"
     return triton_refuses([as_float(volume)])
 
 

@@ -1,4 +1,4 @@
-"""The definition of `patch_embed`: cut all patches, keep the asked ones, project, add bias and position."""
+"""The definition of `patch_embed`: cut all patches, select some, project, add bias and position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def patchify_reference(volume: Tensor, patch: tuple[int, int, int], ids: Tensor | None = None) -> Tensor:
-    """Cut `[B, C, T, H, W]` into rows `[B, N, C*pt*ph*pw]`, tokens row-major over (t, h, w); only `ids` if given."""
+    """Cut `[B, C, T, H, W]` into rows `[B, N, C*pt*ph*pw]`, row-major over (t, h, w); only rows `ids` if given."""
     batch, channels, bands, height, width = volume.shape
     pt, ph, pw = patch
     grid = volume.reshape(batch, channels, bands // pt, pt, height // ph, ph, width // pw, pw)
@@ -20,13 +20,13 @@ def patchify_reference(volume: Tensor, patch: tuple[int, int, int], ids: Tensor 
 def patch_embed_reference(
     volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None
 ) -> Tensor:
-    """Embed the patches of `volume` named by `ids`."""
+    """Embed the patches of `volume` that `ids` names."""
     patch = (weight.shape[2], weight.shape[3], weight.shape[4])
     return project(patchify_reference(volume, patch, ids), weight, bias, ids, position)
 
 
 def project(rows: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None) -> Tensor:
-    """Embed patches that are cut already, `[B, K, C*pt*ph*pw]`, the tokens `ids`."""
+    """Embed patches given as rows `[B, K, C*pt*ph*pw]`; `ids` are their token numbers."""
     tokens = F.linear(rows.to(weight.dtype), weight.flatten(1), bias)
     if position is None:
         return tokens
@@ -34,6 +34,6 @@ def project(rows: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | Non
 
 
 def token_count(volume: Tensor, patch: Sequence[int]) -> int:
-    """How many patches a sample has."""
+    """Return the number of patches of a sample."""
     (bands, height, width), (pt, ph, pw) = volume.shape[2:], patch
     return (bands // pt) * (height // ph) * (width // pw)

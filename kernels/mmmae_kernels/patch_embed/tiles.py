@@ -1,4 +1,4 @@
-"""Launch table of the implicit GEMMs: which tile, for which architecture and precision."""
+"""Launch table of the implicit GEMMs: tiles for each architecture and precision."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from ..gpu.config import Config, family_of
 from ..gpu.launch import target_of
 
-PROGRAMS = 128  # about the multiprocessors of the larger GPUs: fewer programs leave some idle
+PROGRAMS = 128  # about the number of multiprocessors of large GPUs: fewer programs leave some of them idle
 
 
 def _tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> Config:
     return Config({"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}, warps, stages)
 
 
-# A stage holds BLOCK_K * (BLOCK_M + BLOCK_N) elements in shared memory, 16 KiB in half precision for 128 x 128 x 32,
-# and the float32 rows of a volume twice their share. The sum takes BLOCK_M * BLOCK_N / threads registers of a thread,
-# 64 for 128 x 128 and 8 warps, about as many as addresses and operands on their way; the exact float32 product of three
-# tf32 products keeps each operand in two parts, hence the smaller tile. The wide instructions of sm_90 and sm_100 eat
-# steps of 64; CDNA has 64 KiB and warps of 64 threads; RDNA multiplies 16 x 16 x 16 out of registers.
+# A stage holds BLOCK_K * (BLOCK_M + BLOCK_N) elements in shared memory, 16 KiB in half precision for 128 x 128 x 32; a
+# float32 volume doubles the part of its rows. The accumulator takes BLOCK_M * BLOCK_N / threads registers of a thread
+# (64 for 128 x 128 and 8 warps), addresses and operands about as many again. "exact", float32 as three tf32 products,
+# splits each operand in two, hence its smaller tiles. The matrix instructions of sm_90 and sm_100 want a BLOCK_K of 64;
+# CDNA has 64 KiB of shared memory and warps of 64 threads; RDNA multiplies 16 x 16 x 16 out of registers.
 _AMPERE = {
     "half": (_tile(128, 128, 32, 8, 4), _tile(64, 128, 32, 8, 4), _tile(64, 64, 32, 4, 4)),
     "tf32": (_tile(128, 128, 32, 8, 3), _tile(64, 128, 32, 8, 3), _tile(64, 64, 32, 4, 3)),
@@ -51,19 +51,19 @@ TILES: dict[str, dict[str, tuple[Config, ...]]] = {
 
 
 def precision_of(dtype: torch.dtype, device: torch.device) -> str:
-    """How `tl.dot` multiplies: float32 as `torch.get_float32_matmul_precision` asks, else as it comes."""
+    """Return the `input_precision` of `tl.dot`, which for float32 follows `torch.get_float32_matmul_precision()`."""
     if target_of(device).startswith("gfx"):
-        return "ieee"  # its matrix instructions take float32 as it is
+        return "ieee"  # AMD's matrix instructions compute in float32
     if dtype == torch.float32 and _is_exact():
         return "tf32x3"
     return "tf32"
 
 
 def _is_exact() -> bool:
-    """Whether float32 products are to be exact, by the newer setting where the user has made that one."""
+    """Return whether torch's settings ask for exact float32 products."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # both settings were made
+    except RuntimeError:  # raised if the newer setting was changed as well; it then takes precedence
         return _newer_setting() in ("ieee", "none")
 
 
@@ -74,7 +74,7 @@ def _newer_setting() -> str:
 def tiles(
     target: str, dtype: torch.dtype, precision: str, rows: int, columns: int, splits: int = 1
 ) -> tuple[Config, ...]:
-    """The table's row, first the largest tile that still fills the machine."""
+    """Return the configs for a launch; the first is the largest tile that still gives every multiprocessor work."""
     family = TILES[family_of(target)]
     kind = "half" if dtype.itemsize == 2 else "tf32" if precision == "tf32" else "exact"
     fills = [tile for tile in family[kind] if tile_count(tile.constants, rows, columns) * splits >= PROGRAMS]
@@ -83,11 +83,11 @@ def tiles(
 
 
 def tile_count(constants: Mapping[str, int], rows: int, columns: int) -> int:
-    """How many tiles cover `rows x columns`."""
+    """Return how many tiles cover `rows x columns`."""
     return -(-rows // constants["BLOCK_M"]) * -(-columns // constants["BLOCK_N"])
 
 
 @functools.lru_cache(maxsize=1024)
 def most_tiles(target: str, dtype: torch.dtype, precision: str, rows: int, columns: int) -> int:
-    """How many tiles cover `rows x columns` by that config of the table's row which needs most."""
+    """Return how many tiles cover `rows x columns` with the smallest tile of the table."""
     return max(tile_count(tile.constants, rows, columns) for tile in tiles(target, dtype, precision, rows, columns))

@@ -1,1 +1,1 @@
-"""The implementations of attention, one module each."""
+"""The backends of attention, one module each."""

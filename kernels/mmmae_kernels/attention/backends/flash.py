@@ -1,9 +1,9 @@
-"""What backends of the flash kind are to the operator, and what their adapters share.
+"""Interface of the flash backends, and helpers of their adapters.
 
-They give attention and the log-sum-exp of each row of scores (natural logarithm, scale included), and take both again
-for the gradients. Those may be of more keys than the backend has seen: `exp(score - lse)` is then each key's share of
-all, and `sum(grad * out)` what a softmax over all subtracts, so that the gradients are right for the keys it has seen.
-Conditioning rests on this, see `guidance.py`.
+Forward returns attention and the log-sum-exp of each row of scores (natural logarithm, scale included); backward takes
+both. They may belong to a softmax over more keys than those given to the backend: `exp(score - lse)` is then a key's
+weight in that softmax, and `sum(grad * out)` its correction term, so that the gradients of the given keys are right.
+The merging of vectors in `guidance.py` relies on this.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor
 from ...dispatch import Reason
 from ..call import Call
 
-Triple = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
+Triple = tuple[Tensor, Tensor, Tensor]  # q, k, v or their gradients
 
 
 class FlashBackend(Protocol):
     """A module that computes attention by a flash kernel."""
 
     def refuses(self, call: Call) -> Reason:
-        """None if its kernels take the call, on a machine that has them, else the reason why not."""
+        """Return None if the kernels support the call, wherever they are installed, else the reason."""
 
     def unavailable(self) -> Reason:
-        """None if this machine has its kernels, else the reason why not."""
+        """Return None if the kernels can run on this machine, else the reason."""
 
     def attention_forward(self, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> tuple[Tensor, Tensor]:
-        """q `[B, Nq, h, d]`, k and v `[B, Nk, h, d]` -> out like q, lse float32 `[B, h, Nq]`."""
+        """Return out like q and lse, float32 `[B, h, Nq]`, for q `[B, Nq, h, d]`, k and v `[B, Nk, h, d]`."""
 
     def attention_backward(
         self, grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
@@ -43,15 +43,15 @@ class FlashBackend(Protocol):
 
 @functools.cache
 def flash_backend(backend: str) -> FlashBackend:
-    """Return the module of a backend."""
+    """Import and return the module of a flash backend."""
     module: FlashBackend = importlib.import_module(f"{__package__}.{backend}")
     return module
 
 
 def aligned_rows(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if its last axis has gaps or a head's row is not at a multiple of 16 bytes.
+    """Return the tensor, or a copy unless its last axis is contiguous and all its rows are aligned to 16 bytes.
 
-    GPU kernels load 16 bytes at a time and do not look.
+    The GPU kernels load 16 bytes at a time without checking.
     """
     unit = 16 // tensor.element_size()
     aligned = tensor.data_ptr() % 16 == 0 and all(stride % unit == 0 for stride in tensor.stride()[:-1])
@@ -59,10 +59,10 @@ def aligned_rows(tensor: Tensor) -> Tensor:
 
 
 def scale_of(q: Tensor) -> float:
-    """What scores are multiplied with."""
+    """Return the scale of the scores, `1 / sqrt(d)`."""
     return 1 / math.sqrt(max(q.shape[-1], 1))
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Makes the tensor's GPU the current one, which libraries launch on."""
+    """Return a context in which the tensor's GPU is the current device, on which libraries launch their kernels."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

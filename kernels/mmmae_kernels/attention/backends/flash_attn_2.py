@@ -1,6 +1,7 @@
 """Attention by flash-attn 2 (`flash_attn`), for NVIDIA GPUs from Ampere on and for AMD's CDNA.
 
-Adapter of its operators, whose public wrappers neither give the log-sum-exp for use nor take tensors for gradients.
+It calls the package's internal operators: the public functions neither return a usable log-sum-exp nor write gradients
+into given tensors.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def attention_backward(
 ) -> None:
     library = packages.load(PACKAGE[1])
     (q, k, v), (grad_q, grad_k, grad_v) = map(aligned_rows, qkv), gradients
-    # The state of dropout, of which there is none: AMD's kernels read it all the same.
+    # There is no dropout, but AMD's kernels read its random state nevertheless.
     state = torch.zeros(2, dtype=torch.int64, device=q.device) if torch.version.hip else None
     with on_device_of(q):
         library._wrapped_flash_attn_backward(
@@ -63,7 +64,7 @@ def attention_backward(
 
 
 def _plain(q: Tensor) -> dict[str, Any]:
-    """Neither dropout nor causality, window, cap of scores or bias by distance: its operators have no defaults."""
+    """Return the arguments that switch off dropout, causality, windows, soft caps and ALiBi; they have no defaults."""
     return {
         "dropout_p": 0.0,
         "softmax_scale": scale_of(q),

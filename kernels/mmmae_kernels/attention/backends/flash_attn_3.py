@@ -1,7 +1,7 @@
 """Attention by flash-attn 3 (`flash_attn_interface`), written for Hopper.
 
-Adapter of the operators that its extension registers: their arguments' names have lasted where the functions in Python
-changed, the number of their results has not.
+It calls the operators that the extension registers: from version to version the Python functions changed, the
+operators' argument names did not. The number of results did, so only the first two are read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attention by flash-attn 4 (`flash_attn.cute`), written for Hopper and Blackwell.
 
-Adapter of its internal functions, which alone take changed log-sum-exps and given gradients; their signatures grew from
-beta to beta, so everything is passed by name and of the results only the first two are read.
+It calls the package's internal functions, the only ones that take changed log-sum-exps and write into given gradients.
+Their signatures grew from beta to beta, so arguments are passed by name and only the first two results are read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention on the CPU, float32, forward and backward, without the scores in memory."""
+"""Attention on the CPU in float32, forward and backward, without the scores in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAD_WIDTH_LIMIT = 256
 
 def refuses(call: Call) -> Reason:
     if call.target != "cpu":
-        return f"the tensors lie on {call.target}, native kernels run on the CPU"
+        return f"the tensors are on {call.target}, native kernels run on the CPU"
     if call.dtype != torch.float32:
         return f"the tensors have dtype {call.dtype}, native kernels take float32"
     if call.head_width > HEAD_WIDTH_LIMIT:
@@ -29,16 +29,16 @@ _backward = library.function("attention_backward")
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return attention, and the logarithm of the sum of each row's exponentials, for the gradients.
+    """Return attention and the log-sum-exp of each row of scores.
 
     Args:
         q: `[B, Nq, h, d]`, d at most HEAD_WIDTH_LIMIT.
         k, v: `[B, Nk, h, d]`.
-        key_present: `[B, Nk]` bool, which keys a sample has; None means all. Nothing is read of the absent ones.
+        key_present: `[B, Nk]` bool, which keys are present; None means all. Absent keys and values are not read.
 
     Returns:
-        out: `[B, Nq, h, d]`; zeros for a sample without keys.
-        lse: `[B, h, Nq]`, minus infinity there.
+        out: `[B, Nq, h, d]`, zero for a sample without keys.
+        lse: `[B, h, Nq]`, minus infinity for a sample without keys.
     """
     batch, queries, heads, width = q.shape
     out, lse = q.new_empty(batch, queries, heads, width), q.new_empty(batch, heads, queries)
@@ -63,18 +63,16 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | Non
 def attention_backward(
     grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
 ) -> None:
-    """Write the gradients of q, k and v into `gradients`, all of them, zeros for absent keys.
-
-    `out` and `lse` may be those of more keys than these, of which they then give the share of the gradients.
+    """Write the gradients of q, k and v into `gradients`; those of absent keys and values are zero.
 
     Args:
-        grad: of `out`, `[B, Nq, h, d]`.
-        qkv, key_present: as in `attention_forward`.
-        out, lse: what that gave.
-        gradients: like q, k and v, of any strides but for the last axis, which lies in one piece.
+        grad: gradient of `out`, `[B, Nq, h, d]`.
+        qkv, key_present: inputs of `attention_forward`.
+        out, lse: outputs of `attention_forward`, or those of a softmax over more keys, see `flash.py`.
+        gradients: tensors like q, k and v, any strides with a contiguous last axis.
 
     Raises:
-        ValueError: a gradient can't be written to: its shape, dtype or strides are others.
+        ValueError: a gradient does not have the shape of its tensor, or is not float32 with a contiguous last axis.
     """
     q, k, v = qkv
     (q, q_strides), (k, k_strides), (v, v_strides) = _heads(q), _heads(k), _heads(v)
@@ -117,7 +115,7 @@ def attention_backward(
 
 
 def _heads(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Return a tensor `[B, N, h, d]` with its last axis in one piece, and its strides."""
+    """Return a tensor `[B, N, h, d]` with a contiguous last axis, and its strides."""
     strides = tensor.stride()
     if strides[3] == 1:
         return tensor, strides
@@ -127,4 +125,4 @@ def _heads(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 def _unwritable(gradients: Triple, shape: torch.Size, keys: torch.Size) -> str:
     given = ", ".join(f"{grad.dtype} {list(grad.shape)} of strides {list(grad.stride())}" for grad in gradients)
-    return f"gradients are {given}; expected float32 {list(shape)} and twice {list(keys)}, the last axis in one piece"
+    return f"gradients are {given}; expected float32 {list(shape)} and twice {list(keys)}, with a contiguous last axis"

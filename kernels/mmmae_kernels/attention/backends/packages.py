@@ -1,4 +1,4 @@
-"""Optional packages with attention kernels: found without importing them, imported without a word when first needed."""
+"""Optional packages with attention kernels, which are found without an import and imported silently on first use."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ...dispatch import Reason, constant_when_compiled
 
 @constant_when_compiled
 def refuses(distribution: str, module: str) -> Reason:
-    """None if `module` of a package can be used on this machine, else one line that says why not.
+    """Return None if `module` of a package can be used on this machine, else the reason in one line.
 
     Args:
-        distribution: the package's name to an installer.
-        module: what is imported of it; where there is no GPU nothing is.
+        distribution: name of the package for installers.
+        module: module to import; nothing is imported on a machine without a GPU.
     """
     if not is_installed(distribution, module):
         return f"{distribution} is not installed"
@@ -33,20 +33,20 @@ def refuses(distribution: str, module: str) -> Reason:
 
 
 def is_installed(distribution: str, module: str) -> bool:
-    """Whether a package is there, by its metadata or, if it was put on the path without, by a module at top level."""
+    """Return whether a package is installed, by its metadata or, without metadata, by a top-level module."""
     try:
         importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        # To look for a submodule would import its parents.
+        # find_spec of a submodule would import its parents.
         return "." not in module and importlib.util.find_spec(module) is not None
     return True
 
 
 def load(module: str) -> ModuleType:
-    """The module.
+    """Import and return a module.
 
     Raises:
-        RuntimeError: it can't be imported.
+        RuntimeError: the module can't be imported.
     """
     loaded, reason = _import(module)
     if loaded is None:
@@ -56,7 +56,7 @@ def load(module: str) -> ModuleType:
 
 @functools.cache
 def _import(module: str) -> tuple[ModuleType | None, Reason]:
-    """The module, or why there is none. What a package prints, logs or warns of while it is imported is dropped."""
+    """Import a module, discarding its output, logs and warnings; return it, or None and the reason."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -67,7 +67,7 @@ def _import(module: str) -> tuple[ModuleType | None, Reason]:
         ):
             warnings.simplefilter("ignore")
             return importlib.import_module(module), None
-    except Exception as error:  # whatever an extension built for another torch, CUDA or Python comes up with
+    except Exception as error:  # an extension built for another torch, CUDA or Python may raise anything
         return None, f"{module} can't be imported: {type(error).__name__}: {' '.join(str(error).split())}"
     finally:
         logging.disable(disabled)

@@ -1,4 +1,4 @@
-"""Attention by xformers' memory-efficient kernels, whichever of them its dispatcher chooses."""
+"""Attention by the memory-efficient kernels of xformers, as its dispatcher chooses them."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def attention_backward(
     inputs = (aligned_rows(grad), aligned_rows(out), lse.contiguous(), *map(aligned_rows, qkv))
     with on_device_of(grad):
         given = library.memory_efficient_attention_backward(*inputs, scale=scale_of(grad))
-    for place, gradient in zip(gradients, given, strict=True):
-        place.copy_(gradient)  # it takes no tensors to write into
+    for out_gradient, gradient in zip(gradients, given, strict=True):
+        out_gradient.copy_(gradient)  # xformers can't write into given tensors
