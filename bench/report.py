@@ -27,7 +27,7 @@ def finish(reporter: pytest.TerminalReporter, suite: Suite) -> None:
     tables = [*budget_tables(suite), *time_tables(suite.measurements)]
     reporter.write("\n".join(map(printed, tables)))
     for measured in bench.results.by_case(suite.measurements).values():
-        for sentence in slower(measured):
+        for sentence in slower(measured, title_of(measured[0])):
             reporter.write_line(f"slower: {sentence}")
     if not suite.measurements:
         return
@@ -91,7 +91,7 @@ def budget_tables(suite: Suite) -> Iterable[Table]:
             total, macs = report.pretraining.total, report.encoder.total.macs
             amounts = [f"{total.parameters / 1e6:.2f}", f"{macs / 1e9:.2f}", f"{2 * macs / 1e9:.2f}"]
             amounts += [f"{total.macs / 1e9:.2f}", f"{total.bytes / 1e6:,.1f}", f"{total.launches:,}"]
-            table.add_row(preset, *amounts, report.notes[-1].split(":")[0].split(",")[0])
+            table.add_row(preset, *amounts, report.standing.split(",")[0].split(":")[0])
         yield table
     for preset, step in suite.steps.items():
         columns = ("saved MB", "of reference sdpa", "of reference eager", "launches")

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, bytes and launches by component, counted and never timed."""
+"""The cost report of a model: parameters, multiply-adds, bytes and launches by component, counted and never timed."""
 
 from .report import Report, profile
 from .table import CostTable, Row

@@ -1,4 +1,4 @@
-"""The parts that a model's cost is reported by: which parameters, submodules and methods belong to which."""
+"""Components of a model in its cost report, and which parameters, submodules and methods belong to each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..model.reference import ReferenceEncoder, ReferenceModel
 Model = FastModel | ReferenceModel
 Encoder = HSIEncoder | ReferenceEncoder
 
-# By the first part of a parameter's or submodule's name, or by a method's.
+# Keys are the first part of the name of a parameter or submodule, or the name of a method.
 COMPONENTS = {
     "patch_embed": "patch_embed",
     "pos_embed_spatial": "patch_embed",
@@ -40,18 +40,19 @@ COMPONENTS = {
     "contrast": "contrastive",
     "contrastive_head": "contrastive",
 }
-READ = ("patch_embed", "norm", "decoder_embed", "decoder_norm", "decoder_pred")  # not called by the fast model
+# The fast model reads the weights of these modules and does not call them.
+READ = ("patch_embed", "norm", "decoder_embed", "decoder_norm", "decoder_pred")
 METHODS = ("embed", "decode", "predict", "reconstruction_loss", "target", "contrast")
 
 
 def component_of(name: str) -> str:
-    """The component of a parameter, submodule or method of a model."""
+    """Return the component of a parameter, submodule or method of a model."""
     first, *rest = name.split(".")
     return f"aux_encoders.{rest[0]}" if first == "aux_encoders" else COMPONENTS[first]
 
 
 def components_of(model: Model | Encoder) -> list[str]:
-    """All components of a model, in the order in which a report lists them."""
+    """Return all components of a model, in the order in which a report lists them."""
     if isinstance(model, Encoder):
         return ["patch_embed", "blocks"]
     encoders = [f"aux_encoders.{name}" for name in model.config.aux]
@@ -60,7 +61,7 @@ def components_of(model: Model | Encoder) -> list[str]:
 
 
 def count_parameters(model: nn.Module) -> Counter[str]:
-    """Parameters by component."""
+    """Count parameters by component."""
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         counts[component_of(name)] += parameter.numel()
@@ -68,7 +69,7 @@ def count_parameters(model: nn.Module) -> Counter[str]:
 
 
 def blank_copy(model: Model) -> Model:
-    """A model of the same config and backends, without memory."""
+    """Make a model of the same config and backends on the meta device, without memory."""
     with torch.device("meta"):
         if isinstance(model, FastModel):
             return FastModel(model.config, model.kernels, model.attention)
@@ -76,7 +77,7 @@ def blank_copy(model: Model) -> Model:
 
 
 def attention_of(model: Model) -> str:
-    """The attention backend that a model was made with."""
+    """Return the attention backend that a model was made with."""
     if isinstance(model, FastModel):
         return model.attention
     backend = model.get_submodule("blocks.0.attn").attention
@@ -85,13 +86,13 @@ def attention_of(model: Model) -> str:
 
 
 class Traced(nn.Module):
-    """A model that notes in `component` what it is busy with; tensors in, tensors out, as a tracer wants it.
+    """A model that records in `component` which component is running, with tensors as arguments and results.
 
-    What stands between two steps of the forward pass counts to the step before; what stands before the first, checks of
-    inputs included, to `masking`, or in an encoder to `patch_embed`.
+    Work between two steps of the forward pass belongs to the earlier step. Work before the first step, with the checks
+    of inputs, belongs to `masking`, or in an encoder to `patch_embed`.
 
     Args:
-        model: its methods are replaced, and its parameters by ones that nobody has written; see `blank_copy`.
+        model: its methods are replaced, and its parameters too, by uninitialised ones; see `blank_copy`.
     """
 
     def __init__(self, model: Model | Encoder) -> None:
@@ -109,7 +110,7 @@ class Traced(nn.Module):
             setattr(owner, method, step.__call__)
 
     def inputs(self, batch: int) -> tuple[Tensor, ...]:
-        """A volume, and for a whole model an image of each modality, of `batch` samples, that nobody has written."""
+        """Make uninitialised inputs of `batch` samples: a volume and, for a whole model, an image of each modality."""
         config = self.model.config
         size = (config.image_size, config.image_size)
         hsi = torch.empty(batch, config.in_channels, config.bands, *size, device="cpu")
@@ -117,7 +118,7 @@ class Traced(nn.Module):
         return hsi, *(torch.empty(batch, count, *size, device="cpu") for count in channels)
 
     def forward(self, hsi: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
-        """What `inputs` gives -> tokens, or losses, prediction and latent."""
+        """Run the model on what `inputs` returns; return its tokens, or loss, prediction and latent."""
         self._enter(self.start)
         if isinstance(self.model, Encoder):
             return (self.model(hsi),)
@@ -129,7 +130,14 @@ class Traced(nn.Module):
 
 
 class Step(nn.Module):
-    """Stands in for a function of a model and tells which component it begins; a module, since tracers know those."""
+    """A function of a model that reports which component it begins; a module, because tracers record the module names.
+
+    Args:
+        function: the method to call.
+        component: that the function belongs to.
+        followed_by: the component of the work after it.
+        enter: called with the name of a component when it begins.
+    """
 
     def __init__(
         self, function: Callable[..., Any], component: str, followed_by: str, enter: Callable[[str], None]
@@ -138,7 +146,7 @@ class Step(nn.Module):
         self.function, self.component, self.followed_by, self.enter = function, component, followed_by, enter
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The function's own."""
+        """Call the function."""
         self.enter(self.component)
         result = self.function(*args, **kwargs)
         self.enter(self.followed_by)
@@ -146,7 +154,7 @@ class Step(nn.Module):
 
 
 def _steps(model: Model | Encoder) -> Iterator[tuple[nn.Module, str, str, str | None]]:
-    """Owner, method, component, and the component of what follows if that is another one."""
+    """Yield owner, method and component of each step, and the component of the work after it if it is another one."""
     after = {"decode": "loss"} | ({"reconstruction_loss": "contrastive"} if model.config.aux else {})
     for method in METHODS:
         if hasattr(model, method):

@@ -1,6 +1,6 @@
-"""Counts what a pass costs: multiply-adds, bytes, launches; of a forward pass by component, by two counters that agree.
+"""Counting of multiply-adds, bytes and launches: of a forward pass by component, of a training step, of any function.
 
-Only integers are computed for it, so that it takes seconds and hardly any memory.
+Floating point results are not computed, so that counting takes seconds and hardly any memory.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Cost:
-    """What was counted.
+    """The cost of operators.
 
     Args:
-        macs: multiply-adds of matrix products, convolutions and attention. Nothing else has any here: norms, softmax,
-            activations, interpolation and reductions are left out.
-        bytes: of the inputs and outputs of every launch, each element of a tensor once, whether or not it is in a
-            cache, and whether or not a gather reads it.
-        launches: ATen and custom operators that write memory. Views, allocations and metadata are none.
+        macs: multiply-adds of matrix products, convolutions and attention. Norms, softmax, activations, interpolation
+            and reductions are not counted.
+        bytes: size of the inputs and outputs of every launch. Each element of a tensor counts once, even if it is in a
+            cache or a gather does not read it.
+        launches: number of ATen and custom operators that write memory; views and allocations do not count.
     """
 
     macs: int = 0
@@ -54,11 +54,11 @@ class Cost:
 
 @dataclasses.dataclass
 class StepCost:
-    """What was counted of a training step.
+    """The cost of a training step.
 
     Args:
-        saved_bytes: kept from the forward for the backward pass: distinct storages, without the parameters'.
-        operators: what each operator of both passes costs that is a launch, or several, in their order.
+        saved_bytes: memory kept from the forward for the backward pass: distinct storages, without those of parameters.
+        operators: the cost of each operator of both passes that launches something, in order.
     """
 
     saved_bytes: int
@@ -66,25 +66,26 @@ class StepCost:
 
     @property
     def total(self) -> Cost:
-        """Of both passes."""
+        """The cost of both passes."""
         return sum(self.operators, Cost())
 
     @property
     def launches(self) -> int:
-        """Of both passes."""
+        """The launches of both passes."""
         return self.total.launches
 
 
 def count(model: Model | Encoder, batch: int) -> dict[str, Cost]:
-    """The forward pass of `batch` samples with all modalities, by component, in float32, as dispatched on the CPU.
+    """Count the forward pass of `batch` samples with all modalities, by component, in float32, as run on the CPU.
 
     Multiply-adds are counted by PyTorch's counter and, where it is installed, by fvcore's.
 
     Args:
-        model: see `Traced`, which spoils it.
+        model: it can't be used afterwards, see `Traced`.
+        batch: number of samples.
 
     Raises:
-        RuntimeError: an operator's multiply-adds are unknown, or the two counters disagree.
+        RuntimeError: the multiply-adds of an operator are unknown, or the two counters disagree.
     """
     traced = Traced(model)
     inputs = traced.inputs(batch)
@@ -96,17 +97,18 @@ def count(model: Model | Encoder, batch: int) -> dict[str, Cost]:
         by_torch = costs[component].macs if component in costs else 0
         if by_torch != by_fvcore[component]:
             raise RuntimeError(
-                f"{component}: torch counts {by_torch} multiply-adds and fvcore {by_fvcore[component]}; one of them "
-                "meets an operator that it does not know, see mmmae.cost.mac_formulas"
+                f"{component}: torch counts {by_torch} multiply-adds and fvcore {by_fvcore[component]}, expected the "
+                "same; one of them lacks the formula of an operator, see mmmae.cost.mac_formulas"
             )
     return costs
 
 
 def count_step(model: Model, batch: int) -> StepCost:
-    """A training step of `batch` samples, without its optimizer.
+    """Count a training step of `batch` samples, without its optimizer.
 
     Args:
-        model: see `Traced`, which spoils it.
+        model: it can't be used afterwards, see `Traced`.
+        batch: number of samples.
     """
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -130,7 +132,7 @@ def count_step(model: Model, batch: int) -> StepCost:
 
 
 def count_operators(function: Callable[[], object]) -> list[Cost]:
-    """What each operator of a function costs that is a launch, or several, in their order."""
+    """Return the cost of each operator in a function that launches something, in order."""
     uncomputed, launches = Uncomputed(), Launches()  # type: ignore[no-untyped-call]
     with uncomputed, launches:
         function()
@@ -138,7 +140,7 @@ def count_operators(function: Callable[[], object]) -> list[Cost]:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter, silent, with the formulas that it lacks; it counts two operations a multiply-add."""
+    """Make a silent FLOP counter of torch with all formulas; it counts two operations for a multiply-add."""
     from torch.utils.flop_counter import FlopCounterMode  # it imports triton, which takes a while
 
     formulas = {}
@@ -150,9 +152,10 @@ def flop_counter() -> FlopCounterMode:
 
 
 class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers operators that give floating point tensors with tensors of the right shape that nobody has written.
+    """A mode in which operators return uninitialised floating point tensors of the right shape, without computing them.
 
-    The system has no memory to find for those, and the model still sees the CPU, true token numbers and true presence.
+    The system gives no memory to tensors that are never written. The model still sees tensors on the CPU, and integers
+    and booleans, such as token numbers and presence, are computed.
     """
 
     def __torch_dispatch__(
@@ -169,10 +172,10 @@ class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes in `costs` what each operator costs that writes memory.
+    """A mode that records in `costs` the cost of each operator that writes memory.
 
     Raises:
-        RuntimeError: an operator's multiply-adds are unknown. What ATen has no formula for is taken to have none.
+        RuntimeError: the multiply-adds of an operator are unknown. Those of ATen without a formula count as 0.
     """
 
     def __init__(self) -> None:
@@ -193,11 +196,11 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def book(self, cost: Cost) -> None:
-        """Note what an operator cost."""
+        """Record the cost of an operator."""
         self.costs.append(cost)
 
     def is_without_macs(self, func: Any) -> bool:
-        """Whether an operator that no formula is known of multiplies no matrices."""
+        """Return whether an operator without a formula has no multiply-adds."""
         return bool(func.namespace == "aten")
 
     def _macs(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> int:
@@ -207,21 +210,21 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.is_without_macs(func):
             return 0
         raise RuntimeError(
-            f"the multiply-adds of {func._schema.name} are unknown: give their formula in "
-            "mmmae.cost.mac_formulas.MAC_FORMULAS, or name it in WITHOUT_MACS"
+            f"the multiply-adds of {func._schema.name} are unknown: add a formula to "
+            "mmmae.cost.mac_formulas.MAC_FORMULAS, or the operator's name to WITHOUT_MACS"
         )
 
     @property
     def count(self) -> int:
-        """Of launches."""
+        """The number of launches."""
         return sum(self.costs, Cost()).launches
 
 
 class Ledger(Launches):  # type: ignore[no-untyped-call]
-    """Books what each operator of a forward pass costs on the component in force.
+    """A mode that adds up the costs of a forward pass by component.
 
     Args:
-        traced: tells the component.
+        traced: the model, which says which component is running.
     """
 
     def __init__(self, traced: Traced) -> None:
@@ -230,11 +233,11 @@ class Ledger(Launches):  # type: ignore[no-untyped-call]
         self.by_component: defaultdict[str, Cost] = defaultdict(Cost)
 
     def book(self, cost: Cost) -> None:
-        """Add to the costs of the component."""
+        """Add a cost to those of the component that is running."""
         self.by_component[self.traced.component] += cost
 
     def is_without_macs(self, func: Any) -> bool:
-        """Whether the operator is known to be: those of a forward pass are few enough to name."""
+        """Return whether the operator is listed or pointwise: a forward pass has few enough operators to list."""
         namespace, name = func._schema.name.split("::")
         return namespace == "aten" and (torch.Tag.pointwise in func.tags or name in WITHOUT_MACS)
 
@@ -254,9 +257,9 @@ def _as_flops(formula: Callable[..., int]) -> Callable[..., int]:
 
 
 def _count_by_fvcore(traced: Traced, inputs: tuple[Tensor, ...]) -> Counter[str]:
-    """Multiply-adds by component. What fvcore counts for norms and interpolation is left out."""
+    """Count multiply-adds by component, without those that fvcore counts for norms and interpolation."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # it compiles losses that nobody here asks for
+        warnings.simplefilter("ignore", DeprecationWarning)  # it compiles losses at import, which are not used here
         from fvcore.nn import FlopCountAnalysis, jit_handles
 
     current = traced.start
@@ -264,7 +267,7 @@ def _count_by_fvcore(traced: Traced, inputs: tuple[Tensor, ...]) -> Counter[str]
     def booked(macs_of: Callable[[list[Any], list[Any]], Any]) -> Callable[[list[Any], list[Any]], Counter[str]]:
         def macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
             nonlocal current
-            # The graph is in the order of execution, and a node knows the modules that it was called in.
+            # The graph is in the order of execution, and each node has the names of the modules that it ran in.
             scopes = [scope for scope in outputs[0].node().scopeName().split("/") if scope.startswith("steps.")]
             if scopes:
                 step = traced.get_submodule(scopes[-1])
@@ -291,19 +294,19 @@ def _count_by_fvcore(traced: Traced, inputs: tuple[Tensor, ...]) -> Counter[str]
             setattr(module, "forward", functools.partial(_convolve, module))  # noqa: B010
         if isinstance(module, Attention) and module.backend not in PLAIN:
             module.backend = "sdpa"
-    # The plain implementations: the tracer can't take operators with lists, and these check their formulas.
+    # The reference implementations: the tracer can't record operators with lists, whose formulas these check.
     uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
     with uncomputed, torch.no_grad(), use_backend("eager"), hooks_only_mark():
         analysis = FlopCountAnalysis(traced, inputs).clear_op_handles()
         analysis.set_op_handle(**{name: booked(handle) for name, handle in handles.items()})
-        # An operator that fvcore does not know shows as a disagreement; not every model calls every step.
+        # An operator that fvcore does not know shows as a disagreement, and not every model calls every step.
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         counts: Counter[str] = analysis.by_operator()
     return counts
 
 
 def _convolve(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """The layer by the operator that the tracer records; of any other it loses sight under a dispatch mode."""
+    """Apply a convolution by the only operator for it that the tracer records under a dispatch mode."""
     assert not isinstance(layer.padding, str)
     sizes = (layer.stride, layer.padding, layer.dilation, False, layer.output_padding, layer.groups)
     return torch._convolution(x, layer.weight, layer.bias, *sizes, False, False, False, False)
@@ -334,7 +337,7 @@ def _returns_an_argument(func: Any) -> bool:
 
 
 def _unwritten(leaf: Any, device: str) -> Any:
-    """A tensor like this one, elsewhere; a device replaced likewise."""
+    """Return an uninitialised tensor like this one on `device`; replace a device by it, and leave other values."""
     if isinstance(leaf, Tensor):
         return torch.empty_like(leaf, device=device)
     return torch.device(device) if isinstance(leaf, torch.device) else leaf

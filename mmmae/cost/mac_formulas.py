@@ -1,4 +1,4 @@
-"""Multiply-adds of operators that torch's counter or fvcore's lacks, one formula for both, and which have none."""
+"""Multiply-adds of operators that torch's counter or fvcore's does not know, and the operators that have none."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from mmmae_kernels import counting as kernels
 
 
 def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int], *rest: object) -> int:
-    """Scores and mix of `[..., Nq, d]` with `[..., Nk, d]` and `[..., Nk, dv]`; absent keys count too."""
+    """Count attention from `[..., Nq, d]` to `[..., Nk, d]` and `[..., Nk, dv]`; absent keys count too."""
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def attention_backward_macs(grad: object, *projected: Sequence[int]) -> int:
-    """Five products where forward has two: the scores are computed again."""
+    """Count the backward pass of attention: five products where forward has two, for scores are computed again."""
     return attention_macs(*projected) // 2 * 5
 
 
 def einsum_macs(equation: str, operands: Sequence[Sequence[int]], *rest: object) -> int:
-    """A product of two operands: one multiply-add for each combination of indices."""
+    """Count a product of two operands: one multiply-add for each combination of indices."""
     names = equation.replace(" ", "").split("->")[0].split(",")
     if len(names) != 2:
-        raise RuntimeError(f"einsum {equation!r} has {len(names)} operands, the formula is for 2")
+        raise RuntimeError(f"einsum {equation!r} has {len(names)} operands, expected 2")
     sizes: dict[str, int] = {}
     for letters, shape in zip(names, operands, strict=True):
         sizes |= zip(letters, shape, strict=True)
@@ -30,11 +30,11 @@ def einsum_macs(equation: str, operands: Sequence[Sequence[int]], *rest: object)
 
 
 def no_macs(*arguments: object) -> int:
-    """Moves data, or draws numbers."""
+    """Return 0, for operators that move data or draw numbers."""
     return 0
 
 
-# From an operator's arguments, with shapes for tensors. An operator of mmmae_kernels has to be here.
+# Formulas take an operator's arguments, with shapes in place of tensors. All operators of mmmae_kernels are here.
 MAC_FORMULAS: dict[str, Callable[..., int]] = {
     "aten::scaled_dot_product_attention": attention_macs,
     "aten::_scaled_dot_product_flash_attention_for_cpu": attention_macs,
@@ -48,7 +48,7 @@ MAC_FORMULAS: dict[str, Callable[..., int]] = {
 }
 
 
-# ATen operators without matrix work; those that torch tags as pointwise are not listed.
+# ATen operators without matrix products; those that torch tags as pointwise need not be listed.
 WITHOUT_MACS = {
     *("aminmax", "any", "linalg_vector_norm", "logsumexp", "mean", "sum", "var"),
     *("avg_pool2d", "native_group_norm", "native_layer_norm", "nll_loss_forward", "nll_loss2d_forward"),

@@ -1,4 +1,4 @@
-"""A report as one HTML page: the costs as stacked bars, tables under them, in the reader's light or dark colours."""
+"""The cost report as an HTML page, with stacked bars above tables, light or dark as the reader's system is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .budget import Range
 from .table import CostTable, Row
 
 MEASURES = {"parameters": "parameters", "macs": "multiply-adds", "bytes": "bytes moved", "launches": "launches"}
-BAR_WIDTH = 1000  # of the drawing's own units
-COLOURS = {  # of a component, or of all whose names begin with it and a point
+BAR_WIDTH = 1000  # in units of the drawing
+COLOURS = {  # of a component, or of all components whose names begin with it and a point
     "masking": "#8b93a1",
     "patch_embed": "#1f9fb5",
     "aux_encoders": "#e0912f",
@@ -28,14 +28,21 @@ STYLE = """
 body { margin: 2rem auto; max-width: 64rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; } p { margin: .4rem 0; }
+.answer { font-size: 1.15rem; margin: .3rem 0 .8rem; }
 .soft, figcaption { color: var(--soft); font-size: .87rem; } figure { margin: .5rem 0; }
-.verdict { border-left: 4px solid; padding-left: .8rem; } .good { border-color: var(--good); }
-.bad { border-color: var(--bad); }
-.bar { display: grid; grid-template-columns: 7rem 1fr 7.5rem; gap: .8rem; align-items: center; margin: .25rem 0; }
+.budget { border-left: 4px solid var(--line); padding-left: .8rem; margin: 1rem 0; }
+.good { border-color: var(--good); } .bad { border-color: var(--bad); }
+.bar { display: grid; grid-template-columns: 7rem 1fr 7.5rem; gap: .2rem .8rem; align-items: center; margin: .25rem 0; }
 .bar b { font-weight: 600; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.gauge { align-items: start; margin: .6rem 0; }
+.scale { position: relative; height: 22px; margin-bottom: 1.3rem; border-radius: 3px; background: var(--track); }
+.scale i { position: absolute; top: 0; height: 22px; } .scale .limits { background: var(--good); opacity: .3; }
+.scale .mark { width: 4px; margin-left: -2px; background: var(--ink); }
+.scale small { position: absolute; top: 24px; transform: translateX(-50%); color: var(--soft); font-size: .8rem;
+  white-space: nowrap; }
+.scale small:first-of-type { transform: none; }
 svg { display: block; width: 100%; height: 22px; border-radius: 3px; background: var(--track); }
 svg rect { stroke: var(--paper); stroke-width: 1.5; vector-effect: non-scaling-stroke; }
-.limits { fill: var(--good); fill-opacity: .3; } .mark { fill: var(--ink); }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; margin: .6rem 0; list-style: none; }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
 .scroll { overflow-x: auto; }
@@ -43,37 +50,53 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
 tr:last-child td { font-weight: 600; border-bottom: 0; }
+@media (max-width: 40rem) { body { margin-top: 1rem; } .bar { grid-template-columns: 1fr auto; margin: .6rem 0; }
+  .bar > :nth-child(2) { grid-row: 2; grid-column: 1 / 3; } table { font-size: .74rem; } th, td { padding: .2rem; } }
 """
 
 
 def render(
     title: str,
-    verdict: str,
-    within_budget: bool,
+    answer: str,
+    notes: Sequence[str],
+    tone: str,
     gauges: Sequence[tuple[Range, float]],
     tables: Sequence[tuple[CostTable, list[list[str]]]],
-    notes: Sequence[str],
 ) -> str:
     """Return the page.
 
     Args:
         title: what was counted.
-        verdict: a sentence on the budget, in red unless `within_budget`.
-        gauges: figures that have a budget, with their values.
-        tables: costs, each with its cells as text: the head, a row a component, the total.
-        notes: what a reader of the figures has to know; text between backquotes is set as code.
+        answer: the main figures in one line.
+        notes: sentences on how the figures were counted, the last on the budget; text in backquotes is set as code.
+        tone: colour of the sentence on the budget: "good", "plain" or "bad".
+        gauges: ranges of figures that have a budget, with the values.
+        tables: costs, each with its cells as text: the head, a row for each component, and the total.
     """
+    *counting, budget = notes
     title = html.escape(title.replace("`", ""))
     body = [
-        f"<h1>{title}</h1>",
-        f'<p class="verdict {"good" if within_budget else "bad"}">{_prose(verdict)}</p>',
+        f'<h1>{title}</h1><p class="answer">{_prose(answer)}</p>',
+        f'<div class="budget {tone}"><p>{_prose(budget)}</p>',
         *(_gauge(limits, value) for limits, value in gauges),
+        "</div>",
         *(_section(table, cells) for table, cells in tables),
-        *(f'<p class="soft">{_prose(note)}</p>' for note in notes),
+        "<h2>How it is counted</h2>",
+        *(f'<p class="soft">{_prose(note)}</p>' for note in counting),
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     page = f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n'
     return page + "\n".join(body) + "\n</body></html>\n"
+
+
+def render_fragment(
+    title: str, answer: str, notes: Sequence[str], tables: Sequence[tuple[CostTable, list[list[str]]]]
+) -> str:
+    """Return title, tables and notes without style, for a notebook, which has its own; arguments as of `render`."""
+    body = [f"<h3>{_prose(title)}</h3><p>{_prose(answer)}</p>"]
+    body += [f"<h4>{html.escape(table.title)}</h4>{_table(cells)}" for table, cells in tables]
+    body += [f"<p>{_prose(note)}</p>" for note in notes]
+    return "\n".join(body)
 
 
 def _section(table: CostTable, cells: list[list[str]]) -> str:
@@ -82,12 +105,15 @@ def _section(table: CostTable, cells: list[list[str]]) -> str:
         f'<li><i style="background:{colour};opacity:{opacity}"></i>{html.escape(component)}</li>'
         for component, (colour, opacity) in _paints(table).items()
     )
-    head, *rows = cells
-    lines = [_line("th", head), *(_line("td", row) for row in rows)]
     return (
         f"<h2>{html.escape(table.title)}</h2><figure>{bars}<ul class='legend soft'>{legend}</ul></figure>"
-        f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+        f'<div class="scroll">{_table(cells)}</div>'
     )
+
+
+def _table(cells: list[list[str]]) -> str:
+    head, *rows = cells
+    return f"<table>{_line('th', head)}{''.join(_line('td', row) for row in rows)}</table>"
 
 
 def _bar(table: CostTable, field: str, name: str) -> str:
@@ -107,15 +133,19 @@ def _bar(table: CostTable, field: str, name: str) -> str:
 
 
 def _gauge(limits: Range, value: float) -> str:
-    """The value on a scale that begins at 0, over the stretch where it may be."""
-    unit = BAR_WIDTH / (1.25 * max(limits.high, value))
-    low, width = limits.low * unit, (limits.high - limits.low) * unit
-    stretch = f'<rect class="limits" x="{low:.2f}" width="{width:.2f}" height="22"/>'
-    mark = f'<rect class="mark" x="{value * unit - 2:.2f}" width="4" height="22"/>'
+    """Draw the value on a scale from 0, with the allowed range and its limits."""
+    end = 1.25 * max(limits.high, value)
+    low, high, mark = (100 * amount / end for amount in (limits.low, limits.high, value))
+    allowed = f"{limits.low / limits.scale:g} to {limits.high / limits.scale:g} {limits.unit}"
     amount = f"{value / limits.scale:.2f} {limits.unit}"
-    allowed = f"{limits.low / limits.scale:g} to {limits.high / limits.scale:g} {limits.unit} is within budget"
-    drawing = _drawing(f"<title>{allowed}</title>{stretch}{mark}", f"{limits.figure}: {amount}, {allowed}")
-    return f'<div class="bar"><span>{limits.figure}</span>{drawing}<b>{amount}</b></div>'
+    label = f"{limits.figure}: {amount}, the budget is {allowed}"
+    drawing = (
+        f'<i class="limits" style="left:{low:.1f}%;width:{high - low:.1f}%"></i>'
+        f'<i class="mark" style="left:{mark:.1f}%"></i>'
+        f'<small>0</small><small style="left:{(low + high) / 2:.1f}%">{allowed}</small>'
+    )
+    scale = f'<div class="scale" role="img" aria-label="{html.escape(label)}">{drawing}</div>'
+    return f'<div class="bar gauge"><span>{limits.figure}</span>{scale}<b>{amount}</b></div>'
 
 
 def _drawing(content: str, label: str) -> str:
@@ -126,7 +156,7 @@ def _drawing(content: str, label: str) -> str:
 
 
 def _paints(table: CostTable) -> dict[str, tuple[str, float]]:
-    """Colour and opacity of each component; members of one group fade."""
+    """Return colour and opacity of each component; the members of a group fade."""
     members: dict[str, int] = {}
     paints = {}
     for row in table.rows:
@@ -153,6 +183,6 @@ def _line(tag: str, cells: list[str]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped, with what stands between backquotes as code."""
+    """Escape text, and set what stands between backquotes as code."""
     parts = html.escape(text).split("`")
     return "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(parts))

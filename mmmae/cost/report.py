@@ -1,11 +1,12 @@
-"""What a model costs: parameters, multiply-adds, bytes and launches by component, as a report."""
+"""The cost report of a model: parameters, multiply-adds, bytes and launches by component."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,34 +17,47 @@ from mmmae_kernels.dispatch import current_backend
 from ..config import PRESETS, MMMAEConfig, resolve_config
 from ..model.fast import FastModel
 from ..model.reference import ReferenceModel
-from .budget import ENCODER_MACS, PARAMETERS, check_budget, verdict
+from .budget import BUDGET, BY_DESIGN, ENCODER_MACS, PARAMETERS, check_budget
 from .components import Encoder, Model, attention_of, blank_copy, components_of, count_parameters
 from .counting import count
-from .page import render
+from .page import render, render_fragment
 from .table import CostTable, Row
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 COUNTING = (
-    "Counted like fvcore: one multiply-add (MAC) is one FLOP; the column GFLOP (2x) shows the other habit, two "
-    "operations a multiply-add. Norms, softmax and activations have none."
+    "Counted like fvcore: one multiply-add (MAC) is one FLOP; the column GFLOP (2x) counts two operations for each. "
+    "Norms, softmax and activations have none."
 )
+WIDTH = 80  # columns of text
 
 
 def profile(model: MMMAEConfig | Model | str, batch: int = 1) -> Report:
-    """Count what a model costs; nothing is computed and no memory of the model's size is taken.
+    """Count the cost of a model, without computing anything or allocating memory for its weights.
 
     Args:
-        model: a config or a preset's name, which stand for the fast model, or a fast or reference model.
-        batch: samples of one forward pass, each with all modalities.
+        model: a config or the name of a preset, for the fast model; or a fast or reference model.
+        batch: samples in a forward pass, each of them with all modalities.
 
     Returns:
-        The report. For a reference model it has the fast model's figures next to its own.
+        The cost report. For a reference model it has the fast model's figures too.
 
     Raises:
-        ValueError: the model is none of these, or `batch` is no whole number >= 1.
-        RuntimeError: a multiply-add count is unknown or contradictory, see `mmmae.cost.counting.count`.
+        ValueError: `model` is none of these, or `batch` is not a whole number >= 1.
+        RuntimeError: the multiply-adds of an operator are unknown, or two counters disagree on them, see
+            `mmmae.cost.counting.count`.
+
+    Example:
+        >>> report = mmmae.profile("tiny")
+        >>> report.answer
+        '0.32 M parameters; HSI encoder 0.03 GMAC, pretraining forward 0.12 GMAC a sample'
+        >>> report.pretraining.total.macs
+        115271456
+
+        `print(report)` shows its tables, a notebook shows them as HTML, and `report.to_markdown()`, `.to_json()` and
+        `.to_html()` return it in other forms:
+
+        >>> print(report)
+        fast model, tiny, batch 1
+        0.32 M parameters; HSI encoder 0.03 GMAC...
     """
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise ValueError(f"batch is {batch!r}, expected a whole number >= 1")
@@ -78,18 +92,19 @@ def profile(model: MMMAEConfig | Model | str, batch: int = 1) -> Report:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `profile` counted.
+    """The cost report of a model, as `profile` returns it.
 
     Args:
-        name: of the preset, or `custom`.
-        model: `fast` or `reference`.
-        attention, kernels, torch: what served the calls, on which launches and bytes depend.
-        batch: samples of the forward passes.
+        name: of the preset, or "custom".
+        model: "fast" or "reference".
+        attention, kernels, torch: the backends and the version of torch, on which launches and bytes depend.
+        batch: samples in a forward pass.
         config: of the model.
-        encoder: of the visible tokens; its multiply-adds, and the parameters of `pretraining`, are what has a budget.
-        encoder_all: of all tokens, as `model.hsi_encoder()` runs it.
-        pretraining: everything up to the loss.
-        fast: what the fast model makes of `pretraining`, in the report of a reference model.
+        encoder: the HSI encoder on visible tokens. The budget is for its multiply-adds and for the parameters of
+            `pretraining`.
+        encoder_all: the HSI encoder on all tokens, as `model.hsi_encoder()` runs it.
+        pretraining: the whole forward pass up to the loss.
+        fast: in the report of a reference model, `pretraining` of the fast model.
     """
 
     name: str
@@ -105,30 +120,43 @@ class Report:
     fast: CostTable | None = None
 
     @property
+    def title(self) -> str:
+        """The model and the batch."""
+        return f"{self.model} model, `{self.name}`, batch {self.batch}"
+
+    @property
+    def answer(self) -> str:
+        """The main figures in one line."""
+        parameters, macs = self.pretraining.total.parameters / 1e6, self.pretraining.total.macs / self.batch / 1e9
+        encoder = f"HSI encoder {self._encoder_macs / 1e9:.2f} GMAC"
+        return f"{parameters:.2f} M parameters; {encoder}, pretraining forward {macs:.2f} GMAC a sample"
+
+    @property
     def within_budget(self) -> bool:
         """Whether parameters and multiply-adds are within the budget of `base`."""
         return not self.out_of_budget
 
     @property
     def out_of_budget(self) -> list[str]:
-        """Which figures are out of the budget of `base`, and by how much."""
+        """A sentence for each figure outside the budget of `base`, which says by how much."""
         return check_budget(self.pretraining.total.parameters, self._encoder_macs)
+
+    @property
+    def standing(self) -> str:
+        """Whether the model is within the budget of `base`, and if not, whether by design or by how much."""
+        out = "; ".join(self.out_of_budget)
+        return BY_DESIGN.get(self.name, f"out of budget: {out}") if out else "within budget"
 
     @property
     def _encoder_macs(self) -> float:
         return self.encoder.total.macs / self.batch
 
     @property
-    def title(self) -> str:
-        """What was counted, in a line."""
-        return f"{self.model} model, `{self.name}`, batch {self.batch}"
-
-    @property
     def notes(self) -> list[str]:
-        """What a reader of the figures has to know, and the verdict on the budget."""
-        served = f"attention `{self.attention}`, kernels `{self.kernels}`, torch {self.torch}"
-        budget = verdict(self.name, self.pretraining.total.parameters, self._encoder_macs)
-        notes = [COUNTING, f"Bytes and launches: float32, as dispatched on the CPU; {served}.", budget]
+        """Sentences on how the figures were counted, and on the budget."""
+        backends = f"attention `{self.attention}`, kernels `{self.kernels}`, torch {self.torch}"
+        budget = f"{self.standing[0].upper()}{self.standing[1:]}. {BUDGET}."
+        notes = [COUNTING, f"Bytes and launches: float32, as dispatched on the CPU; {backends}.", budget]
         if self.fast is not None:
             total, fast = self.pretraining.total, self.fast.total
             ratios = ", ".join(
@@ -141,12 +169,25 @@ class Report:
 
     @property
     def tables(self) -> tuple[CostTable, CostTable, CostTable]:
-        """The three of them, the one that has a budget first."""
+        """The three tables, the one with a budget first."""
         return self.encoder, self.encoder_all, self.pretraining
 
+    def __str__(self) -> str:
+        """Return title, tables and notes as text of 80 columns."""
+        parts = [self.title.replace("`", ""), textwrap.fill(self.answer, WIDTH)]
+        for table in self.tables:
+            parts += ["", table.title, *_text_table(self.cells(table))]
+        for note in self.notes:
+            parts += ["", textwrap.fill(note.replace("`", ""), WIDTH)]
+        return "\n".join(parts)
+
+    def print(self) -> None:
+        """Print the report as text."""
+        print(self)
+
     def to_markdown(self) -> str:
-        """Tables and notes."""
-        parts = [f"### {self.title}"]
+        """Return title, tables and notes in Markdown."""
+        parts = [f"### {self.title}", f"{self.answer}."]
         for table in self.tables:
             head, *body = self.cells(table)
             lines = [f"**{table.title}**", "", _markdown_row(head), _markdown_row(["---", *["---:"] * (len(head) - 1)])]
@@ -154,7 +195,7 @@ class Report:
         return "\n\n".join([*parts, *self.notes]) + "\n"
 
     def cells(self, table: CostTable) -> list[list[str]]:
-        """A table as text: the head, a row a component, the total."""
+        """Return the cells of a table as text: the head, a row for each component, and the total."""
         compared = self.fast is not None and table is self.pretraining
         fast = {row.component: row.macs for row in (*self.fast.rows, self.fast.total)} if self.fast else {}
         rows = []
@@ -167,11 +208,11 @@ class Report:
         return [[*head, "x fast"] if compared else head, *rows]
 
     def to_json(self) -> str:
-        """All counts, exact, as a JSON object."""
+        """Return all exact counts as a JSON object."""
         return json.dumps(self.to_dict(), indent=2)
 
     def to_dict(self) -> dict[str, Any]:
-        """All counts, exact, as plain JSON types, with totals and the verdict for readers that do not compute."""
+        """Return all exact counts as plain JSON types, with the totals and the notes."""
         values = dataclasses.asdict(dataclasses.replace(self, config=None))  # type: ignore[arg-type]
         for field in TABLES:
             table = getattr(self, field)
@@ -182,50 +223,24 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The inverse of `to_json`."""
+        """Read a report from what `to_json` returned."""
         values = json.loads(text)
         fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
         tables = {field: _read_table(values[field]) for field in TABLES}
         return cls(**{**fields, **tables, "config": MMMAEConfig.from_dict(values["config"])})
 
     def to_html(self) -> str:
-        """One page with the tables as stacked bars; it needs nothing from elsewhere."""
+        """Return a page with the tables as stacked bars; it loads nothing from elsewhere."""
         gauges = ((PARAMETERS, self.pretraining.total.parameters), (ENCODER_MACS, self._encoder_macs))
-        *notes, budget = self.notes
-        tables = [(table, self.cells(table)) for table in reversed(self.tables)]
-        return render(self.title, budget, self.within_budget, gauges, tables, notes)
+        tone = "good" if self.within_budget else "plain" if self.name in BY_DESIGN else "bad"
+        return render(self.title, self.answer, self.notes, tone, gauges, self._tables_with_cells())
 
-    def print(self) -> None:
-        """The tables and notes on the terminal."""
-        from rich.console import Console
+    def _repr_html_(self) -> str:
+        """Return the report for a notebook."""
+        return render_fragment(self.title, self.answer, self.notes, self._tables_with_cells())
 
-        Console().print(self)
-
-    def __rich__(self) -> RenderableType:
-        from rich import box
-        from rich.console import Group
-        from rich.padding import Padding
-        from rich.table import Table
-        from rich.text import Text
-
-        parts: list[RenderableType] = [Text(self.title, style="bold")]
-        for table in self.tables:
-            grid = Table(
-                title=table.title,
-                title_justify="left",
-                title_style="",
-                box=box.SIMPLE,
-                show_footer=True,
-                padding=(0, 1, 0, 0),
-            )
-            head, *body, total = self.cells(table)
-            for number, (name, amount) in enumerate(zip(head, total, strict=True)):
-                justify: Literal["left", "right"] = "right" if number else "left"
-                grid.add_column(name.replace(" ", "\n"), footer=amount, justify=justify, no_wrap=True)
-            for cells in body:
-                grid.add_row(*cells)
-            parts.append(Padding(grid, (1, 0, 0, 0)))
-        return Group(*parts, "", *map(Text, self.notes))
+    def _tables_with_cells(self) -> list[tuple[CostTable, list[list[str]]]]:
+        return [(table, self.cells(table)) for table in reversed(self.tables)]
 
 
 TABLES = ("encoder", "encoder_all", "pretraining", "fast")
@@ -261,3 +276,16 @@ def _number(value: float) -> str:
 
 def _markdown_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _text_table(cells: list[list[str]]) -> list[str]:
+    """Return the lines of a table whose head has two lines: the first column left, the others right aligned."""
+    upper, lower = ([name.rpartition(" ")[part] for name in cells[0]] for part in (0, 2))
+    rows = [upper, lower, *cells[1:]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        first, *others = zip(row, widths, strict=True)
+        lines.append("   ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip())
+    rule = "-" * (sum(widths) + 3 * (len(widths) - 1))
+    return [*lines[:2], rule, *lines[2:-1], rule, lines[-1]]

@@ -9,7 +9,7 @@ AMOUNTS = ("parameters", "macs", "bytes", "launches")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The cost of a component; see `mmmae.cost.counting.Cost` for what exactly is counted."""
+    """The cost of a component; `mmmae.cost.counting.Cost` defines what is counted."""
 
     component: str
     parameters: int
@@ -20,7 +20,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class CostTable:
-    """What one forward pass costs, by component."""
+    """The cost of one forward pass by component."""
 
     title: str
     rows: tuple[Row, ...]

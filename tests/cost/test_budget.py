@@ -38,12 +38,12 @@ def reports() -> dict[tuple[str, str], Report]:
 def with_total(report: Report, parameters: int, macs: int) -> Report:
     """Return the report with other totals in the places that the budget reads."""
 
-    def bill(old, **amounts):
+    def with_one_row(old, **amounts):
         row = dataclasses.replace(old.rows[0], component="all", **amounts)
         return dataclasses.replace(old, rows=(row,))
 
-    pretraining = bill(report.pretraining, parameters=parameters)
-    return dataclasses.replace(report, pretraining=pretraining, encoder=bill(report.encoder, macs=macs))
+    pretraining = with_one_row(report.pretraining, parameters=parameters)
+    return dataclasses.replace(report, pretraining=pretraining, encoder=with_one_row(report.encoder, macs=macs))
 
 
 def test_base_has_the_known_figures(reports):
@@ -60,15 +60,20 @@ def test_base_is_within_budget_and_says_so(reports):
     report = reports["base", ""]
     assert report.within_budget
     assert report.out_of_budget == []
-    assert report.notes[-1].startswith("Within budget: 93.93 M parameters, HSI encoder 12.16 GMAC a sample.")
+    assert report.standing == "within budget"
+    assert report.notes[-1].startswith("Within budget. The budget of `base` is 100 M parameters and 12 GFLOPs")
+    assert report.answer == "93.93 M parameters; HSI encoder 12.16 GMAC, pretraining forward 26.04 GMAC a sample"
 
 
 def test_vit_is_over_the_budget_by_design_with_its_true_figures(reports):
     report = reports["vit", ""]
     assert not report.within_budget
-    assert report.notes[-1].startswith("Over the budget by design")
-    assert "parameters: 150.59 M is 40.59 M over the limit of 110.0" in report.notes[-1]
-    assert "HSI encoder: 23.26 GMAC is 10.06 GMAC over the limit of 13.2" in report.notes[-1]
+    assert report.notes[-1].startswith("Over the budget by design, with the usual MLP ratio of 4. ")
+    assert report.answer.startswith("150.59 M parameters; HSI encoder 23.26 GMAC, ")
+    assert report.out_of_budget == [
+        "parameters: 150.59 M is 40.59 M over the limit of 110.0",
+        "HSI encoder: 23.26 GMAC is 10.06 GMAC over the limit of 13.2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -140,11 +145,11 @@ def test_the_pages_formulas_give_its_numbers_and_the_counted_ones(reports):
     rows = FORMULA_ROW.findall(PAGE.read_text())
     parameter_rows, mac_rows = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     for preset, column in (("base", 2), ("vit", 3)):
-        bill = reports[preset, ""].pretraining
+        table = reports[preset, ""].pretraining
         for field, formulas in (("parameters", parameter_rows), ("macs", mac_rows)):
             written = {row[0]: int(row[column].replace(",", "")) for row in formulas}
             derived = {row[0]: eval(row[1], symbols(reports[preset, ""].config)) for row in formulas}
-            counted = {row.component: getattr(row, field) for row in bill.rows if getattr(row, field)}
+            counted = {row.component: getattr(row, field) for row in table.rows if getattr(row, field)}
             # One row of the page stands for the three alike.
             alike = {name for name in counted if name.startswith("aux_encoders.")}
             encoders = {counted.pop(name) for name in alike}

@@ -1,5 +1,6 @@
 """The profile report: what it counts, that it counts right, and every form that it takes."""
 
+import dataclasses
 import json
 import re
 from types import SimpleNamespace
@@ -49,8 +50,8 @@ def tiny_reference() -> Report:
     return mmmae.profile(mmmae.reference_model("tiny"), batch=2)
 
 
-def rows_of(bill) -> dict:
-    return {row.component: row for row in bill.rows}
+def rows_of(table) -> dict:
+    return {row.component: row for row in table.rows}
 
 
 def test_parameters_are_the_models_own(tiny):
@@ -58,8 +59,8 @@ def test_parameters_are_the_models_own(tiny):
         model = mmmae.ReferenceModel(tiny.config)
         encoder = model.hsi_encoder()
     assert tiny.pretraining.total.parameters == sum(p.numel() for p in model.parameters())
-    for bill in (tiny.encoder, tiny.encoder_all):
-        assert bill.total.parameters == sum(p.numel() for p in encoder.parameters())
+    for table in (tiny.encoder, tiny.encoder_all):
+        assert table.total.parameters == sum(p.numel() for p in encoder.parameters())
 
 
 def test_the_encoder_table_is_the_encoder_of_visible_tokens_without_guidance():
@@ -267,8 +268,8 @@ def test_recomputing_blocks_keeps_little_for_backward_and_launches_again():
 
 def test_a_batch_multiplies_everything_but_parameters_and_the_contrast_of_its_samples(tiny):
     three = mmmae.profile("tiny", batch=3)
-    for bills in ((tiny.encoder, three.encoder), (tiny.encoder_all, three.encoder_all)):
-        assert 3 * bills[0].total.macs == bills[1].total.macs
+    for tables in ((tiny.encoder, three.encoder), (tiny.encoder_all, three.encoder_all)):
+        assert 3 * tables[0].total.macs == tables[1].total.macs
     for one, many in zip(tiny.pretraining.rows, three.pretraining.rows, strict=True):
         assert one.parameters == many.parameters
         if one.component == "contrastive":
@@ -370,7 +371,7 @@ def test_the_formula_of_attention_is_torchs_own():
 
 def test_the_formula_of_einsum_is_that_of_the_product_it_stands_for():
     assert mac_formulas.einsum_macs("bqhd,bkhd->bhqk", [[2, 3, 5, 7], [2, 11, 5, 7]], None) == 2 * 3 * 5 * 7 * 11
-    with pytest.raises(RuntimeError, match="3 operands"):
+    with pytest.raises(RuntimeError, match="3 operands, expected 2"):
         mac_formulas.einsum_macs("a,b,c->abc", [[2], [3], [4]], None)
 
 
@@ -400,17 +401,17 @@ def test_json_holds_exact_counts_and_totals(tiny):
     assert {"name", "batch", "config", "encoder", "encoder_all", "pretraining", "within_budget", "notes"} <= set(values)
     assert [row["component"] for row in values["pretraining"]["rows"]] == COMPONENTS
     for name in ("encoder", "encoder_all", "pretraining"):
-        bill = values[name]
-        assert all(set(row) == {"component", "parameters", "macs", "bytes", "launches"} for row in bill["rows"])
+        table = values[name]
+        assert all(set(row) == {"component", "parameters", "macs", "bytes", "launches"} for row in table["rows"])
         for amount in ("parameters", "macs", "bytes", "launches"):
-            assert bill["total"][amount] == sum(row[amount] for row in bill["rows"])
+            assert table["total"][amount] == sum(row[amount] for row in table["rows"])
 
 
 def test_markdown_has_a_column_for_each_count_and_says_how_it_is_counted(tiny, tiny_reference):
     text = tiny.to_markdown()
     assert text.count("| component | M params | GMAC | GFLOP (2x) | MB moved | launches |\n") == 3
     assert "one multiply-add (MAC) is one FLOP" in text
-    assert "two operations a multiply-add" in text
+    assert "the column GFLOP (2x) counts two operations for each" in text
     assert "| launches | x fast |" in tiny_reference.to_markdown()
     total = 2 * tiny.pretraining.total.macs / 1e9
     assert f"| {total / 2:.3f} | {total:.3f} |" in text
@@ -421,7 +422,7 @@ def test_markdown_has_a_column_for_each_count_and_says_how_it_is_counted(tiny, t
 def test_html_needs_nothing_from_elsewhere(tiny_reference):
     page = tiny_reference.to_html()
     assert not re.search(r"https?:|//|<script|<link|<img|@import|url\(", page)
-    assert page.count("<svg") == page.count("</svg>") == 2 + 3 * 4
+    assert page.count("<svg") == page.count("</svg>") == 3 * 4
     assert "prefers-color-scheme: dark" in page
     for component in COMPONENTS:
         assert f"{component}: " in page
@@ -433,11 +434,40 @@ def test_the_stacked_bars_of_the_page_are_full(tiny):
         assert sum(widths) == pytest.approx(1000, abs=0.1)
 
 
-def test_the_terminal_table_fits_80_columns_and_names_every_component(tiny_reference, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    tiny_reference.print()
+def test_the_gauges_of_the_page_show_the_value_and_the_limits(tiny):
+    gauges = re.findall(r'<div class="bar gauge">.*?</b></div>', tiny.to_html())
+    assert [re.sub("<.*?>", " ", gauge).split() for gauge in gauges] == [
+        ["parameters", "0", "90", "to", "110", "M", "0.32", "M"],
+        ["HSI", "encoder", "0", "10.8", "to", "13.2", "GMAC", "0.03", "GMAC"],
+    ]
+
+
+def test_only_a_model_that_misses_the_budget_unintentionally_is_marked_as_bad(tiny):
+    assert 'class="budget plain"' in tiny.to_html()
+    assert 'class="budget bad"' in dataclasses.replace(tiny, name="custom").to_html()
+
+
+def test_the_page_opens_with_the_answer(tiny):
+    assert f'</h1><p class="answer">{tiny.answer}</p>' in tiny.to_html()
+
+
+def test_printing_a_report_shows_tables_of_80_columns_with_every_component(tiny_reference, capsys):
+    print(tiny_reference)
     printed = capsys.readouterr().out
-    assert "…" not in printed
+    tiny_reference.print()
+    assert capsys.readouterr().out == printed
     assert max(map(len, printed.splitlines())) <= 80
+    for table in tiny_reference.tables:
+        rows = [line.split() for line in printed.split(table.title)[1].splitlines()[4:]]
+        for row, cells in zip(rows, tiny_reference.cells(table)[1:-1], strict=False):
+            assert row == [cell for cell in cells if cell]
+    assert set(COMPONENTS) <= set(printed.split())
+
+
+def test_a_notebook_shows_the_tables_without_scripts_and_styles(tiny):
+    shown = tiny._repr_html_()
+    assert shown.count("<table>") == 3
+    assert f"<p>{tiny.answer}</p>" in shown
+    assert not re.search(r"<style|<script|<html", shown)
     for component in COMPONENTS:
-        assert component in printed
+        assert f"<td>{component}</td>" in shown
