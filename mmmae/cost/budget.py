@@ -35,8 +35,8 @@ PARAMETERS = Range("parameters", 90e6, 110e6, "M", 1e6)  # 100 M +- 10 %, of the
 ENCODER_MACS = Range("HSI encoder", 10.8e9, 13.2e9, "GMAC", 1e9)  # 12 G +- 10 %, a sample's visible tokens
 BUDGET = "The budget of `base` is 100 M parameters and 12 GFLOPs in fvcore's counting (12 GMAC), each +- 10 %"
 BY_DESIGN = {
-    "vit": "over the budget by design, with the usual MLP ratio of 4",
-    "tiny": "under the budget by design, for tests",
+    "vit": "Over the budget by design, with the usual MLP ratio of 4",
+    "tiny": "Under the budget by design, for tests",
 }
 
 

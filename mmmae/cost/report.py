@@ -145,7 +145,7 @@ class Report:
     def standing(self) -> str:
         """Whether the model is within the budget of `base`, and if not, whether by design or by how much."""
         out = "; ".join(self.out_of_budget)
-        return BY_DESIGN.get(self.name, f"out of budget: {out}") if out else "within budget"
+        return BY_DESIGN.get(self.name, f"Out of budget: {out}") if out else "Within budget"
 
     @property
     def _encoder_macs(self) -> float:
@@ -155,8 +155,11 @@ class Report:
     def notes(self) -> list[str]:
         """Sentences on how the figures were counted, and on the budget."""
         backends = f"attention `{self.attention}`, kernels `{self.kernels}`, torch {self.torch}"
-        budget = f"{self.standing[0].upper()}{self.standing[1:]}. {BUDGET}."
-        notes = [COUNTING, f"Bytes and launches: float32, as dispatched on the CPU; {backends}.", budget]
+        notes = [
+            COUNTING,
+            f"Bytes and launches: float32, as dispatched on the CPU; {backends}.",
+            f"{self.standing}. {BUDGET}.",
+        ]
         if self.fast is not None:
             total, fast = self.pretraining.total, self.fast.total
             ratios = ", ".join(

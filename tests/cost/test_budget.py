@@ -60,7 +60,7 @@ def test_base_is_within_budget_and_says_so(reports):
     report = reports["base", ""]
     assert report.within_budget
     assert report.out_of_budget == []
-    assert report.standing == "within budget"
+    assert report.standing == "Within budget"
     assert report.notes[-1].startswith("Within budget. The budget of `base` is 100 M parameters and 12 GFLOPs")
     assert report.answer == "93.93 M parameters; HSI encoder 12.16 GMAC, pretraining forward 26.04 GMAC a sample"
 
