@@ -6,89 +6,328 @@ python -m bench.page RESULTS.json [OUT.html]
 from __future__ import annotations
 
 import argparse
+import functools
 import html
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bench.page_plots import (
-    Bar,
-    Point,
-    curves,
-    grouped_bars,
-    ratio_bars,
-    roofline,
-    share_bars,
-    sunburst,
-)
+from bench.page_plots import WIDE, Bar, Line, Point, bars, curves, number_ids, roofline, sunburst
 from bench.page_tables import (
     MODEL_LEGEND,
     OURS,
+    SLOWER,
     contender,
+    fastest_of_ours,
     model_table,
     op_table,
+    ours_first,
     prediction_table,
+    scale_of,
     scaling_table,
+    shared_parts,
+    short_title,
     slower,
     timed,
-    title_of,
+    words_of,
 )
 from bench.predictions import GPUS
 from bench.results import Measurement, Prediction, Results, by_case, ratio
 from mmmae.cost.page import STYLE
 
 LOOK = """
-body { max-width: 70rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); gap: .8rem;
+body { max-width: 70rem; } section { scroll-margin-top: 1rem; }
+.answer { font-size: 1.15rem; margin: .8rem 0; } .answer b { font-weight: 650; }
+nav { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .9rem; margin: 1rem 0; }
+nav ul { list-style: none; margin: 0; padding: 0; } nav > ul { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; }
+nav > ul > li:has(ul) { flex-basis: 100%; } nav ul ul { display: inline; }
+nav ul ul li { display: inline-block; margin-left: .9rem; font-size: .87rem; }
+a { color: var(--link); } :root { --link: #2563c4; --ours: #3f7fdc; }
+@media (prefers-color-scheme: dark) { :root { --link: #82b1ff; } }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: .8rem 1.2rem;
   align-items: start; margin: .8rem 0; }
-.plot { background: #fff; border-radius: 6px; overflow-x: auto; margin: 0; } .wide { grid-column: 1 / -1; }
+.plot { overflow-x: auto; margin: 0; } .wide { grid-column: 1 / -1; }
 .plot svg { height: auto; background: none; } .wide svg { min-width: 44rem; }
 .plot svg * { stroke-linejoin: round; stroke-linecap: butt; }
+figcaption { color: var(--ink); font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { color: var(--soft); }
 dd { margin: 0; } tr:last-child td { font-weight: inherit; } td { white-space: nowrap; }
 th { vertical-align: bottom; } th, td { padding: .25rem .4rem; }
-h3 { font-size: .95rem; margin: 1.3rem 0 .3rem; } summary { cursor: pointer; color: var(--soft); margin: .4rem 0; }
+tr.ours td, tr.ours:last-child td { font-weight: 600; } tr.ours td:first-child { box-shadow: inset 3px 0 var(--ours); }
+td:first-child, th:first-child { padding-left: .6rem; }
+h3 { font-size: .98rem; margin: 1.6rem 0 .3rem; scroll-margin-top: 1rem; }
+summary { cursor: pointer; color: var(--soft); margin: .4rem 0; }
+.key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; background: var(--ours); }
 .slower { color: var(--bad); } ul.slower { margin: .4rem 0; }
 .predicted { background: var(--track); border: 2px dashed var(--soft); border-radius: 6px; padding: 0 1rem 1rem;
   margin-top: 2.5rem; }
 """
 READING = (
-    "Times are medians of rounds, with the least and the greatest in brackets. The contenders of a case ran in turn, "
-    "once each a round, so that a slow moment of the machine hit all of them. A ratio of 2 says twice as fast, one "
-    "below 1 slower."
+    "Times are medians of rounds; whiskers, and brackets in tables, reach from the least to the greatest. The "
+    "contenders of a case ran in turn, once each a round, so that a slow moment of the machine hit all of them. "
+    "1.18 x says: takes 1.18 times as much as ours; below 1, in red, ours is the slower."
 )
 LINEAR = ("mask ratio", "decode fraction")
 X_LABELS = {"bands": "tokens, by more bands", "image size": "tokens, by larger images", "batch": "samples in a batch"}
-MEMORY = {"peak of tensors": "peak_bytes", "process": "resident_bytes", "saved for backward": "saved_bytes"}
+MEMORY = {
+    "peak memory": "peak_bytes",
+    "saved for backward": "saved_bytes",
+    "memory of the process": "resident_bytes",
+}
 
 
 def render(results: Results) -> str:
-    """The page; sections without data are left out."""
+    """Return the page; sections without data are left out."""
     ops = [one for one in results.measurements if one.group == "op"]
     models = [one for one in results.measurements if one.group != "op" and one.x is None]
     varied = [one for one in results.measurements if one.group != "op" and one.x is not None]
     sections = {
         "Models": model_section(models),
-        "How many times as fast": speedup_section(models),
         "Ops": op_section(ops),
         "Roofline": roofline_section(ops, results.limits),
-        "Memory": memory_section(models),
         "Scaling": scaling_section(varied),
-        "Multiply-adds": bill_section(results.profiles),
+        "Multiply-adds": macs_section(results.profiles),
+        "Predictions for GPUs": predicted_section(results.predictions),
+        "The run": run_section(results),
     }
-    body = "\n".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections.items() if content)
+    sections = {title: content for title, content in sections.items() if content}
+    body = "\n".join(
+        f'<section id="{_anchor(title)}"{_kind(title)}><h2>{title}</h2>{content}</section>'
+        for title, content in sections.items()
+    )
     title = html.escape(f"mmmae bench, {results.date[:10]}")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}{LOOK}</style></head><body>\n'
-        f"<h1>{title}</h1>{facts(results)}\n{body}\n{predicted_section(results.predictions)}</body></html>\n"
+        f"<h1>{title}</h1>{answer(models, results.machine)}{contents(sections)}"
+        f'<p class="soft">{READING}</p>\n{number_ids(body)}</body></html>\n'
     )
 
 
-def facts(results: Results) -> str:
-    """Who measured what, on which machine, and how to read it."""
+def answer(models: Sequence[Measurement], machine: Mapping[str, Any]) -> str:
+    """Return a sentence on how fast ours trains `base`, or does the first task, next to the others, and where."""
+    cases = [case for case in by_case(models).values() if contender(case, "fast") and _others(case)]
+    cases.sort(key=lambda case: (case[0].group, case[0].case.split(", ")[0]) != ("training step", "base"))
+    if not cases:
+        return ""
+    case = cases[0]
+    fast = contender(case, "fast")
+    assert fast is not None
+    preset, *more = fast.case.split(", ")
+    first, *rest = _others(case)
+    place = ", ".join(str(machine[field]) for field in ("cpu", "gpu") if machine.get(field)) or "this machine"
+    work = f"On {place}, {'encoding' if fast.group == 'encoding' else 'a training step'} of {preset}"
+    text = f"{html.escape(work)} takes {fast.median:.2f} s: <b>{_times(fast, first)} {_name(first)}</b>."
+    if rest:
+        text += f" Against the others: {', '.join(f'{_name(one)} {ratio(fast, one):.2f}' for one in rest)}."
+    memory = [f"peak memory {fast.peak_bytes / 1e9:.2f} GB"] if fast.peak_bytes else []
+    dtype = [fast.dtype] if fast.dtype not in more else []
+    where = ", ".join(
+        [*more, *dtype, f"median of {len(fast.seconds)} rounds", *memory, _machine({**machine, "cpu": "", "gpu": ""})]
+    )
+    return f'<p class="answer">{text}</p><p class="soft">{html.escape(where)}.</p>'
+
+
+def _others(case: Iterable[Measurement]) -> list[Measurement]:
+    """Return the contenders that ours is compared with, the baseline first."""
+    return sorted((one for one in case if timed(one) and one.contender not in OURS), key=lambda one: not one.baseline)
+
+
+def _times(ours: Measurement, other: Measurement) -> str:
+    times = ratio(ours, other)
+    return f"{times:.2f} times as fast as" if 1 / times <= SLOWER else f"{1 / times:.2f} times as slow as"
+
+
+def _name(one: Measurement) -> str:
+    """Return a contender as it is called in a sentence."""
+    names = {
+        "reference, SDPA": "the reference with SDPA",
+        "reference, plain": "the plain reference",
+        "reference, SDPA, compiled": "the compiled reference",
+    }
+    return html.escape(names.get(one.contender, one.contender.removesuffix(", SDPA")))
+
+
+def contents(sections: Mapping[str, str]) -> str:
+    """Return links to the sections and to the headings in them."""
+    items = ""
+    for title, content in sections.items():
+        inner = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in HEADING.findall(content))
+        items += f'<li><a href="#{_anchor(title)}">{title}</a>{f"<ul>{inner}</ul>" if inner else ""}</li>'
+    return f"<nav><ul>{items}</ul></nav>"
+
+
+HEADING = re.compile(r'<h3 id="([^"]*)">(.*?)</h3>')
+
+
+def heading(section: str, number: int, text: str) -> str:
+    """Return a heading that the contents link to."""
+    return f'<h3 id="{section}-{number}">{html.escape(text)}</h3>'
+
+
+def model_section(models: Sequence[Measurement]) -> str:
+    """Return plots of time and memory under a heading for each training step and for each other group, and numbers."""
+    cases = by_case(models)
+    if not cases:
+        return ""
+    shared = shared_parts(one.case for one in models)
+    titles = {key: short_title(measured[0], shared) for key, measured in cases.items()}
+    parts = [_workload(models, shared), _verdict([(titles[key], cases[key]) for key in cases])]
+    groups: dict[str, list[tuple[str, str]]] = {}  # by heading
+    for group, case in dict.fromkeys((group, case) for group, case, _ in cases):
+        title = next(titles[key] for key in titles if key[:2] == (group, case))
+        groups.setdefault(title if group == "training step" else f"{group[0].upper()}{group[1:]}", []).append(
+            (group, case)
+        )
+    for number, (title, keys) in enumerate(groups.items()):
+        plots: list[str] = []
+        numbers = ""
+        common = [*shared, *shared_parts(case for _, case in keys)] if len(keys) > 1 else []
+        for group, case in keys:
+            own, kept = (cases.get((group, case, allocator), []) for allocator in ("own", "kept"))
+            name = ", ".join(words_of(case, common)) if common else ""
+            lead = f"{name}: " if name else ""
+            plots += [time_plot(f"{lead}time", own), *(memory_plots(lead, own) if group != "encoding" else [])]
+            plots += [time_plot(f"{lead}time if all keep freed memory", kept)]
+            numbers += (f'<p class="soft">{html.escape(name)}</p>' if name else "") + model_table(own, kept)
+        details = f"<details><summary>all numbers</summary>{numbers}</details>"
+        parts.append(heading("models", number, title) + _grid([plot for plot in plots if plot]) + details)
+    return "".join([*parts, f'<p class="soft">{MODEL_LEGEND}</p>'])
+
+
+def time_plot(title: str, measured: Sequence[Measurement]) -> str:
+    """Return bars of the contenders' times and their ratios to ours, or nothing if none was timed."""
+    known = ours_first(one for one in measured if timed(one))
+    if not known:
+        return ""
+    ours = fastest_of_ours(known)
+    size, unit = scale_of(max(one.median for one in known))
+    rows = []
+    for one in known:
+        text, bad = _digits(one.median / size) + f" {unit}", False
+        if ours is not None and one is not ours:
+            times = one.median / ours.median
+            text, bad = f"{text}, {times:.2f} x", one.contender not in OURS and times * SLOWER < 1
+        spread = min(one.seconds) / size, max(one.seconds) / size
+        rows.append(Bar(one.contender, one.median / size, text, one.contender in OURS, spread, bad))
+    return bars(title, {"s": "seconds", "ms": "milliseconds", "µs": "microseconds"}[unit], rows)
+
+
+def memory_plots(lead: str, measured: Sequence[Measurement]) -> list[str]:
+    """Return bars of each figure of memory that is known; that of the process only where the peak is not."""
+    plots = []
+    for title, field in MEMORY.items():
+        known = ours_first(one for one in measured if getattr(one, field))
+        if known and not (plots and field == "resident_bytes"):
+            ours = next((getattr(one, field) for one in known if one.contender in OURS), math.nan)
+            rows = []
+            for one in known:
+                amount = getattr(one, field)
+                times = "" if one.contender in OURS or math.isnan(ours) else f", {amount / ours:.2f} x"
+                text = f"{_digits(amount / 1e9)} GB{times}"
+                rows.append(Bar(one.contender, amount / 1e9, text, one.contender in OURS))
+            plots.append(bars(f"{lead}{title}", "GB", rows))
+    return plots
+
+
+def op_section(ops: Sequence[Measurement]) -> str:
+    """Return a plot of times for each op, the numbers of all, and before them where ours is slower."""
+    cases = list(by_case(ops).values())
+    if not cases:
+        return ""
+    shared = shared_parts(measured[0].case for measured in cases) if len(cases) > 1 else []
+    titles = [short_title(measured[0], shared) for measured in cases]
+    plots = [time_plot(title, measured) for title, measured in zip(titles, cases, strict=True)]
+    intro = _workload(ops, shared, "Forward, and backward where there is one.")
+    numbers = f"<details><summary>all numbers</summary>{op_table(cases, shared)}</details>"
+    return intro + _verdict([*zip(titles, cases, strict=True)]) + _grid([plot for plot in plots if plot]) + numbers
+
+
+def roofline_section(ops: Sequence[Measurement], limits: Mapping[str, float]) -> str:
+    """Return ops with matrix products under the machine's roofs, and the others next to a copy."""
+    copy, gemm = _limits(limits)
+    known = [one for one in ops if timed(one) and one.bytes]
+    cases = list(dict.fromkeys(one.case for one in known))
+    shared = shared_parts(cases) if len(cases) > 1 else []
+    products = [one for one in known if one.macs]
+    plots = []
+    if products and copy and gemm:
+        points = [point for measured in by_case(products).values() for point in _points(measured, shared)]
+        plots.append(roofline("Ops with matrix products", points, copy, gemm))
+    moves = [one for one in known if not one.macs]
+    if moves and copy:
+        rows = []
+        fastest = [one for case in by_case(moves).values() for one in _ours_and_the_fastest_other(case)]
+        for one in fastest:
+            share = one.rates["GB/s"] / copy
+            name = f"{short_title(one, shared)}: {one.contender}"
+            rows.append(Bar(name, share, f"{share:.2f}", one.contender in OURS))
+        label = "bytes that have to move a second, over a copy's"
+        plots.append(bars("Ops that only move bytes: ours and the fastest other", label, rows, line=1.0, width=WIDE))
+    return _grid(plots, wide=True)
+
+
+def scaling_section(varied: Sequence[Measurement]) -> str:
+    """Return, for each group, time and memory against what is varied, and the numbers."""
+    if not varied:
+        return ""
+    shared = shared_parts(one.case for one in varied)
+    plots = []
+    for group in dict.fromkeys(one.group for one in varied):
+        measured = [one for one in varied if one.group == group]
+        parts = shared_parts(one.case for one in measured) if len(measured) > 1 else []
+        log = group not in LINEAR and all(one.x and one.x > 0 for one in measured)
+        label = X_LABELS.get(group, group)
+        field = "resident_bytes" if any(one.resident_bytes for one in measured) else "peak_bytes"
+        kind = next(name for name, other in MEMORY.items() if other == field)
+        times = _lines(measured, lambda one: one.median)
+        memory = _lines(measured, functools.partial(_gigabytes, field=field))
+        title = ", ".join([f"{group[0].upper()}{group[1:]}", *(part for part in parts if part not in shared)])
+        plots += [curves(f"{title}: time", (label, "seconds"), times, log, fit=True)] if times else []
+        plots += [curves(f"{title}: {kind}", (label, "GB"), memory, log, fit=False)] if memory else []
+    numbers = f"<details><summary>all numbers</summary>{scaling_table(varied, shared)}</details>"
+    return _workload(varied, shared) + _grid(plots) + numbers
+
+
+def macs_section(profiles: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return, for each preset, the multiply-adds of a sample's pretraining forward pass by component."""
+    plots = []
+    for preset, profile in profiles.items():
+        rows, batch = profile["pretraining"]["rows"], profile["batch"]
+        size, unit = (1e9, "GMAC") if sum(row["macs"] for row in rows) >= 1e9 * batch else (1e6, "MMAC")
+        macs = {row["component"]: row["macs"] / batch / size for row in rows if row["macs"]}
+        if macs:
+            plots.append(sunburst(preset, macs, unit))
+    intro = '<p class="soft">Of one sample, forward through encoder, auxiliary encoders, decoder and losses.</p>'
+    return intro + _grid(plots) if plots else ""
+
+
+def predicted_section(predictions: Sequence[Prediction]) -> str:
+    """Return floors on GPUs, set apart from what was measured."""
+    if not predictions:
+        return ""
+    shared = shared_parts({one.case: None for one in predictions})
+    label = "<b>Computed from counts and published peaks; nothing here was measured.</b>"
+    why = (
+        "A floor is the sum over operators of what takes longer: multiply-adds at the peak in bfloat16, or bytes at "
+        "that of the memory. The bound is the ratio of two floors: what fusing can gain where both run at these peaks."
+    )
+    work = html.escape(f"All with {', '.join(shared)}. " if shared else "")
+    parts = [f'<p>{label}</p><p class="soft">{work}{why}</p>']
+    for gpu in dict.fromkeys(one.gpu for one in predictions):
+        peak = GPUS.get(gpu)
+        peaks = f": {peak.flops / 1e12:,.0f} TFLOP/s, {peak.bandwidth / 1e12:.2f} TB/s" if peak else ""
+        models = [one for one in predictions if one.gpu == gpu and one.group != "op"]
+        ops = [one for one in predictions if one.gpu == gpu and one.group == "op"]
+        tables = "".join(prediction_table(kind, shared) for kind in (models, ops) if kind)
+        parts.append(f"<details><summary>{html.escape(gpu)}{peaks}</summary>{tables}</details>")
+    return "".join(parts)
+
+
+def run_section(results: Results) -> str:
+    """Return who measured what, on which machine, and how to read it."""
     copy, gemm = _limits(results.limits)
     limits = [f"copy {copy:,.1f} GB/s"] if copy else []
     limits += [f"matrix product {gemm:,.0f} GFLOP/s"] if gemm else []
@@ -101,189 +340,91 @@ def facts(results: Results) -> str:
         "measured limits": ", ".join(limits),
     }
     lines = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in rows.items() if text)
-    return f'<dl>{lines}</dl><p class="soft">{READING}</p>'
+    return f"<dl>{lines}</dl>"
 
 
-def model_section(models: Sequence[Measurement]) -> str:
-    """A table a case, and on top where ours is slower."""
-    cases = by_case(models)
-    parts = [_verdict(cases.values()), f'<p class="soft">{MODEL_LEGEND}</p>'] if models else []
-    for group, case in dict.fromkeys((group, case) for group, case, _ in cases):
-        own, kept = (cases.get((group, case, allocator), []) for allocator in ("own", "kept"))
-        parts.append(f"<h3>{html.escape(f'{group}: {case}')}</h3>{model_table(own, kept)}")
-    return "".join(parts)
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
 
 
-def speedup_section(models: Sequence[Measurement]) -> str:
-    """The time of each contender over that of the fast model."""
-    plots = {}
-    for measured in by_case(models).values():
-        fast = contender(measured, "fast")
-        if fast is not None:
-            others = [one for one in measured if timed(one) and one is not fast]
-            plots[title_of(fast)] = [_bar(one.contender, one, fast) for one in others]
-    return _ratio_plots(plots, "its time over that of fast; whiskers: single rounds")
+def _kind(title: str) -> str:
+    return ' class="predicted"' if title.startswith("Predictions") else ""
 
 
-def op_section(ops: Sequence[Measurement]) -> str:
-    """The time of each op's baseline over that of each variant, and all numbers."""
-    cases, plots = by_case(ops), {}
-    for measured in cases.values():
-        baseline = next((one for one in measured if one.baseline and timed(one)), None)
-        if baseline is not None:
-            others = [one for one in measured if timed(one) and one is not baseline]
-            bars = [_bar(one.contender, baseline, one, one.contender in OURS) for one in others]
-            plots[f"{baseline.case}, against {baseline.contender}"] = bars
-    numbers = f"<details><summary>all numbers</summary>{op_table(cases.values())}</details>" if cases else ""
-    return _verdict(cases.values()) + _ratio_plots(plots, "times as fast; whiskers: single rounds") + numbers
-
-
-def roofline_section(ops: Sequence[Measurement], limits: Mapping[str, float]) -> str:
-    """Ops with matrix products under the machine's roofs; the others next to a copy."""
-    copy, gemm = _limits(limits)
-    known = [one for one in ops if timed(one) and one.bytes]
-    products = [one for one in known if one.macs]
-    plots = []
-    if products and copy and gemm:
-        points = [point for measured in by_case(products).values() for point in _points(measured)]
-        plots.append(roofline("Ops with matrix products", points, copy, gemm))
-    moves = [one for one in known if not one.macs]
-    if moves and copy:
-        bars = [(f"{one.case}: {one.contender}", one.rates["GB/s"] / copy, one.contender in OURS) for one in moves]
-        plots.append(share_bars("Ops that only move bytes", "bytes that have to move a second, over a copy's", bars))
-    return _grid(plots, wide=True)
-
-
-def memory_section(models: Iterable[Measurement]) -> str:
-    """Of each case in which something is trained."""
-    plots = []
-    for measured in by_case(one for one in models if one.group != "encoding").values():
-        kinds = {
-            kind: [math.nan if getattr(one, field) is None else getattr(one, field) / 1e9 for one in measured]
-            for kind, field in MEMORY.items()
-        }
-        if not all(map(math.isnan, chain(*kinds.values()))):
-            plots.append(grouped_bars(title_of(measured[0]), "GB", [one.contender for one in measured], kinds))
-    return _grid(plots)
-
-
-def scaling_section(varied: Sequence[Measurement]) -> str:
-    """Of each group time and memory against what is varied, side by side, and all numbers."""
-    plots = []
-    for group in dict.fromkeys(one.group for one in varied):
-        measured = [one for one in varied if one.group == group]
-        log = group not in LINEAR and all(one.x and one.x > 0 for one in measured)
-        label = X_LABELS.get(group, group)
-        times = _series(measured, lambda one: one.median)
-        kind = "process" if any(one.resident_bytes for one in measured) else "peak of tensors"
-        memory = _series(measured, lambda one, field=MEMORY[kind]: (getattr(one, field) or math.nan) / 1e9)
-        if times:
-            plots.append(curves(f"{group}: time", (label, "seconds"), times, log, fit=True))
-        if memory:
-            plots.append(curves(f"{group}: memory, {kind}", (label, "GB"), memory, log, fit=False))
-    numbers = f"<details><summary>all numbers</summary>{scaling_table(varied)}</details>" if varied else ""
-    return _grid(plots) + numbers
-
-
-def bill_section(profiles: Mapping[str, Mapping[str, Any]]) -> str:
-    """Of each preset the multiply-adds of a pretraining forward pass of one sample, by component."""
-    plots = []
-    for preset, profile in profiles.items():
-        rows, batch = profile["pretraining"]["rows"], profile["batch"]
-        size, unit = (1e9, "GMAC") if sum(row["macs"] for row in rows) >= 1e9 * batch else (1e6, "MMAC")
-        macs = {row["component"]: row["macs"] / batch / size for row in rows if row["macs"]}
-        if macs:
-            plots.append(sunburst(f"{preset}: a sample's pretraining forward pass", macs, unit))
-    return _grid(plots)
-
-
-def predicted_section(predictions: Sequence[Prediction]) -> str:
-    """Floors on GPUs, set apart from what was measured."""
-    parts = []
-    for gpu in dict.fromkeys(one.gpu for one in predictions):
-        peak = GPUS.get(gpu)
-        peaks = f": {peak.flops / 1e12:,.0f} TFLOP/s, {peak.bandwidth / 1e12:.2f} TB/s" if peak else ""
-        models = [one for one in predictions if one.gpu == gpu and one.group != "op"]
-        ops = [one for one in predictions if one.gpu == gpu and one.group == "op"]
-        parts.append(f"<h3>{html.escape(gpu)}{peaks}</h3>{prediction_table(models) if models else ''}")
-        parts += [f"<details><summary>ops</summary>{prediction_table(ops)}</details>"] if ops else []
-    if not parts:
-        return ""
-    label = "<b>Computed from counts and published peaks; nothing here was measured.</b>"
-    why = (
-        "A floor is the sum over operators of what takes longer: multiply-adds at the peak in bfloat16, or bytes at "
-        "that of the memory. The bound is the ratio of two floors: what fusing can gain where both run at these peaks."
-    )
-    parts = [f"<h2>Predictions for GPUs</h2><p>{label}</p><p class='soft'>{why}</p>", *parts]
-    return f'<section class="predicted">{"".join(parts)}</section>\n'
+def _workload(measured: Sequence[Measurement], shared: Sequence[str], more: str = "") -> str:
+    """Return what all measurements of a section have in common, which is not said again below."""
+    types = list(dict.fromkeys(one.dtype for one in measured if one.dtype not in shared))
+    devices = list(dict.fromkeys(one.device for one in measured))
+    text = f"All with {', '.join([*shared, ' or '.join(types), 'on ' + ' or '.join(devices)])}. {more}"
+    return f'<p><span class="key"></span> Blue is ours. {html.escape(text)}</p>'
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    """Names and values in a line, without what is not set."""
+    """Return names and values in a line, without those that are not set."""
     shown = {name.replace("_", " "): value for name, value in values.items() if value not in (None, False, "")}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in shown.items())
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    """What times depend on, in words."""
+    """Return the machine in words."""
     units = {"cpu": "", "gpu": "", "cores": " cores", "threads": " threads", "memory_gb": " GB", "system": ""}
     return ", ".join(f"{machine[field]}{unit}" for field, unit in units.items() if machine.get(field))
 
 
 def _limits(limits: Mapping[str, float]) -> tuple[float, float]:
-    """Speed of a copy and of a matrix product, 0 where it is not known."""
+    """Return the speeds of a copy and of a matrix product, 0 where one is not known."""
     copy, gemm = (limits.get(name) or 0.0 for name in ("copy_gb_s", "gemm_gflop_s"))
     return copy if copy > 0 else 0.0, gemm if gemm > 0 else 0.0  # NaN is not
 
 
-def _verdict(cases: Iterable[Sequence[Measurement]]) -> str:
-    """Where ours is slower than another contender, or that it is nowhere; nothing without a comparison."""
-    known = [[one for one in measured if timed(one)] for measured in cases]
-    compared = [measured for measured in known if len({one.contender in OURS for one in measured}) == 2]
-    found = [sentence for measured in compared for sentence in slower(measured)]
+def _verdict(cases: Iterable[tuple[str, Sequence[Measurement]]]) -> str:
+    """Return where ours is slower than another contender, or that it is nowhere; nothing without a comparison."""
+    known = [(title, [one for one in measured if timed(one)]) for title, measured in cases]
+    compared = [(title, case) for title, case in known if len({one.contender in OURS for one in case}) == 2]
+    found = [sentence for title, measured in compared for sentence in slower(measured, title)]
     if found:
         lines = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in found)
         return f'<p>Ours is slower here:</p><ul class="slower">{lines}</ul>'
     return "<p>Ours is nowhere slower than another contender.</p>" if compared else ""
 
 
-def _bar(name: str, slow: Measurement, quick: Measurement, ours: bool = True) -> Bar:
-    """How many times as fast one is as the other: of medians, and of single rounds."""
-    value = ratio(quick, slow)
-    rounds = [a / b for a, b in zip(slow.seconds, quick.seconds, strict=False) if a > 0 and b > 0] or [value]
-    return Bar(name, value, min(rounds), max(rounds), ours)
+def _digits(number: float) -> str:
+    """Return a number in three digits or more."""
+    decimals = 3 if number < 1 else 2 if number < 10 else 1 if number < 100 else 0
+    return f"{number:,.{decimals}f}"
 
 
-def _ratio_plots(plots: Mapping[str, Sequence[Bar]], label: str) -> str:
-    """All on one scale."""
-    bars = [bar for group in plots.values() for bar in group]
-    span = min([0.8, *(bar.low for bar in bars)]), max([1.25, *(bar.high for bar in bars)])
-    return _grid([ratio_bars(title, label, group, span) for title, group in plots.items() if group])
+def _ours_and_the_fastest_other(case: Sequence[Measurement]) -> list[Measurement]:
+    others = [one for one in case if one.contender not in OURS]
+    return [*(one for one in case if one.contender in OURS), *sorted(others, key=lambda one: one.median)[:1]]
 
 
-def _points(measured: Sequence[Measurement]) -> list[Point]:
-    """A case on the roofline; the fastest of ours has the case's name."""
+def _points(measured: Sequence[Measurement], shared: Sequence[str]) -> list[Point]:
+    """Return the points of a case on the roofline; the fastest of ours has the case's name."""
     best = min(measured, key=lambda one: (one.contender not in OURS, one.median))
     return [
         Point(
             2 * (one.macs or 0) / (one.bytes or 1),
             one.rates["GFLOP/s"],
             one.contender in OURS,
-            one.case if one is best else "",
+            short_title(one, shared) if one is best else "",
         )
         for one in measured
     ]
 
 
-def _series(
-    measured: Iterable[Measurement], amount: Callable[[Measurement], float]
-) -> dict[str, list[tuple[float, float]]]:
-    """Points by contender, in the order of x, of what is known and above 0."""
+def _gigabytes(one: Measurement, field: str) -> float:
+    """Return a figure of memory in GB, NaN where it is not known."""
+    return (getattr(one, field) or math.nan) / 1e9
+
+
+def _lines(measured: Iterable[Measurement], amount: Callable[[Measurement], float]) -> list[Line]:
+    """Return a line a contender through what is known and above 0, in the order of x."""
     series: dict[str, list[tuple[float, float]]] = {}
     for one in sorted(measured, key=lambda one: one.x or 0.0):
         if amount(one) > 0:
             series.setdefault(one.contender, []).append((one.x or 0.0, amount(one)))
-    return dict(sorted(series.items()))
+    return [Line(name, name in OURS, points) for name, points in sorted(series.items())]
 
 
 def _grid(plots: Sequence[str], wide: bool = False) -> str:
@@ -293,7 +434,7 @@ def _grid(plots: Sequence[str], wide: bool = False) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.page", description="Make the page of a stored run.")
     parser.add_argument("results", type=Path, help="a JSON file of bench/runs/")
     parser.add_argument("page", type=Path, nargs="?", help="the HTML file to write; default: beside the results")

@@ -1,146 +1,131 @@
-"""The page's plots as inline SVG, drawn without pyplot's state and with ids that no other plot of a page has."""
+"""The page's plots as inline SVG, drawn without pyplot's state."""
 
 from __future__ import annotations
 
-import hashlib
 import html
 import io
+import itertools
 import math
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bench.results import exponent
 from mmmae.cost.page import COLOURS
 
-BLUE, RED, GREY, SOFT, INK = "#3f7fdc", "#d64f63", "#8b93a1", "#5c6675", "#1c2330"
-PALETTE = (BLUE, "#e0912f", "#35a06b", "#9a6fd0", "#1f9fb5", "#c9a227")
-NARROW, WIDE = 5.2, 10.4  # inches: a column of the page, and both
-TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500)
-ROW, FRAME = 0.27, 0.75  # inches: a bar, and what surrounds bars
-NOTABLE = 0.995  # what is not 1.00 in two digits is slower
-LETTERS = 12  # of a title, an inch
-LOOK = {
+BLUE, RED, GREY, SOFT, INK, LINE = "#3f7fdc", "#b3341f", "#8b93a1", "#5c6675", "#1c2330", "#e3e7ed"
+# Ours is blue wherever it is drawn; others are grey, and where lines must be told apart of these colours.
+OTHERS = (SOFT, "#e0912f", "#35a06b", "#9a6fd0", "#1f9fb5", "#c9a227")
+THEMED = {INK: "--ink", SOFT: "--soft", LINE: "--line", "#ffffff": "--paper", RED: "--bad"}  # CSS variables
+NARROW, WIDE = 4.4, 10.4  # inches: a column of the page, and the whole page
+ROW, FRAME = 0.27, 0.55  # inches: a bar, and what surrounds bars
+LOGARITHMIC = " (logarithmic)"
+LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mmmae",
     "text.parse_math": False,
+    "text.color": INK,
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
+    "axes.labelcolor": SOFT,
     "axes.axisbelow": True,
-    "grid.color": "#e3e7ed",
+    "xtick.color": GREY,
+    "xtick.labelcolor": SOFT,
+    "ytick.color": GREY,
+    "ytick.labelcolor": INK,
+    "grid.color": LINE,
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
 
 
 def svg(title: str, draw: Callable[[Axes], None], height: float, width: float = NARROW) -> str:
-    """A figure of one panel, to stand in an HTML page as it is."""
+    """Return a drawing of one panel under its title, to stand in a `<figure>` of an HTML page."""
     with matplotlib.rc_context(LOOK):
-        lines = textwrap.fill(title, int(LETTERS * width))
-        figure = Figure(figsize=(width, height + 0.16 * lines.count("\n")), layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        figure.suptitle(lines, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure.subplots())
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return _inline(file.getvalue(), title)
+        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    return f"<figcaption>{html.escape(title)}</figcaption>{_inline(file.getvalue(), title)}"
 
 
 def _inline(file: str, title: str) -> str:
-    """The drawing without what only a file needs; ids begin with a digest of the whole."""
-    own = "p" + hashlib.sha256(file.encode()).hexdigest()[:8]
+    """Return the drawing in the page's colours, without what only a file needs."""
     _, tag, drawing = re.split(r"(<svg [^>]*>)", file, maxsplit=1)
     box = re.search(r'viewBox="[^"]*"', tag)
     drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", drawing)
     drawing = drawing.replace("'DejaVu Sans'", "system-ui, sans-serif")
+    for colour, variable in THEMED.items():
+        drawing = drawing.replace(f": {colour}", f": var({variable})")
     return f'<svg {box[0] if box else ""} role="img" aria-label="{html.escape(title)}">{drawing}'
 
 
+def number_ids(page: str) -> str:
+    """Return the page with ids of drawings that no other drawing of it has: matplotlib gives all the same."""
+    numbers = itertools.count()
+
+    def renamed(drawing: re.Match[str]) -> str:
+        number = next(numbers)
+        return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>p{number}-", drawing[0])
+
+    return re.sub(r"<svg.*?</svg>", renamed, page, flags=re.DOTALL)
+
+
 class Bar(NamedTuple):
-    """How many times as fast ours is, or another where `ours` is false, with the least and the greatest of rounds."""
+    """A bar of a plot.
+
+    Args:
+        name: stands at its left.
+        value: its length.
+        text: stands at its right.
+        ours: whether it is blue.
+        spread: least and greatest value, drawn as a whisker, or None.
+        bad: whether the text is red.
+    """
 
     name: str
     value: float
-    low: float
-    high: float
-    ours: bool = True
+    text: str
+    ours: bool
+    spread: tuple[float, float] | None = None
+    bad: bool = False
 
 
-def ratio_bars(title: str, label: str, bars: Sequence[Bar], span: tuple[float, float]) -> str:
-    """Bars from 1 on a log scale that plots can share by `span`; in red where ours is slower."""
-
-    def draw(axes: Axes) -> None:
-        for row, bar in enumerate(bars):
-            slower = bar.ours and bar.value < NOTABLE
-            axes.barh(row, bar.value - 1, left=1, height=0.62, color=RED if slower else paint(bar.ours))
-            axes.plot([bar.low, bar.high], [row, row], color=INK, linewidth=1.2, marker="|", markersize=6)
-            right = max(bar.high, bar.value, 1)
-            text = f"{bar.value:.2f}" + (", slower" if slower else "")
-            colour = RED if slower else INK
-            axes.annotate(text, (right, row), (5, 0), textcoords="offset points", va="center", color=colour)
-        axes.axvline(1, color=INK, linewidth=1)
-        axes.set_xscale("log")
-        axes.set_xlim(span[0] / 1.15, span[1] * (span[1] / span[0]) ** 0.45)
-        _ticks(axes, TICKS, axes.get_xlim())
-        _rows(axes, [bar.name for bar in bars])
-        axes.set_xlabel(label)
-
-    return svg(title, draw, FRAME + ROW * len(bars))
-
-
-def share_bars(title: str, label: str, bars: Sequence[tuple[str, float, bool]]) -> str:
-    """Names, shares next to a line at 1, and whether they are ours."""
-    names, shares, ours = zip(*bars, strict=True)
+def bars(title: str, label: str, rows: Sequence[Bar], line: float | None = None, width: float = NARROW) -> str:
+    """Draw bars from 0, the first on top, and a line across them at a value."""
 
     def draw(axes: Axes) -> None:
-        drawn = axes.barh(range(len(bars)), shares, height=0.62, color=[paint(one) for one in ours])
-        axes.axvline(1, color=INK, linewidth=1)
-        over_the_line = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.bar_label(drawn, [f"{share:.2f}" for share in shares], padding=4, bbox=over_the_line)
-        axes.set_xlim(0, 1.1 * max(1.0, *shares))
-        _rows(axes, names)
+        for row, bar in enumerate(rows):
+            axes.barh(row, bar.value, height=0.66, color=BLUE if bar.ours else GREY)
+            if bar.spread:
+                axes.plot(bar.spread, [row, row], color=INK, linewidth=1, marker="|", markersize=5)
+            place = axes.get_yaxis_transform()
+            colour, weight = RED if bar.bad else INK, "bold" if bar.ours else "normal"
+            axes.text(1.02, row, bar.text, transform=place, va="center", color=colour, fontweight=weight)
+        if line is not None:
+            axes.axvline(line, color=INK, linewidth=1)
+        ends = [line or 0.0, *(bar.spread[1] if bar.spread else bar.value for bar in rows)]
+        axes.set_xlim(0, 1.02 * max(ends))
+        axes.xaxis.set_major_locator(MaxNLocator(4 if width == NARROW else 10))
+        axes.set_yticks(range(len(rows)), [bar.name for bar in rows])
+        for text, bar in zip(axes.get_yticklabels(), rows, strict=True):
+            text.set_fontweight("bold" if bar.ours else "normal")
+        axes.set_ylim(len(rows) - 0.45, -0.55)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(True, axis="x")
         axes.set_xlabel(label)
 
-    return svg(title, draw, FRAME + ROW * len(bars), WIDE)
-
-
-def paint(ours: bool) -> str:
-    """The colour of a bar."""
-    return BLUE if ours else GREY
-
-
-def grouped_bars(title: str, label: str, names: Sequence[str], kinds: Mapping[str, Sequence[float]]) -> str:
-    """Of each name a bar a kind; NaN is left out, and a kind that has nothing else."""
-    known = {kind: values for kind, values in kinds.items() if not all(map(math.isnan, values))}
-    colours = dict(zip(kinds, PALETTE, strict=False))
-    height = 0.8 / len(known)
-
-    def draw(axes: Axes) -> None:
-        for number, (kind, values) in enumerate(known.items()):
-            places = [row + (number - (len(known) - 1) / 2) * height for row in range(len(names))]
-            drawn = axes.barh(places, values, height=0.9 * height, color=colours[kind], label=kind)
-            axes.bar_label(drawn, ["" if math.isnan(value) else f"{value:.2f}" for value in values], padding=3)
-        axes.margins(x=0.15)
-        _rows(axes, names)
-        axes.set_xlabel(label)
-        axes.figure.legend(loc="outside lower left", ncols=len(known))  # type: ignore[union-attr]
-
-    return svg(title, draw, FRAME + 0.35 + 0.7 * ROW * len(names) * len(known))
+    return svg(title, draw, FRAME + ROW * len(rows), width)
 
 
 class Point(NamedTuple):
@@ -153,7 +138,7 @@ class Point(NamedTuple):
 
 
 def roofline(title: str, points: Sequence[Point], gb_s: float, gflop_s: float) -> str:
-    """Speed against operations a byte, under the roof of copies and that of matrix products."""
+    """Draw speed against operations a byte, under the roof of copies and that of matrix products."""
     low = min(*(point.intensity for point in points), gflop_s / gb_s) / 2
     high = max(*(point.intensity for point in points), gflop_s / gb_s) * 2
     named = sorted((point for point in points if point.name), key=lambda point: point.speed)
@@ -162,39 +147,46 @@ def roofline(title: str, points: Sequence[Point], gb_s: float, gflop_s: float) -
         knee = gflop_s / gb_s
         axes.plot([low, knee, high], [low * gb_s, gflop_s, gflop_s], color=INK, linewidth=1.5)
         axes.text(knee, 1.06 * gflop_s, f"matrix products: {gflop_s:,.0f} GFLOP/s", ha="left", va="bottom")
-        axes.set(xscale="log", yscale="log", xlim=(low, high), ylabel="GFLOP/s")
+        axes.set(xscale="log", yscale="log", xlim=(low, high), ylabel="GFLOP/s" + LOGARITHMIC)
         axes.set_ylim(min(*(point.speed for point in points), low * gb_s) / 1.5, 1.8 * gflop_s)
         axes.text(0.02, 0.97, f"slope: copies, {gb_s:,.1f} GB/s", transform=axes.transAxes, va="top", color=SOFT)
         for ours, name in ((True, "ours"), (False, "others")):
             kind = [point for point in points if point.ours == ours]
             fill = BLUE if ours else "none"
             x, y = [point.intensity for point in kind], [point.speed for point in kind]
-            axes.scatter(x, y, 32, facecolors=fill, edgecolors=BLUE if ours else SOFT, label=name, zorder=3)
-        for place, point in zip(_apart([_height(axes, point) for point in named], 0.055), named, strict=True):
-            line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 4, "relpos": (0, 0.5)}
+            axes.scatter(x, y, 32, facecolors=fill, edgecolors=BLUE if ours else GREY, label=name, zorder=3)
+        for place, point in zip(_apart([_height(axes, point) for point in named], 0.065), named, strict=True):
+            arrow = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 4, "relpos": (0, 0.5)}
             at = (point.intensity, point.speed)
-            axes.annotate(point.name, at, (1.02, place), textcoords="axes fraction", va="center", arrowprops=line)
+            axes.annotate(point.name, at, (1.02, place), textcoords="axes fraction", va="center", arrowprops=arrow)
         _log_axis(axes.xaxis)
         _log_axis(axes.yaxis)
         axes.grid(True)
-        axes.set_xlabel("arithmetic intensity, FLOP per byte that has to move")
+        axes.set_xlabel("arithmetic intensity, FLOP per byte that has to move" + LOGARITHMIC)
         axes.legend(loc="lower right")
 
-    return svg(title, draw, 4.8, WIDE)
+    return svg(title, draw, 4.0, WIDE)
 
 
-def curves(
-    title: str, labels: tuple[str, str], series: Mapping[str, Sequence[tuple[float, float]]], log: bool, fit: bool
-) -> str:
-    """Lines through points; on log scales with `fit` the legend says the power of x that each grows with."""
+class Line(NamedTuple):
+    """A line of `curves` through points."""
+
+    name: str
+    ours: bool
+    points: Sequence[tuple[float, float]]
+
+
+def curves(title: str, labels: tuple[str, str], lines: Sequence[Line], log: bool, fit: bool) -> str:
+    """Draw lines through points; on log scales with `fit` the legend says the power of x that each grows with."""
+    others = dict(zip((line.name for line in lines if not line.ours), OTHERS, strict=False))
 
     def draw(axes: Axes) -> None:
-        for number, (name, points) in enumerate(series.items()):
-            power = exponent(points) if log and fit and len(points) > 2 else math.nan
-            shown = name if math.isnan(power) else f"{name}: exponent {power:.2f}"
-            axes.plot(*zip(*points, strict=True), "o-", color=PALETTE[number % len(PALETTE)], label=shown)
-        found = [point for points in series.values() for point in points]
-        numbers = sorted({x for x, _ in found})
+        for line in lines:
+            power = exponent(line.points) if log and fit and len(line.points) > 2 else math.nan
+            shown = line.name if math.isnan(power) else f"{line.name}: exponent {power:.2f}"
+            x, y = zip(*line.points, strict=True)
+            axes.plot(x, y, "o-", color=others.get(line.name, BLUE), label=shown)
+        found = [point for line in lines for point in line.points]
         if log:
             axes.set(xscale="log", yscale="log")
             low, high = min(y for _, y in found), max(y for _, y in found)
@@ -202,16 +194,19 @@ def curves(
             _log_axis(axes.yaxis)
         else:
             axes.set_ylim(0, 1.15 * max(y for _, y in found))
-        _ticks(axes, numbers, (-math.inf, math.inf))
+        axes.xaxis.set_major_locator(FixedLocator(sorted({x for x, _ in found})))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
         axes.grid(True)
-        axes.set(xlabel=labels[0], ylabel=labels[1])
-        axes.figure.legend(loc="outside lower left", ncols=2)  # type: ignore[union-attr]
+        xlabel, ylabel = (label + LOGARITHMIC if log else label for label in labels)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
-    return svg(title, draw, 3.2)
+    return svg(title, draw, 3.0)
 
 
 def sunburst(title: str, amounts: Mapping[str, float], unit: str) -> str:
-    """Rings of shares: inside the groups, which are what is before a name's point, outside their members."""
+    """Draw rings of shares: groups, named by what is before a name's point, inside; their members outside."""
     members: dict[str, list[str]] = {}
     for name in amounts:
         members.setdefault(name.split(".")[0], []).append(name)
@@ -224,34 +219,21 @@ def sunburst(title: str, amounts: Mapping[str, float], unit: str) -> str:
     }
 
     def draw(axes: Axes) -> None:
-        edge = {"width": 0.33, "edgecolor": "white", "linewidth": 1}
-        first = {"startangle": 90, "counterclock": False, "wedgeprops": edge}
+        first: dict[str, Any] = {"startangle": 90, "counterclock": False}
+        first["wedgeprops"] = {"width": 0.33, "edgecolor": "white", "linewidth": 1}
         axes.pie(list(inner.values()), radius=0.82, colors=[COLOURS.get(group, GREY) for group in inner], **first)
         wedges = axes.pie([amounts[name] for name in outer], radius=1.18, colors=list(outer.values()), **first)[0]
         axes.text(0, 0, f"{total:,.2f}\n{unit}", ha="center", va="center", fontweight="bold")
         texts = [f"{name}: {amounts[name]:,.2f}, {amounts[name] / total:.1%}" for name in outer]
-        axes.legend(wedges, texts, loc="center left", bbox_to_anchor=(1.02, 0.5))
+        axes.legend(
+            wedges, texts, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handlelength=1, handletextpad=0.4
+        )
 
-    return svg(title, draw, 3.2)
-
-
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """Names of the bars, the first on top."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.45, -0.55)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(True, axis="x")
-
-
-def _ticks(axes: Axes, numbers: Sequence[float], span: tuple[float, float]) -> None:
-    """Of the axis of x, at these numbers within a span and nowhere else."""
-    axes.xaxis.set_major_locator(FixedLocator([number for number in numbers if span[0] <= number <= span[1]]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+    return svg(title, draw, 2.4, 5.2)
 
 
 def _log_axis(axis: Axis) -> None:
-    """Ticks in the steps 1, 2, 5, as plain numbers."""
+    """Set ticks in the steps 1, 2, 5, as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(_plain))
@@ -262,13 +244,13 @@ def _plain(number: float, position: int | None = None) -> str:
 
 
 def _height(axes: Axes, point: Point) -> float:
-    """Of a point in the panel, 0 to 1."""
+    """Return the height of a point in the panel, 0 to 1."""
     low, high = map(math.log, axes.get_ylim())
     return (math.log(point.speed) - low) / (high - low)
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Rising numbers moved up until they are a gap apart, all as little too high as too low."""
+    """Move rising numbers up until they are a gap apart, then all down so that their mean stays."""
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + gap) if moved else place)
