@@ -114,7 +114,7 @@ def upwards(graph: Imports) -> list[tuple[str, str]]:
 
 def drawn(graph: Imports) -> str:
     """Draw rooms as a Mermaid diagram, without the arrows that follow from others."""
-    lines = ["```mermaid", "flowchart BT"]
+    lines = ["```mermaid", "flowchart TD"]
     reach = reachable(graph)
     ids = {room: room.removeprefix("mmmae_kernels.").replace(".", "_") for room in graph}
     for room in sorted(graph):
