@@ -1,4 +1,4 @@
-"""What a model is made of: one validated dataclass, three presets, JSON both ways."""
+"""The config of a model: a validated dataclass with three presets, to and from JSON."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import nn
 
 from mmmae_kernels.checks import described
 
-PRESETS: dict[str, dict[str, Any]] = {
+Preset: TypeAlias = Literal["base", "vit", "tiny"]
+AuxEncoder: TypeAlias = Literal["vit", "cnn"]
+Target: TypeAlias = Literal["embedding", "pixels"]
+PRESETS: dict[Preset, dict[str, Any]] = {
     "base": {},
     "vit": {"mlp_ratio": 4.0},
     "tiny": {
@@ -36,32 +39,39 @@ class MMMAEConfig:
     """The shape of a multi-modal guided masked autoencoder. The defaults are the `base` preset.
 
     Args:
-        image_size: height and width in pixels that every image is registered to; a multiple of the patch.
-        bands: spectral bands T of the HSI volume; a multiple of the spectral patch.
-        in_channels: channels C of the HSI volume, 1 for reflectance cubes.
-        wavelengths: of the bands in nm, if known: positions along the spectrum then start from them, see
-            `mmmae.model.position.wavelength_embedding`, and can be carried over to bands of other wavelengths.
-        patch: bands x rows x columns of one token.
-        dim, depth, heads, mlp_ratio: width, blocks, attention heads and hidden ratio of the HSI encoder.
-        aux: name -> channels of each auxiliary modality, in the order of their vectors.
-        aux_encoder: `vit` or `cnn`.
-        aux_dim, aux_depth, aux_patch: width, blocks and total stride of each auxiliary encoder.
-        conditioning_depth: attention steps from HSI tokens to auxiliary vectors; 0 switches guidance off.
-        conditioning_dropout: chance, in training, that a modality is hidden from a sample's conditioning.
-        decoder_dim, decoder_depth, decoder_heads: width, blocks and heads of the decoder.
-        mask_ratio: share of the tokens that is masked.
+        image_size: height and width in pixels that every image is resized to; a multiple of the patch
+        bands: spectral bands T of the HSI volume; a multiple of the spectral patch
+        in_channels: channels C of the HSI volume; 1 for reflectance cubes
+        wavelengths: wavelengths of the bands in nm, or None; where they are known, spectral position embeddings start
+            from them and can be carried over to bands at other wavelengths
+        patch: bands x rows x columns of one token
+        dim: width of the HSI encoder
+        depth: transformer blocks of the HSI encoder
+        heads: attention heads of the HSI encoder
+        mlp_ratio: hidden width of the HSI encoder's MLPs over `dim`
+        aux: name and channels of each auxiliary modality, in the order of their vectors
+        aux_encoder: kind of the auxiliary encoders, `vit` or `cnn`
+        aux_dim: width of each auxiliary encoder
+        aux_depth: blocks of each auxiliary encoder
+        aux_patch: patch size of a `vit`, total stride of a `cnn`
+        conditioning_depth: attention steps from HSI tokens to auxiliary vectors; 0: no conditioning
+        conditioning_dropout: probability, in training, that a modality is hidden from a sample's conditioning
+        decoder_dim: width of the decoder
+        decoder_depth: transformer blocks of the decoder
+        decoder_heads: attention heads of the decoder
+        mask_ratio: share of the tokens that is masked
         decode_fraction: share of the masked tokens that the decoder sees and predicts, the first of `mask.ids_masked`:
-            a random share in a mask that is drawn, the user's choice in a mask that is given.
-        target: what the decoder predicts: `embedding` or `pixels`.
-        normalize_target: bring each target token to mean 0 and variance 1.
-        temperature: of the contrastive logits.
-        contrastive_weight: of the contrastive loss in the total.
-        symmetric: contrast images against volumes too, and take the mean of both directions.
-        activation_checkpointing: in training, keep of each transformer block of encoder and decoder its input alone,
-            and compute the rest again in backward: less memory for more time.
+            a random share where the mask is drawn, the user's choice where it is given
+        target: what the decoder predicts, `embedding` or `pixels`
+        normalize_target: normalise each target token to mean 0 and variance 1
+        temperature: temperature of the contrastive logits
+        contrastive_weight: weight of the contrastive loss in the total
+        symmetric: contrast images against volumes too, and average both directions
+        activation_checkpointing: in training, keep only the input of each transformer block of encoder and decoder,
+            and compute the rest again in backward: less memory for more time
 
     Raises:
-        ValueError: a value is not allowed; the message names the field, the value and what is allowed.
+        ValueError: a value is not allowed; the message names the field, the value and what is expected.
     """
 
     image_size: int = 224
@@ -74,7 +84,7 @@ class MMMAEConfig:
     heads: int = 12
     mlp_ratio: float = 1.0
     aux: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"ir": 1, "af": 1, "thickness": 1})
-    aux_encoder: str = "vit"
+    aux_encoder: AuxEncoder = "vit"
     aux_dim: int = 256
     aux_depth: int = 8
     aux_patch: int = 32
@@ -85,14 +95,14 @@ class MMMAEConfig:
     decoder_heads: int = 8
     mask_ratio: float = 0.75
     decode_fraction: float = 1.0
-    target: str = "embedding"
+    target: Target = "embedding"
     normalize_target: bool = False
     temperature: float = 0.07
     contrastive_weight: float = 0.1
     symmetric: bool = False
     activation_checkpointing: bool = False
 
-    # The decoder and the auxiliary encoders keep the usual ratio; `mlp_ratio` is the HSI encoder's alone.
+    # The MLP ratio of the decoder and the auxiliary encoders; `mlp_ratio` is that of the HSI encoder only.
     plain_mlp_ratio: ClassVar[float] = 4.0
 
     def __post_init__(self) -> None:
@@ -141,7 +151,7 @@ class MMMAEConfig:
         )
         for field in ("normalize_target", "symmetric", "activation_checkpointing"):
             self._expect(field, isinstance(getattr(self, field), bool), "true or false")
-        _ = self.dropout_threshold  # computed now, as the other counts have been by their checks
+        _ = self.dropout_threshold  # computed here, as the checks above compute the other counts
 
     def _check_wavelengths(self) -> None:
         if self.wavelengths is None:
@@ -200,7 +210,7 @@ class MMMAEConfig:
         """N, tokens of a volume."""
         return math.prod(self.grid)
 
-    # Computed once, before a compiler can make symbols of the fractions, which it can't round.
+    # Computed once, before torch.compile can turn the ratios into symbols, which it can't round.
     @functools.cached_property
     def keep(self) -> int:
         """K, visible tokens of a volume."""
@@ -213,11 +223,11 @@ class MMMAEConfig:
 
     @functools.cached_property
     def dropout_threshold(self) -> int:
-        """What 32-bit noise has to reach for a modality to guide a sample, see `conditioning_dropout`."""
+        """Smallest 32-bit noise with which a modality conditions a sample, see `conditioning_dropout`."""
         return round(self.conditioning_dropout * 2**32)
 
     def decoded_of(self, masked: int) -> int:
-        """Predicted tokens of a volume with `masked` masked ones, as a mask may have that is not drawn."""
+        """Return how many tokens of a volume are predicted where a given mask masks `masked` of them."""
         return self.decoded if masked == self.tokens - self.keep else round(masked * self.decode_fraction)
 
     @property
@@ -231,24 +241,24 @@ class MMMAEConfig:
         return self.dim if self.target == "embedding" else self.in_channels * math.prod(self.patch)
 
     def replace(self, **changes: Any) -> MMMAEConfig:
-        """A copy with some fields changed, validated again."""
+        """Return a copy with some fields changed, validated again."""
         return MMMAEConfig.from_dict({**self.to_dict(), **changes})
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> MMMAEConfig:
-        """The preset `base`, `vit` or `tiny`, with `overrides` in place of its fields."""
+        """Return the preset `base`, `vit` or `tiny`, with `overrides` in place of its fields."""
         if name not in PRESETS:
             raise ValueError(f"config: preset is {name!r}, must be one of {', '.join(PRESETS)}")
         return cls.from_dict({**PRESETS[name], **overrides})
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
+        """Return the fields as plain JSON types."""
         wavelengths = None if self.wavelengths is None else list(self.wavelengths)
         return {**dataclasses.asdict(self), "patch": list(self.patch), "wavelengths": wavelengths}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MMMAEConfig:
-        """The inverse of `to_dict`; fields left out take their defaults."""
+        """Make a config from what `to_dict` returned; missing fields take their defaults."""
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -256,12 +266,12 @@ class MMMAEConfig:
         return cls(**values)
 
     def to_json(self) -> str:
-        """The fields as a JSON object."""
+        """Return the fields as a JSON object."""
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> MMMAEConfig:
-        """The inverse of `to_json`."""
+        """Make a config from what `to_json` returned."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -280,7 +290,7 @@ def _is_number(value: object) -> bool:
 
 
 def resolve_config(config: MMMAEConfig | str, **overrides: Any) -> MMMAEConfig:
-    """A config from itself or from a preset's name, with fields overridden."""
+    """Return a config, or the preset of that name, with some fields changed."""
     if isinstance(config, str):
         return MMMAEConfig.preset(config, **overrides)
     if not isinstance(config, MMMAEConfig):

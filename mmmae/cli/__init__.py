@@ -1,54 +1,142 @@
-"""The command line: one module a command, each with `add`, which declares it, and `run`."""
+"""The command line: one function per command, whose parameters and docstring are the options and their help.
 
-from __future__ import annotations
+tyro makes the parser from them; a command imports what it needs when it runs, so that `mmmae --help` answers at once.
+"""
 
-import argparse
+import dataclasses
+import functools
+import inspect
+import operator
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeAlias
+
+import tyro
 
 from ..extras import explain_missing
 from ..tuning import tune_cpu
 from . import data, encode, export, finetune, import_spectralgpt, info, pretrain, profile, reconstruct
+from .options import Flag, registry
+from .stored import Stored, read_stored
 
-COMMANDS = (info, profile, data, pretrain, finetune, encode, reconstruct, export, import_spectralgpt)
-
-# A command imports what it needs when it runs: `mmmae --help` answers at once.
+Call: TypeAlias = Callable[[], "int | None"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; bad input gets one line on standard error and status 2."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    command = f"{options.command} {options.part}" if "part" in options else options.command
+    """Run a command; for bad input print one line on standard error and return 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        from .. import __version__
+
+        print(f"mmmae {__version__}")
+        return 0
+    command = _command_name(arguments)
+    traceback = "--traceback" in arguments
     tune_cpu()
     try:
-        status = options.run(options)
+        stored = read_stored(command, arguments)
+        return _parse(command, arguments, stored)() or 0
     except (ValueError, OSError) as error:
-        if options.traceback:
+        if traceback:
             raise
         rank = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
         print(f"mmmae {command}: {rank}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         reason = explain_missing(error)
-        if reason is None or options.traceback:
+        if reason is None or traceback:
             raise
         print(f"mmmae {command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "; the run goes on with --resume auto" if options.command == "pretrain" else ""
-        print(f"mmmae {command}: interrupted{again}", file=sys.stderr)
+        hint = "; the run goes on with --resume auto" if command == "pretrain" else ""
+        print(f"mmmae {command}: interrupted{hint}", file=sys.stderr)
         return 130
-    return status or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mmmae", description="Multi-modal guided masked autoencoders for hyperspectral images, made fast."
-    )
-    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in COMMANDS:
-        command.add(commands)
-    return parser
+def _command_name(arguments: Sequence[str]) -> str:
+    words = [word for word in arguments if not word.startswith("-")]
+    return " ".join(words[: 2 if words[:1] == ["data"] else 1])
+
+
+def _parse(command: str, arguments: Sequence[str], stored: Stored) -> Call:
+    """Return the call that the arguments ask for; tyro exits with 2 where they are wrong."""
+    commands = {
+        "info": _later(info.run),
+        "profile": _later(profile.run),
+        "data": Data,
+        "pretrain": _later(pretrain.run, stored=stored),
+        "finetune": _later(finetune.run, stored=stored),
+        "encode": _later(encode.run),
+        "reconstruct": _later(reconstruct.run),
+        "export": _later(export.run),
+        "import-spectralgpt": _later(import_spectralgpt.run),
+    }
+
+    @dataclasses.dataclass(frozen=True)
+    class CommandLine:
+        """Multi-modal guided masked autoencoders for hyperspectral images, made fast.
+
+        Args:
+            traceback: show where an error comes from
+            version: print the version
+        """
+
+        command: Annotated[Call, tyro.conf.arg(constructor=_choice(commands))]
+        traceback: Flag = False
+        version: Flag = False
+
+    at = arguments.index(command) + 1 if command in arguments else 0
+    return tyro.cli(
+        CommandLine,
+        prog="mmmae",
+        args=[*arguments[:at], *stored.options, *arguments[at:]],
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.DisallowNone),
+        registry=registry,
+    ).command
+
+
+def _later(function: Callable[..., int | None], **bound: Any) -> Callable[..., Call]:
+    """Return a function of the same options, but for `bound`, that returns the call instead of making it.
+
+    Errors of a command are then raised outside the parser, which would print them as errors of the options.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Call:
+        return functools.partial(function, *arguments, **options, **bound)
+
+    signature = inspect.signature(function)
+    parameters = [parameter for name, parameter in signature.parameters.items() if name not in bound]
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _choice(commands: dict[str, Any]) -> Any:
+    """Return the type from which tyro makes a choice of commands."""
+    choices = (Annotated[Any, tyro.conf.subcommand(name, constructor=command)] for name, command in commands.items())
+    return functools.reduce(operator.or_, choices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Generate, check, cache and pack files of subjects."""
+
+    part: Annotated[
+        Call,
+        tyro.conf.arg(
+            constructor=_choice(
+                {
+                    "check": _later(data.check),
+                    "cache": _later(data.cache),
+                    "shard": _later(data.shard),
+                    "phantom": _later(data.phantom),
+                }
+            )
+        ),
+    ]
+
+    def __call__(self) -> int | None:
+        """Run the part that was chosen."""
+        return self.part()

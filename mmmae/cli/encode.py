@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Literal
 
-from .options import Commands, add_data_options, process_count
-from .trained import add_statistics_option, load_encoder
-
-
-def add(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser("encode", help="write the features of cubes")
-    parser.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="as in RUN/encoder")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="features.safetensors or features.npz, by the suffix"
-    )
-    parser.add_argument(
-        "--pool",
-        choices=("mean", "spatial", "tokens"),
-        default="mean",
-        help="mean: one vector a cube (default); spatial: a map of vectors; tokens: all, over bands too",
-    )
-    parser.add_argument("--batch", type=int, default=8, metavar="B", help="cubes at once; default: 8")
-    parser.add_argument(
-        "--workers", type=process_count, default=0, metavar="N", help="processes that read data; default: 0"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda")
-    add_data_options(parser, generated=False)
-    add_statistics_option(parser)
-    parser.set_defaults(run=run)
+from .options import check_workers
+from .trained import TrainedDataOptions, load_encoder
 
 
-def run(options: argparse.Namespace) -> None:
-    """Encode, and write."""
+def run(
+    data: TrainedDataOptions,
+    *,
+    encoder: Path,
+    out: Path,
+    pool: Literal["mean", "spatial", "tokens"] = "mean",
+    batch: int = 8,
+    workers: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Write the features of cubes.
+
+    Args:
+        encoder: folder of the encoder, as RUN/encoder
+        out: features.safetensors or features.npz, by the suffix
+        pool: mean: one vector per cube; spatial: a map of vectors; tokens: all of them, over bands too
+        batch: cubes in a batch
+        workers: processes that read data
+        device: cpu or cuda
+    """
     from ..training.inference.encode import encode
 
-    encoder, subjects = load_encoder(options, options.encoder)
-    shape = encode(
-        encoder,
-        subjects,
-        options.out,
-        pool=options.pool,
-        batch=options.batch,
-        workers=options.workers,
-        device=options.device,
-    )
-    print(f"{subjects!r}\nwrote features [{', '.join(map(str, shape))}] into {options.out}")
+    check_workers(workers)
+    model, subjects = load_encoder(data, encoder)
+    shape = encode(model, subjects, out, pool=pool, batch=batch, workers=workers, device=device)
+    print(f"{subjects!r}\nwrote features [{', '.join(map(str, shape))}] into {out}")

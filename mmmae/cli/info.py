@@ -1,32 +1,25 @@
-"""`mmmae info`: versions, devices, and what serves each op."""
+"""`mmmae info`: versions, devices, and the implementation that serves each op."""
 
 from __future__ import annotations
 
-import argparse
+from typing import Annotated
 
-from .options import Commands
-
-
-def add(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser("info", help="versions, devices, and which implementation serves each op")
-    parser.add_argument(
-        "--for",
-        dest="calls",
-        action="append",
-        default=[],
-        metavar="TARGET:DTYPE[:WIDTH]",
-        help="which backend of attention would be chosen elsewhere, as in sm_90:bf16; may be repeated",
-    )
-    parser.set_defaults(run=run)
+import tyro
+from tyro.conf import UseAppendAction
 
 
-def run(options: argparse.Namespace) -> None:
-    """Print it."""
+def run(
+    *, calls: Annotated[UseAppendAction[list[str]], tyro.conf.arg(name="for", metavar="TARGET:DTYPE[:WIDTH]")]
+) -> None:
+    """Print versions, devices, and which implementation serves each op.
+
+    Args:
+        calls: print instead which attention backend would be chosen on another machine, as in sm_90:bf16
+    """
     from ..info import parse_call, print_info, print_info_for
 
-    calls = [parse_call(text) for text in options.calls]
-    if calls:
-        print_info_for(calls)
+    parsed = [parse_call(text) for text in calls]
+    if parsed:
+        print_info_for(parsed)
     else:
         print_info()

@@ -2,142 +2,121 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..config import PRESETS, MMMAEConfig
-from .options import Commands, add_data_options, band_numbers, config_fields, names_data, subjects_of
+import tyro
+
+from ..config import MMMAEConfig, Preset, Target
+from ..training.settings import PretrainSettings
+from .options import DataOptions, Fields, Flag, GeneratedOptions, colours, config_fields, open_subjects
+from .stored import Stored
 
 if TYPE_CHECKING:
     from ..data.subjects import Subjects
 
-SETTINGS = {
-    "steps": "optimiser steps",
-    "batch": "samples a forward pass of one process takes",
-    "accumulate": "forward passes that make one step",
-    "learning_rate": "peak of the learning rate",
-    "warmup": "steps of linear warm-up; default: a tenth of the steps",
-    "weight_decay": "of AdamW",
-    "clip": "largest norm of the gradient",
-    "ema": "decay of the moving average of the weights that is saved in the end; 0: none",
-    "precision": "32, bf16, or 16 with a loss scaler",
-    "crop": "smallest share of an image that a random crop keeps; 1: no crops",
-    "flip": "mirror and transpose subjects at random",
-    "validation": "subjects held out to measure the loss on",
-    "patience": "validations without a lower loss that end the run; 0: never",
-    "seed": "of weights, orders, masks, crops and flips",
-    "workers": "processes that read data",
-    "checkpoint_every": "steps between checkpoints",
-    "log_every": "steps between readings of the losses from a GPU",
-    "report_every": "steps between measurements of features and contrast",
-    "pictures_every": "steps between pictures; 0: one at the end",
-    "device": "auto, cpu, cuda",
-    "strategy": "of several processes: ddp, or fsdp to share the weights among them",
-    "compile": "hand the transformer blocks to torch.compile, in its default mode or the one named",
-    "cuda_graph": "record a step as one CUDA graph: auto, on, off",
-}
 
+def run(
+    data: DataOptions,
+    generated: GeneratedOptions,
+    settings: Annotated[Callable[..., PretrainSettings], tyro.conf.arg(constructor=PretrainSettings)],
+    *,
+    preset: Preset | None = None,
+    target: Target | None = None,
+    wavelength_positions: Flag = False,
+    fields: Fields,
+    out: Path | None = None,
+    resume: str | None = None,
+    config: Path | None = None,
+    rgb: tuple[int, ...] | None = None,
+    no_compile: Flag = False,
+    stored: Stored,
+) -> None:
+    """Pretrain a model.
 
-def add(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser(
-        "pretrain",
-        help="pretrain a model",
-        description="Pretrain a model. Without --hsi the subjects are generated (a retina-like phantom, not real data) "
-        "and the preset is tiny.",
-    )
-    add_data_options(parser)
-    model = parser.add_argument_group("model")
-    model.add_argument("--preset", choices=list(PRESETS), help="default: tiny without --hsi, base with it")
-    model.add_argument(
-        "--target",
-        choices=("embedding", "pixels"),
-        help="what the decoder predicts; default: pixels without --hsi, embedding with it",
-    )
-    model.add_argument(
-        "--wavelength-positions",
-        action="store_true",
-        help="spectral positions by the wavelengths of the files: other sensors can take the encoder over",
-    )
-    model.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a config field")
-    course = parser.add_argument_group("run")
-    course.add_argument("--out", type=Path, metavar="DIR", help="default: runs/pretrain, then runs/pretrain-2, ...")
-    course.add_argument(
-        "--resume",
-        metavar="FILE",
-        help="checkpoint to go on from; auto: that of --out or else of the last run, if any",
-    )
-    course.add_argument("--rgb", type=band_numbers, metavar="R,G,B", help="bands that the picture shows as colours")
-    from ..training.settings import PretrainSettings
+    Without --hsi, --cache or --shards the subjects are generated (a retina-like phantom, not real data).
 
-    for field in dataclasses.fields(PretrainSettings):
-        _add_setting(course, field.name, field.default, SETTINGS[field.name])
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> None:
-    """Train."""
-    from ..training.checkpoints import find_checkpoint
+    Args:
+        preset: the model; None: that of --config, else tiny for generated subjects and base for others
+        target: what the decoder predicts; None: pixels for generated subjects, embedding for others
+        wavelength_positions: make position embeddings from the wavelengths, to use the encoder with other sensors
+        fields: change a config field, as in image_size=64 or patch=3,8,8
+        out: the run's folder; None: runs/pretrain, then runs/pretrain-2, ...
+        resume: checkpoint to resume from; auto: that of --out or else of the last run, if there is one
+        config: JSON or YAML file with model and settings, as config.json in a run's folder; options override it
+        rgb: bands that the picture shows as red, green and blue
+        no_compile: the same as --compile off
+        stored: what the files of --resume and --config hold
+    """
     from ..training.distributed import find_world
     from ..training.folders import default_folder
     from ..training.pretrain import pretrain
-    from ..training.settings import PretrainSettings
 
-    fields = config_fields(options.set)
-    if options.target is not None:
-        fields["target"] = options.target
-    elif not names_data(options):
-        fields.setdefault("target", "pixels")  # so that the picture of the demonstration shows pixels
-    preset = options.preset or ("base" if names_data(options) else "tiny")
-    if options.rgb is not None and len(options.rgb) != 3:
-        raise ValueError(f"--rgb has {len(options.rgb)} bands, expected three")
-    changes = {field: getattr(options, field) for field in _setting_defaults() if getattr(options, field) is not None}
-    options.out = options.out or default_folder(Path("runs/pretrain"), options.resume)
-    checkpoint = find_checkpoint(options.out, options.resume)
-    if checkpoint is not None:
-        changes = {**checkpoint.settings, **changes}
-    settings = PretrainSettings(**changes)
-    subjects = subjects_of(options, preset, fields, settings.seed)
-    if options.wavelength_positions:
-        fields["wavelengths"] = _wavelengths_of(subjects)
-    config = MMMAEConfig.preset(preset, **{**fields, "bands": subjects.bands, "aux": dict(subjects.modalities)})
+    shown = colours(rgb)
+    chosen = settings(compile=False) if no_compile else settings()
+    changes = config_fields(fields)
+    if target is not None:
+        changes["target"] = target
+    elif not data.is_named:
+        changes.setdefault("target", "pixels")  # so that the picture of the demonstration shows pixels
+    _check_fields(changes, data)
+    name = preset or ("base" if data.is_named else "tiny")
+    source = f"preset {name}"
+    if stored.model and preset is None:
+        told = ("aux", "in_channels", *(("bands",) if data.is_named else ()))  # by the data
+        changes = {**{field: value for field, value in stored.model.items() if field not in told}, **changes}
+        source = f"model of {config}"
+    out = out or default_folder(Path("runs/pretrain"), resume)
+    statistics = None if resume is None else out / "normalization.json"
+    subjects = training_subjects(data, generated, name, changes, seed=chosen.seed, normalization=statistics)
+    if wavelength_positions:
+        changes["wavelengths"] = _known_wavelengths(subjects)
+    model = MMMAEConfig.preset(name, **{**changes, "bands": subjects.bands, "aux": dict(subjects.modalities)})
     world = find_world()
     if world.rank == 0:
         of_ranks = f" on each of {world.ranks} processes" if world.ranks > 1 else ""
-        course = f"{settings.steps} steps of {settings.batch * settings.accumulate} subjects{of_ranks}"
-        print(f"{subjects!r}\npreset {preset}, {course}, into {options.out}")
-    pretrain(config, subjects, options.out, settings, resume=checkpoint, rgb=options.rgb)
+        course = f"{chosen.steps} steps of {chosen.batch * chosen.accumulate} subjects{of_ranks}"
+        print(f"{subjects!r}\n{source}, {course}, into {out}")
+    pretrain(model, subjects, out, chosen, resume=stored.checkpoint, rgb=shown)
     if world.rank == 0:
         written = ("model", "encoder", "reconstruction.png")
-        print("wrote " + ", ".join(str(options.out / name) for name in written))
+        print("wrote " + ", ".join(str(out / name) for name in written))
 
 
-def _wavelengths_of(subjects: Subjects) -> list[float]:
+def training_subjects(
+    data: DataOptions,
+    generated: GeneratedOptions,
+    preset: str,
+    fields: Mapping[str, Any],
+    *,
+    seed: int,
+    normalization: Path | None = None,
+) -> Subjects:
+    """Open the data set that the options name, or generate subjects, at the size that preset and fields give."""
+    if not data.is_named:
+        config = MMMAEConfig.preset(preset, **fields)
+        return open_subjects(data, config.image_size, config.bands, generated=generated, seed=seed)
+    patch = fields.get("patch")
+    bands = patch[0] if isinstance(patch, list) and patch else MMMAEConfig.preset(preset).patch[0]
+    known = {field: value for field, value in fields.items() if field != "wavelengths"}  # as many as the files' bands
+    config = MMMAEConfig.preset(preset, **known, bands=bands)  # all but what the files tell
+    return open_subjects(data, config.image_size, generated=generated, normalization=normalization)
+
+
+def _check_fields(fields: Mapping[str, Any], data: DataOptions) -> None:
+    """Raise ValueError where --set names a field that follows from the data."""
+    for field, source in (("aux", "--aux"), ("in_channels", "cubes, which have one")):
+        if field in fields:
+            raise ValueError(f"--set {field} can't be chosen: it follows from {source}")
+    if "bands" in fields and data.is_named:
+        raise ValueError("--set bands can't be chosen: it follows from the cubes, or from --bands")
+
+
+def _known_wavelengths(subjects: Subjects) -> list[float]:
     if subjects.wavelengths is None:
         raise ValueError(
             "--wavelength-positions needs the wavelengths of the bands, which the files do not tell; give them by "
-            "--set wavelengths=[NM,..]"
+            "--set wavelengths=NM,..."
         )
     return [float(wavelength) for wavelength in subjects.wavelengths]
-
-
-def _add_setting(group: Any, field: str, default: Any, meaning: str) -> None:
-    flag = f"--{field.replace('_', '-')}"
-    if field == "compile":
-        group.add_argument(flag, nargs="?", const=True, metavar="MODE", help=meaning)
-        group.add_argument("--no-compile", dest=field, action="store_const", const=False, help="undo --compile")
-        return
-    if isinstance(default, bool):
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=meaning)
-        return
-    told = "" if "default" in meaning else f"; default: {default}"
-    kind = int if field == "warmup" else type(default)
-    group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=meaning + told)
-
-
-def _setting_defaults() -> dict[str, Any]:
-    from ..training.settings import PretrainSettings
-
-    return dataclasses.asdict(PretrainSettings())

@@ -1,50 +1,60 @@
-"""`mmmae profile`: the bill of a model."""
+"""`mmmae profile`: the cost report of a model."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from ..config import PRESETS, MMMAEConfig
-from .options import Commands, config_fields
+import tyro
+from tyro.conf import Positional
 
+from ..config import MMMAEConfig, Preset
+from .options import Fields, Flag, config_fields
 
-def add(commands: Commands) -> None:
-    """Declare the command."""
-    parser = commands.add_parser("profile", help="the bill of a model: parameters, MACs, bytes, launches")
-    parser.add_argument("preset", nargs="?", default="base", choices=list(PRESETS), help="default: base")
-    parser.add_argument("--batch", type=int, default=1, metavar="B")
-    parser.add_argument("--reference", action="store_true", help="bill the plain reference model instead")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a config field")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON")
-    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    form.add_argument("--html", type=Path, metavar="FILE", help="write a page")
-    parser.set_defaults(run=run)
+FORM = tyro.conf.create_mutex_group(required=False, title="form of the report")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Count, and print or write."""
+def run(
+    preset: Positional[Preset] = "base",
+    *,
+    batch: int = 1,
+    reference: Flag = False,
+    fields: Fields,
+    json: Annotated[Flag, FORM] = False,
+    markdown: Annotated[Flag, FORM] = False,
+    html: Annotated[Path | None, FORM] = None,
+) -> None:
+    """Count a model's parameters, multiply-adds, bytes and kernel launches.
+
+    Args:
+        preset: the model
+        batch: samples in a batch
+        reference: count the plain reference model instead
+        fields: change a config field
+        json: print JSON
+        markdown: print a Markdown table
+        html: write a page into this file
+    """
     from .. import profile
     from ..files import check_can_write, write_atomically
-    from ..model import reference
+    from ..model.reference import reference_model
 
-    if options.html is not None:
-        if not options.html.parent.is_dir() or options.html.is_dir():
-            raise ValueError(f"--html is {options.html}, expected a file in a folder that exists")
-        check_can_write(options.html.parent)
-    config = MMMAEConfig.preset(options.preset, **config_fields(options.set))
-    report = profile(reference.reference_model(config) if options.reference else config, batch=options.batch)
+    if html is not None:
+        if not html.parent.is_dir() or html.is_dir():
+            raise ValueError(f"--html is {html}, expected a file in a folder that exists")
+        check_can_write(html.parent)
+    config = MMMAEConfig.preset(preset, **config_fields(fields))
+    report = profile(reference_model(config) if reference else config, batch=batch)
     if importlib.util.find_spec("fvcore") is None:
         print("counted by PyTorch alone; fvcore checks it: pip install 'mmmae[profile]'", file=sys.stderr)
-    if options.html is not None:
-        write_atomically(options.html, lambda path: path.write_text(report.to_html()))
-        print(f"wrote {options.html}")
-    elif options.json:
+    if html is not None:
+        write_atomically(html, lambda path: path.write_text(report.to_html()))
+        print(f"wrote {html}")
+    elif json:
         print(report.to_json())
-    elif options.markdown or importlib.util.find_spec("rich") is None:
+    elif markdown or importlib.util.find_spec("rich") is None:
         print(report.to_markdown())
     else:
         report.print()

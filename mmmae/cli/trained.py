@@ -1,13 +1,13 @@
-"""What commands on a trained model have in common: its statistics, and the data as it takes them."""
+"""Data for a trained model: normalised by its statistics, with the bands that it takes."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import MMMAEConfig
-from .options import subjects_for
+from .options import DataOptions, Flag, open_subjects
 
 if TYPE_CHECKING:
     from ..data.subjects import Subjects
@@ -16,54 +16,56 @@ if TYPE_CHECKING:
 STATISTICS = "normalization.json"
 
 
-def add_statistics_option(parser: argparse.ArgumentParser) -> None:
-    """Declare the option that takes statistics of the input from the data at hand."""
-    parser.add_argument(
-        "--adapt-normalization",
-        action="store_true",
-        help="measure the statistics of the input on these data, as after a change of sensor or site; "
-        "default: those beside the model",
-    )
-
-
-def trained_subjects(options: argparse.Namespace, config: MMMAEConfig, folder: Path | None) -> Subjects:
-    """The data that the options name, normalised for a trained model, with a line that says by which statistics.
+@dataclasses.dataclass(frozen=True)
+class TrainedDataOptions(DataOptions):
+    """The data set.
 
     Args:
-        options: parsed from what `add_data_options` and `add_statistics_option` declare.
-        config: the model's.
-        folder: of the model; its `normalization.json` is taken unless the options say otherwise. None: there is none.
+        adapt_normalization: measure the statistics of the input on these data, as after a change of sensor or site;
+            default: those beside the model
+    """
+
+    adapt_normalization: Flag = False
+
+
+def trained_subjects(data: TrainedDataOptions, config: MMMAEConfig, folder: Path | None) -> Subjects:
+    """Open data normalised for a trained model, and print where the statistics come from.
+
+    Args:
+        data: the options.
+        config: the model's config.
+        folder: the model's folder; its `normalization.json` is used unless the options say otherwise. None: none.
 
     Raises:
         ValueError: options exclude each other, or statistics and data do not fit.
     """
     stored = folder / STATISTICS if folder is not None and (folder / STATISTICS).exists() else None
-    if options.adapt_normalization:
-        if options.normalization is not None:
+    if data.adapt_normalization:
+        if data.normalization is not None:
             raise ValueError("--adapt-normalization and --normalization exclude each other")
-        if options.hsi is None:
+        if data.hsi is None:
             raise ValueError("--adapt-normalization needs --hsi: other data are normalised already")
-        subjects = subjects_for(options, config)
+        subjects = open_subjects(data, config.image_size)
         print("statistics of the input: measured on these data")
         return subjects
     try:
-        subjects = subjects_for(options, config, normalization=stored)
+        subjects = open_subjects(data, config.image_size, normalization=stored)
     except ValueError as error:
         hint = "; --adapt-normalization measures new ones" if stored is not None and str(stored) in str(error) else ""
         raise ValueError(f"{error}{hint}") from error
-    if options.normalization is not None:
-        print(f"statistics of the input: {options.normalization}")
-    elif stored is not None and options.hsi is not None:
+    if data.normalization is not None:
+        print(f"statistics of the input: {data.normalization}")
+    elif stored is not None and data.hsi is not None:
         print(f"statistics of the input: {stored}")
-    elif options.hsi is not None:
+    elif data.hsi is not None:
         print("statistics of the input: measured on these data, because there are none beside the model")
     elif stored is not None:
         _compare(subjects, stored)
     return subjects
 
 
-def load_encoder(options: argparse.Namespace, folder: Path) -> tuple[HSIEncoder, Subjects]:
-    """The encoder in a folder and the data for it; with other bands than it was trained on, its positions are resized.
+def load_encoder(data: TrainedDataOptions, folder: Path) -> tuple[HSIEncoder, Subjects]:
+    """Load an encoder and open the data for it; if they have other bands, its position embeddings are resized.
 
     Raises:
         ValueError: files, options and data do not fit.
@@ -71,15 +73,15 @@ def load_encoder(options: argparse.Namespace, folder: Path) -> tuple[HSIEncoder,
     """
     from ..model.encoder import HSIEncoder
 
-    if options.aux:
+    if data.aux:
         raise ValueError("--aux is not used: an encoder takes hyperspectral cubes alone")
     encoder = HSIEncoder.from_pretrained(folder)
-    subjects = trained_subjects(options, encoder.config, folder)
+    subjects = trained_subjects(data, encoder.config, folder)
     changes = _other_bands(encoder.config, subjects)
     if changes:
         at = "" if "wavelengths" not in changes else " at other wavelengths"
         print(
-            f"the encoder was trained on {encoder.config.bands} bands; its positions become those of "
+            f"the encoder was trained on {encoder.config.bands} bands; its position embeddings are resized for "
             f"{subjects.bands}{at}"
         )
         encoder = HSIEncoder.from_pretrained(folder, **changes)
@@ -87,7 +89,7 @@ def load_encoder(options: argparse.Namespace, folder: Path) -> tuple[HSIEncoder,
 
 
 def _other_bands(config: MMMAEConfig, subjects: Subjects) -> dict[str, Any]:
-    """The config fields in which the subjects' bands are others than the encoder's."""
+    """Return the config fields that have to change for the subjects' bands."""
     found = subjects.wavelengths
     changes: dict[str, Any] = {} if subjects.bands == config.bands else {"bands": subjects.bands}
     if config.wavelengths is None:

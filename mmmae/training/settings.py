@@ -129,7 +129,7 @@ class PretrainSettings:
             raise ValueError(f"ema is {self.ema}, which averages whole weights: strategy is 'fsdp', expected 'ddp'")
         if self.strategy == "fsdp" and self.precision == "16":
             raise ValueError(
-                "precision is '16', whose loss scaler needs whole gradients: with strategy 'fsdp' it must be 'bf16'"
+                "precision is '16', whose loss scaler needs whole gradients: with 'fsdp' it must be 'bf16'"
             )
 
     @property

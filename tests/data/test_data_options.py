@@ -1,12 +1,14 @@
 """The options that name data: each combination gives the data set it says, or one line that names the options."""
 
-import argparse
+import dataclasses
 
 import pytest
+import tyro
 
 from mmmae import MMMAEConfig, fast_model
 from mmmae.cli import main
-from mmmae.cli.options import add_data_options, open_subjects, subjects_for, subjects_of
+from mmmae.cli.options import DataOptions, GeneratedOptions, open_subjects, registry
+from mmmae.cli.pretrain import training_subjects
 from mmmae.data import CachedSubjects, PairedFolder, ShardedSubjects
 from mmmae.phantom import Phantom, write_phantom
 
@@ -23,20 +25,25 @@ def folder(tmp_path_factory):
 
 
 def parse(folder, *arguments):
-    parser = argparse.ArgumentParser()
-    add_data_options(parser)
-    return parser.parse_args([argument.format(folder=folder) for argument in arguments])
+    def options(data: DataOptions, generated: GeneratedOptions):
+        return data, generated
+
+    words = [argument.format(folder=folder) for argument in arguments]
+    return tyro.cli(options, args=words, config=(tyro.conf.OmitArgPrefixes,), registry=registry)
+
+
+def opened(folder, *arguments, **options):
+    """Open the data set that the options name, at the size of `CONFIG`."""
+    return open_subjects(parse(folder, *arguments)[0], CONFIG.image_size, **options)
 
 
 CONFIG = MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), aux={"ir": 1})
 
 
 def test_files_a_cache_and_shards_are_the_same_subjects(folder):
-    files = subjects_for(
-        parse(folder, "--hsi", "{folder}/hsi", "--aux", "ir={folder}/ir", "--aux", "af={folder}/af"), CONFIG
-    )
-    cached = subjects_for(parse(folder, "--cache", "{folder}/cache"), CONFIG)
-    sharded = subjects_for(parse(folder, "--shards", "{folder}/shard"), CONFIG)
+    files = opened(folder, "--hsi", "{folder}/hsi", "--aux", "ir={folder}/ir", "--aux", "af={folder}/af")
+    cached = opened(folder, "--cache", "{folder}/cache")
+    sharded = opened(folder, "--shards", "{folder}/shard")
     assert [type(data) for data in (files, cached, sharded)] == [PairedFolder, CachedSubjects, ShardedSubjects]
     for other in (cached, sharded):
         assert other.names == files.names
@@ -45,7 +52,8 @@ def test_files_a_cache_and_shards_are_the_same_subjects(folder):
 
 
 def test_without_files_subjects_are_generated(folder):
-    data = subjects_of(parse(folder, "--subjects", "5", "--missing", "0"), "tiny", {"image_size": 32}, seed=7)
+    options = parse(folder, "--subjects", "5", "--missing", "0")
+    data = training_subjects(*options, "tiny", {"image_size": 32}, seed=7)
     assert isinstance(data, Phantom)
     assert (len(data), len(data.modalities), data.image_size) == (5, 3, (32, 32))
     assert (data.missing, data.seed) == (0.0, 7)
@@ -75,9 +83,9 @@ def test_only_pretraining_generates_subjects(tmp_path, capsys, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bands", "a"], "argument --bands: expected numbers of bands like 3,7, not 'a'"),
-        (["--resample", "5nm"], "argument --resample: expected wavelengths in nm like 550,612.5, not '5nm'"),
-        (["--workers", "-1"], "argument --workers: expected a whole number >= 0, not '-1'"),
+        (["--bands", "a"], "--bands: expected numbers of bands like 3,7, not 'a'"),
+        (["--resample", "5nm"], "--resample: expected numbers like 550,612.5, not '5nm'"),
+        (["--workers", "a"], "--workers: invalid"),
     ],
 )
 def test_an_option_of_another_kind_says_what_is_expected(folder, tmp_path, capsys, options, message):
@@ -88,9 +96,16 @@ def test_an_option_of_another_kind_says_what_is_expected(folder, tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_negative_number_of_workers_is_refused(folder, tmp_path, capsys):
+    for command in (["data", "cache"], ["encode", "--encoder", str(tmp_path)]):
+        assert main([*command, "--hsi", str(folder / "hsi"), "--out", str(tmp_path / "new"), "--workers", "-1"]) == 2
+        assert "--workers is -1, expected a whole number >= 0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_tiles_and_spectra_are_taken_as_asked_for(folder):
-    options = parse(folder, "--hsi", "{folder}/hsi", "--tile", "16", "--overlap", "8", "--resample", "500,600,700")
-    data = subjects_for(options, CONFIG)
+    tiles = ["--tile", "16", "--overlap", "8"]
+    data = opened(folder, "--hsi", "{folder}/hsi", *tiles, "--resample", "500,600,700")
     assert len(data) == 27
     assert data[0].hsi.shape == (1, 3, 32, 32)  # a tile at the encoder's size
     assert data.wavelengths.tolist() == [500, 600, 700]
@@ -99,11 +114,11 @@ def test_tiles_and_spectra_are_taken_as_asked_for(folder):
 def test_the_encoders_statistics_are_taken_unless_others_are_named(folder, tmp_path):
     known = PairedFolder(folder / "hsi", bands=[0, 1, 2]).normalization
     known.save(tmp_path / "known.json")
-    options = parse(folder, "--hsi", "{folder}/hsi", "--bands", "0,1,2")
-    assert subjects_for(options, CONFIG, normalization=tmp_path / "known.json").normalization == known
-    assert subjects_for(options, CONFIG, normalization=tmp_path / "none.json")._path is None
-    options.normalization = tmp_path / "own.json"
-    assert subjects_for(options, CONFIG, normalization=tmp_path / "known.json")._path == tmp_path / "own.json"
+    options, _ = parse(folder, "--hsi", "{folder}/hsi", "--bands", "0,1,2")
+    assert open_subjects(options, 32, normalization=tmp_path / "known.json").normalization == known
+    assert open_subjects(options, 32, normalization=tmp_path / "none.json")._path is None
+    options = dataclasses.replace(options, normalization=tmp_path / "own.json")
+    assert open_subjects(options, 32, normalization=tmp_path / "known.json")._path == tmp_path / "own.json"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +134,7 @@ def test_the_encoders_statistics_are_taken_unless_others_are_named(folder, tmp_p
         (["--shards", "{folder}/shard", "--resample", "500"], "--resample needs --hsi"),
         (
             ["--hsi", "{folder}/hsi", "--subjects", "3"],
-            "--subjects is for generated subjects, it can't stand with --hsi",
+            "--subjects is for generated subjects, it can't be combined with --hsi",
         ),
         (["--cache", "{folder}/cache", "--missing", "0"], "--missing is for generated subjects"),
         (["--hsi", "{folder}/hsi", "--bands", "0", "--resample", "500"], "--bands and --resample exclude each other"),
@@ -131,8 +146,9 @@ def test_the_encoders_statistics_are_taken_unless_others_are_named(folder, tmp_p
     ],
 )
 def test_a_wrong_combination_names_the_options(folder, arguments, message):
+    data, generated = parse(folder, *arguments)
     with pytest.raises((ValueError, OSError), match=message.replace("(", r"\(")):
-        open_subjects(parse(folder, *arguments), 32)
+        open_subjects(data, 32, generated=generated)
 
 
 @pytest.mark.parametrize("name", ["a.b", "a/b", "forward"])
@@ -145,7 +161,7 @@ def test_a_modality_that_no_model_can_have_is_refused(folder, tmp_path, capsys, 
 
 def test_a_cache_of_another_size_says_how_to_write_it(folder):
     with pytest.raises(ValueError, match=r"cache holds cubes of 32 x 32, expected 64 x 64: .*--image-size 64"):
-        open_subjects(parse(folder, "--cache", "{folder}/cache"), 64)
+        open_subjects(parse(folder, "--cache", "{folder}/cache")[0], 64)
 
 
 def test_storing_says_what_it_holds(folder, tmp_path, capsys):

@@ -163,7 +163,7 @@ def test_other_bands_are_an_error_that_says_how_to_go_on(shifted, capsys):
     assert main(command) == 2
     assert "--adapt-normalization measures new ones" in capsys.readouterr().err
     assert main([*command, "--adapt-normalization"]) == 0
-    assert "trained on 12 bands; its positions become those of 6" in capsys.readouterr().out
+    assert "trained on 12 bands; its position embeddings are resized for 6" in capsys.readouterr().out
     assert read(shifted / "features.npz")[0].shape == (3, 64)
 
 

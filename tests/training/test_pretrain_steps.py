@@ -132,7 +132,7 @@ def test_a_graph_that_is_asked_for_and_can_not_be_is_refused_before_anything_is_
 )
 def test_compile_takes_a_mode(tmp_path, monkeypatch, flags, mode):
     made = []
-    monkeypatch.setattr("mmmae.cli.pretrain.subjects_of", lambda *arguments: phantom())
+    monkeypatch.setattr("mmmae.cli.pretrain.training_subjects", lambda *arguments, **options: phantom())
     monkeypatch.setattr("mmmae.training.pretrain.pretrain", lambda *arguments, **options: made.append(arguments[3]))
     assert main(["pretrain", "--out", str(tmp_path / "run"), *flags]) == 0
     assert made[0].compile_mode == mode

@@ -1,38 +1,42 @@
-"""How a fine-tuning run goes."""
+"""The settings of a fine-tuning run: each field with its default and meaning, from which the options are made."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal, TypeAlias, get_args
+
+Mode: TypeAlias = Literal["full", "probe"]
+Keep: TypeAlias = Literal["best", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
-    """How a run goes.
+    """The settings of a fine-tuning run.
 
     Args:
-        mode: `full` trains encoder and head; `probe` freezes the encoder and trains the head alone.
-        epochs: passes over the training subjects.
-        batch: samples a step.
-        learning_rate: the peak, of the head; the encoder's blocks have less of it, see `layer_decay`.
-        layer_decay: factor from each block to the one before it, as in BEiT and MAE; 1 treats all alike.
-        warmup: share of the steps in which the learning rate rises; half a cosine to 0 follows.
-        weight_decay: of matrices and kernels; biases, norms and positions have none.
-        clip: largest norm of the gradient.
-        class_weights: of the loss: `none`, `balanced` (in inverse proportion to how frequent a class is among the
-            training labels), or one number a class.
-        augment: flip and transpose subjects, and their labels, at random.
-        keep: `best` keeps the epoch that scores best on the validation subjects, `last` the last one, and scores no
-            other.
-        seed: of head, orders and augmentation, below 2^31.
-        workers: processes that read data; 0 reads in the training process.
-        device: `auto`, `cpu`, `cuda` and what else Lightning knows.
+        mode: full trains encoder and head; probe freezes the encoder and trains the head alone
+        epochs: passes over the training subjects
+        batch: samples per step
+        learning_rate: peak learning rate, that of the head; blocks of the encoder have less, see layer_decay
+        layer_decay: factor of the learning rate from each block to the one before it, as in BEiT and MAE; 1: none
+        warmup: share of the steps with linear warm-up, before the cosine schedule to 0
+        weight_decay: AdamW's weight decay of matrices and kernels; biases, norms and position embeddings have none
+        clip: largest norm of the gradient
+        class_weights: weights of the classes in the loss: none, balanced (in inverse proportion to the frequency of a
+            class among the training labels), or one number per class
+        augment: flip and transpose subjects, and their labels, at random
+        keep: best keeps the model of the epoch that scores best on the validation subjects; last that of the last
+            epoch, and scores no other
+        seed: seed of head, orders, augmentation and validation subjects, below 2^31
+        workers: processes that read data; 0: the training process reads
+        device: auto, cpu, cuda, or another accelerator that Lightning knows
 
     Raises:
-        ValueError: a value is not allowed; the message names the field, the value and what is allowed.
+        ValueError: a value is not allowed; the message names the field, the value and what is expected.
     """
 
-    mode: str = "full"
+    mode: Mode = "full"
     epochs: int = 20
     batch: int = 8
     learning_rate: float = 1e-3
@@ -40,15 +44,15 @@ class FinetuneSettings:
     warmup: float = 0.1
     weight_decay: float = 0.05
     clip: float = 1.0
-    class_weights: str | tuple[float, ...] = "none"
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
     augment: bool = False
-    keep: str = "best"
+    keep: Keep = "best"
     seed: int = 0
     workers: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for field, allowed in (("mode", ("full", "probe")), ("keep", ("best", "last"))):
+        for field, allowed in (("mode", get_args(Mode)), ("keep", get_args(Keep))):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, must be one of {', '.join(allowed)}")
         for field, smallest in (("epochs", 1), ("batch", 1), ("workers", 0)):
