@@ -1,9 +1,9 @@
-"""Does pretraining pay? Land cover of scenes that were held out, against random weights and a random forest.
+"""Land cover of held-out scenes: pretrained encoders against random weights and a random forest.
 
 Five TerraMesh scenes are cut into crops of 64 x 64 pixels. A model is pretrained on all crops without labels (optical,
-guided by radar and elevation), and its encoder is fine-tuned on labelled crops of some scenes, of optical bands alone.
-Each scene but the one of snow is held out once. Results are appended to `results.jsonl` as they come, so
-that a run that was stopped goes on:
+guided by radar and elevation), and its encoder is fine-tuned on labelled crops of some scenes, with optical bands only.
+Each scene but the one of snow is held out once. Each result is appended to `results.jsonl` at once, so that a stopped
+run can be continued with the same command:
 
     python experiments/land_cover.py --data DIR --out runs/land-cover
 """
@@ -27,7 +27,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 import mmmae
-from mmmae.data import PairedFolder, Sample, read_cube
+from mmmae.data import PairedFolder, Sample, Subjects, read_cube
 from mmmae.training.finetuning.finetune import finetune
 from mmmae.training.finetuning.labels import UNLABELLED, Labels, read_mask_labels
 from mmmae.training.finetuning.settings import FinetuneSettings
@@ -36,10 +36,10 @@ from mmmae.training.settings import PretrainSettings
 
 TILE = 64
 AUX = {"vv": "S1RTC:0", "vh": "S1RTC:1", "dem": "DEM"}
-CLASSES = {"1": "water", "2": "trees", "4": "crops", "5": "built", "9": "rangeland"}  # of two scenes or more
-SNOW = "609U_541L_3_0"  # nothing but snow, which no other scene has: never held out, and not in the statistics
+CLASSES = {"1": "water", "2": "trees", "4": "crops", "5": "built", "9": "rangeland"}  # in two scenes or more
+SNOW = "609U_541L_3_0"  # only snow, which no other scene has: never held out, and not in the statistics
 HELD_OUT = ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1", "637U_59R_1_3")
-FEW = 2  # labelled crops a scene, where labels are few
+FEW = 2  # labelled crops for each scene, with few labels
 LIGHT = {"decoder_dim": 128, "decoder_depth": 1, "decoder_heads": 2, "aux_dim": 64, "aux_depth": 2}
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"preset": "tiny", "patch": (3, 8, 8)},
@@ -50,12 +50,19 @@ METHODS = ("random forest", *(f"{model} {start}" for model in MODELS for start i
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """How long each part goes."""
+    """Settings of pretraining, fine-tuning and the forest.
+
+    Attributes:
+        pretraining, finetuning: settings of both.
+        steps: of pretraining, by model.
+        epochs: of fine-tuning, by model and share of the labels.
+        trees: number of trees in the random forest.
+    """
 
     pretraining: dict[str, Any]
     finetuning: dict[str, Any]
-    steps: dict[str, int]  # of pretraining, by model
-    epochs: dict[str, dict[str, int]]  # of fine-tuning, by model and share of the labels
+    steps: dict[str, int]
+    epochs: dict[str, dict[str, int]]
     trees: int
 
 
@@ -76,7 +83,7 @@ QUICK = Course(
 
 
 def main() -> None:
-    """Run what is not in the results yet, and print the table."""
+    """Run the tasks that have no results yet, and print the table."""
     options = parse()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -84,7 +91,7 @@ def main() -> None:
     aux = {name: folder / place for name, place in AUX.items()}
     scenes, others = write_scenes(folder / "S2L2A", options.out / "scenes")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*auxiliary files have no hyperspectral file.*")  # those of the snow
+        warnings.filterwarnings("ignore", message=".*auxiliary files have no hyperspectral file.*")  # those of SNOW
         statistics = PairedFolder(others, aux).normalization
     crops = {"image_size": TILE, "tile": TILE, "normalization": statistics}
     unlabelled = Remembered(PairedFolder(scenes, aux, overlap=TILE // 2, **crops))
@@ -124,7 +131,7 @@ def parse() -> argparse.Namespace:
 
 
 def tasks(seeds: Sequence[int], methods: Sequence[str], scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Each thing to measure: a method, how many labels it has, which scene is held out, and a seed."""
+    """Yield the tasks: each has a method, a share of the labels, a held-out scene and a seed."""
     for seed in seeds:
         for method in methods:
             for share in ("few", "all"):
@@ -133,15 +140,15 @@ def tasks(seeds: Sequence[int], methods: Sequence[str], scenes: Sequence[str]) -
 
 
 def key(result: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells one result from another."""
+    """Return the fields that identify a result."""
     return tuple(result[part] for part in ("method", "share", "held", "seed"))
 
 
 def write_scenes(source: Path, out: Path) -> tuple[Path, Path]:
-    """Write the scenes in one scale of reflectance; the second folder lacks the one of snow.
+    """Write the scenes with the same scale of reflectance into two folders, the second without the scene of snow.
 
-    Products since Sentinel-2's processing baseline 04.00 have an offset of 1000 in each band. A scene in which not one
-    value in a hundred is below 1000 carries it.
+    Products since Sentinel-2's processing baseline 04.00 have an offset of 1000 in each band. A scene is taken to have
+    it if less than 1 % of its values are below 1000.
     """
     folders = out, out.with_name("scenes-for-statistics")
     for folder in folders:
@@ -156,20 +163,14 @@ def write_scenes(source: Path, out: Path) -> tuple[Path, Path]:
     return folders
 
 
-class Remembered:
+class Remembered(Subjects):
     """Crops that are read once and kept in memory."""
 
     def __init__(self, subjects: PairedFolder) -> None:
-        self.modalities, self.bands, self.names = subjects.modalities, subjects.bands, subjects.names
-        self.positions, self.normalization, self.description = (
-            subjects.positions,
-            subjects.normalization,
-            repr(subjects),
-        )
+        self.names, self.bands, self.wavelengths = subjects.names, subjects.bands, subjects.wavelengths
+        self.modalities, self.positions = subjects.modalities, subjects.positions
+        self.normalization, self.description = subjects.normalization, repr(subjects)
         self.samples = [subjects[index] for index in range(len(subjects))]
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
@@ -180,7 +181,7 @@ class Remembered:
 
 @dataclasses.dataclass
 class Experiment:
-    """What all tasks share."""
+    """Data and settings that all tasks share."""
 
     unlabelled: Remembered
     labelled: Remembered
@@ -190,7 +191,7 @@ class Experiment:
     threads: int
 
     def run(self, task: dict[str, Any]) -> list[list[int]]:
-        """The confusion matrix of the crops of the held-out scenes."""
+        """Run a task; return the confusion matrix of the crops of the held-out scene."""
         evaluated = [index for index, place in enumerate(self.labelled.positions) if place.scene == task["held"]]
         training = self.training_crops(task["held"], task["share"], task["seed"])
         if task["method"] == "random forest":
@@ -198,7 +199,7 @@ class Experiment:
         return self.network(task, training, evaluated)
 
     def training_crops(self, held: str, share: str, seed: int) -> list[int]:
-        """The labelled crops of the scenes that are not held out: all of them, or a few of each scene."""
+        """Return the labelled crops of the scenes that are not held out: all of them, or a few from each scene."""
         scenes: dict[str, list[int]] = {}
         for index, place in enumerate(self.labelled.positions):
             if place.scene != held:
@@ -208,7 +209,7 @@ class Experiment:
         return sorted(int(index) for crops in chosen for index in crops)
 
     def network(self, task: dict[str, Any], training: list[int], evaluated: list[int]) -> list[list[int]]:
-        """Fine-tune an encoder; the model of the last epoch counts, for the held-out scenes may choose none."""
+        """Fine-tune an encoder; the last epoch is used, because the held-out scenes must not select one."""
         name, start = task["method"].split()
         preset, fields = MODELS[name]["preset"], {k: v for k, v in MODELS[name].items() if k != "preset"}
         fields |= {"image_size": TILE, "aux_patch": 16, "target": "pixels"}
@@ -248,20 +249,20 @@ class Experiment:
         return confusion
 
     def pixels(self, crops: list[int]) -> tuple[Tensor, Tensor]:
-        """Spectra `[n, T]` and targets `[n]` of all pixels of some crops."""
+        """Return the spectra `[n, T]` and targets `[n]` of all pixels in some crops."""
         spectra = [self.labelled[index].hsi[0].flatten(1).T for index in crops]
         targets = [self.labels.target(index, (TILE, TILE)).flatten() for index in crops]
         return torch.cat(spectra), torch.cat(targets)
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:
-    """The results so far."""
+    """Read the results so far."""
     path = out / "results.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def table(results: list[dict[str, Any]], labels: Labels) -> str:
-    """A Markdown table of the mIoU over all held-out scenes together: mean and standard deviation over the seeds."""
+    """Return a Markdown table of the mIoU over all held-out scenes: mean and standard deviation over the seeds."""
     confusions: dict[tuple[str, str, int], Tensor] = {}
     for result in results:
         place = (result["method"], result["share"], result["seed"])
@@ -281,7 +282,7 @@ def table(results: list[dict[str, Any]], labels: Labels) -> str:
 
 
 def iou(confusion: Tensor) -> Tensor:
-    """Intersection over union of each class `[classes]`, from a confusion matrix."""
+    """Compute the intersection over union of each class, `[classes]`, from a confusion matrix."""
     hits = confusion.diagonal()
     return hits / (confusion.sum(0) + confusion.sum(1) - hits).clamp(min=1)
 

@@ -1,4 +1,4 @@
-"""Multi-modal guided masked autoencoders for hyperspectral images, made fast."""
+"""Fast multi-modal masked autoencoders for hyperspectral images, guided by auxiliary images of the same subject."""
 
 from .config import MMMAEConfig
 from .cost import profile

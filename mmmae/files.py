@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and where it can't be done, an error before any work."""
+"""Atomic writing of files, and a check before any work that a folder can be written."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-_umask = os.umask(0o077)  # it can only be read by setting it; at import no other thread of ours is there
+_umask = os.umask(0o077)  # it can only be read by setting it, which is safe at import, before threads are started
 os.umask(_umask)
 PERMISSIONS = 0o666 & ~_umask
 
 
 def check_can_write(directory: str | Path) -> None:
-    """Raise an OSError that names `directory` if it could not be made, with its parents, and filled."""
+    """Raise an OSError that names `directory` if it can't be created, with its parents, or written into."""
     directory = Path(directory)
     there = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"{directory}: {'is' if there == directory else f'{there} is'} no folder")
+        raise NotADirectoryError(f"{directory}: {'is' if there == directory else f'{there} is'} not a folder")
     try:
-        tempfile.TemporaryFile(dir=there).close()  # permissions alone do not tell of read-only and virtual file systems
+        tempfile.TemporaryFile(dir=there).close()  # permissions do not show read-only and virtual file systems
     except OSError as error:
         raise OSError(f"{directory}: can't write into {there}: {error.strerror}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: a reader finds the old file or the new one."""
+    """Call `write` with a temporary file beside `path`, then rename it: readers find the old or the new file, whole."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     except OSError as error:
@@ -40,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(written.fileno())
         temporary.chmod(PERMISSIONS)
         os.replace(temporary, path)
-    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
-        raise OSError(f"{path}: could not be written: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, SafetensorError) as error:  # torch and safetensors raise these if the disk is full
+        raise OSError(f"{path}: can't be written: {str(error).splitlines()[0]}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What this machine offers: versions, devices, and the implementations of each op with their reasons."""
+"""Versions, devices and implementations of each op on this machine, and the attention backends of other machines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VARIABLES = ("MMMAE_KERNELS", "MMMAE_ATTENTION", "MMMAE_NATIVE", "MMMAE_AUTOTUNE
 
 
 def print_info(console: Console | None = None) -> None:
-    """Print tables: versions and devices, variables that are set, and which implementation serves each op here."""
+    """Print versions, devices and environment variables, and which implementation serves each op on this machine."""
     console = console or Console()
     machine = Table(title="machine", show_header=False, title_justify="left")
     machine.add_row("python", f"{platform.python_version()} on {platform.platform()}")
@@ -41,13 +41,13 @@ def print_info(console: Console | None = None) -> None:
         memory = properties.total_memory / 2**30
         machine.add_row(f"cuda:{number}", f"{properties.name}, capability {capability}, {memory:.0f} GiB")
     if not torch.cuda.is_available():
-        machine.add_row("gpu", "none that torch sees")
+        machine.add_row("gpu", "none visible to torch")
     for variable in VARIABLES:
         if variable in os.environ:
             machine.add_row(variable, os.environ[variable])
     console.print(machine)
 
-    ops = Table(title="implementations, the preferred first", title_justify="left")
+    ops = Table(title="implementations, in order of preference", title_justify="left")
     for heading in ("op", "implementation", "on this machine"):
         ops.add_column(heading)
     for op, answers in sorted(mmmae_kernels.explain().items()):
@@ -62,30 +62,30 @@ def print_info(console: Console | None = None) -> None:
 
 
 def print_info_for(calls: Sequence[Call], console: Console | None = None) -> None:
-    """Print which backend of attention would be chosen elsewhere, and why each other one would not."""
+    """Print which attention backend would be chosen on other machines, and why the others would not."""
     for call in calls:
         title = f"attention on {_spelled(call.target)}, with every package installed"
         _print_attention(console or Console(), title, [call], here=False)
 
 
 def parse_call(text: str) -> Call:
-    """A call from `TARGET:DTYPE` or `TARGET:DTYPE:HEAD_WIDTH`, as in `sm_90:bf16`, `gfx942:fp16:80` or `cpu:fp32`."""
-    expected = "expected TARGET:DTYPE or TARGET:DTYPE:HEAD_WIDTH, as in sm_90:bf16 or gfx942:fp16:80"
+    """Parse `TARGET:DTYPE` or `TARGET:DTYPE:HEAD_WIDTH`, such as `sm_90:bf16`, `gfx942:fp16:80` or `cpu:fp32`."""
+    expected = "expected TARGET:DTYPE or TARGET:DTYPE:HEAD_WIDTH, such as sm_90:bf16 or gfx942:fp16:80"
     parts = text.split(":")
     if len(parts) not in (2, 3):
         raise ValueError(f"--for is {text!r}, {expected}")
     target = parts[0].lower().replace("sm_", "sm")
     if not re.fullmatch(r"cpu|sm\d{2,3}|gfx[0-9a-f]{3,4}", target):
-        raise ValueError(f"--for names the target {parts[0]!r}, expected cpu, sm_80, sm_90, gfx942 and the like")
+        raise ValueError(f"--for has the target {parts[0]!r}, expected cpu, sm_80, gfx942 or another of this form")
     if parts[1] not in DTYPES:
-        raise ValueError(f"--for names the type {parts[1]!r}, must be one of {', '.join(DTYPES)}")
+        raise ValueError(f"--for has the type {parts[1]!r}, must be one of {', '.join(DTYPES)}")
     if len(parts) == 3 and not re.fullmatch(r"[1-9]\d*", parts[2]):
-        raise ValueError(f"--for names the head width {parts[2]!r}, expected a whole number >= 1")
+        raise ValueError(f"--for has the head width {parts[2]!r}, expected a whole number >= 1")
     return Call(target, DTYPES[parts[1]], int(parts[2]) if len(parts) == 3 else HEAD_WIDTH)
 
 
 def _print_attention(console: Console, title: str, calls: Sequence[Call], *, here: bool) -> None:
-    """A table with a column a call."""
+    """Print a table of the attention backends with a column for each call."""
     table = Table(title=title, title_justify="left")
     table.add_column("backend")
     names = {dtype: name for name, dtype in DTYPES.items()}
@@ -101,7 +101,7 @@ def _print_attention(console: Console, title: str, calls: Sequence[Call], *, her
 
 
 def _answers(call: Call, *, here: bool) -> dict[str, str]:
-    """Per backend: that it is chosen, that it comes later, or why it does not serve."""
+    """Return for each backend that it is chosen, that another comes first, or why it does not serve the call."""
     reasons = explain_call(call, here=here)
     chosen = _first(reasons)
     answers = {name: reason or f"serves, but {chosen} comes first" for name, reason in reasons.items()}
@@ -118,7 +118,7 @@ def _spelled(target: str) -> str:
 
 
 def version(package: str) -> str:
-    """The installed version of a package, or that there is none."""
+    """Return the installed version of a package, or "not installed"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Settings of the process that make training on the CPU faster."""
+"""Process settings that make training on the CPU faster."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import ctypes
 import os
 import platform
 
-# Of mallopt, from glibc's malloc.h.
+# Parameters of mallopt, from glibc's malloc.h.
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 LARGEST_INT = 2**31 - 1
 
 
 def tune_cpu() -> bool:
-    """Let the C library keep freed memory instead of handing it back to the system.
+    """Make the C library keep freed memory instead of returning it to the system.
 
-    A training step allocates and frees the same large tensors over and over. Left to itself, glibc takes each of them
-    from the system and returns it, and every page of it is cleared and mapped anew. Told not to, it gives out what the
-    step before freed. The cost: the process stays as large as it has been at its largest, and memory that it freed is
-    there for nobody else. Tensors that exist already, and memory of GPUs, are not concerned.
+    A training step allocates and frees the same large tensors over and over. By default, glibc gets each of them from
+    the system and returns it, and the system clears and maps all of its pages again. With these settings, glibc reuses
+    the memory that the previous step freed. In exchange, the process keeps its largest size, and memory that it has
+    freed is not available to other processes. Existing tensors and GPU memory are not affected.
 
     Returns:
-        Whether the settings were made: not where the C library is not glibc, nor with MMMAE_TUNE_CPU=0.
+        Whether the settings were made: False if the C library is not glibc, or with MMMAE_TUNE_CPU=0.
     """
     if os.environ.get("MMMAE_TUNE_CPU") == "0" or platform.libc_ver()[0] != "glibc":
         return False

@@ -1,4 +1,4 @@
-"""Generated subjects: retinas whose pigments and vessels are known, for trials and tests."""
+"""Generated subjects for demos and tests: images of retinas with known pigments and vessels."""
 
 from .files import write_phantom
 from .subjects import Phantom

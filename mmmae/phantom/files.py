@@ -1,4 +1,4 @@
-"""Generated subjects as files, for trials of what reads files: cubes, auxiliary images, masks and classes."""
+"""Generated subjects as files: cubes, auxiliary images, label masks and classes."""
 
 import csv
 import os
@@ -19,19 +19,19 @@ def write_phantom(
     seed: int = 0,
     missing: float = 0.15,
 ) -> list[Path]:
-    """Write the subjects of a `Phantom` in their own units, as measured files would lie on a disk.
+    """Write the subjects of a `Phantom` in physical units, in a layout like that of measured files.
 
-    `hsi/NAME.npz` holds reflectance `[T, H, W]`, its `wavelengths` in nm, and NaN, which the file declares as `nodata`,
-    outside the camera's field. `ir`, `af` and `thickness` hold `NAME.npy` `[H, W]` of the subjects that have the image.
+    `hsi/NAME.npz` holds reflectance `[T, H, W]`, the `wavelengths` in nm, and NaN, declared as `nodata`, outside the
+    field of view. `ir`, `af` and `thickness` hold `NAME.npy` `[H, W]` for the subjects that have the image.
     `labels/NAME.npy` is `[H, W]` uint8: 0 background, 1 vessel, 2 optic disc, 255 outside the field. `classes.csv` says
-    of each name whether it is a left or a right eye, which the image shows: the disc lies on that side of the fovea.
+    for each name whether it is a left or a right eye; the optic disc lies on that side of the fovea.
 
     Args:
-        folder: is made; may be there if it is empty.
+        folder: made if it does not exist; it must be empty.
         subjects, image_size, bands, seed, missing: as in `Phantom`.
 
     Returns:
-        The files written.
+        The paths of the files.
 
     Raises:
         ValueError: a number is out of range, or the folder is not empty.
@@ -39,10 +39,10 @@ def write_phantom(
     """
     folder = Path(folder)
     if subjects < 1:
-        raise ValueError(f"subjects is {subjects}; expected at least one")
+        raise ValueError(f"subjects is {subjects}, expected a whole number >= 1")
     phantom = Phantom(subjects, image_size, bands, seed=seed, missing=missing)
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: is not empty; expected a new folder")
+        raise ValueError(f"{folder}: is not empty, expected a new or empty folder")
     check_can_write(folder)
     for name in ("hsi", *MODALITIES, "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One generated eye: maps of pigments and tissue, the light they send back, and the images other devices take of it."""
+"""A generated eye: maps of pigments and tissue, its reflectance, and the images of other devices."""
 
 from collections.abc import Callable, Sequence
 
@@ -29,22 +29,24 @@ IR_NM, AF_NM = 820.0, 488.0
 def render(
     seed: int, index: int, size: tuple[int, int], wavelengths: Sequence[float], modalities: Sequence[str]
 ) -> dict[str, tuple[Array, Mask]]:
-    """Draw the eye number `index` of the population `seed`.
+    """Render the images of a generated eye.
 
     Args:
-        size: (H, W); the scene keeps its place in the shorter side.
+        seed: of the population.
+        index: number of the eye in the population.
+        size: (H, W); the scene scales with the shorter side.
         wavelengths: `[T]` nm of the hyperspectral image.
         modalities: some of `MODALITIES`.
 
     Returns:
-        "hsi" and each of `modalities` -> image `[C, H, W]` (reflectance; reflectance at 820 nm; fluorescence at 488 nm,
-        arbitrary unit; thickness in um) and its field of view `[H, W]`.
+        For "hsi" and each of `modalities`, an image `[C, H, W]` and its field of view `[H, W]`. The units: reflectance
+        for "hsi" and for "ir" at 820 nm, an arbitrary one for the fluorescence "af" at 488 nm, um for "thickness".
     """
     eye = _Eye(np.random.default_rng([seed, index, 0]), size)
     noise = np.random.default_rng([seed, index, 1])
     reflectance = eye.reflectance(wavelengths)
     grain = noise.standard_normal(reflectance.shape, dtype=np.float32)
-    grain *= 0.002 + 0.009 * np.sqrt(reflectance.mean(0))  # photons of the detector, more where it is brighter
+    grain *= 0.002 + 0.009 * np.sqrt(reflectance.mean(0))  # photon noise grows with brightness
     reflectance += grain
     images = {"hsi": (reflectance, eye.field(0.0, 0.0))}
     draw: dict[str, tuple[Callable[[], Array], float, float]] = {  # image, blur in half sides, relative noise
@@ -60,11 +62,11 @@ def render(
 
 
 def labels(seed: int, index: int, size: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], str]:
-    """What is where in the eye that `render` draws.
+    """Return the labels of an eye that `render` draws with the same arguments.
 
     Returns:
-        `[H, W]`: 0 background, 1 vessel, 2 optic disc (vessels on it count as disc), 255 outside the field of view;
-        and "left" or "right": the eye, which is the side of the fovea that the disc lies on.
+        A mask `[H, W]`: 0 background, 1 vessel, 2 optic disc (with the vessels on it), 255 outside the field of view;
+        and "left" or "right" for the eye, the side of the fovea that the disc lies on.
     """
     eye = _Eye(np.random.default_rng([seed, index, 0]), size)
     classes = np.zeros(size, dtype=np.uint8)
@@ -75,7 +77,7 @@ def labels(seed: int, index: int, size: tuple[int, int]) -> tuple[npt.NDArray[np
 
 
 def _take(rng: np.random.Generator, eye: "_Eye", image: Array, blur: float, strength: float) -> tuple[Array, Mask]:
-    """What another device sees of `image` `[H, W]`: blurred, moved by up to 1.5 % of the side, noisy."""
+    """Return `image [H, W]` as another device sees it: blurred, shifted by up to 1.5 % of the side, and noisy."""
     dx, dy = rng.uniform(-0.03, 0.03, 2)
     seen = ndimage.gaussian_filter(image, blur * eye.scale, truncate=3)
     seen = ndimage.shift(seen, (dy * eye.scale, dx * eye.scale), order=1, mode="nearest")
@@ -132,7 +134,7 @@ class _Eye:
         self.light = np.maximum(self.light, 0.1) * rng.uniform(0.9, 1.1)
 
     def reflectance(self, wavelengths: Sequence[float]) -> Array:
-        """Beer-Lambert: the light passes every pigment twice. `[T, H, W]`."""
+        """Compute the reflectance `[T, H, W]` by the Beer-Lambert law; the light passes every pigment twice."""
         nm = np.asarray(wavelengths, dtype=np.float32)[:, None, None]
         sheen = np.clip((750 - nm) / 300, 0, 1)  # nerve fibres and deposits scatter short waves
         scatter = 0.5 + 0.05 * self.disc + 0.14 * self.cup + sheen * (0.10 * self.nerve_fibres + 0.35 * self.lipid)
@@ -150,7 +152,7 @@ class _Eye:
         return np.asarray(self.reflectance([IR_NM])[0] * np.exp(-0.35 * vessels))
 
     def autofluorescence(self) -> Array:
-        """Lipofuscin glows behind the blood and the macular pigment."""
+        """Compute the fluorescence of lipofuscin, which lies behind the blood and the macular pigment."""
         nm = np.float32(AF_NM)
         depth = _absorption("xanthophyll", nm) * 1.6 * self.xanthophyll + 1.1 * self.artery + 1.3 * self.vein
         return np.asarray(self.lipofuscin * np.exp(-depth - 0.25 * self.melanin) * np.sqrt(self.light))
@@ -159,7 +161,7 @@ class _Eye:
         return np.asarray(self.tissue, dtype=np.float32)
 
     def field(self, dx: float, dy: float) -> Mask:
-        """The camera's field of view `[H, W]`, moved by (dx, dy): a disc, of some eyes cut above and below."""
+        """Return the field of view `[H, W]`, shifted by (dx, dy): a disc, cropped at top and bottom in some eyes."""
         centre = self.centre + np.array([dx, dy])
         inside = self._squared_distance(centre) <= self.radius**2
         return np.asarray(inside & (np.abs(self.y - centre[1]) <= self.cropped * self.radius))
@@ -168,7 +170,7 @@ class _Eye:
         return np.asarray((self.x - np.float32(point[0])) ** 2 + (self.y - np.float32(point[1])) ** 2)
 
     def _texture(self, rng: np.random.Generator, cells: int) -> Array:
-        """Gaussian noise of about unit variance, smooth over 2 / `cells`. No BLAS: its sums may depend on threads."""
+        """Draw Gaussian noise of about unit variance, smooth over 2 / `cells`."""
         knots = np.linspace(-1.1, 1.1, cells, dtype=np.float32)
         values = rng.standard_normal((cells, cells), dtype=np.float32)
 
@@ -176,11 +178,12 @@ class _Eye:
             bumps = np.exp(-0.5 * ((position - knots[:, None]) * (cells / 2.2 / 0.7)) ** 2)
             return np.asarray(bumps / np.sqrt((bumps**2).sum(0) + 1e-6), dtype=np.float32)
 
+        # einsum and not BLAS, whose sums may depend on the number of threads.
         rows = np.einsum("kh,kc->hc", weights(self.y.reshape(-1)), values)
         return np.asarray(np.einsum("hc,cw->hw", rows, weights(self.x.reshape(-1))))
 
     def _optic_disc(self, rng: np.random.Generator, point: Points) -> tuple[Array, Array]:
-        """Soft masks of the disc and of the pale cup in it."""
+        """Draw soft masks of the optic disc and of the pale cup in it."""
         radius, cup = rng.uniform(0.115, 0.14), rng.uniform(0.35, 0.6)
         dx, dy = (self.x - np.float32(point[0])) * 1.08, self.y - np.float32(point[1])
         distance = np.asarray(np.sqrt(dx**2 + dy**2) / radius, dtype=np.float32)
@@ -189,13 +192,13 @@ class _Eye:
         )
 
     def _nerve_fibres(self, point: Points) -> Array:
-        """Thick above and below the disc, thinning outwards; scaled to 1."""
+        """Return the thickness of the nerve fibres, scaled to 1: largest above and below the disc, falling outwards."""
         distance = np.sqrt(self._squared_distance(point))
         upright = ((self.y - np.float32(point[1])) / (distance + 1e-3)) ** 2
         return np.asarray(np.exp(-distance / 0.42) * (0.25 + 0.75 * upright) * (1 - np.exp(-((distance / 0.13) ** 2))))
 
     def _deposits(self, rng: np.random.Generator, fovea: Points) -> Array:
-        """Small pale lipid deposits around the fovea, in a part of the eyes."""
+        """Draw small pale lipid deposits around the fovea, in some of the eyes."""
         count = int(rng.integers(6, 30)) if rng.random() < 0.4 else 0
         places, widths = (fovea + rng.normal(0, 0.17, (30, 2))).tolist(), rng.uniform(0.008, 0.022, 30).tolist()
         total = np.zeros((self.y.size, self.x.size), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Generated retina-like subjects, for runs and tests without data."""
+"""A data set of generated retina-like subjects, for runs and tests without data."""
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -18,25 +18,25 @@ MISSING_STREAM = 9
 
 
 class Phantom(Subjects):
-    """Generated subjects, no measurements: a fundus with vessels, and images derived from the same maps of pigments.
+    """Generated subjects, no measurements: hyperspectral images of a fundus, and auxiliary images of the same eye.
 
     Smooth maps of melanin, blood, macular pigment (xanthophyll) and lipofuscin, a vessel tree, an optic disc and a
     fovea absorb light by the Beer-Lambert law, `R = R0 exp(-2 sum_p c_p e_p(wavelength))`, with Gaussian mixtures in
-    place of measured spectra. The infrared (820 nm), autofluorescence (488 nm) and thickness images come from the same
-    maps, each with a blur, a shift of at most 1.5 % of the image and noise of its own. Item i depends on (seed, i) and
-    the arguments alone. A scene does not change with `image_size`, only its noise does.
+    place of measured spectra. The infrared (820 nm), autofluorescence (488 nm) and thickness images are derived from
+    the same maps, each with its own blur, noise and shift of at most 1.5 % of the image. Item i depends only on seed, i
+    and the other arguments. `image_size` changes the noise of a scene, but not the scene.
 
     Args:
         length: number of subjects.
         image_size: side, or (height, width).
-        bands: T; wavelengths are even over 450 to 900 nm.
-        aux: the modalities, of "ir", "af" and "thickness".
+        bands: number of bands T, whose wavelengths are evenly spaced from 450 to 900 nm.
+        aux: the modalities, some of "ir", "af" and "thickness".
         seed: of the data set.
-        missing: probability, for each subject and modality, that the image is missing.
+        missing: probability that an image is missing, for each subject and modality.
 
     Attributes:
-        names, modalities, bands, wavelengths: as in `PairedFolder`. Values are normalised as there, by the statistics
-            of 12 fixed subjects; they are 0 and not `valid` outside the fundus disc.
+        names, modalities, bands, wavelengths: as in `PairedFolder`. Values are normalised as there, with the statistics
+            of 12 fixed subjects; outside the disc of the fundus they are 0 and not `valid`.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Phantom(Subjects):
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         unknown = [name for name in aux if name not in MODALITIES]
         if unknown:
-            raise ValueError(f"unknown modalities {unknown}; expected some of {list(MODALITIES)}")
+            raise ValueError(f"aux has unknown modalities {unknown}, expected some of {list(MODALITIES)}")
         if length < 0 or min(*self.image_size, bands) < 1 or seed < 0 or not 0 <= missing <= 1:
             raise ValueError(
-                f"length {length}, image_size {image_size}, bands {bands}, seed {seed}, missing {missing}; expected "
-                "a length and seed of at least 0, sizes and bands of at least 1, and a probability"
+                f"length is {length}, image_size {image_size}, bands {bands}, seed {seed}, missing {missing}; expected "
+                "length and seed >= 0, image_size and bands >= 1, and missing in [0, 1]"
             )
         self.length, self.bands, self.seed, self.missing = length, bands, seed, missing
         self.modalities = dict.fromkeys(aux, 1)
@@ -69,7 +69,7 @@ class Phantom(Subjects):
 
     def __getitem__(self, index: int) -> Sample:
         if not -self.length <= index < self.length:
-            raise IndexError(f"index {index}: the data set has {self.length} subjects")
+            raise IndexError(f"index {index} is out of range for {self.length} subjects")
         index %= self.length
         aux = [name for name in self.modalities if name in images_of(self.seed, index, self.missing)]
         images = render(self.seed, index, self.image_size, self.wavelengths.tolist(), aux)
@@ -88,7 +88,7 @@ class Phantom(Subjects):
 
 
 def images_of(seed: int, index: int, missing: float) -> set[str]:
-    """The modalities that a subject has where each is missing with the probability `missing`."""
+    """Return the modalities that a subject has if each of them is missing with probability `missing`."""
     chance = np.random.default_rng([seed, index, MISSING_STREAM]).random(len(MODALITIES))
     return {name for name, value in zip(MODALITIES, chance, strict=True) if value >= missing}
 

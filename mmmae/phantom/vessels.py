@@ -1,4 +1,4 @@
-"""A branching tree of retinal vessels, drawn at any resolution; part of the generated phantom."""
+"""A branching tree of retinal vessels for generated subjects, drawn at any resolution."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ STEPS = 64
 
 
 class Vessels(NamedTuple):
-    """One generation of N vessels; the unit is half the shorter image side, 0 the image's centre, y points down.
+    """One generation of N vessels; lengths are in half the shorter image side from the centre, and y points down.
 
     Attributes:
         points: `[N, STEPS, 2]` (x, y) along each vessel.
-        radii: `[N, STEPS]`, 0 where the vessel is not.
-        vein: `[N]` bool; the others are arteries.
+        radii: `[N, STEPS]`, 0 where the vessel has ended.
+        vein: `[N]` bool, True for veins and False for arteries.
     """
 
     points: Array
@@ -28,10 +28,10 @@ class Vessels(NamedTuple):
 
 
 def grow_vessels(rng: np.random.Generator, disc: Array, fovea: Array) -> list[Vessels]:
-    """Trunks and three generations of branches that leave the optic disc and go around the fovea.
+    """Draw trunks and three generations of branches, which leave the optic disc and avoid the fovea.
 
     Args:
-        rng: the only source of chance; the number of draws does not depend on a resolution.
+        rng: the only source of randomness; the number of draws does not depend on a resolution.
         disc: (x, y) of the optic disc.
         fovea: (x, y) of the fovea; vessels end before they reach it.
     """
@@ -47,7 +47,7 @@ def grow_vessels(rng: np.random.Generator, disc: Array, fovea: Array) -> list[Ve
 
 
 def draw_vessels(generations: list[Vessels], vein: bool, height: int, width: int) -> npt.NDArray[np.float32]:
-    """Coverage `[H, W]` in 0..1 by the veins or the arteries: discs along each vessel, one pixel soft at the edge."""
+    """Draw the veins or the arteries: return their coverage `[H, W]` in 0..1, with edges that are one pixel wide."""
     canvas = np.zeros(height * width, dtype=np.float32)
     scale = min(height, width) / 2
     for generation in generations:
@@ -64,7 +64,7 @@ def draw_vessels(generations: list[Vessels], vein: bool, height: int, width: int
 
 
 def _stamp(canvas: npt.NDArray[np.float32], centres: Array, radius: npt.NDArray[np.float32]) -> None:
-    """Raise `canvas` to the coverage by discs of `radius` `[M]` at `centres` `[M, 2]`, in pixels from the middle."""
+    """Draw discs of `radius [M]` at `centres [M, 2]`, in pixels from the middle, into the coverage `canvas`."""
     height, width = canvas.shape
     column, row = centres[:, 0] + (width - 1) / 2, centres[:, 1] + (height - 1) / 2
     nearest_column, nearest_row = np.rint(column).astype(np.int64), np.rint(row).astype(np.int64)
@@ -128,7 +128,7 @@ def _branches(
 
 
 def _smooth(rng: np.random.Generator, count: int, amplitude: float) -> Array:
-    """`[count, STEPS]` smooth random curves that start at 0: three sine waves of falling amplitude."""
+    """Draw `[count, STEPS]` smooth random curves that start at 0, sums of three sine waves of falling amplitude."""
     t = np.linspace(0, 1, STEPS)
     waves = np.array([1.5, 3.5, 7.0])
     phase, strength = rng.uniform(0, 2 * np.pi, (count, 3, 1)), rng.normal(0, 1, (count, 3, 1)) / waves[:, None] ** 0.7

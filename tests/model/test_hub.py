@@ -98,7 +98,7 @@ def test_weights_that_a_folder_lacks_or_has_too_many_are_named(model, tmp_path):
 
 def test_a_folder_that_is_a_file_and_a_config_that_is_no_text_are_named(model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match=r"file: is no folder"):
+    with pytest.raises(NotADirectoryError, match=r"file: is not a folder"):
         model.save_pretrained(tmp_path / "file")
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes(b"\xff\xfe{}")

@@ -172,7 +172,7 @@ def test_it_says_that_it_is_generated():
     assert "generated" in repr(Phantom())
     assert "no measurements" in Phantom.__doc__
     assert len(Phantom()) == 64
-    with pytest.raises(IndexError, match="index 64: the data set has 64 subjects"):
+    with pytest.raises(IndexError, match="index 64 is out of range for 64 subjects"):
         Phantom()[64]
 
 
