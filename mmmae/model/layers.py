@@ -182,7 +182,7 @@ class PatchEmbed(nn.Module):
         self._made = Made(self)
 
     def forward(self, volume: Tensor) -> Tensor:
-        """Return all patches of `[B, C, T, H, W]` embedded, `[B, N, D]`; `mmmae_kernels.patch_embed` embeds only some."""
+        """Return all patches of `[B, C, T, H, W]` embedded, `[B, N, D]`; `mmmae_kernels.patch_embed` can embed some."""
         embedded: Tensor = self.proj(volume.to(self.proj.weight.dtype))  # [B, D, t, h, w]
         return embedded.flatten(2).transpose(1, 2)
 
