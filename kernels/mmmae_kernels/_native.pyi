@@ -1,16 +1,16 @@
 """Functions of the compiled CPU library.
 
-A tensor is passed by its address, `Tensor.data_ptr()`, 0 for none. Where its strides, in elements, may be any, they are
-passed too; the last axis of floats lies in one piece even then. Tensors lie on the CPU and hold float32 unless said
-otherwise. Outputs are contiguous and wholly written. None of this is checked here: the public functions have checked
-what they were given, and the modules `cpu.py` allocate what is written.
+A tensor is passed as its address, `Tensor.data_ptr()`, or 0 for none, and with its strides (in elements) if they may be
+arbitrary; the last axis of a float tensor is always contiguous. Tensors are on the CPU and are float32 unless stated
+otherwise. Outputs are contiguous and completely written. The functions check none of this: the public functions check
+their arguments, and the modules `cpu.py` allocate the outputs.
 
-`threads` is OpenMP's number of threads, `torch.get_num_threads()`; a result is the same for any. Each function raises
-ValueError for less than one, and for a token number out of range, before anything is written.
+`threads` is the number of OpenMP threads, `torch.get_num_threads()`; results do not depend on it. Each function raises
+ValueError if it is less than one, or if a token number is out of range, before it writes anything.
 """
 
 def team_size(threads: int) -> int:
-    """Return how many threads OpenMP gives to a call that asks for `threads`."""
+    """Return how many threads OpenMP provides when asked for `threads`."""
 
 def gather_patches_float32(
     volume: int,
@@ -23,14 +23,14 @@ def gather_patches_float32(
     out: int,
     threads: int,
 ) -> None:
-    """Write the 3D patches of `volume` that `ids` names into `out`, one row a patch, in the order (c, t, h, w).
+    """Write the 3D patches `ids` of `volume` into `out`, one row a patch, elements in the order (c, t, h, w).
 
     Args:
         volume: `[B, C, T, H, W]`, any strides.
         ids: `[B, K]` int64 token numbers, row-major over (t, h, w), any strides.
         keep: K.
-        patch: sizes along T, H, W, which divide those of the volume.
-        out: `[B*K, C*pt*ph*pw]`.
+        patch: sizes (pt, ph, pw), which divide T, H and W.
+        out: output, `[B*K, C*pt*ph*pw]`.
     """
 
 def gather_patches_int16(
@@ -44,7 +44,7 @@ def gather_patches_int16(
     out: int,
     threads: int,
 ) -> None:
-    """Do the same for a volume of int16."""
+    """Do the same as `gather_patches_float32` for a volume of int16."""
 
 def gather_patches_uint8(
     volume: int,
@@ -57,7 +57,7 @@ def gather_patches_uint8(
     out: int,
     threads: int,
 ) -> None:
-    """Do the same for a volume of uint8."""
+    """Do the same as `gather_patches_float32` for a volume of uint8."""
 
 def scatter_patches(
     grad_rows: int,
@@ -70,14 +70,14 @@ def scatter_patches(
     volume_sizes: tuple[int, ...],
     threads: int,
 ) -> None:
-    """Add row after row into the patches of `out_volume` that `ids` names: the transpose of `gather_patches_float32`.
+    """Add each row to the patch of `out_volume` that `ids` names: the transpose of `gather_patches_float32`.
 
-    The sum over a repeated id is taken in the order of `ids`.
+    Rows with the same id are added in the order of `ids`.
 
     Args:
         grad_rows: `[B*K, C*pt*ph*pw]`, any strides.
-        ids, keep, patch: as there.
-        out_volume: `[B, C, T, H, W]`, contiguous; zeros for a gradient.
+        ids, keep, patch: see `gather_patches_float32`.
+        out_volume: input and output, `[B, C, T, H, W]`, contiguous.
     """
 
 def add_position(
@@ -90,10 +90,10 @@ def add_position(
     positions: int,
     threads: int,
 ) -> None:
-    """Add the position of each token to it in place.
+    """Add the position embedding of each token in place.
 
     Args:
-        tokens: `[B, K, D]`, contiguous.
+        tokens: input and output, `[B, K, D]`, contiguous.
         ids: `[B, K]` int64 token numbers, any strides.
         position: `[N, D]`.
         sizes: B, K and D.
@@ -111,19 +111,19 @@ def embedding_gradients(
     tokens: int,
     threads: int,
 ) -> None:
-    """Sum a gradient by token number, in the order of `ids`, and over all tokens.
+    """Write the gradients of position and bias: `grad` summed by token number, in the order of `ids`, and in total.
 
     Args:
         grad: `[B, K, D]`.
         ids: `[B, K]` int64 token numbers, any strides.
-        grad_position: `[N, D]`, the output; zero where no id names the token.
-        grad_bias: `[D]`, an output too, or none.
+        grad_position: output, `[N, D]`; zero for a token that is not in `ids`.
+        grad_bias: output, `[D]`, or none.
         sizes: B, K and D.
         tokens: N.
     """
 
 def sum_of_rows(grad: int, grad_strides: tuple[int, ...], out: int, sizes: tuple[int, int, int], threads: int) -> None:
-    """Sum `grad [B, K, D]` over tokens into `out [D]`; `sizes` are B, K and D."""
+    """Write the sum of `grad [B, K, D]` over all tokens into `out [D]`; `sizes` are B, K and D."""
 
 def random_masking(
     seed: int,
@@ -134,12 +134,12 @@ def random_masking(
     sizes: tuple[int, int, int],
     threads: int,
 ) -> None:
-    """Write the tables of `random_masking_reference` for the samples from `first_sample` on.
+    """Write the tables of `random_masking_reference` for samples `first_sample`, `first_sample + 1`, ...
 
     Args:
-        seed: as a signed 64-bit integer.
+        seed: signed 64-bit integer.
         first_sample: number of the first sample.
-        ids_keep, ids_masked, ids_restore: `[B, K]`, `[B, N-K]` and `[B, N]` int64, the outputs.
+        ids_keep, ids_masked, ids_restore: outputs, `[B, K]`, `[B, N-K]` and `[B, N]` int64.
         sizes: B, N and K.
 
     Raises:
@@ -158,14 +158,14 @@ def decoder_tokens(
     sizes: tuple[int, int, int, int],
     threads: int,
 ) -> None:
-    """Write the decoder's input.
+    """Write the input sequence of the decoder.
 
     Args:
         visible: `[B, K, D]`.
         mask_token: `[D]`.
-        ids_restore: `[B, N]` int64, any strides; below K it names a visible row, else the token is masked.
+        ids_restore: `[B, N]` int64, any strides; a number below K is a row of `visible`, others are masked tokens.
         position: `[N, D]`.
-        out: `[B, N, D]`, the output.
+        out: output, `[B, N, D]`.
         sizes: B, K, N and D.
     """
 
@@ -180,13 +180,13 @@ def decoder_tokens_backward(
     sizes: tuple[int, int, int, int],
     threads: int,
 ) -> None:
-    """Write the gradients of the decoder's input in one pass over `grad`.
+    """Write the gradients of visible tokens, mask token and position in one pass over `grad`.
 
     Args:
         grad: `[B, N, D]`.
-        ids_restore: `[B, N]` int64, any strides, no permutation needed.
-        grad_visible: `[B, K, D]`, the sum over the tokens that name a row, in their order.
-        grad_mask_token, grad_position: `[D]` and `[N, D]`.
+        ids_restore: `[B, N]` int64, any strides, not necessarily a permutation.
+        grad_visible: output, `[B, K, D]`, for each row the sum over the tokens that refer to it, in order.
+        grad_mask_token, grad_position: outputs, `[D]` and `[N, D]`.
         sizes: B, K, N and D.
     """
 
@@ -205,16 +205,16 @@ def masked_l2_loss(
     sizes: tuple[int, int, int, int],
     threads: int,
 ) -> float:
-    """Return the sum over tokens of weight times squared error; write `factor * weight * (prediction - target)`.
+    """Return the sum of weight times squared error; write the gradient `factor * weight * (prediction - target)`.
 
     Args:
         prediction: `[B, M, D]`.
         target: `[B, N, D]`, or `[B, M, D]` without ids.
-        ids: `[B, M]` int64 token number of each prediction, any strides; none means row by row.
-        weights: `[B, M]`, any strides; none means 1 each.
-        epsilon: of the variance, to normalise each target row first; None for no normalisation.
-        factor: of the gradient.
-        out: `[B, M, D]`, the gradient; none if it is not wanted.
+        ids: `[B, M]` int64 token number of each prediction, any strides; none means that the orders are the same.
+        weights: `[B, M]`, any strides; none means 1.
+        epsilon: added to the variance when target rows are normalised; None means no normalisation.
+        factor: factor of the gradient.
+        out: output, the gradient `[B, M, D]`, or none.
         sizes: B, M, N and D.
     """
 
@@ -227,13 +227,13 @@ def l2_loss_of_difference(
     sizes: tuple[int, int, int],
     threads: int,
 ) -> float:
-    """Return the same sum of a difference that is there, less a bias; the difference becomes the gradient.
+    """Return the sum of weight times `(difference - bias)**2`; overwrite `difference` with the gradient.
 
     Args:
-        difference: `[B, M, D]`, contiguous; multiplied by `factor * weight` once the bias is subtracted.
+        difference: input `[B, M, D]`, contiguous; output `factor * weight * (difference - bias)`.
         bias: `[D]`; none for zero.
-        weights: `[B, M]`, any strides; none means 1 each.
-        factor: of the gradient.
+        weights: `[B, M]`, any strides; none means 1.
+        factor: factor of the gradient.
         sizes: B, M and D.
     """
 
@@ -253,16 +253,16 @@ def add_layer_norm(
     sizes: tuple[int, int, int],
     threads: int,
 ) -> None:
-    """Add and normalise.
+    """Write `x + residual + residual_bias` and its layer norm.
 
     Args:
-        x, residual: `[A, B, D]`; no residual for no addition.
-        residual_bias: `[D]`, added too; none for zero.
+        x, residual: `[A, B, D]`; none for `residual` means no addition.
+        residual_bias: `[D]`; none for zero.
         weight, bias: `[D]`.
         epsilon: added to the variance.
-        total: `[A, B, D]`, the sum; none without residual.
-        norm: `[A, B, D]`.
-        mean, rstd: `[A*B]`, mean and reciprocal deviation of each row of the sum.
+        total: output, the sum `[A, B, D]`; none without residual.
+        norm: output, `[A, B, D]`.
+        mean, rstd: outputs `[A*B]`, mean and 1 / standard deviation of each row of the sum.
         sizes: A, B and D.
     """
 
@@ -285,16 +285,16 @@ def add_layer_norm_backward(
     sizes: tuple[int, int, int],
     threads: int,
 ) -> None:
-    """Write the gradients of `add_layer_norm`, and its norm again.
+    """Write the gradients of `add_layer_norm`, and compute its norm again.
 
     Args:
-        grad_total, grad_norm: `[A, B, D]`; no `grad_total` for zero.
-        total, weight, mean, rstd: as in `add_layer_norm`.
-        bias: `[D]` if the norm is wanted, else none.
-        grad_x: `[A, B, D]`, the gradient of x and residual alike.
-        grad_weight, grad_bias: `[D]`.
-        row_sum: `[D]`, the sum of `grad_x` over rows, the gradient of `residual_bias`; none if it is not wanted.
-        norm: `[A, B, D]`; none without bias.
+        grad_total, grad_norm: `[A, B, D]`; none for `grad_total` means zero.
+        total, weight, mean, rstd: see `add_layer_norm`.
+        bias: `[D]` to compute the norm, or none.
+        grad_x: output `[A, B, D]`, the gradient of x and of residual.
+        grad_weight, grad_bias: outputs, `[D]`.
+        row_sum: output `[D]`, the sum of `grad_x` over rows, which is the gradient of residual_bias; or none.
+        norm: output, `[A, B, D]`; none without bias.
         sizes: A, B and D.
     """
 
@@ -313,16 +313,16 @@ def attention_forward(
     threads: int,
     level: int = 0,
 ) -> None:
-    """Write `softmax(q k^T / sqrt(d)) v` of each head, and the logarithm of the sum of each row's exponentials.
+    """Write `softmax(q k^T / sqrt(d)) v` of each head, and the log-sum-exp of each row of scores.
 
     Args:
         q: `[B, Nq, h, d]`, d at most 256.
         k, v: `[B, Nk, h, d]`.
-        key_present: `[B, Nk]` bool, any strides; none for all. Nothing is read of absent keys.
-        out: `[B, Nq, h, d]`; zeros without keys.
-        lse: `[B, h, Nq]`; minus infinity without keys.
+        key_present: `[B, Nk]` bool, any strides; none means all. Absent keys and values are not read.
+        out: output, `[B, Nq, h, d]`; zero without keys.
+        lse: output, `[B, h, Nq]`; minus infinity without keys.
         sizes: B, Nq, Nk, h and d.
-        level: a place in `attention_levels()`.
+        level: index into `attention_levels()`.
     """
 
 def attention_backward(
@@ -353,15 +353,15 @@ def attention_backward(
 
     Args:
         grad: `[B, Nq, h, d]`.
-        q, k, v, key_present, sizes: as there.
-        out, lse: what it gave, or that of more keys than these, of whose gradients this is then the share. A row with
-            minus infinity gets and gives none.
-        grad_q, grad_k, grad_v: like q, k and v, of any strides but for the last axis; zeros for absent keys.
-        level: a place in `attention_levels()`.
+        q, k, v, key_present, sizes: see `attention_forward`.
+        out, lse: outputs of `attention_forward`, or those of a softmax over more keys, see `flash.py`. The gradients of
+            a row with lse minus infinity are zero.
+        grad_q, grad_k, grad_v: outputs like q, k and v, any strides with a contiguous last axis; zero for absent keys.
+        level: index into `attention_levels()`.
     """
 
 def attention_levels() -> list[str]:
-    """Return the instruction sets that attention was compiled for and this CPU has, best first."""
+    """Return the instruction sets that attention was compiled for and that this CPU has, best first."""
 
 def gelu(
     hidden: int,
@@ -376,7 +376,7 @@ def gelu(
     Args:
         hidden: `[A, B, H]`.
         bias: `[H]`; none for zero.
-        activated: `[A, B, H]`, the output.
+        activated: output, `[A, B, H]`.
         sizes: A, B and H.
     """
 
@@ -390,13 +390,13 @@ def gelu_backward(
     sizes: tuple[int, int, int],
     threads: int,
 ) -> None:
-    """Turn `grad` into `grad * gelu'(hidden + bias)`, and write the activation again.
+    """Multiply `grad` in place by `gelu'(hidden + bias)`, and compute the activation again.
 
     Args:
-        grad: `[A, B, H]`, contiguous, read and overwritten.
+        grad: input and output, `[A, B, H]`, contiguous.
         hidden: `[A, B, H]`.
         bias: `[H]`; none for zero.
-        activated: `[A, B, H]`, an output.
-        grad_bias: `[H]`, an output too, the sum of the gradient over rows; none without bias.
+        activated: output, `[A, B, H]`.
+        grad_bias: output `[H]`, the sum of the gradient over rows; none without bias.
         sizes: A, B and H.
     """

@@ -62,9 +62,9 @@ def test_gradients_that_can_not_be_written_to_are_refused(place, wrong):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"threads": 0}, "^threads: 0 given"),
-        ({"level": 9}, "^level: 9 given"),
-        ({"level": -1}, "^level: -1 given"),
+        ({"threads": 0}, "^threads is 0, expected"),
+        ({"level": 9}, "^level is 9, expected"),
+        ({"level": -1}, "^level is -1, expected"),
     ],
 )
 def test_wrong_numbers_are_refused(library, wrong, message):

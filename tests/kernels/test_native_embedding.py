@@ -229,7 +229,7 @@ def test_wrong_arguments_are_refused(wrong, message):
 def test_ids_out_of_range_are_refused_and_nothing_is_written(guarded_allocations, wrong):
     volume, weight, bias, ids, position = inputs(2, 20)
     ids[1, 4] = wrong
-    message = rf"^ids: {wrong} at \[1, 4\] is outside 0\.\.95"
+    message = rf"^ids\[1, 4\] is {wrong}, expected 0\.\.95"
     with pytest.raises(ValueError, match=message):
         patch_embed_forward(volume, weight, bias, ids, position)
     for needs in ((True, False, False, False), (False, True, False, False), (False, False, True, True)):
@@ -244,7 +244,7 @@ def test_ids_of_a_position_are_checked_too(library):
     tokens, position = torch.full((1, 2, 4), 7.0), torch.ones(5, 4)
     for wrong in (5, -1):
         ids = torch.tensor([[0, wrong]])
-        with pytest.raises(ValueError, match=rf"^ids: {wrong} at \[0, 1\] is outside 0\.\.4"):
+        with pytest.raises(ValueError, match=rf"^ids\[0, 1\] is {wrong}, expected 0\.\.4"):
             library.add_position(
                 tokens.data_ptr(), ids.data_ptr(), ids.stride(), position.data_ptr(), 4, (1, 2, 4), 5, 1
             )
@@ -258,5 +258,5 @@ def test_a_thread_count_below_one_is_refused(library):
         (library.embedding_gradients, (0, none, 0, none, 0, 0, sizes, 0)),
         (library.sum_of_rows, (0, none, 0, sizes)),
     ):
-        with pytest.raises(ValueError, match=r"^threads: 0 given"):
+        with pytest.raises(ValueError, match=r"^threads is 0, expected"):
             function(*arguments, 0)

@@ -62,10 +62,10 @@ def test_nothing_outside_the_tables_is_written(on_threads, guarded_allocations, 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sizes": (1, 2**32, 0)}, "^tokens: 4294967296 given"),
-        ({"first_sample": -1}, "^first_sample: -1 given"),
-        ({"first_sample": 2**63 - 2}, "^first_sample: 9223372036854775806 given"),
-        ({"threads": 0}, "^threads: 0 given"),
+        ({"sizes": (1, 2**32, 0)}, "^tokens is 4294967296, expected"),
+        ({"first_sample": -1}, "^first_sample is -1, expected"),
+        ({"first_sample": 2**63 - 2}, "^first_sample is 9223372036854775806, expected"),
+        ({"threads": 0}, "^threads is 0, expected"),
     ],
 )
 def test_wrong_numbers_are_refused_and_nothing_is_written(library, guarded, wrong, message):

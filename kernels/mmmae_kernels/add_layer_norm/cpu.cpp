@@ -10,7 +10,7 @@
 namespace mmmae {
 namespace {
 
-// out = a + (b + c), and its sum.
+// Writes out = a + (b + c) and returns the sum of out.
 MMMAE_VECTOR float add_and_sum(float* __restrict out, const float* __restrict a, const float* __restrict b,
                                const float* __restrict c, int64_t width) {
     return sum_of(width, [=](int64_t i) { return out[i] = a[i] + (b[i] + c[i]); });
@@ -22,10 +22,10 @@ MMMAE_VECTOR void normalise(float* __restrict out, const float* __restrict row, 
 }
 
 struct Sums {
-    float scaled, times_normalised;  // of grad * weight, and of that times the normalised row
+    float scaled, times_normalised;  // sums of grad * weight, and of grad * weight * normalised row
 };
 
-// Both in one pass, each by four quarters side by side, as in `sum_of`.
+// Computes both in one pass, in four quarters side by side as in sum_of.
 MMMAE_VECTOR Sums sums_of(const float* __restrict grad, const float* __restrict row, float mean, float rstd,
                           const float* __restrict weight, int64_t width) {
     const int64_t quarter = width / 4;
@@ -51,31 +51,31 @@ MMMAE_VECTOR Sums sums_of(const float* __restrict grad, const float* __restrict 
     return {sums.scaled, sums.times_normalised * rstd};
 }
 
-// A row on its way through the backward pass.
+// A row in the backward pass.
 struct Pass {
     const float *grad, *row, *added;
     float* out;
     float mean, rstd;
-    float first, second;  // the means of what `Sums` adds up
+    float first, second;  // means of the two terms of Sums
 };
 
-// COUNT rows at a time, for the sake of the column sums, which are read and written once for all of them.
+// Processes COUNT rows at a time, so that the column sums are read and written once for all of them.
 template <int COUNT>
 [[gnu::always_inline]] inline void gradients(const Pass* passes, const float* weight, float* grad_weight,
                                              float* grad_bias, int64_t width) {
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) {
-        float by_weight = 0, by_bias = 0;
+        float weight_sum = 0, bias_sum = 0;
 #pragma GCC unroll 8
         for (int k = 0; k < COUNT; ++k) {
             const Pass& pass = passes[k];
             const float grad = pass.grad[i], normalised = (pass.row[i] - pass.mean) * pass.rstd;
             pass.out[i] = pass.rstd * (grad * weight[i] - pass.first - normalised * pass.second) + pass.added[i];
-            by_weight += grad * normalised;
-            by_bias += grad;
+            weight_sum += grad * normalised;
+            bias_sum += grad;
         }
-        grad_weight[i] += by_weight;
-        grad_bias[i] += by_bias;
+        grad_weight[i] += weight_sum;
+        grad_bias[i] += bias_sum;
     }
 }
 

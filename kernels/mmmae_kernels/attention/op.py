@@ -200,7 +200,7 @@ def _check_present(name: str, present: Tensor, keys: Tensor) -> None:
 
 
 def _cast(tensors: list[Tensor]) -> list[Tensor]:
-    """In autocast's type, where it is on; float64 stays."""
+    """Return the tensors in the dtype of autocast if it is enabled and they are not float64."""
     if not is_autocast(tensors[0]) or tensors[0].dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(tensors[0].device.type)

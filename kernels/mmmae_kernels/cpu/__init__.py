@@ -1,1 +1,1 @@
-"""The native CPU library: its loader, and the C++ that the ops share."""
+"""The native CPU library: its loader, and C++ code that the ops share."""

@@ -1,7 +1,7 @@
-// What the ops' native code shares: tensors as Python passes them, and the checks that come before any write.
+// Tensors as Python passes them, and the checks that the ops' native code makes before it writes.
 //
-// Python passes a tensor by its address, and its strides where they may be any. Shapes, dtypes and devices were checked
-// there; what is left to check here are numbers that lie in memory, and the thread count.
+// Python passes a tensor as its address, and with strides if they may be arbitrary. It has checked shapes, dtypes and
+// devices; token numbers and the number of threads are checked here.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -10,8 +10,8 @@
 #include <cstdint>
 #include <string>
 
-// Compiles a function for AVX-512, AVX2 and the plain instruction set, of which the loader takes the best that the CPU has.
-// For leaves: functions on plain pointers whose loops the compiler vectorises.
+// Compiles a function for AVX-512, AVX2 and the baseline instruction set; the loader chooses the best that the CPU has.
+// For leaf functions on plain pointers with loops that the compiler vectorises.
 #ifdef MMMAE_CLONES
 #define MMMAE_VECTOR __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -22,11 +22,11 @@ namespace mmmae {
 
 namespace nb = nanobind;
 
-// Tensor.data_ptr(); 0 for None, and for a tensor of no elements.
+// Tensor.data_ptr(); 0 for None and for an empty tensor.
 using Address = uintptr_t;
 template <size_t N> using Sizes = std::array<int64_t, N>;
 
-// Below this number of copied elements a second thread costs more than it saves.
+// For fewer copied elements a second thread costs more than it saves.
 constexpr int64_t PARALLEL_ELEMENTS = 32768;
 
 // Raises Python's ValueError.
@@ -36,7 +36,7 @@ void check_threads(int threads);
 
 template <typename T> T* pointer(Address address) { return reinterpret_cast<T*>(address); }
 
-// A tensor with N axes that have strides (in elements); what comes behind them lies in one piece.
+// A tensor with N strided axes (in elements); the axes after them are contiguous.
 template <typename T, size_t N> struct View {
     T* data;
     Sizes<N> stride;
@@ -57,7 +57,7 @@ template <typename T, size_t N> struct View {
 using Rows = View<const float, 2>;  // [A, B, D]
 using Ids = View<const int64_t, 2>;  // [B, K]
 
-// Raises unless each of the ids [batch, keep] is one of 0..count-1.
+// Raises unless each of the ids [batch, keep] is in 0..count-1.
 void check_ids(const char* name, const Ids& ids, int64_t batch, int64_t keep, int64_t count);
 
 void bind_add_layer_norm(nb::module_& module);

@@ -1,4 +1,4 @@
-"""Loads the compiled CPU library, or tells why there is none; and how its functions take tensors."""
+"""Loader of the compiled CPU library, and helpers to pass tensors to it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor  # torch's libgomp must be in the process before the library, which then shares its threads
+from torch import Tensor  # torch loads libgomp first, so that the library shares its thread pool
 
 
 def module() -> ModuleType | None:
-    """Return the compiled module (its functions: `_native.pyi`), or None.
+    """Return the compiled module, documented in `_native.pyi`, or None.
 
-    Warns once a process if it is missing, unless MMMAE_NATIVE=0 asks for that.
+    Warns once a process if it is missing, unless MMMAE_NATIVE=0 is set.
     """
     if _library is None and os.environ.get("MMMAE_NATIVE") != "0":
         _warn(_reason)
@@ -24,14 +24,14 @@ def module() -> ModuleType | None:
 
 
 def unavailable_reason() -> str | None:
-    """Return None if there is a compiled library, else one line that says why not."""
+    """Return None if the compiled library is loaded, else the reason in one line."""
     return _reason
 
 
 def function(name: str) -> Callable[..., Any]:
-    """Return a compiled function of `_native.pyi`; without the library, one that raises RuntimeError with the reason.
+    """Return a compiled function by name; without the library, a function that raises RuntimeError with the reason.
 
-    For modules to bind once, when they are imported.
+    Modules call it once, at import.
     """
     if _library is not None:
         compiled: Callable[..., Any] = getattr(_library, name)
@@ -44,15 +44,12 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def address(tensor: Tensor | None) -> int:
-    """Return where the elements of a tensor lie, as compiled functions take it: 0 for None and for no elements."""
+    """Return the address of a tensor's elements as compiled functions take it; 0 for None and for an empty tensor."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 def contiguous_rows(tensor: Tensor) -> Tensor:
-    """Return the tensor with its last axis in one piece.
-
-    Only what must be is copied: an axis that is expanded stays so.
-    """
+    """Return the tensor, or a copy with a contiguous last axis; expanded axes stay expanded."""
     if tensor.is_contiguous() or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1:
         return tensor
     shape = tensor.shape
@@ -64,7 +61,7 @@ def contiguous_rows(tensor: Tensor) -> Tensor:
 
 
 def to_three_axes(tensor: Tensor) -> Tensor:
-    """Return `contiguous_rows` of a tensor `[..., D]` as `[A, B, D]`, a view where there is one."""
+    """Return `contiguous_rows` of a tensor `[..., D]` reshaped to `[A, B, D]`, as a view if possible."""
     tensor = tensor.detach()
     if tensor.dim() > 3:
         tensor = tensor.flatten(0, -3)
@@ -79,15 +76,15 @@ def _load() -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module("mmmae_kernels._native"), None
     except ModuleNotFoundError:
-        return None, "the native CPU library was not built: reinstall with a C++ compiler (pip -v shows the build)"
+        return None, "the native CPU library was not built; reinstall with a C++ compiler (pip -v shows the build)"
     except ImportError as error:
         return None, f"the native CPU library does not load: {' '.join(str(error).split())}"
 
 
 @functools.cache
 def _warn(reason: str | None) -> None:
-    warnings.warn(f"{reason}; PyTorch code does its work, slower", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"{reason}; slower PyTorch code is used instead", RuntimeWarning, stacklevel=3)
 
 
-# At import, not at the first call: torch.compile, which asks for the reason, can't trace an import.
+# At import, not at the first call: torch.compile may trace the first call, and can't trace an import.
 _library, _reason = _load()

@@ -1,4 +1,4 @@
-// The compiled CPU library: one Python module, filled by the ops' own cpu.cpp.
+// The compiled CPU library: one Python module, to which each op's cpu.cpp adds its functions.
 #include "cpu/arrays.h"
 
 #include <omp.h>
@@ -12,13 +12,13 @@ void check_ids(const char* name, const Ids& ids, int64_t batch, int64_t keep, in
         for (int64_t k = 0; k < keep; ++k) {
             const int64_t id = *ids.at(b, k);
             if (id < 0 || id >= count)
-                fail(std::string(name) + ": " + std::to_string(id) + " at [" + std::to_string(b) + ", " +
-                     std::to_string(k) + "] is outside 0.." + std::to_string(count - 1));
+                fail(std::string(name) + "[" + std::to_string(b) + ", " + std::to_string(k) + "] is " +
+                     std::to_string(id) + ", expected 0.." + std::to_string(count - 1));
         }
 }
 
 void check_threads(int threads) {
-    if (threads < 1) fail("threads: " + std::to_string(threads) + " given, expected at least 1");
+    if (threads < 1) fail("threads is " + std::to_string(threads) + ", expected at least 1");
 }
 
 static int team_size(int threads) {
@@ -35,7 +35,7 @@ static int team_size(int threads) {
 NB_MODULE(_native, module) {
     module.doc() = "Native CPU kernels; mmmae_kernels.cpu.library loads them.";
     module.def("team_size", &mmmae::team_size, nanobind::arg("threads"), nanobind::call_guard<nanobind::gil_scoped_release>(),
-               "How many threads OpenMP gives to a call that asks for `threads`.");
+               "Return how many threads OpenMP provides when asked for `threads`.");
     mmmae::bind_add_layer_norm(module);
     mmmae::bind_attention(module);
     mmmae::bind_decoder_tokens(module);

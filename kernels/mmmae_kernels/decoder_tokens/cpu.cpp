@@ -1,4 +1,4 @@
-// The decoder's input, visible tokens back in place among mask tokens, position added; and the gradients of all three.
+// Input sequence of the decoder: visible tokens in their places among mask tokens, plus positions; and its gradients.
 #include "cpu/arrays.h"
 #include "cpu/rows.h"
 
@@ -10,7 +10,7 @@
 namespace mmmae {
 namespace {
 
-// Tokens whose position gradients stay in the core's caches while the samples pass.
+// Number of tokens whose position gradients stay in the core's caches during a loop over the samples.
 constexpr int64_t CACHED_TOKENS = 16;
 
 MMMAE_VECTOR void pass_visible(const float* __restrict grad, float* __restrict visible, float* __restrict position,
@@ -29,8 +29,8 @@ MMMAE_VECTOR void pass_masked(const float* __restrict grad, float* __restrict ma
     }
 }
 
-// What a token's gradient is for. Its row is copied where it is the first token that names the row; the others are added
-// later, in order.
+// Where the gradient of a token goes: to the mask token, or to a visible row. The first token of a row is copied to it,
+// further ones are added later, in order.
 enum Role : uint8_t { MASKED, FIRST, AGAIN };
 
 struct Roles {

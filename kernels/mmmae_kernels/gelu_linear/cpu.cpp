@@ -1,4 +1,4 @@
-// GELU on the CPU, exact, and its derivative with the activation computed again, for a backward pass that did not keep it.
+// Exact GELU on the CPU, and its gradient with the activation computed again in the same pass.
 #include "cpu/arrays.h"
 #include "cpu/rows.h"
 
@@ -11,15 +11,15 @@
 namespace mmmae {
 namespace {
 
-// An exponential costs about as much as this many copied numbers.
+// A GELU costs about as much as copying this many numbers.
 constexpr int64_t GELU_COST = 8;
 
-// exp(y) for y <= 0, off by at most 2 units in the last place, and 0 below -87.7, where float has no normal numbers left:
-// 2^n times a polynomial of the rest, y - n log 2 with log 2 in two parts. Its coefficients are a relative minimax fit over
-// [-log(2)/2, log(2)/2], off by 2e-9.
+// Returns exp(y) for y <= 0 with an error of at most 2 units in the last place, and 0 for y < -87.7, where the result
+// would be subnormal. It is 2^n times a polynomial in y - n log 2, with log 2 in two parts. The coefficients are a
+// relative minimax fit over [-log(2)/2, log(2)/2] with an error of 2e-9.
 inline float exponential(float y) {
     constexpr float TO_INTEGER = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the lowest bits
-    y = y < -88.0f ? -88.0f : y;  // here n is -127, whose bits as a power of two are those of 0; and no branch
+    y = y < -88.0f ? -88.0f : y;  // gives n = -127, whose power of two has the bits of 0; no branch needed
     const float shifted = y * 1.44269504f + TO_INTEGER, n = shifted - TO_INTEGER;
     const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 0.00138357619f;
@@ -38,12 +38,12 @@ inline float exponential(float y) {
 }
 
 struct Normal {
-    float below, exponential;  // the share of the normal distribution below x, and exp(-x^2/2)
+    float cumulative, exponential;  // standard normal distribution function at x, and exp(-x^2/2)
 };
 
-// The share Phi(-a) of the normal distribution below -a is exp(-a^2/2) t P(t) with t = 1 / (1 + 0.35 a). P is a relative
-// minimax fit over a in 0..14, off by 3.2e-8 (Lawson's reweighted least squares on Chebyshev polynomials, of values to 40
-// digits).
+// The distribution function Phi(-a) is computed as exp(-a^2/2) t P(t) with t = 1 / (1 + 0.35 a). P is a relative
+// minimax fit over a in 0..14 with an error of 3.2e-8 (Lawson's reweighted least squares on Chebyshev polynomials, to
+// values with 40 digits).
 inline Normal normal(float x) {
     const float e = exponential(-0.5f * x * x), t = 1.0f / (1.0f + 0.35f * std::fabs(x));
     float p = -0.0291460771f;
@@ -55,26 +55,26 @@ inline Normal normal(float x) {
     p = p * t + 0.119832754f;
     p = p * t + 0.139861882f;
     p = p * t + 0.139621407f;
-    const float beyond = e * t * p;
-    return {x < 0 ? beyond : 1.0f - beyond, e};
+    const float tail = e * t * p;
+    return {x < 0 ? tail : 1.0f - tail, e};
 }
 
 MMMAE_VECTOR void activate(float* __restrict activated, const float* __restrict hidden, const float* __restrict bias,
                            int64_t width) {
     for (int64_t i = 0; i < width; ++i) {
         const float x = hidden[i] + bias[i];
-        activated[i] = x * normal(x).below;
+        activated[i] = x * normal(x).cumulative;
     }
 }
 
-// The gradient with respect to the activation becomes that with respect to what was activated.
+// Overwrites the gradient of the activation with the gradient of its input.
 MMMAE_VECTOR void derive(float* __restrict grad, float* __restrict activated, float* __restrict sum,
                          const float* __restrict hidden, const float* __restrict bias, int64_t width) {
     for (int64_t i = 0; i < width; ++i) {
         const float x = hidden[i] + bias[i];
         const Normal at = normal(x);
-        activated[i] = x * at.below;
-        grad[i] *= at.below + x * (0.398942280f * at.exponential);
+        activated[i] = x * at.cumulative;
+        grad[i] *= at.cumulative + x * (0.398942280f * at.exponential);
         sum[i] += grad[i];
     }
 }

@@ -1,1 +1,1 @@
-"""Triton: launches, executors in place of a GPU, autotuning, compilation, sums of partial sums."""
+"""Launching, autotuning and compiling Triton kernels, with or without a GPU."""

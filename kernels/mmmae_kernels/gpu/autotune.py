@@ -1,4 +1,4 @@
-"""Measures which configuration of a launch table is fastest here, and remembers it on disk: MMMAE_AUTOTUNE=1."""
+"""Autotuning with MMMAE_AUTOTUNE=1: measures which config of a launch is fastest and stores the result on disk."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _found: dict[str, str] = {}
 
 
 def is_on() -> bool:
-    """Whether launches are tuned: `MMMAE_AUTOTUNE=1`."""
+    """Return whether `MMMAE_AUTOTUNE=1` asks for autotuning."""
     return os.environ.get("MMMAE_AUTOTUNE", "0") not in ("", "0")
 
 
 def cache_file() -> Path:
-    """Where results are kept: `autotune.json` in `$XDG_CACHE_HOME/mmmae`, or in `~/.cache/mmmae`."""
+    """Return the path of the results: `autotune.json` in `$XDG_CACHE_HOME/mmmae`, or in `~/.cache/mmmae`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmmae" / "autotune.json"
 
 
 def fastest(
     launch: Launch, target: str, start: Callable[..., Any], measure: Callable[..., Any] | None = None
 ) -> Config:
-    """The fastest of the launch's configs, measured once for each kernel, architecture, type and shape.
+    """Return the fastest config of a launch, measured once for each kernel, architecture, dtype and shape.
 
-    A kernel overwrites its outputs and reads none of them, so that it may run many times.
+    The kernel is run many times, so it must not read what it writes.
 
     Args:
-        target: architecture, part of what results are remembered by.
-        start: starts a launch by a config.
-        measure: milliseconds of a call; None for `triton.testing.do_bench`.
+        target: architecture, part of the key of the stored result.
+        start: starts a launch with a config.
+        measure: returns the milliseconds of a call; None means `triton.testing.do_bench`.
     """
     key = _key(launch, target)
     configs = {_text(config): config for config in launch.configs}
@@ -55,7 +55,7 @@ def fastest(
 
 
 def _key(launch: Launch, target: str) -> str:
-    """What a time depends on: code, machine, types, sizes and strides, and the number of programs."""
+    """Return a key of everything that the time depends on: code, architecture, dtypes, sizes, strides and grid."""
     arguments = [
         f"{name}={str(value.dtype).removeprefix('torch.') if isinstance(value, torch.Tensor) else value}"
         for name, value in launch.arguments.items()
@@ -70,7 +70,7 @@ def _text(config: Config) -> str:
 
 
 def _read() -> dict[str, str]:
-    """What is on disk; nothing if there is no file, or none that can be read."""
+    """Return the stored results, or nothing if the file does not exist or can't be read."""
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(cache_file().read_text())
         if isinstance(found, dict):
@@ -79,9 +79,9 @@ def _read() -> dict[str, str]:
 
 
 def _write(key: str, config: str) -> None:
-    """Add one result; the file is replaced as a whole, so that no reader sees half of it."""
+    """Add one result; the file is replaced atomically, so that no reader sees a part of it."""
     file = cache_file()
-    with contextlib.suppress(OSError):  # a home that can't be written costs a search each time, no more
+    with contextlib.suppress(OSError):  # without a writable home the search runs again in the next process
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".json", delete=False) as new:
             json.dump(_read() | {key: config}, new, indent=1)

@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for a GPU that need not be here, specialised as a launch there would be."""
+"""Compilation of Triton kernels for an architecture, whether or not the machine has such a GPU."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .config import Config
 
 
 def compile_kernel(kernel: Any, arguments: Mapping[str, Any], config: Config, target: str) -> Any:
-    """The compiled kernel that a launch with these arguments would start on `target`.
+    """Return the compiled kernel that a launch with these arguments would start on `target`.
 
     Args:
         kernel: a `triton.jit` function.
-        arguments: tensors (on any device that has addresses) and numbers by name, as `launch` takes them.
+        arguments: the kernel's arguments by name; tensors may be on any device with addresses.
         config: block sizes, warps and stages.
-        target: `sm80` or `gfx942` for instance.
+        target: architecture, for example `sm80` or `gfx942`.
 
     Raises:
-        ValueError: the kernel is one of Triton's interpreter, which compiles nothing.
+        ValueError: the kernel was created under TRITON_INTERPRET=1 and can't be compiled.
     """
     source, options = kernel_source(kernel, arguments, config, target)
     return compile_source(source, target=gpu_target(target), options=options)
@@ -32,9 +32,9 @@ def compile_kernel(kernel: Any, arguments: Mapping[str, Any], config: Config, ta
 def kernel_source(
     kernel: Any, arguments: Mapping[str, Any], config: Config, target: str
 ) -> tuple[ASTSource, dict[str, Any]]:
-    """What is compiled, specialised to the arguments, and the compiler's options; see `compile_kernel`."""
+    """Return the source specialised to the arguments, and the compiler's options; see `compile_kernel`."""
     if not isinstance(kernel, JITFunction):
-        raise ValueError("the kernel was made for Triton's interpreter: unset TRITON_INTERPRET to compile it")
+        raise ValueError("the kernel was made for Triton's interpreter; unset TRITON_INTERPRET to compile it")
     backend = make_backend(gpu_target(target))
     given = config.options(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -44,7 +44,7 @@ def kernel_source(
 
 
 def gpu_target(name: str) -> GPUTarget:
-    """Triton's name of an architecture; ValueError if it is no `sm..` and no `gfx..`."""
+    """Return Triton's description of an architecture, or raise ValueError unless it is `sm..` or `gfx..`."""
     if name.startswith("sm") and name[2:].isdigit():
         return GPUTarget("cuda", int(name[2:]), 32)
     if name.startswith("gfx"):

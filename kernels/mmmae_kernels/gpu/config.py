@@ -1,12 +1,12 @@
-"""What a launch is: kernel, grid, arguments, and the row of a launch table, by shape and architecture."""
+"""Description of a launch: kernel, grid, arguments, and configs by shape and architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-# Shared memory a block may have, bytes. NVIDIA: CUDA C++ Programming Guide, technical specifications by compute
-# capability; AMD: LDS of a workgroup, in each architecture's ISA guide.
+# Bytes of shared memory that a block may use. NVIDIA: CUDA C++ Programming Guide, technical specifications by compute
+# capability; AMD: LDS of a workgroup, in the ISA guide of each architecture.
 SHARED_MEMORY = {
     "sm80": 163 << 10,
     "sm86": 99 << 10,
@@ -19,8 +19,7 @@ SHARED_MEMORY = {
     "gfx1100": 64 << 10,
 }
 
-# Which row of a launch table an architecture reads: they differ in shared memory, in the matrix instruction and in the
-# threads of a warp.
+# Architectures with the same launch tables: families differ in shared memory, matrix instructions and warp size.
 FAMILIES = {
     "sm80": "ampere",
     "sm86": "small",
@@ -35,10 +34,14 @@ FAMILIES = {
 
 
 class Config(NamedTuple):
-    """How a kernel is compiled: its block sizes and other constants, warps a program, stages of its pipelined loop.
+    """Compile options of a kernel.
 
-    `registers` is what a thread may have on an NVIDIA GPU. Left to itself, the assembler spills a few into memory where
-    that lets another block run beside.
+    Args:
+        constants: block sizes and other `tl.constexpr` arguments.
+        warps: warps of a program.
+        stages: stages of the pipelined loop.
+        registers: register limit of a thread on NVIDIA GPUs; None leaves it to ptxas, which may spill a few registers
+            so that another block fits on the multiprocessor.
     """
 
     constants: Mapping[str, int]
@@ -47,7 +50,7 @@ class Config(NamedTuple):
     registers: int | None = None
 
     def options(self, target: str) -> dict[str, int]:
-        """What Triton's compiler takes for `target`."""
+        """Return the options in the names of Triton's compiler for `target`."""
         options = {"num_warps": self.warps, "num_stages": self.stages}
         if self.registers is not None and target.startswith("sm"):
             options["maxnreg"] = self.registers
@@ -58,9 +61,13 @@ Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
 
 
 class Launch(NamedTuple):
-    """One launch: the kernel, its grid as a function of the constants, its arguments by name, and its table's row.
+    """A launch of a kernel.
 
-    The configs stand with the best guess first.
+    Args:
+        kernel: the `triton.jit` function.
+        grid: returns the grid, given the constants of a config.
+        arguments: the kernel's arguments by name.
+        configs: configs to choose from, the best guess first.
     """
 
     kernel: Any
@@ -69,35 +76,35 @@ class Launch(NamedTuple):
     configs: tuple[Config, ...]
 
 
-# Given the architecture and the numbers of a launch, all of it but its tensors, which `launch` adds by their names.
+# Takes the architecture and the numbers of a launch, and returns the launch without its tensors, which `launch` adds.
 Describe: TypeAlias = Callable[..., Launch]
 
 
 def row_config(width: int, target: str) -> Config:
-    """For kernels that hold a row in one program: 8 channels a thread, 16 bytes of a half type, up to 512 threads."""
+    """Return the config of a kernel whose programs hold a row: 8 channels a thread (16 bytes of a half dtype)."""
     block = next_power_of_2(width)
     return element_config({"BLOCK_D": block}, block, target)
 
 
 def element_config(constants: Mapping[str, int], elements: int, target: str) -> Config:
-    """As many warps as give each thread 8 of a program's elements."""
+    """Return a config with 8 elements a thread, up to 512 threads."""
     threads = 64 if family_of(target) == "cdna" else 32
     return Config(constants, warps=max(1, min(1024 // threads // 2, elements // (8 * threads))))
 
 
 def strides(name: str, axes: str, values: tuple[int, ...] | None) -> dict[str, int]:
-    """Strides as arguments `stride_{name}_{axis}`, one for each letter of `axes`; 0 for those of no tensor."""
+    """Return strides as arguments `stride_{name}_{axis}`, one for each letter of `axes`; None means zeros."""
     values = (0,) * len(axes) if values is None else values
     return {f"stride_{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
 
 
 def next_power_of_2(number: int) -> int:
-    """The least power of two that is not below `number`, at least 1."""
+    """Return the smallest power of two that is at least `number` and at least 1."""
     return 1 << max(number - 1, 0).bit_length()
 
 
 def family_of(target: str) -> str:
-    """The row of a launch table for an architecture; one that is unknown reads the row that asks least."""
+    """Return the family of an architecture; for an unknown one, the family that needs the least resources."""
     if target in FAMILIES:
         return FAMILIES[target]
     return "cdna" if target.startswith("gfx9") else "rdna" if target.startswith("gfx") else "small"

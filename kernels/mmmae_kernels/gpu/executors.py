@@ -1,4 +1,4 @@
-"""What takes Triton's launches in place of the GPU that tensors lie on: a recorder, an emulator, or a stand-in."""
+"""Substitutes for a GPU that receive the launches of Triton kernels: a recorder, an emulator, or a stand-in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Executor(Protocol):
-    """Takes launches for the architecture `target`, `sm80` for instance, and tells by which config."""
+    """Receives launches for the architecture `target`, for example `sm80`, and returns the config that it used."""
 
     target: str
 
@@ -19,9 +19,9 @@ class Executor(Protocol):
 
 
 class StandInGpu:
-    """A GPU of the architecture `target` on which all tensors are taken to lie.
+    """A GPU of the architecture `target`, which all tensors are assumed to be on.
 
-    Launches are planned and started as on a real one, by Triton's active driver, which has to be for that architecture.
+    Launches are planned and started as on a real GPU, by Triton's active driver, which has to be for that architecture.
     """
 
     def __init__(self, target: str) -> None:
@@ -35,7 +35,7 @@ _executors: list[Substitute] = []
 
 @contextlib.contextmanager
 def execute_by(executor: Substitute) -> Iterator[None]:
-    """Hand every launch in the block to `executor`; tensors may then lie on any device."""
+    """Pass every launch inside the `with` block to `executor`; tensors may be on any device."""
     _executors.append(executor)
     try:
         yield
@@ -44,5 +44,5 @@ def execute_by(executor: Substitute) -> Iterator[None]:
 
 
 def current() -> Substitute | None:
-    """That of the innermost `execute_by`, or None where the GPU itself takes launches."""
+    """Return the executor of the innermost `execute_by`, or None if launches go to the GPU."""
     return _executors[-1] if _executors else None

@@ -1,4 +1,4 @@
-"""Starts Triton kernels: every launch passes here, so that it can be planned, timed, recorded or executed elsewhere."""
+"""Launching of Triton kernels; all launches go through here, to be planned, autotuned, recorded or emulated."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from .config import Config, Describe, Launch
 from .executors import StandInGpu
 from .plans import Plan, is_hooked, key_and_pointers, make_plan
 
-MOST_PLANS = 4096  # where sizes never repeat, plans start over at this many
+MOST_PLANS = 4096  # at this number all plans are discarded, in case sizes never repeat
 
 Plans: TypeAlias = "dict[tuple[Hashable, ...], Plan]"
 _plans: Plans = {}
 
 
 def launch(describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...]) -> Config:
-    """Start the kernel that `describe` names on the device of its tensors.
+    """Launch a kernel on the device of its tensors.
 
-    A GPU starts it by a plan, which is made the first time that a launch differs in its numbers or in what Triton
-    compiles a kernel for: types, which tensors there are, and their alignment. Only then is `describe` called.
+    On a GPU a launch is started by a plan. `describe` is called to make the plan when a launch is the first with its
+    numbers and with what Triton specialises a kernel to: dtypes, alignment, and which tensors are None. Nothing is
+    launched for an empty grid.
 
     Args:
-        describe: a function, not a closure: it is a part of what plans are found by. It takes the architecture and
-            `numbers`, and may depend on nothing else.
-        tensors: the kernel's first parameters, in its order; the first of them is no None.
-        numbers: sizes, strides, types and whatever else the launch depends on.
+        describe: returns the `Launch`, given the architecture and `numbers`, and depends on nothing else. A module
+            function, not a closure, because it is part of the key of a plan.
+        tensors: the first arguments of the kernel, in order; the first one is not None.
+        numbers: sizes, strides, dtypes and everything else that the launch depends on.
 
     Returns:
-        The config that was launched: the first of its table's row, or the fastest if MMMAE_AUTOTUNE=1. No program, no
-        launch.
+        The config that was used: the first one, or the fastest one with MMMAE_AUTOTUNE=1.
     """
     executor = executors.current()
     if executor is None:
@@ -52,7 +52,7 @@ def launch(describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tupl
 def start(
     plans: Plans, describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...]
 ) -> Config:
-    """Start a launch by the plan that there is for it, or through Triton, to keep its plan."""
+    """Start a launch by its plan; without one, start it through Triton and make the plan."""
     key, pointers = key_and_pointers(describe, tensors, numbers)
     plan = plans.get(key)
     if plan is None or is_hooked():
@@ -93,21 +93,21 @@ def _start_by_triton(
 
 
 def _start(target: str, launch: Launch, config: Config) -> Any:
-    options = config.options(target) if isinstance(launch.kernel, JITFunction) else {}  # the interpreter has none
+    options = config.options(target) if isinstance(launch.kernel, JITFunction) else {}  # the interpreter takes none
     return launch.kernel[launch.grid](**launch.arguments, **config.constants, **options)
 
 
 def describe_launch(
     target: str, describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...]
 ) -> Launch:
-    """The whole of a launch, tensors included."""
+    """Return the description of a launch with its tensors."""
     described = describe(target, *numbers)
     named = dict(zip(described.kernel.arg_names, tensors, strict=False))
     return described._replace(arguments={**named, **described.arguments})
 
 
 def target_of(device: torch.device) -> str:
-    """The architecture that a launch on `device` is compiled for, `sm80` or `gfx942` for instance."""
+    """Return the architecture that launches on `device` are compiled for, for example `sm80` or `gfx942`."""
     executor = executors.current()
     if executor is not None:
         return executor.target

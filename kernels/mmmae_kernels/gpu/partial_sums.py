@@ -1,4 +1,4 @@
-"""Adds up what the programs of a kernel have left behind, in a fixed order: the deterministic half of a reduction."""
+"""Second step of a deterministic reduction: adds up the partial sums of a kernel's programs in a fixed order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def sum_partials(partials: Tensor, outputs: Sequence[Tensor]) -> None:
 
 
 def _describe(target: str, count: int, width: int, outputs: int) -> Launch:
-    # A tile of 1024 numbers is 8 a thread, two loads of 16 bytes on their way at once; tall where sums are long, so
-    # that no program waits for many loads one after another.
+    # A tile of 1024 numbers is 8 a thread: two loads of 16 bytes in flight. For long sums it is tall, so that a program
+    # does not wait for many loads one after another.
     rows = min(64, next_power_of_2(count))
     config = element_config({"BLOCK_S": rows, "BLOCK": 1024 // rows}, 1024, target)
     arguments = {"PARTIALS": count, "WIDTH": width}

@@ -1,4 +1,4 @@
-"""Launches that are worked out once: a later one takes its addresses and calls the launcher of the compiled kernel."""
+"""Plans of launches: made once, then a launch only fills in addresses and calls the compiled kernel's launcher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _runtime = triton.knobs.runtime
 
 
 class Plan(NamedTuple):
-    """A compiled kernel, loaded on a device, and all that it is started with but the addresses of its tensors."""
+    """A compiled kernel loaded on a device, with all its launch arguments except the addresses of tensors."""
 
     config: Config
     compiled: Any
@@ -28,24 +28,24 @@ class Plan(NamedTuple):
     current_device: Callable[[], int]
     current_stream: Callable[[int], int]
     start: Start
-    values: tuple[Any, ...]  # of the parameters after the tensors
+    values: tuple[Any, ...]  # arguments after the tensors
 
 
 class Start(NamedTuple):
-    """How a compiled kernel is started: by a function that takes `before`, a stream, `after`, and the parameters."""
+    """A launcher: `function(*before, stream, *after, *parameters)`."""
 
     function: Callable[..., None]
     before: tuple[Any, ...]
     after: tuple[Any, ...]
-    packed: bool = False  # the parameters are one argument
+    packed: bool = False  # whether the parameters are passed as one tuple
 
 
 def key_and_pointers(
     describe: Hashable, tensors: tuple[Tensor | None, ...], numbers: tuple[Hashable, ...]
 ) -> tuple[tuple[Hashable, ...], list[int]]:
-    """Return what the plan of a launch is found by, all that it depends on but addresses, and the addresses.
+    """Return the key of a launch's plan, which is all that the plan depends on, and the addresses of its tensors.
 
-    One loop over the tensors, because it runs at every launch.
+    This runs at every launch, hence in a single loop over the tensors.
     """
     first = tensors[0]
     assert first is not None
@@ -61,27 +61,27 @@ def key_and_pointers(
             pointers.append(pointer)
     if bits & 15:
         key.extend([pointer & 15 == 0 for pointer in pointers])
-    if HIP:  # Triton computes offsets in 32 bits into storage that they reach all of
+    if HIP:  # Triton uses 32-bit offsets for storage smaller than 2 GiB
         key.extend([tensor is None or tensor.untyped_storage().nbytes() < 2**31 for tensor in tensors])
     return tuple(key), pointers
 
 
 def make_plan(compiled: Any, launch: Launch, config: Config, tensors: int) -> Plan | None:
-    """The plan of a launch that Triton has just made on the current device.
+    """Return the plan of a launch that Triton has just started on the current device.
 
     Args:
-        compiled: what Triton gave for it.
-        tensors: how many of the kernel's parameters are tensors, the first ones.
+        compiled: the compiled kernel that Triton returned.
+        tensors: number of tensor parameters, which come first.
 
     Returns:
-        None where there is no compiled kernel to start: in Triton's interpreter for instance.
+        The plan, or None if there is no compiled kernel, as in Triton's interpreter.
     """
     if not all(hasattr(compiled, name) for name in ("run", "function", "packed_metadata")):
         return None
     active = driver.active
     current_device = active.get_current_device
     if current_device is torch.cuda.current_device:
-        # The same, without asking whether CUDA is initialised.
+        # Returns the same without checking whether CUDA is initialised.
         current_device = getattr(torch._C, "_cuda_getDevice", current_device)
     values = {**launch.arguments, **config.constants}
     rest = tuple(values[name] for name in launch.kernel.arg_names[tensors:])
@@ -99,10 +99,10 @@ def make_plan(compiled: Any, launch: Launch, config: Config, tensors: int) -> Pl
 
 
 def shortened(start: Start, parameters: int) -> Start:
-    """Leave out the Python in front of a launcher's C function, which is half of what starting a kernel costs.
+    """Return a start that calls a launcher's C function directly, which halves the host time of a launch.
 
-    It asks for memory that kernels may want for scratch, which ours do not, and hands on what it was given with what
-    the launcher holds. What that comes to is seen by a copy of the launcher that calls something else.
+    The Python code in front of it allocates scratch memory, which our kernels do not use, and passes on its arguments
+    together with attributes of the launcher. A copy of the launcher with a recording function shows which.
     """
     launcher: Any = start.function
     if any(getattr(launcher, name, None) != 0 for name in ("global_scratch_size", "profile_scratch_size")):
@@ -115,12 +115,12 @@ def shortened(start: Start, parameters: int) -> Start:
     probe(*start.before, stream, *start.after, *marks)
     for packed, end in ((True, (marks,)), (False, marks)):
         if len(seen) == 1 and stream in seen[0] and seen[0][-len(end) :] == end:
-            place = seen[0].index(stream)
-            return Start(launcher.launch, seen[0][:place], seen[0][place + 1 : -len(end)], packed)
+            index = seen[0].index(stream)
+            return Start(launcher.launch, seen[0][:index], seen[0][index + 1 : -len(end)], packed)
     return start
 
 
 def is_hooked() -> bool:
-    """Whether somebody listens to launches, as Triton's profiler does: then they go Triton's own way."""
+    """Return whether launch hooks are set, as by Triton's profiler; launches then have to go through Triton."""
     enter, leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook
     return bool(enter and getattr(enter, "calls", True)) or bool(leave and getattr(leave, "calls", True))

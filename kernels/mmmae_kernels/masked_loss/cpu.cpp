@@ -1,4 +1,4 @@
-// Squared error of predicted tokens against given ones, and its gradient, row by row.
+// Squared error of predicted tokens, and its gradient, row by row.
 #include "cpu/arrays.h"
 #include "cpu/rows.h"
 
@@ -10,11 +10,10 @@
 #include <optional>
 #include <vector>
 
-
 namespace mmmae {
 namespace {
 
-// A target row becomes (target - mean) * scale.
+// Normalisation of a target row: (target - mean) * scale.
 struct Moments {
     float mean = 0, scale = 1;
 };
@@ -33,7 +32,7 @@ MMMAE_VECTOR float squared_error(const float* __restrict prediction, const float
     });
 }
 
-// The same, and out = factor * difference.
+// Returns the same and writes out = factor * difference.
 MMMAE_VECTOR float squared_error(const float* __restrict prediction, const float* __restrict target, Moments moments,
                                  float factor, float* __restrict out, int64_t width) {
     return sum_of(width, [=](int64_t i) {
@@ -43,7 +42,7 @@ MMMAE_VECTOR float squared_error(const float* __restrict prediction, const float
     });
 }
 
-// The same of a row that holds the difference already but for the bias.
+// Returns the same for a row that holds the difference plus the bias, and overwrites it with factor * difference.
 MMMAE_VECTOR float squared_error(float* __restrict row, const float* __restrict bias, float factor, int64_t width) {
     return sum_of(width, [=](int64_t i) {
         const float difference = row[i] - bias[i];
@@ -52,7 +51,7 @@ MMMAE_VECTOR float squared_error(float* __restrict row, const float* __restrict 
     });
 }
 
-using Weights = View<const float, 2>;  // [B, M], or none for 1 each
+using Weights = View<const float, 2>;  // [B, M]; none means 1
 
 float weight(const Weights& weights, int64_t b, int64_t m) { return weights ? *weights.at(b, m) : 1.0f; }
 
@@ -81,12 +80,12 @@ static double masked_l2_loss(Address prediction_address, Sizes<2> prediction_str
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width >= PARALLEL_ELEMENTS)
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t b = row / masked, m = row % masked;
-        const float *ours = prediction.at(b, m), *theirs = target.at(b, ids ? *ids.at(b, m) : m);
-        const Moments to = epsilon ? moments(theirs, width, *epsilon) : Moments();
-        const float share = weight(weights, b, m);
-        errors[row] = share * (out ? squared_error(ours, theirs, to, static_cast<float>(factor * share),
-                                                   out + row * width, width)
-                                   : squared_error(ours, theirs, to, width));
+        const float *predicted = prediction.at(b, m), *wanted = target.at(b, ids ? *ids.at(b, m) : m);
+        const Moments normalisation = epsilon ? moments(wanted, width, *epsilon) : Moments();
+        const float w = weight(weights, b, m);
+        errors[row] = w * (out ? squared_error(predicted, wanted, normalisation, static_cast<float>(factor * w),
+                                               out + row * width, width)
+                               : squared_error(predicted, wanted, normalisation, width));
     }
     return sum_in_order(errors);
 }
@@ -103,9 +102,8 @@ static double l2_loss_of_difference(Address difference_address, Address bias_add
     std::vector<double> errors(rows);
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width >= PARALLEL_ELEMENTS)
     for (int64_t row = 0; row < rows; ++row) {
-        const float share = weight(weights, row / masked, row % masked);
-        errors[row] = share * squared_error(difference + row * width, subtracted, static_cast<float>(factor * share),
-                                            width);
+        const float w = weight(weights, row / masked, row % masked);
+        errors[row] = w * squared_error(difference + row * width, subtracted, static_cast<float>(factor * w), width);
     }
     return sum_in_order(errors);
 }

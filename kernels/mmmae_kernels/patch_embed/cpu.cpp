@@ -1,4 +1,4 @@
-// Gather of 3D patches by token number, one row a patch, and its reverse, which adds rows back into a volume.
+// Gather of 3D patches by token number, one row a patch, and its transpose, which adds rows to a volume.
 #include "cpu/arrays.h"
 
 #include <nanobind/stl/array.h>
@@ -13,11 +13,11 @@ namespace {
 template <typename T> using Volume = View<T, 5>;  // [B, C, T, H, W]
 
 struct Patches {
-    int64_t pt, ph, pw;  // sizes of one
-    int64_t gt, gh, gw;  // how many along each axis
+    int64_t pt, ph, pw;  // sizes of a patch
+    int64_t gt, gh, gw;  // number of patches along each axis
     int64_t channels;
 
-    // Of a volume of these sizes, cut into patches that divide it.
+    // The patch sizes divide those of the volume.
     Patches(const Sizes<5>& sizes, const Sizes<3>& patch)
         : pt(patch[0]), ph(patch[1]), pw(patch[2]), gt(sizes[2] / pt), gh(sizes[3] / ph), gw(sizes[4] / pw),
           channels(sizes[1]) {}
@@ -26,14 +26,14 @@ struct Patches {
     int64_t elements() const { return channels * pt * ph * pw; }
 };
 
-// The first element of patch `id` of sample `b`.
+// Returns the first element of patch `id` of sample `b`.
 template <typename T> T* corner(const Volume<T>& volume, const Patches& p, int64_t b, int64_t id) {
     const int64_t t = id / (p.gh * p.gw), h = id / p.gw % p.gh, w = id % p.gw;
     return volume.data + b * volume.stride[0] + t * p.pt * volume.stride[2] + h * p.ph * volume.stride[3] +
            w * p.pw * volume.stride[4];
 }
 
-// Calls run(offset in the volume, offset in the row) for each of a patch's lines of pw elements, in the row's order.
+// Calls run(offset in the volume, offset in the row) for each line of pw elements of a patch, in the order of the row.
 template <typename T, typename Run> void for_each_line(const Volume<T>& volume, const Patches& p, Run run) {
     int64_t column = 0;
     for (int64_t c = 0; c < p.channels; ++c)
@@ -42,7 +42,7 @@ template <typename T, typename Run> void for_each_line(const Volume<T>& volume, 
                 run(c * volume.stride[1] + i * volume.stride[2] + j * volume.stride[3], column);
 }
 
-// Calls body with the line's length as a constant where it is a common one, so that a copy becomes a few vector moves.
+// Calls body with the length of a line, as a constant for common lengths, so that a copy becomes a few vector moves.
 template <typename Body> void with_length(int64_t length, Body body) {
     switch (length) {
         case 8: return body(std::integral_constant<int64_t, 8>());
@@ -80,8 +80,8 @@ void gather(const Volume<const T>& volume, const Ids& ids, const Patches& p, int
     });
 }
 
-// Tasks own disjoint ranges of a sample's tokens, hence disjoint elements, and each adds its rows in the order of ids: no
-// two threads write one element, and the sum of a repeated id does not depend on the number of threads.
+// Each task owns a range of a sample's tokens and adds its rows in the order of ids: no two threads write to the same
+// element, and the sum over a repeated id does not depend on the number of threads.
 void scatter(const View<const float, 2>& rows, const Ids& ids, const Patches& p, int64_t batch, int64_t keep,
              const Volume<float>& volume, int threads) {
     const int64_t tokens = p.tokens(), elements = p.elements();

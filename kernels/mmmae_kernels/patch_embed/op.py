@@ -34,7 +34,7 @@ def patch_embed(
     ids: Tensor | None = None,
     position: Tensor | None = None,
 ) -> Tensor:
-    """Embed the 3D patches of `volume`, or only those that `ids` names.
+    """Compute embeddings of the 3D patches of `volume`, or only of those that `ids` names.
 
     Args:
         volume: `[B, C, T, H, W]`, any strides.

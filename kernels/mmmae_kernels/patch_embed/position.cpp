@@ -1,4 +1,4 @@
-// Position embeddings added to chosen tokens in place, and the gradients of position and bias.
+// Position embeddings, added to tokens in place, and the gradients of position and bias.
 #include "cpu/arrays.h"
 #include "cpu/rows.h"
 
@@ -23,10 +23,10 @@ static void add_position(Address tokens_address, Address ids_address, Sizes<2> i
         accumulate(tokens + row * width, position + *ids.at(row / keep, row % keep) * position_stride, width);
 }
 
-// The rows of a gradient in the order of the tokens that they are of, those of one token in the order of ids.
+// Rows of a gradient sorted by token number, those with the same number in the order of ids.
 struct Grouped {
-    std::vector<int64_t> first;  // [N+1]: where a token's rows begin
-    std::vector<int64_t> row;    // [B*K]
+    std::vector<int64_t> first;  // [N+1]: index of a token's first row in `row`
+    std::vector<int64_t> row;    // [B*K]: row numbers
 
     Grouped(const Ids& ids, int64_t batch, int64_t keep, int64_t tokens) : first(tokens + 1), row(batch * keep) {
         for (int64_t number = 0; number < batch * keep; ++number) ++first[*ids.at(number / keep, number % keep) + 1];

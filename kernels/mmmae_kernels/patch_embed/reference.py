@@ -20,13 +20,13 @@ def patchify_reference(volume: Tensor, patch: tuple[int, int, int], ids: Tensor 
 def patch_embed_reference(
     volume: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None
 ) -> Tensor:
-    """Embed the patches of `volume` that `ids` names."""
+    """Compute embeddings of the patches of `volume` that `ids` names."""
     patch = (weight.shape[2], weight.shape[3], weight.shape[4])
     return project(patchify_reference(volume, patch, ids), weight, bias, ids, position)
 
 
 def project(rows: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, position: Tensor | None) -> Tensor:
-    """Embed patches given as rows `[B, K, C*pt*ph*pw]`; `ids` are their token numbers."""
+    """Compute embeddings of patches given as rows `[B, K, C*pt*ph*pw]`; `ids` are their token numbers."""
     tokens = F.linear(rows.to(weight.dtype), weight.flatten(1), bias)
     if position is None:
         return tokens

@@ -1,4 +1,4 @@
-// Random masks: Philox 4x32-10 noise and a bucket sort, one row a task, nothing in memory but a row's own scratch.
+// Random masks: Philox 4x32-10 noise and a bucket sort, one sample a task, with scratch memory for one sample a thread.
 #include "cpu/arrays.h"
 
 #include <nanobind/stl/array.h>
@@ -13,7 +13,7 @@ namespace mmmae {
 namespace {
 
 constexpr uint32_t MASK_STREAM = 0;
-// Drawing and sorting a number is worth this many copied ones where a second thread has to pay.
+// Drawing and sorting a number costs about as much as copying this many numbers.
 constexpr int64_t SORT_COST = 2;
 
 struct Words {
@@ -35,14 +35,16 @@ Words philox_4x32_10(Words counter, uint32_t k0, uint32_t k1) {
     return {{c0, c1, c2, c3}};
 }
 
-// A token's noise above its number: no two are equal, and their order is that of a stable sort by noise.
+// Noise in the upper half, token number in the lower: keys are unique, and their order is that of a stable sort by
+// noise.
 using Keyed = uint64_t;
 
 struct Row {
     int64_t *keep, *masked, *restore;  // [K], [M], [N]
 };
 
-// Noise is uniform: by its upper bits almost every number falls into a bucket of its own, and insertion does the rest.
+// Noise is uniform, so sorting by its upper bits puts almost every key into a bucket of its own; insertion sort does
+// the rest.
 constexpr int MOST_BUCKET_BITS = 16;
 
 int bucket_bits(int64_t tokens) {
@@ -51,7 +53,7 @@ int bucket_bits(int64_t tokens) {
     return bits;
 }
 
-// `next` has room for the buckets, `drawn` and `sorted` for the tokens.
+// Scratch memory: `next` has one element for each bucket, `drawn` and `sorted` for each token.
 void shuffle(uint64_t seed, uint64_t sample, int64_t tokens, int64_t kept, int bits, uint32_t* next, Keyed* drawn,
              Keyed* sorted, const Row& row) {
     const int shift = 64 - bits;
@@ -90,9 +92,9 @@ static void random_masking(int64_t seed, int64_t first_sample, Address keep_addr
     const int64_t batch = sizes[0], tokens = sizes[1], kept = sizes[2];
     auto *keep = pointer<int64_t>(keep_address), *masked = pointer<int64_t>(masked_address);
     auto* restore = pointer<int64_t>(restore_address);
-    if (tokens >= int64_t{1} << 32) fail("tokens: " + std::to_string(tokens) + " given, must be below 2^32");
+    if (tokens >= int64_t{1} << 32) fail("tokens is " + std::to_string(tokens) + ", expected less than 2^32");
     if (first_sample < 0 || first_sample > INT64_MAX - batch)
-        fail("first_sample: " + std::to_string(first_sample) + " given, expected sample numbers 0..2^63-1");
+        fail("first_sample is " + std::to_string(first_sample) + ", expected sample numbers 0..2^63-1");
     const int team = static_cast<int>(std::max<int64_t>(std::min<int64_t>(threads, batch), 1));
     const int bits = bucket_bits(tokens);
     std::vector<Keyed> keys(2 * team * tokens);

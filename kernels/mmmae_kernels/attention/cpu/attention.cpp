@@ -1,4 +1,4 @@
-// Attention of queries to keys and its gradients, never with all scores in memory: heads and blocks of queries on threads.
+// Attention and its gradients without the whole matrix of scores in memory; threads take heads and blocks of queries.
 #include "cpu/arrays.h"
 #include "head.h"
 
@@ -18,7 +18,7 @@ namespace {
 
 using attention::Level;
 
-// What a thread costs, in multiply-adds.
+// Multiply-adds for which another thread pays off.
 constexpr int64_t PARALLEL_PRODUCTS = 1 << 18;
 constexpr size_t ALIGNMENT = 64;
 
@@ -39,7 +39,7 @@ std::vector<const Level*> find_levels() {
     return found;
 }
 
-// Those that this CPU can run, best first.
+// The levels that this CPU supports, best first.
 const std::vector<const Level*>& levels() {
     static const std::vector<const Level*> found = find_levels();
     return found;
@@ -48,11 +48,11 @@ const std::vector<const Level*>& levels() {
 const Level& level_at(int64_t number) {
     const int64_t count = static_cast<int64_t>(levels().size());
     if (number < 0 || number >= count)
-        fail("level: " + std::to_string(number) + " given, expected 0.." + std::to_string(count - 1));
+        fail("level is " + std::to_string(number) + ", expected 0.." + std::to_string(count - 1));
     return *levels()[number];
 }
 
-// Scratch memory of every thread, allocated before they start: an exception must not leave a parallel region.
+// Scratch memory for all threads, allocated before they start, because an exception must not leave a parallel region.
 class Scratch {
   public:
     Scratch(int threads, int64_t floats)
@@ -70,7 +70,7 @@ class Scratch {
     std::unique_ptr<float, Delete> memory_;
 };
 
-// The keys that each sample has.
+// The present keys of each sample.
 class Present {
   public:
     Present(const View<const bool, 2>& key_present, int64_t batch, int64_t keys)
@@ -92,7 +92,8 @@ class Present {
     std::vector<int64_t> numbers_, counts_;
 };
 
-// Blocks of about the same length, which depends on nothing but the number of queries.
+// Returns the length of a block of queries. Blocks have about the same length, which depends only on the number of
+// queries.
 int64_t block_of(int64_t queries) {
     const int64_t blocks = std::max<int64_t>(1, (queries + attention::MAX_QUERIES - 1) / attention::MAX_QUERIES);
     const int64_t length = (queries + blocks - 1) / blocks;
@@ -117,7 +118,7 @@ static void attention_forward(Address q_address, Sizes<4> q_strides, Address k_a
     auto *out = pointer<float>(out_address), *lse = pointer<float>(lse_address);
     const Present present(View<const bool, 2>(key_present_address, key_present_strides), batch, keys);
 
-    // A head is one task if there are enough of them; else its blocks of queries are shared out.
+    // A head is one task if there are enough heads for all threads, else its blocks of queries are divided into parts.
     const int64_t block = block_of(queries), blocks = (queries + block - 1) / block, wanted = 4 * int64_t{threads};
     const int64_t parts = threads == 1 || batch * heads == 0
                               ? 1
@@ -168,7 +169,7 @@ static void attention_backward(Address grad_address, Sizes<4> grad_strides, Addr
     const auto* lse = pointer<const float>(lse_address);
     const Present present(View<const bool, 2>(key_present_address, key_present_strides), batch, keys);
 
-    // The gradients of keys are sums over all queries of a head, which one thread takes in order.
+    // The gradients of keys are sums over all queries of a head, which a single thread adds in order.
     const int64_t block = block_of(queries), tasks = batch * heads;
     const int size = team(threads, tasks, tasks * queries * keys * width);
     const Scratch scratch(size, level.backward_scratch(keys, width));

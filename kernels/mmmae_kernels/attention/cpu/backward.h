@@ -1,4 +1,4 @@
-// Gradients of one head: weights again from the scores and their log-sum-exp. For the files level_*.cpp alone.
+// Gradients of one head, with weights computed again from scores and log-sum-exps. To be included by level_*.cpp only.
 #pragma once
 
 #include "forward.h"
@@ -47,16 +47,16 @@ int64_t backward_scratch(int64_t keys, int64_t width) {
     return divide(nullptr, keys, width, parts);
 }
 
-// Queries and gradients of a block as rows and columns, and delta, the sum of grad * out. Rows that pad the block, and those
-// whose log-sum-exp says that there are no keys, are zero with an infinite log-sum-exp: all their weights are zero.
+// Packs the queries and gradients of a block as rows and as columns, and computes delta, the sum of grad * out. Padding
+// rows and rows without keys become zero with an infinite log-sum-exp, so that all their weights are zero.
 void pack_queries(const Backward& task, int64_t begin, int64_t count, const BackwardScratch& parts) {
     const int64_t width = task.keys.width, step = padded(width), rows = padded(count);
     const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
     for (int64_t i = 0; i < rows; ++i) {
         if (i + AHEAD < count) {
-            expect_row(task.grad, begin + i + AHEAD, width);
-            expect_row(task.q, begin + i + AHEAD, width);
-            expect_row(task.out, begin + i + AHEAD, width);
+            prefetch_row(task.grad, begin + i + AHEAD, width);
+            prefetch_row(task.q, begin + i + AHEAD, width);
+            prefetch_row(task.out, begin + i + AHEAD, width);
         }
         float *q = parts.q + i * step, *grad = parts.grad + i * step;
         if (i >= count || task.lse[begin + i] == -__builtin_inff()) {
@@ -82,7 +82,8 @@ void pack_queries(const Backward& task, int64_t begin, int64_t count, const Back
     }
 }
 
-// start(key) + products of all rows with a block of keys, vector by vector handed to finish(row, key, sum).
+// Computes start(key) plus the products of all rows with a block of keys, and passes each vector to finish(row, key,
+// sum).
 template <class Start, class Finish>
 MMMAE_INLINE void with_keys(const float* columns, const float* panels, int64_t rows, int64_t count, int64_t width,
                             Start start, Finish finish) {
@@ -106,7 +107,7 @@ MMMAE_INLINE void with_keys(const float* columns, const float* panels, int64_t r
     }
 }
 
-// to (+)= left * right, where left is the block of weights or its transpose.
+// Writes to = left * right, or adds it to `to` if begun; left is the block of weights or its transpose.
 template <int DEPTH, int ROW>
 MMMAE_INLINE void add_product(const float* left, const float* right, float* to, int64_t rows, int64_t depth, int64_t step,
                               bool begun) {
@@ -124,7 +125,7 @@ MMMAE_INLINE void add_product(const float* left, const float* right, float* to, 
     });
 }
 
-// Packed rows to the keys that are present, zeros to the others.
+// Writes packed rows to the present keys and zeros to the others.
 void unpack_rows(const float* from, const Keys& keys, WritableRows to) {
     const int64_t step = padded(keys.width);
     int64_t next = 0;

@@ -1,4 +1,4 @@
-// Attention of one head with a running maximum. For the files level_*.cpp alone.
+// Attention of one head with a running maximum. To be included by level_*.cpp only.
 #pragma once
 
 #include "pack.h"
@@ -7,8 +7,9 @@
 namespace mmmae::attention {
 namespace {
 
-// Scores of a block of queries with a block of keys are there at a time; values are read in smaller blocks, which stay in
-// the first cache. The steps are odd numbers of cache lines, so that rows do not fall on the same sets of a cache.
+// Scores of one block of queries with one block of keys are in memory at a time; values are read in smaller blocks,
+// which stay in the L1 cache. Row strides are odd numbers of cache lines, so that rows do not map to the same cache
+// sets.
 constexpr int64_t FORWARD_KEYS = 512, VALUE_KEYS = 128, SCORE_STEP = FORWARD_KEYS + 16;
 constexpr int64_t QUERY_STEP = 144, QUERY_ROWS = 128;
 static_assert(MAX_QUERIES <= QUERY_ROWS && QUERY_ROWS <= QUERY_STEP);
@@ -21,9 +22,9 @@ struct ForwardScratch {
     float *maximum, *total, *decay;   // [QUERY_ROWS]
 };
 
-// Says where the parts lie, and how much they take.
+// Divides scratch memory into its parts and returns its size in floats.
 int64_t divide(float* memory, int64_t keys, int64_t width, ForwardScratch& parts) {
-    const int64_t n = (keys + 15) / 16 * 16, d = (width + 15) / 16 * 16;  // each part begins a cache line
+    const int64_t n = (keys + 15) / 16 * 16, d = (width + 15) / 16 * 16;  // each part starts at a cache line
     int64_t used = 0;
     const auto take = [&](float*& part, int64_t count) {
         part = memory ? memory + used : nullptr;
@@ -49,14 +50,14 @@ int64_t forward_scratch(int64_t keys, int64_t width) {
 }
 
 void pack_keys(const Keys& keys, const ForwardScratch& parts) {
-    // The panels come from packed rows, for which the place of the values serves.
+    // Panels are made from packed rows, for which the memory of the values is used first.
     pack_rows(keys, keys.k, parts.v);
     pack_panels(parts.v, keys.count, keys.width, parts.k_panels);
     pack_rows(keys, keys.v, parts.v);
     pack_bias(keys.count, parts.bias);
 }
 
-// Queries as columns, times the scale; zeros pad them.
+// Packs the scaled queries as columns, padded with zeros.
 void pack_queries(Rows q, int64_t count, int64_t width, const ForwardScratch& parts) {
     const int64_t step = padded(width);
     const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
@@ -71,7 +72,7 @@ void pack_queries(Rows q, int64_t count, int64_t width, const ForwardScratch& pa
     }
 }
 
-// Scores of all rows with keys first..first+count-1, and the highest of each row in W parts.
+// Computes the scores of all rows with keys first..first+count-1, and the maximum of each row in W parts.
 void score(const ForwardScratch& parts, int64_t rows, int64_t first, int64_t count, int64_t width) {
     for (int64_t i = 0; i < rows; ++i) store(parts.highest + i * W, splat(-__builtin_inff()));
     for (int64_t key = 0; key < count; key += PANEL) {
@@ -101,7 +102,7 @@ void score(const ForwardScratch& parts, int64_t rows, int64_t first, int64_t cou
     }
 }
 
-// Scores become exponentials of their distance from the highest so far.
+// Overwrites scores with the exponentials of their difference from the running maximum, and updates the running sum.
 void weigh(const ForwardScratch& parts, int64_t rows, int64_t count, bool begun) {
     for (int64_t row = 0; row < rows; ++row) {
         float* scores = parts.scores + row * SCORE_STEP;

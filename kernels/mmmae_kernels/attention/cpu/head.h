@@ -1,8 +1,8 @@
-// One head of one sample, and the functions on it that are compiled once for each instruction set.
+// Data of one head of one sample, and the functions on it that are compiled for each instruction set.
 //
-// Plain structures without member functions: an inline function would be compiled for AVX-512 in one file, and as the linker
-// keeps any one copy, be run on CPUs without it. For the same reason level_*.cpp use nothing of the standard library that
-// has code, and all they define but their Level is in an unnamed namespace.
+// The structures have no member functions: an inline function would be compiled in several files, and the linker might
+// keep the AVX-512 copy for CPUs without it. For the same reason level_*.cpp use no code of the standard library, and
+// define everything but their Level in an unnamed namespace.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,12 @@ namespace mmmae::attention {
 
 constexpr int64_t MAX_WIDTH = 256;
 
-// A block of queries is at most this long and a multiple of ROW_STEP but for the last.
+// The length of a block of queries is at most MAX_QUERIES and, except for the last block, a multiple of ROW_STEP.
 constexpr int64_t MAX_QUERIES = 120, ROW_STEP = 12;
 
 struct Rows {
     const float* data;
-    int64_t stride;  // in floats, from row to row
+    int64_t stride;  // between rows, in floats
 };
 
 struct WritableRows {
@@ -26,9 +26,9 @@ struct WritableRows {
 
 struct Keys {
     Rows k, v;
-    int64_t width;           // of a head
-    int64_t total, count;    // all keys, and those present
-    const int64_t* present;  // [count], their numbers; null if all are
+    int64_t width;           // channels of a head
+    int64_t total, count;    // number of all keys, and of present keys
+    const int64_t* present;  // [count] numbers of the present keys; null if all are present
 };
 
 struct Forward {
@@ -37,8 +37,8 @@ struct Forward {
     WritableRows out;
     float* lse;           // [queries]
     int64_t first, last;  // queries of this task
-    int64_t block;        // queries at a time
-    bool packed;          // the scratch memory holds these keys already
+    int64_t block;        // queries of a block
+    bool packed;          // whether the scratch memory already holds these keys
 };
 
 struct Backward {
@@ -51,7 +51,7 @@ struct Backward {
 
 struct Level {
     const char* name;
-    // Floats of scratch memory, which starts at a multiple of 64 bytes.
+    // Sizes of scratch memory in floats; it has to be aligned to 64 bytes.
     int64_t (*forward_scratch)(int64_t keys, int64_t width);
     int64_t (*backward_scratch)(int64_t keys, int64_t width);
     void (*forward)(const Forward& task, float* scratch);

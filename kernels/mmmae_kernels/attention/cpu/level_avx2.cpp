@@ -1,4 +1,4 @@
-// Attention in vectors of AVX2 with FMA.
+// Attention compiled for AVX2 with FMA.
 #include "backward.h"
 
 namespace mmmae::attention {

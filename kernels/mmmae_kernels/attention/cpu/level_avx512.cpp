@@ -1,4 +1,4 @@
-// Attention in vectors of AVX-512.
+// Attention compiled for AVX-512.
 #include "backward.h"
 
 namespace mmmae::attention {

@@ -1,4 +1,4 @@
-// Products of packed matrices in tiles that stay in registers. For the files level_*.cpp alone.
+// Products of packed matrices in tiles that stay in registers. To be included by level_*.cpp only.
 #pragma once
 
 #include "vector.h"
@@ -6,7 +6,8 @@
 namespace mmmae::attention {
 namespace {
 
-// Rows of a tile of so many vectors, such that sums, a row of the right matrix and one broadcast number fill the registers.
+// Rows of a tile by its number of vectors: the sums, a row of the right matrix and one broadcast number fill the
+// registers.
 #if defined(__AVX512F__)
 constexpr int MAX_VECTORS = 4;
 constexpr int TILE_ROWS[] = {0, 12, 12, 8, 6};
@@ -18,7 +19,8 @@ constexpr int MAX_VECTORS = 2;
 constexpr int TILE_ROWS[] = {0, 8, 4};
 #endif
 
-// sums[r][v] = start(v) + sum over k of a[k * DEPTH + r * ROW] * b[k * b_step + v * W ..], handed to finish.
+// Computes sums[r][v] = start(v) + sum over k of a[k * DEPTH + r * ROW] * b[k * b_step + v * W ..] and passes them to
+// finish.
 template <int R, int V, int DEPTH, int ROW, class Start, class Finish>
 MMMAE_INLINE void tile(const float* a, const float* b, int64_t b_step, int64_t depth, Start start, Finish finish) {
     Vec sums[R][V];
@@ -44,12 +46,12 @@ MMMAE_INLINE void tile(const float* a, const float* b, int64_t b_step, int64_t d
     for (int r = 0; r < R; ++r) finish(r, sums[r]);
 }
 
-// A number known to the compiler, as an argument.
+// A compile-time constant as a function argument.
 template <int N> struct Constant {
     static constexpr int value = N;
 };
 
-// Calls body(first row, tile rows as a constant) until all rows, a multiple of 4, are done.
+// Calls body(first row, number of rows as a constant) for tiles that cover all rows, a multiple of 4.
 template <int V, class Body> MMMAE_INLINE void for_row_tiles(int64_t rows, Body body) {
     constexpr int R = TILE_ROWS[V];
     int64_t row = 0;
@@ -71,11 +73,11 @@ template <int V, class Body> MMMAE_INLINE void for_row_tiles(int64_t rows, Body 
     }
 }
 
-// Calls body(first column, vectors as a constant) until all `width` columns, whole vectors, are done.
+// Calls body(first column, number of vectors as a constant) for tiles that cover all `width` columns, a multiple of W.
 template <class Body> MMMAE_INLINE void for_column_tiles(int64_t width, Body body) {
     int64_t column = 0, vectors = width / W;
     if constexpr (MAX_VECTORS == 4) {
-        // 5 = 3 + 2, as 4 + 1 would leave a tile that waits for its loads.
+        // 5 is divided into 3 + 2, because a tile of 1 would wait for its loads.
         while (vectors >= 4 && vectors != 5) {
             body(column, Constant<4>{});
             column += 4 * W;

@@ -1,4 +1,4 @@
-// A vector of floats as wide as the instruction set's registers. For the files level_*.cpp alone.
+// A vector of floats as wide as the registers of the instruction set. To be included by level_*.cpp only.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 #endif
 
 #define MMMAE_INLINE [[gnu::always_inline]] inline
-#define MMMAE_INLINED __attribute__((always_inline))  // of a lambda: a call would put all registers into memory
+#define MMMAE_INLINED __attribute__((always_inline))  // for lambdas: a call would spill all registers
 #ifdef __clang__
 #define MMMAE_UNROLL _Pragma("unroll")
 #else
@@ -35,12 +35,12 @@ typedef float Unaligned __attribute__((vector_size(W * sizeof(float)), aligned(4
 
 MMMAE_INLINE Vec load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 MMMAE_INLINE void store(float* to, Vec x) { *reinterpret_cast<Unaligned*>(to) = x; }
-MMMAE_INLINE Vec splat(float x) { return x - Vec{}; }  // minus zero, as x + 0 would turn -0 into 0
+MMMAE_INLINE Vec splat(float x) { return x - Vec{}; }  // minus zero, because x + 0 would turn -0 into 0
 
-// The larger ones, b where either is NaN. The compiler makes two instructions of the plain expression.
+// Returns the larger elements, b if either is NaN. The compiler would make two instructions of the plain expression.
 MMMAE_INLINE Vec max(Vec a, Vec b) {
 #if defined(__AVX512F__)
-    return _mm512_maskz_max_ps(0xffff, a, b);  // GCC 12 warns of uninitialised memory in that without a mask
+    return _mm512_maskz_max_ps(0xffff, a, b);  // for _mm512_max_ps GCC 12 warns of uninitialised memory
 #elif defined(__AVX__)
     return _mm256_max_ps(a, b);
 #elif defined(__SSE__)
@@ -50,7 +50,7 @@ MMMAE_INLINE Vec max(Vec a, Vec b) {
 #endif
 }
 
-// The first `count` < W floats, the rest zeros.
+// Loads the first `count` < W floats; the rest are zeros.
 MMMAE_INLINE Vec load_some(const float* from, int64_t count) {
     Vec x{};
     for (int i = 0; i < count; ++i) x[i] = from[i];
@@ -69,24 +69,24 @@ template <size_t STEP, size_t... I> MMMAE_INLINE Vec rotate(Vec x, std::index_se
 #endif
 }
 
-// The sum, or what else `join` gives, of all lanes.
-template <size_t STEP = W / 2, class Join> MMMAE_INLINE float joined(Vec x, Join join) {
+// Reduces all lanes by `join`.
+template <size_t STEP = W / 2, class Join> MMMAE_INLINE float reduce(Vec x, Join join) {
     x = join(x, rotate<STEP>(x, std::make_index_sequence<W>{}));
     if constexpr (STEP > 1)
-        return joined<STEP / 2>(x, join);
+        return reduce<STEP / 2>(x, join);
     else
         return x[0];
 }
 
 MMMAE_INLINE float sum_of(Vec x) {
-    return joined(x, [](Vec a, Vec b) MMMAE_INLINED { return a + b; });
+    return reduce(x, [](Vec a, Vec b) MMMAE_INLINED { return a + b; });
 }
 
 MMMAE_INLINE float max_of(Vec x) {
-    return joined(x, [](Vec a, Vec b) MMMAE_INLINED { return max(a, b); });
+    return reduce(x, [](Vec a, Vec b) MMMAE_INLINED { return max(a, b); });
 }
 
-// a0 b0 a1 b1 ..., of the first or the second halves.
+// Returns a0 b0 a1 b1 ... from the first or the second halves of a and b.
 template <int FIRST, size_t... I> MMMAE_INLINE Vec interleave(Vec a, Vec b, std::index_sequence<I...>) {
 #ifdef __clang__
     return __builtin_shufflevector(a, b, (FIRST + I / 2 + I % 2 * W)...);
@@ -95,7 +95,7 @@ template <int FIRST, size_t... I> MMMAE_INLINE Vec interleave(Vec a, Vec b, std:
 #endif
 }
 
-// W rows of `width` floats, which lie `from_step` apart and are padded to whole vectors, become columns `to_step` apart.
+// Transposes W rows of `width` floats, `from_step` apart and padded to whole vectors, into columns `to_step` apart.
 MMMAE_INLINE void transpose_rows(const float* from, int64_t from_step, float* to, int64_t to_step, int64_t width) {
     using Lanes = std::make_index_sequence<W>;
     for (int64_t column = 0; column < width; column += W) {
@@ -124,8 +124,9 @@ MMMAE_INLINE void transpose_rows(const float* from, int64_t from_step, float* to
     }
 }
 
-// exp(y) for y < 88, off by 2 units in the last place; 0 for y < -87.7. 2^n times a polynomial for 2^r, a relative minimax
-// fit over [-1/2, 1/2] with 2^0 = 1, off by 1.1e-7. The GELU's has one term more.
+// Returns exp(y) for y < 88 with an error of 2 units in the last place; 0 for y < -87.7. It is 2^n times a polynomial
+// for 2^r, a relative minimax fit over [-1/2, 1/2] with 2^0 = 1 and an error of 1.1e-7. GELU's polynomial has one term
+// more.
 MMMAE_INLINE Vec exponential(Vec y) {
     constexpr float LOG2_E = 1.44269504f;
     constexpr float TO_INTEGER = 12582912.0f + 127.0f;  // 1.5 * 2^23: adding it leaves n + 127 in the lowest bits
@@ -139,9 +140,10 @@ MMMAE_INLINE Vec exponential(Vec y) {
     return p * reinterpret_cast<Vec>(reinterpret_cast<Bits>(shifted) << 23);
 }
 
-// log x for normal x > 0, off by a unit in the last place, NaN for NaN. The polynomial is that of Cephes' logf.
+// Returns log x for normal x > 0 with an error of one unit in the last place, NaN for NaN. The polynomial is Cephes'
+// logf.
 MMMAE_INLINE Vec logarithm(Vec x) {
-    constexpr int32_t ROOT_HALF = 0x3f3504f3;  // the bits of sqrt(1/2), where the rest begins
+    constexpr int32_t ROOT_HALF = 0x3f3504f3;  // bits of sqrt(1/2), the lower end of the reduced range
     const Int bits = reinterpret_cast<Int>(x), n = (bits - ROOT_HALF) >> 23;
     const Vec t = reinterpret_cast<Vec>(bits - (n << 23)) - 1.0f, square = t * t;
     Vec p = 7.0376836292e-2f * t - 1.1514610310e-1f;

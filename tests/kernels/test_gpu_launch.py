@@ -1,4 +1,4 @@
-"""What Triton kernels refuse, with the reason, and which config a launch starts."""
+"""Refusals of the Triton kernels with their reasons, and the plans and configs by which a kernel is launched."""
 
 import contextlib
 from types import SimpleNamespace
