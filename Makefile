@@ -12,9 +12,8 @@ NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae
 
 install: $(VENV)/.native ## install the package with all extras and the tools of development into .venv
 
-demo: $(VENV)/.native ## pretrain the tiny model on generated subjects, and say where its picture is
-	$(BIN)/mmmae pretrain --out runs/demo --resume auto $(ARGS)
-	@echo "the picture: $(CURDIR)/runs/demo/reconstruction.png"
+demo: $(VENV)/.native ## pretrain a tiny model on generated subjects; its last line names the picture (a minute)
+	$(BIN)/mmmae pretrain $(ARGS)
 
 # Three at a time, of one thread each: some wait for processes that they start, and tests of threads ask for more. Triton decides at import whether it interprets or compiles,
 # so that the kernels are tested in two processes.
@@ -78,7 +77,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt Makefile | $(BIN)/py
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools nanobind cmake ninja
 	MMMAE_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
-	@test ! -e $(VENV)/.native || $(MAKE) --no-print-directory $(VENV)/.native
+	@test ! -e $(VENV)/.native || { $(BUILD_NATIVE) && touch $(VENV)/.native; }
 
 # By the package's name, which is installed already: the path of the checkout would install it again.
 $(VENV)/.peers: $(VENV)/.installed
@@ -89,6 +88,7 @@ $(VENV)/.peers: $(VENV)/.installed
 # package works in PyTorch code, and the tests of the library are skipped.
 CAN_BUILD = printf '\#include <Python.h>\n\#include <omp.h>\n' | $(CXX) -fopenmp -fsyntax-only -x c++ - 2>/dev/null \
   -I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')"
+BUILD_NATIVE = export MMMAE_NATIVE="$${MMMAE_NATIVE-$$($(CAN_BUILD) && echo 1)}" && $(BIN)/python setup.py -q build_ext --inplace
 $(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)
-	@export MMMAE_NATIVE="$${MMMAE_NATIVE-$$($(CAN_BUILD) && echo 1)}" && $(BIN)/python setup.py -q build_ext --inplace
+	@$(BUILD_NATIVE)
 	@touch $@

@@ -1,51 +1,66 @@
-"""Every block of the pages runs, in order, in an empty folder: they are taken from the pages, not copied."""
+"""The documentation runs: each block and each line to type, taken from README.md and the pages, in an empty folder."""
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 import mmmae
+from bench.chart import lowest_ratios
+from bench.results import FOLDER, Results
 from mmmae.cli import main
 from mmmae.cost.counting import count_step
 
 ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 PAGES = sorted(page.name for page in (ROOT / "docs").glob("*.md") if "```" in page.read_text())
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
-SECONDS = 120
 
 
 def commands(text):
-    """The command lines of a block; a backslash at the end of a line continues it."""
-    return [line for line in text.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+    """Return the command lines of a block without comments; a backslash at the end of a line continues it."""
+    lines = [line.split("  #")[0].strip() for line in text.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def run(line, folder):
+    """Run a command line of a page."""
     program, *arguments = shlex.split(line)
     if program == "mmmae":
         assert main(arguments) == 0, line
     elif program == "torchrun":
         torchrun(arguments, folder)
     else:
-        raise AssertionError(f"no rule how to run {line!r}")
+        raise AssertionError(f"{line!r} starts {program!r}, expected mmmae or torchrun")
 
 
 def torchrun(arguments, folder):
-    """Run it, on each of the machines that it names: here they are processes of one."""
-    nodes = int(arguments[arguments.index("--nnodes") + 1]) if "--nnodes" in arguments else 1
-    meeting = [] if nodes > 1 else ["--standalone"]
-    command = [sys.executable, "-m", "torch.distributed.run", *meeting, *arguments]
+    """Run a command under torchrun.
+
+    Machines are processes here. Of one machine the options are read, and this process runs the command alone:
+    test_torchrun.py starts two.
+    """
+    options = get_args_parser().parse_args(arguments)
+    nodes = int(options.nnodes.split(":")[-1])
+    if nodes == 1:
+        assert (options.module, options.training_script) == (True, "mmmae")
+        assert main(options.training_script_args) == 0, arguments
+        return
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     machines = [subprocess.Popen(command, cwd=folder, env=environment, **pipes) for _ in range(nodes)]
     for machine in machines:
-        printed, _ = machine.communicate(timeout=SECONDS)
+        printed, _ = machine.communicate()
         assert machine.returncode == 0, printed
 
 
@@ -59,8 +74,31 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
         elif language == "sh":
             for line in commands(text):
                 run(line, tmp_path)
-        else:
-            raise AssertionError(f"{page} has a block in {language or 'no language'}, expected python or sh")
+        elif language != "mermaid":
+            raise AssertionError(f"{page} has a block in {language or 'no language'}, expected python, sh or mermaid")
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for language, text in BLOCK.findall(README.read_text()):
+        if language == "python":
+            exec(compile(text, "README.md", "exec"), names)
+    assert names["tokens"].shape == (2, 784, 768)
+    assert names["visible"].shape == (2, 196, 768)
+
+
+def test_no_block_of_the_readme_scrolls_sideways():
+    lines = [line for _, text in BLOCK.findall(README.read_text()) for line in text.splitlines()]
+    assert [line for line in lines if len(line) > 95] == []
+
+
+def test_the_readme_tells_the_ratios_of_its_chart():
+    runs = [Results.from_json(path.read_text()) for path in sorted(FOLDER.glob("20261124-*.json"))]
+    ratios = {name: f"{ratio:.2f}" for name, ratio in lowest_ratios(runs).items()}
+    (told,) = re.findall(r"!\[(.*)\]\(docs/speed\.svg\)", README.read_text())
+    shown = [ratios[name] for name in ("fast", "reference, SDPA", "reference, plain")]
+    assert re.findall(r"\d\.\d\d", told) == shown
 
 
 def test_the_memory_of_the_troubleshooting_page_is_what_is_counted():
@@ -84,12 +122,22 @@ def test_the_memory_of_the_troubleshooting_page_is_what_is_counted():
 
 
 TYPED = re.compile(r"^    ((?:\.venv/bin/|make |mmmae |python |pip |git |torchrun ).*)$", re.MULTILINE)
+
+
+def typed_lines(page):
+    """Return the lines that a page says to type: those that are indented, and in README.md the blocks of a shell."""
+    text = page.read_text()
+    shell = [part for language, part in BLOCK.findall(text) if language == "sh" and page == README]
+    indented = TYPED.findall(BLOCK.sub("", text))
+    return [*commands("\n".join(indented)), *(line for part in shell for line in commands(part))]
+
+
 TYPED_ON = [
-    (page.relative_to(ROOT).as_posix(), line.split("  #")[0].strip())
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-    for line in TYPED.findall(page.read_text())
+    (page.relative_to(ROOT).as_posix(), line)
+    for page in (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    for line in typed_lines(page)
 ]
-RESULT = ROOT / "bench" / "runs" / "20261124-172329-amd-epyc-2-cores.json"
+RESULT = FOLDER / "20261124-172329-amd-epyc-2-cores.json"
 # What stands for a file or folder of the reader's.
 STANDS_FOR = {
     "DIR": "eyes/hsi",
@@ -98,9 +146,11 @@ STANDS_FOR = {
     "NEW.json": "result.json",
     "FILE.json": "result.json",
 }
-# Takes long, and is run by test_bench_predictions.py, kernels/test_aot.py, soak/test_land_cover_runs.py.
+# Takes long, and is run by bench/test_predictions.py, kernels/test_aot.py, soak/test_land_cover_runs.py.
 RUN_ELSEWHERE = ("bench.predictions", "mmmae_kernels.aot", "experiments/")
+CHANGE_THE_PROCESS = ("-m pytest", "bench.host_time", "bench/where.py")
 SHORT = ["--steps", "2", "--batch", "1", "--warmup", "0"]
+SMALL = [f"--set={field}=1" for field in ("depth", "aux_depth", "decoder_depth")] + ["--set=image_size=64"]
 
 
 @pytest.mark.parametrize(("page", "line"), TYPED_ON, ids=str)
@@ -110,11 +160,9 @@ def test_a_line_that_a_page_says_to_type_can_be_typed(page, line, tmp_path, monk
         line = re.sub(rf"\b{re.escape(name)}\b", stand_in, line)
     program, *arguments = shlex.split(line.removeprefix(".venv/bin/"))
     if arguments[:1] == ["pretrain"]:
-        arguments += SHORT
+        arguments += SHORT + SMALL
     elif arguments[:1] == ["finetune"]:
         arguments += ["--epochs", "1"]
-    elif arguments[:2] == ["-m", "pytest"]:
-        arguments += ["--collect-only", "-q"]
     elif any(name in line for name in RUN_ELSEWHERE):
         arguments += ["--help"]
     if program == "git":
@@ -122,16 +170,34 @@ def test_a_line_that_a_page_says_to_type_can_be_typed(page, line, tmp_path, monk
     elif program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
     elif program == "pip":
-        (extra,) = re.findall(r"\[(\w+)\]", line)
-        assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+        assert re.fullmatch(r"pip install (\.|mmmae)(\[\w+\])?", " ".join([program, *arguments]))
+        for extra in re.findall(r"\[(\w+)\]", line):
+            assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
     elif program == "mmmae":
         if "eyes/hsi" in line:
             assert main(["data", "phantom", "eyes", "--subjects", "3", "--size", "64"]) == 0
         if "--encoder" in arguments:
-            assert main(["pretrain", "--preset", "tiny", "--hsi", "eyes/hsi", *SHORT]) == 0
+            assert main(["pretrain", "--preset", "tiny", "--hsi", "eyes/hsi", *SHORT, *SMALL]) == 0
         assert main(arguments) == 0
+    elif any(name in line for name in CHANGE_THE_PROCESS):
+        arguments += ["--collect-only", "-q"] if "pytest" in arguments else []
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
     else:
         shutil.copy(RESULT, tmp_path / "result.json")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        folder = tmp_path if "result.json" in line else ROOT
-        subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True, capture_output=True)
+        monkeypatch.chdir(tmp_path if "result.json" in line else ROOT)
+        run_python(arguments, monkeypatch)
+
+
+def run_python(arguments, monkeypatch):
+    """Run a module or a script in this process, which has imported most of what it needs."""
+    is_module = arguments[0] == "-m"
+    name, *rest = arguments[is_module:]
+    monkeypatch.setattr(sys, "argv", [name, *rest])
+    status = None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*found in sys.modules")
+        try:
+            (runpy.run_module if is_module else runpy.run_path)(name, run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    assert not status
