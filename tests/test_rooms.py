@@ -1,4 +1,7 @@
-"""Imports between modules have no circle, rooms import only from rooms below, and the page shows them as they are."""
+"""Imports between modules have no circle, rooms import only from rooms below, and the page shows the code as it is."""
+
+import ast
+import re
 
 import pytest
 
@@ -25,6 +28,19 @@ def test_no_room_imports_upwards(imports):
 def test_the_architecture_page_shows_the_rooms_as_they_are():
     text = rooms.PAGE.read_text()
     assert text == rooms.page(text), "python -m tests.rooms draws the page's diagrams anew"
+
+
+def test_the_ways_through_the_code_on_the_architecture_page_exist():
+    text = rooms.PAGE.read_text().split("## Two ways through the code")[1]
+    ways = re.findall(r"\((.*?)\):\n\n(.*?)\n(?:\n|$)", text, re.DOTALL)
+    assert len(ways) == 2
+    for title, table in ways:
+        steps = re.findall(r"^\| \d+ \| `(.*?)` \| `(.*?)` \|", table, re.MULTILINE)
+        files = [file for file, _ in steps]
+        assert title == f"{len(files) - 1} moves between {len(set(files))} files"
+        for file, name in steps:
+            nodes = ast.walk(ast.parse((rooms.ROOT / file).read_text()))
+            assert name in {getattr(node, "name", None) for node in nodes}, (file, name)
 
 
 def test_imports_in_functions_and_for_type_checking_are_found(tmp_path):
