@@ -34,7 +34,7 @@ def augment(
         ValueError: the shares are not in ascending order, above 0 and at most 1.
     """
     if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
-        raise ValueError(f"crop is {crop}; expected two shares of the area in ascending order, above 0 and at most 1")
+        raise ValueError(f"crop is {crop}, expected two shares of the area in ascending order, above 0 and at most 1")
     area, top, left, *coins = generator.random(6).tolist()
     images = {**sample.aux, "hsi": sample.hsi[0], "valid": sample.valid[None].float()}
     if crop is not None:

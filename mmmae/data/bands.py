@@ -38,7 +38,7 @@ def select_bands(
     else:
         chosen = _nearest_bands(cube.wavelengths, [float(value) for value in wavelengths or ()], tolerance)
     if not chosen:
-        raise ValueError("no band is selected; expected at least one")
+        raise ValueError("no band is selected, expected at least one")
     index = torch.tensor(chosen)
     kept = None if cube.wavelengths is None else cube.wavelengths[index]
     return Cube(cube.values[index], kept, cube.nodata[index])
@@ -60,7 +60,7 @@ def resample_bands(cube: Cube, wavelengths: Sequence[float], *, tolerance: float
     """
     wanted = [float(value) for value in wavelengths]
     if not wanted:
-        raise ValueError("wavelengths is empty; expected at least one")
+        raise ValueError("wavelengths is empty, expected at least one")
     if cube.wavelengths is None:
         raise ValueError(f"cannot resample at {_listing(wanted)} nm: the file has no wavelengths")
     available, order = cube.wavelengths.double().sort()

@@ -238,7 +238,7 @@ def _compare(files: Sequence[_Examined], tolerance: float) -> Iterator[Finding]:
     digests: dict[bytes, _Examined] = {}
     for file in files:
         if file.path != stems.setdefault(file.subject, file.path):
-            file.report(Kind.SAME_STEM, f"the subject has {stems[file.subject]} already")
+            file.report(Kind.SAME_STEM, f"the subject already has {stems[file.subject]}")
         if file.digest is not None:
             first = digests.setdefault(file.digest, file)
             if first.subject != file.subject:

@@ -94,7 +94,7 @@ class PairedFolder(Subjects):
         choice = BandChoice(bands, wavelengths, resample, tolerance)
         self.image_size, self.tile, self.overlap = _check_size(image_size), tile, overlap
         if not (tile is None and overlap == 0) and not 0 <= overlap < (tile or 0):
-            raise ValueError(f"tile is {tile}, overlap is {overlap}; expected 0 <= overlap < tile")
+            raise ValueError(f"tile is {tile}, overlap is {overlap}, expected 0 <= overlap < tile")
         by_name = {"dataset": _by_modality(dataset), "axes": _by_modality(axes)}
         for option, given in by_name.items():
             if unknown := set(given) - {"hsi", *aux}:
@@ -202,7 +202,7 @@ class PairedFolder(Subjects):
             known = next(iter(factors.values()))
             if self.image_size is None and factors[scene] != known:
                 raise ValueError(
-                    f"{place} has {factors[scene]} pixels for one of its cube, others have {known}; give an image_size"
+                    f"{place} has {factors[scene]} pixels a pixel of its cube, others have {known}; give an image_size"
                 )
         return factors
 
@@ -265,7 +265,7 @@ def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | N
         return None
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if height < 1 or width < 1:
-        raise ValueError(f"image_size is {image_size}; expected one or two positive numbers")
+        raise ValueError(f"image_size is {image_size}, expected one or two positive numbers")
     return height, width
 
 

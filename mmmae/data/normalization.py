@@ -57,7 +57,7 @@ class Normalization:
             for band, values in enumerate(bands):
                 if len(values) != 3 or not all(map(math.isfinite, values)) or list(values) != sorted(values):
                     raise ValueError(
-                        f"modality {name!r}, band {band}: percentiles are {list(values)}; "
+                        f"modality {name!r}, band {band}: percentiles are {list(values)}, "
                         "expected three finite numbers in ascending order"
                     )
 
@@ -132,7 +132,7 @@ class Normalization:
         low, middle, high = np.array(self.percentiles[name], dtype=np.float64).T
         if values.ndim < 3 or values.shape[-3] != len(middle):
             raise ValueError(
-                f"modality {name!r} has shape {list(values.shape)}; expected [..., {len(middle)}, H, W], "
+                f"modality {name!r} has shape {list(values.shape)}, expected [..., {len(middle)}, H, W], "
                 f"because the statistics are of {len(middle)} bands"
             )
         half = (high - low) / 2

@@ -87,7 +87,7 @@ def images_in(modality: str, folder: Path) -> list[tuple[str, Path]]:
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
     images = [(stem, path) for path in files if (stem := _stem(path)) is not None]
     if not images:
-        raise ValueError(f"modality {modality!r}: no image in {folder}; expected files ending in {' '.join(SUFFIXES)}")
+        raise ValueError(f"modality {modality!r}: no image in {folder}, expected files ending in {' '.join(SUFFIXES)}")
     return images
 
 

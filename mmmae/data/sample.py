@@ -94,7 +94,7 @@ def collate(samples: Sequence[Sample], modalities: Iterable[str]) -> Batch:
         tensor([ True,  True, False])
     """
     if not samples:
-        raise ValueError("no samples; expected at least one")
+        raise ValueError("no samples, expected at least one")
     hsi = _stack("hsi", [(sample.name, sample.hsi) for sample in samples])
     valid = _stack("valid", [(sample.name, sample.valid) for sample in samples])
     aux: dict[str, Tensor] = {}

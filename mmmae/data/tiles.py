@@ -47,7 +47,7 @@ def untile(tiles: Iterable[Tensor], positions: Sequence[Position]) -> dict[str, 
         if placed == len(positions):
             raise ValueError(f"there are more tiles than the {len(positions)} positions")
         if tile.ndim != 3:
-            raise ValueError(f"a tile has shape {list(tile.shape)}; expected [C, H, W]")
+            raise ValueError(f"a tile has shape {list(tile.shape)}, expected [C, H, W]")
         scene, window = positions[placed]
         values, size = tile.float(), (window.height, window.width)
         if tuple(values.shape[1:]) != size:

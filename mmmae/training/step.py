@@ -91,7 +91,7 @@ class TrainingStep:
             raise ValueError(f"clip is {clip}, expected a number > 0, or None")
         if autocast not in (None, torch.bfloat16):
             scaler = ", which needs a loss scaler" if autocast == torch.float16 else ""
-            raise ValueError(f"autocast is {autocast}{scaler}; expected torch.bfloat16 or None")
+            raise ValueError(f"autocast is {autocast}{scaler}, expected torch.bfloat16 or None")
         if cuda_graph not in CUDA_GRAPH_CHOICES:
             raise ValueError(f"cuda_graph is {cuda_graph!r}, must be one of {', '.join(CUDA_GRAPH_CHOICES)}")
         self.device = _check_optimizer(optimizer)

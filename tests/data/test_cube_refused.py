@@ -117,7 +117,7 @@ def test_an_unknown_path_suffix_or_folder_is_refused(tmp_path):
     (tmp_path / "b.tif").mkdir()
     with pytest.raises(FileNotFoundError, match=r"missing\.tif"):
         read_cube(tmp_path / "missing.tif")
-    with pytest.raises(ValueError, match=r"a\.xyz: unknown suffix '\.xyz'; expected one of .*\.tif"):
+    with pytest.raises(ValueError, match=r"a\.xyz: unknown suffix '\.xyz', expected one of .*\.tif"):
         read_cube(tmp_path / "a.xyz")
     with pytest.raises(ValueError, match=r"b\.tif: is a folder"):
         read_cube(tmp_path / "b.tif")

@@ -141,7 +141,7 @@ def test_the_encoders_statistics_are_taken_unless_others_are_named(folder, tmp_p
         (["--hsi", "{folder}/hsi", "--overlap", "4"], "--overlap needs --tile"),
         (["--hsi", "{folder}/hsi", "--tile", "0"], "tile is 0"),
         (["--cache", "{folder}/hsi"], "index.json: no such file"),
-        (["--cache", "{folder}/shard"], "has the format 'mmmae-shards-1'; expected 'mmmae-cache-1'"),
+        (["--cache", "{folder}/shard"], "has the format 'mmmae-shards-1', expected 'mmmae-cache-1'"),
         (["--missing", "2"], "missing 2"),
     ],
 )

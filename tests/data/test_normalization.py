@@ -41,7 +41,7 @@ def test_a_constant_band_maps_to_zero():
 @pytest.mark.parametrize("shape", [(3, 4, 4), (4, 4), (2,)])
 @pytest.mark.parametrize("method", ["apply", "invert"])
 def test_values_of_another_shape_are_refused(method, shape):
-    with pytest.raises(ValueError, match=r"modality 'hsi' has shape .*; expected \[..., 2, H, W\]"):
+    with pytest.raises(ValueError, match=r"modality 'hsi' has shape .*, expected \[..., 2, H, W\]"):
         getattr(STATISTICS, method)("hsi", torch.zeros(shape))
 
 

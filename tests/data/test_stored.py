@@ -109,7 +109,7 @@ def test_a_truncated_or_missing_file_is_refused_at_construction(stored):
     path = max(stored.folder.rglob("*.[st]a[fr]*"))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 8])
-    with pytest.raises(ValueError, match=rf"{path.name}: has {len(content) // 8} bytes; expected"):
+    with pytest.raises(ValueError, match=rf"{path.name}: has {len(content) // 8} bytes, expected"):
         type(stored)(stored.folder)
     path.unlink()
     with pytest.raises(ValueError, match=rf"{path.name}: is missing"):

@@ -162,7 +162,7 @@ def test_scenes_of_several_sizes_make_tiles_of_one(tree, write_raster):
     assert [name for name in data.names if name.startswith("b")] == ["b@0,0", "b@0,1"]
     assert {data[index].hsi.shape for index in range(len(data))} == {(1, 3, 16, 16)}
     write_raster(tree / "fine" / "b.tif", np.ones((1, 16, 17), np.float32))
-    with pytest.raises(ValueError, match=r"b\.tif has 1 pixels for one of its cube, others have 2; give an image_size"):
+    with pytest.raises(ValueError, match=r"b\.tif has 1 pixels a pixel of its cube, others have 2; give an image_size"):
         PairedFolder(tree / "hsi", {"fine": tree / "fine"}, tile=16)
     both = PairedFolder(tree / "hsi", {"fine": tree / "fine"}, tile=16, image_size=8, normalization=IDENTITY)
     assert {tuple(sample.aux["fine"].shape) for sample in map(both.__getitem__, range(len(both)))} == {(1, 8, 8)}
@@ -199,7 +199,7 @@ def test_overlapping_tiles_are_averaged_and_resized_to_their_windows():
         untile([torch.ones(2, 4, 4)] * 2, positions)
     with pytest.raises(ValueError, match="more tiles than the 3 positions"):
         untile([torch.ones(2, 4, 4)] * 4, positions)
-    with pytest.raises(ValueError, match=r"shape \[4, 4\]; expected \[C, H, W\]"):
+    with pytest.raises(ValueError, match=r"shape \[4, 4\], expected \[C, H, W\]"):
         untile([torch.ones(4, 4)], positions)
 
 

@@ -54,7 +54,7 @@ def read_container(path: Path, dataset: str | None, axes: str | None, window: Wi
             part = tuple(slices.get(axis, slice(None)) for axis in axes)
         values = entry.read(part)
         if values.dtype.kind not in "biuf":
-            raise ValueError(f"the array has type {values.dtype}; expected real numbers")
+            raise ValueError(f"the array has type {values.dtype}, expected real numbers")
         values = values[None] if values.ndim == 2 else values.transpose([axes.index(axis) for axis in "THW"])
         nodata, value = None, entry.nodata
         if value is not None:
@@ -95,11 +95,11 @@ def _choose(entries: dict[str, _Entry], path: Path, dataset: str | None, axes: s
     """Return the array to read and the order of its axes; two letters for a 2-D array."""
     axes = axes or ("HWT" if path.suffix.lower() == ".mat" else "THW")
     if sorted(axes) != ["H", "T", "W"]:
-        raise ValueError(f'axes is {axes!r}; expected the letters T, H and W in the order of the file, as in "HWT"')
+        raise ValueError(f'axes is {axes!r}, expected the letters T, H and W in the order of the file, as in "HWT"')
     name = _chosen_name(entries, dataset)
     shape = entries[name].shape
     if len(shape) not in (2, 3):
-        raise ValueError(f"array {name!r} has shape {list(shape)}; expected 2 or 3 dimensions")
+        raise ValueError(f"array {name!r} has shape {list(shape)}, expected 2 or 3 dimensions")
     return entries[name], axes if len(shape) == 3 else "HW"
 
 
@@ -127,7 +127,7 @@ def _chosen_name(entries: dict[str, _Entry], dataset: str | None) -> str:
             return candidates[0]
         if candidates:
             shapes = ", ".join(f"{name} {list(entries[name].shape)}" for name in candidates)
-            raise ValueError(f"several {ndim}-D arrays, name one with dataset=: {shapes}")
+            raise ValueError(f"several {ndim}-D arrays, name one by dataset=: {shapes}")
     raise ValueError(f"expected a 3-D array of numbers, the file has {listing}")
 
 
@@ -149,7 +149,7 @@ def _wavelengths(
         if len(sizes) == 3 and length in sizes:
             raise ValueError(
                 f"{name!r} has {length} entries but the array {list(sizes)} read as {axes} has {bands} bands; "
-                f"say which axis is which with axes="
+                "give the order of the axes by axes="
             )
     if len(vectors) == 1 and bands > 1:
         name, entry = vectors.popitem()

@@ -86,7 +86,7 @@ def read_cube(
             read_raster(path, window) if raster else read_container(path, dataset, axes, window)
         )
         if 0 in values.shape:
-            raise ValueError(f"the array has shape {list(values.shape)}; expected at least one value")
+            raise ValueError(f"the array has shape {list(values.shape)}, expected at least one value")
         return _to_cube(values, wavelengths, nodata, check_finite)
 
 
@@ -103,11 +103,11 @@ def _errors_with_path(path: Path, dataset: str | None, axes: str | None) -> Iter
     """Refuse a path that cannot be an image, and name it in errors of the block; yield whether it is a raster."""
     suffix = path.suffix.lower()
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder; expected a file")
+        raise ValueError(f"{path}: is a folder, expected a file")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: unknown suffix {suffix!r}; expected one of {' '.join(SUFFIXES)}")
+        raise ValueError(f"{path}: unknown suffix {suffix!r}, expected one of {' '.join(SUFFIXES)}")
     raster = suffix not in CONTAINER_SUFFIXES
     if raster and (dataset is not None or axes not in (None, "THW")):
         raise ValueError(f"{path}: dataset= and axes= are for .npy, .npz, .mat and HDF5 files, not for rasters")

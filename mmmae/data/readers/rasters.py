@@ -64,7 +64,7 @@ def _open(path: Path) -> Iterator[Any]:
         # An absolute path, because rasterio takes "s3:x.tif" for a URL; a driver, so that a file cannot choose its own.
         with rasterio.open(os.path.abspath(data), driver="GTiff" if tiff else "ENVI") as source:
             if any(dtype.startswith("complex") for dtype in source.dtypes):
-                raise ValueError(f"the values are {source.dtypes[0]}; expected real numbers")
+                raise ValueError(f"the values are {source.dtypes[0]}, expected real numbers")
             if not tiff:
                 _check_envi_complete(source.tags(ns="ENVI"), np.dtype(source.dtypes[0]).itemsize, data)
             yield source
@@ -81,7 +81,7 @@ def envi_data_file(path: Path) -> Path:
     if path.suffix.lower() != ".hdr":
         header = envi_header(path)
         if header is None:
-            raise ValueError(f"no ENVI header beside it; expected {path.with_suffix('.hdr').name}")
+            raise ValueError(f"no ENVI header beside it, expected {path.with_suffix('.hdr').name}")
         data = path
     else:
         header = path
@@ -113,7 +113,7 @@ def _check_envi_complete(header: dict[str, str], itemsize: int, data: Path) -> N
     pixels = int(header["samples"]) * int(header["lines"]) * int(header["bands"])
     expected = int(header.get("header_offset") or 0) + pixels * itemsize
     if data.stat().st_size < expected:
-        raise ValueError(f"truncated: {data.name} has {data.stat().st_size} bytes, its header promises {expected}")
+        raise ValueError(f"truncated: {data.name} has {data.stat().st_size} bytes, expected {expected} by its header")
 
 
 def _wavelengths(source: Any) -> npt.NDArray[np.float32] | None:

@@ -56,7 +56,7 @@ class CachedSubjects(StoredSubjects):
             if not path.is_file():
                 raise ValueError(f"{path}: is missing; write the cache again")
             if path.stat().st_size != entry["bytes"]:
-                raise ValueError(f"{path}: has {path.stat().st_size} bytes; expected {entry['bytes']}")
+                raise ValueError(f"{path}: has {path.stat().st_size} bytes, expected {entry['bytes']}")
 
     def _read(self, entry: Mapping[str, Any], wanted: Sequence[str]) -> tuple[Path, dict[str, Tensor]]:
         path = self.folder / entry["file"]
@@ -90,7 +90,7 @@ def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: 
     """
     folder = Path(folder)
     if len(subjects) == 0:
-        raise ValueError("no subjects; expected at least one")
+        raise ValueError("no subjects, expected at least one")
     check_can_write(folder)
     names = subjects.names
     plan = {**describe(subjects, FORMAT), "names": names, "source_files": _source_files(subjects)}
@@ -149,7 +149,7 @@ def _listed(folder: Path, plan: Mapping[str, Any]) -> Any:
                 raise ValueError(f"{folder}: holds a cache of other data, with other {', '.join(other)}")
             return found.get("subjects")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise ValueError(f"{folder}: is not empty and holds no cache; expected a new folder")
+        raise ValueError(f"{folder}: is not empty and holds no cache, expected a new folder")
     return None
 
 

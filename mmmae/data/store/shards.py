@@ -45,7 +45,7 @@ class ShardedSubjects(StoredSubjects):
             if not path.is_file():
                 raise ValueError(f"{path}: is missing; write the shards again")
             if path.stat().st_size < end:
-                raise ValueError(f"{path}: has {path.stat().st_size} bytes; expected at least {end}")
+                raise ValueError(f"{path}: has {path.stat().st_size} bytes, expected at least {end}")
 
     def _read(self, entry: Mapping[str, Any], wanted: Sequence[str]) -> tuple[Path, dict[str, Tensor]]:
         path = self.folder / entry["file"]
@@ -107,9 +107,9 @@ def write_shards(
         raise ImportError("shards are written by webdataset: pip install 'mmmae[shards]'") from error
     folder = Path(folder)
     if len(subjects) == 0 or per_shard < 1:
-        raise ValueError(f"{len(subjects)} subjects, {per_shard} a shard; expected at least one of each")
+        raise ValueError(f"{len(subjects)} subjects, {per_shard} a shard, expected at least one of each")
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: is not empty; expected a new folder")
+        raise ValueError(f"{folder}: is not empty, expected a new folder")
     check_can_write(folder)
     index = describe(subjects, FORMAT)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,9 @@ class StoredSubjects(Subjects):
             self.normalization = Normalization.from_json(index["normalization"])
             self._entries: list[dict[str, Any]] = index["subjects"]
             self.names = [str(entry["name"]) for entry in self._entries]
-            places = [entry["position"] for entry in self._entries if "position" in entry]  # of all or none
+            places = [
+                entry["position"] for entry in self._entries if "position" in entry
+            ]  # of all, or of none
             self.positions = [Position(str(scene), Window(*map(int, window))) for scene, *window in places]
             for entry in self._entries:
                 _check_entry(entry)
@@ -104,7 +106,7 @@ def _check_entry(entry: Mapping[str, Any]) -> None:
     """Raise ValueError, KeyError or TypeError if a field of a subject's entry is missing or has a wrong type."""
     place = Path(entry["file"])
     if place.is_absolute() or ".." in place.parts:
-        raise ValueError(f"file is {str(place)!r}; expected a path within the folder")
+        raise ValueError(f"file is {str(place)!r}, expected a path within the folder")
     crc32 = entry["crc32"]
     numbers = [entry["bytes"], entry.get("offset", 0), crc32["hsi"], crc32["valid"], *crc32.values()]
     if wrong := [number for number in numbers if type(number) is not int or number < 0]:
@@ -139,7 +141,7 @@ def make_entry(subjects: Subjects, index: int, name: str, tensors: Mapping[str, 
 def read_samples(subjects: Subjects, chosen: Sequence[int], workers: int) -> Iterator[Sample]:
     """Yield the samples of the chosen subjects in order, read by `workers` processes."""
     # Without a batch size the loader hands samples through as they are; a Sampler may be any sequence.
-    yield from DataLoader(subjects, batch_size=None, sampler=chosen, num_workers=workers)  # type: ignore[arg-type]
+    yield from DataLoader(subjects, batch_size=None, sampler=chosen, num_workers=workers)
 
 
 def to_tensors(sample: Sample) -> dict[str, Tensor]:
@@ -174,10 +176,10 @@ def read_index(path: Path, form: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; expected a folder that `mmmae data` wrote to its end") from None
+        raise FileNotFoundError(f"{path}: no such file, expected a folder that `mmmae data` has finished") from None
     except ValueError as error:
         raise ValueError(f"{path}: is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != form:
         found = content.get("format") if isinstance(content, dict) else None
-        raise ValueError(f"{path}: has the format {found!r}; expected {form!r}")
+        raise ValueError(f"{path}: has the format {found!r}, expected {form!r}")
     return content
