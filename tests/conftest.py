@@ -1,13 +1,21 @@
-"""Options of the tests."""
+"""Options of the tests, and what every test leaves as it was."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmmae_kernels import dispatch
+
+# A tuned process keeps all memory that it frees, and one that has run thousands of tests could no longer fork workers.
+os.environ["MMMAE_TUNE_CPU"] = "0"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,3 +35,15 @@ def _decides_anew() -> Iterator[None]:
     dispatch.reset()
     yield
     dispatch.reset()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _releases_memory() -> Iterator[None]:
+    """Drop what was compiled for the tests of a module, and give freed memory back to the system."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)

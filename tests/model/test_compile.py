@@ -1,32 +1,59 @@
-"""The fast model under torch.compile: in one graph, for any batch size, with the numbers of eager mode."""
+"""The fast model under torch.compile: in one graph, for any batch size, with the numbers of eager mode.
+
+Tracing takes half a minute, so that tests/soak/test_compile.py traces the default model.
+"""
 
 import pytest
 import torch
 
 import mmmae
 
+SMALL = {"image_size": 32, "patch": (3, 8, 8), "aux_patch": 16, "depth": 1, "aux": {"ir": 1}}
 SWITCHES = {
-    "default": {},
-    "a part decoded, pixels": {"decode_fraction": 0.5, "target": "pixels", "normalize_target": True},
-    "dropout and checkpointing": {"conditioning_dropout": 0.2, "activation_checkpointing": True},
+    "decode_fraction": 0.5,
+    "target": "pixels",
+    "normalize_target": True,
+    "conditioning_dropout": 0.2,
+    "activation_checkpointing": True,
 }
 
 
-@pytest.mark.parametrize("name", SWITCHES)
-def test_dynamic_sizes_compile_in_one_graph(name):
-    model = mmmae.fast_model("tiny", image_size=32, patch=(3, 8, 8), aux_patch=16, **SWITCHES[name])
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", dynamic=True, fullgraph=True)
-    for batch in (2, 3):
-        generator = torch.Generator().manual_seed(batch)
-        hsi = torch.randn(batch, 1, 12, 32, 32, generator=generator)
-        aux = {name: torch.randn(batch, 1, 32, 32, generator=generator) for name in model.config.aux}
+@pytest.fixture(autouse=True)
+def _compiles_anew():
+    """Compile nothing for other tests, and keep nothing that was compiled."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def batch_of(size, names):
+    """Return a batch whose first sample lacks an image."""
+    generator = torch.Generator().manual_seed(size)
+    hsi = torch.randn(size, 1, 12, 32, 32, generator=generator)
+    aux = {name: torch.randn(size, 1, 32, 32, generator=generator) for name in names}
+    valid = torch.rand(size, 32, 32, generator=generator) > 0.2
+    return hsi, aux, {"ir": torch.arange(size) > 0}, valid
+
+
+def check_compiled(**fields):
+    """Compile a small model for any batch size, and compare losses and gradients of two sizes with eager mode."""
+    torch.manual_seed(0)
+    model = mmmae.fast_model("tiny", **{**SMALL, **fields})
+    compiled = mmmae.fast_model(model)
+    compiled.compile(backend="aot_eager", dynamic=True, fullgraph=True)
+    assert set(compiled.state_dict()) == set(model.state_dict())
+    for size in (2, 3):
+        batch = batch_of(size, model.config.aux)
         losses, gradients = [], []
         for run in (model, compiled):
             model.zero_grad()
-            loss = run(hsi, aux, seed=3).loss
+            loss = run(*batch, seed=3).loss
             loss.backward()
             losses.append(loss.detach())
             gradients.append([parameter.grad.clone() for parameter in model.parameters()])
         torch.testing.assert_close(losses[1], losses[0])
         torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_a_model_with_all_switches_compiles_in_one_graph_for_any_size():
+    check_compiled(**SWITCHES)
