@@ -127,11 +127,11 @@ def _ours(make: Callable[[mmmae.MMMAEConfig], Model], compiled: bool, task: Task
 
 def _vit_mae(task: Task) -> Made:
     """Make ViTMAE on images with a channel a band, in smaller patches: as many tokens of as many numbers."""
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
     config = task.config
     groups, rows, _ = config.grid
     split = _root(groups)
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
     hsi = _data(task)[0].flatten(1, 2)
     peer: nn.Module = ViTMAEForPreTraining(
         ViTMAEConfig(

@@ -217,7 +217,7 @@ def time_plot(title: str, measured: Sequence[Measurement]) -> str:
 
 def memory_plots(lead: str, measured: Sequence[Measurement]) -> list[str]:
     """Return bars of each figure of memory that is known; that of the process only where the peak is not."""
-    plots = []
+    plots: list[str] = []
     for title, field in MEMORY.items():
         known = ours_first(one for one in measured if getattr(one, field))
         if known and not (plots and field == "resident_bytes"):

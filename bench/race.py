@@ -63,6 +63,7 @@ class Runner:
     """The process of an entry; a context manager that ends it."""
 
     module = "bench.worker"
+    timer = threading.Timer
 
     def __init__(self, entry: Entry) -> None:
         self.first = {"contender": entry.contender, "kept": entry.kept, "task": dataclasses.asdict(entry.task)}
@@ -104,7 +105,7 @@ class Runner:
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        limit = threading.Timer(PATIENCE, self.process.kill)
+        limit = self.timer(PATIENCE, self.process.kill)
         limit.start()
         line = self.process.stdout.readline()
         limit.cancel()

@@ -1,67 +1,81 @@
-"""The bench suite as a user runs it, whole and with something broken on purpose: it says so each time."""
+"""The bench suite as a user runs it, well and with something broken on purpose: it says so each time."""
 
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
+import bench.suite
 from bench import op_race
-from bench.compare import main as compare
-from bench.contenders import Task
+from bench.op_race import OpRace
 from bench.options import Options
-from bench.race import BASELINE, Entry, Runner, race
-from bench.results import Measurement, Results
+from mmmae.cost import mac_formulas
 from mmmae_kernels import explain
+from mmmae_kernels.operators import kernels_for
 
 ROOT = Path(__file__).parents[2]
 needs_native = pytest.mark.skipif(explain("gelu_linear")["native"] != "serves", reason="needs the native library")
 
 
-def suite(broken, *arguments):
-    """Run a part of the suite in a process of its own; its exit status and output."""
-    command = [sys.executable, "-m", "pytest", "-p", "tests.bench.broken_suite", "-q", *map(str, arguments)]
-    environment = {**os.environ, "BROKEN": broken, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that runs a part of the suite in this process, and returns exit status and output."""
+    monkeypatch.setattr(bench.suite, "measure_speeds", lambda device, dtype: {"copy": 1e10, "gemm": 1e11})
+
+    def run(part, *options):
+        arguments = ["-p", "no:cacheprovider", "-q", "--capture=sys", ROOT / "bench" / part, *options]
+        status = pytest.main([*map(str, arguments)])
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    return run
 
 
-def timed(folder):
-    (file,) = folder.glob("*.json")
-    return {one["contender"] for one in json.loads(file.read_text())["measurements"]}
+@pytest.fixture
+def time_gelu(run, tmp_path):
+    """A function that times one op, and returns exit status, output, and the names of what was timed."""
+
+    def time_it():
+        options = ("--benchmark", "--quick", "--only", "gelu_linear", "--results", tmp_path)
+        status, output = run("test_ops.py", *options)
+        (file,) = tmp_path.glob("*.json")
+        return status, output, {one["contender"] for one in json.loads(file.read_text())["measurements"]}
+
+    return time_it
 
 
 @needs_native
-def test_a_run_leaves_results_and_a_page(tmp_path):
-    status, output = suite(
-        "nothing", "bench/test_ops.py", "--benchmark", "--quick", "--only", "gelu_linear", "--results", tmp_path
-    )
+def test_a_run_leaves_results_and_a_page(time_gelu, tmp_path):
+    status, output, timed = time_gelu()
     assert status == 0, output
     assert "gelu_linear: every variant in turn" in output  # progress
-    assert timed(tmp_path) == {"F.gelu, F.linear", "native", "eager"}
+    assert timed == {"F.gelu, F.linear", "native", "eager"}
     (page,) = tmp_path.glob("*.html")
     assert "gelu_linear" in page.read_text()
 
 
 @needs_native
-def test_an_op_that_is_off_by_a_hundredth_fails_and_is_not_timed(tmp_path):
-    status, output = suite(
-        "op", "bench/test_ops.py", "--benchmark", "--quick", "--only", "gelu_linear", "--results", tmp_path
-    )
+def test_an_op_that_is_off_by_a_hundredth_fails_and_is_not_timed(time_gelu, monkeypatch):
+    kernels = kernels_for(torch.empty(0), "native")
+    right = kernels.gelu_forward
+    monkeypatch.setattr(kernels, "gelu_forward", lambda *args: 1.01 * right(*args))
+    status, output, timed = time_gelu()
     assert status == 1
     assert "gelu_linear: native: output 0 is off by 1.0e-02, expected at most 1.0e-05, so it is not timed" in output
-    assert timed(tmp_path) == {"F.gelu, F.linear", "eager"}
+    assert timed == {"F.gelu, F.linear", "eager"}
 
 
 @needs_native
-def test_a_formula_that_is_off_by_two_fails():
-    status, output = suite("formula", "bench/test_counts.py", "-k", "formula or agree")
-    assert status == 1
-    assert "test_the_formula_of_an_op_gives_what_its_pytorch_code_is_counted_to_have[attention]" in output
-    assert "test_the_two_counters_and_the_closed_form_agree[base]" in output
+def test_a_formula_that_is_off_by_two_fails(run, monkeypatch):
+    right = mac_formulas.MAC_FORMULAS["mmmae::attention"]
+    monkeypatch.setitem(mac_formulas.MAC_FORMULAS, "mmmae::attention", lambda *shapes: 2 * right(*shapes))
+    counts = "test_counts.py::test_the_two_counters_and_the_closed_form_agree[tiny]"
+    formula = "test_counts.py::test_the_formula_of_an_op_gives_what_its_pytorch_code_is_counted_to_have[attention]"
+    for test in (counts, formula):
+        status, output = run(test)
+        assert status == 1
+        assert f"/{test}" in output
 
 
 def test_a_variant_that_does_not_compile_fails_alone(monkeypatch, tmp_path):
@@ -73,7 +87,7 @@ def test_a_variant_that_does_not_compile_fails_alone(monkeypatch, tmp_path):
 
     monkeypatch.setattr(op_race, "compiled", broken)
     options = Options(True, True, True, None, batch=1, device="cpu", dtype="float32", only=None, results=tmp_path)
-    race = op_race.OpRace("patchify", options)
+    race = OpRace("patchify", options)
     race.run(rounds=1)
     assert race.complaint("index the view, compiled") == "RuntimeError: it does not compile"
     assert race.complaint("index the view") == ""
@@ -81,42 +95,30 @@ def test_a_variant_that_does_not_compile_fails_alone(monkeypatch, tmp_path):
     assert "index the view, compiled" not in race.seconds
 
 
-def test_times_are_taken_only_when_asked_for():
-    status, output = suite("nothing", "bench/test_ops.py", "--only", "gelu_linear", "-rs")
+def test_half_precision_is_held_against_float32(tmp_path):
+    """An error may be twice that of the same work in plain PyTorch."""
+    options = Options(True, True, False, None, batch=1, device="cpu", dtype="bfloat16", only=None, results=tmp_path)
+    race = OpRace("masked_l2_loss", options)
+    assert 1e-4 < race.allowed < 0.1
+    assert race.complaint("eager") == ""
+
+
+def test_times_are_taken_only_when_asked_for(run):
+    status, output = run("test_ops.py", "--only", "gelu_linear", "-rs")
     assert status == 0
     assert "times are taken with --benchmark" in output
 
 
-def test_a_wrong_option_is_refused_before_any_work():
-    complaints = {
-        ("--only", "gleu_linear"): "--only is 'gleu_linear', must be one of attention, ",
-        ("--batch", "0"): "argument --batch: invalid",
-        ("--device", "tpu"): "argument --device: invalid choice: 'tpu'",
-        ("--results", __file__): "test_bench_suite.py, which is no folder",
-    }
-    with ThreadPoolExecutor() as pool:  # they wait for their imports
-        answers = pool.map(lambda option: suite("nothing", "bench/", "--benchmark", *option), complaints)
-        for (status, output), complaint in zip(answers, complaints.values(), strict=True):
-            assert status == 4
-            assert complaint in output
-
-
-def test_a_sleep_in_the_fast_path_is_a_regression(tmp_path, monkeypatch, capsys):
-    """Against a stored run: nothing else tells a slow machine from slow code."""
-    task = Task("training step", "tiny", batch=2)
-    entries = [Entry(BASELINE, task), Entry("fast", task, kept=True)]
-    files = {}
-    for kind in ("nothing", "slow"):
-        monkeypatch.setattr(Runner, "module", "tests.bench.broken_worker")
-        monkeypatch.setenv("BROKEN", kind)
-        found = race(entries, 3, exact=False, tell=lambda text: None)
-        measurements = [
-            Measurement(task.kind, task.title, entry.contender, found[entry].seconds, entry.contender == BASELINE)
-            for entry in entries
-        ]
-        results = Results("2026-01-01T00:00:00+00:00", "", {"name": "here"}, {}, {}, {}, measurements)
-        files[kind] = tmp_path / f"{kind}.json"
-        files[kind].write_text(results.to_json())
-    assert compare([str(files["nothing"]), str(files["nothing"])]) == 0
-    assert compare([str(files["nothing"]), str(files["slow"])]) == 1
-    assert "fast" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        (("--only", "gleu_linear"), "--only is 'gleu_linear', must be one of attention, "),
+        (("--batch", "0"), "argument --batch: invalid"),
+        (("--device", "tpu"), "argument --device: invalid choice: 'tpu'"),
+        (("--results", __file__), "test_suite.py, which is not a folder"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_any_work(run, option, complaint):
+    status, output = run("", "--benchmark", *option)
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert complaint in output
