@@ -1,4 +1,4 @@
-"""What is done to a layer inside the fast model has its effect: the same as when it is done to the reference."""
+"""Changes of a layer inside the fast model take effect, as they do in the reference: hooks, wrappers, replacements."""
 
 import copy
 
@@ -30,7 +30,7 @@ def data():
 
 
 def train(model, steps=3):
-    """Losses of some steps, and the parameters after them."""
+    """Train a model; return the losses of the steps, and the parameters after them."""
     hsi, aux = data()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.05)
@@ -50,7 +50,7 @@ def replace(model, path, child):
 
 
 class Lora(nn.Module):
-    """As of peft: the base layer's output and a term of low rank."""
+    """A wrapper like peft's, which adds a term of low rank to the output of the base layer."""
 
     def __init__(self, base):
         super().__init__()
@@ -67,7 +67,7 @@ class Lora(nn.Module):
 
 
 class Opaque(nn.Module):
-    """A wrapper that has no weight."""
+    """A wrapper without a weight of its own."""
 
     def __init__(self, base):
         super().__init__()
@@ -145,7 +145,7 @@ def test_the_fast_model_trains_as_the_reference_treated_alike(name):
     assert parameters.keys() == wanted_parameters.keys()
     for key, parameter in parameters.items():
         torch.testing.assert_close(parameter, wanted_parameters[key], rtol=2e-3, atol=2e-5, msg=key)
-    if name not in ("lora", "weight_norm", "old weight_norm", "no bias"):  # which begin as what they change, or nearly
+    if name not in ("lora", "weight_norm", "old weight_norm", "no bias"):  # these change nothing at first, or little
         assert losses[0] != pytest.approx(untreated[0], rel=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_quantised_layers_are_called():
             outputs.append(quantised(hsi, aux, seed=0))
     theirs, ours = (output.prediction for output in outputs)
     plain = fast.eval()(hsi, aux, seed=0).prediction
-    # An activation next to a rounding border falls either way: a step of 1/127 of its range, here and there.
+    # An activation close to a rounding border may be rounded either way, which is 1/127 of its range.
     assert (ours - theirs).norm() <= (theirs - plain).norm()
     assert (ours - plain).norm() > 1e-3 * plain.norm()
 
@@ -254,7 +254,7 @@ def test_a_copy_watches_its_own_children(how, tmp_path):
 
 
 def test_a_flop_counter_sees_the_block_that_runs_without_it():
-    """It hooks all modules of the process to know where it is, which changes nothing of the work."""
+    """The counter hooks all modules of the process to know which one runs, which changes no result."""
     from torch.utils.flop_counter import FlopCounterMode
 
     _, fast = models()

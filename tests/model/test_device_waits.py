@@ -1,4 +1,4 @@
-"""No operation of a training step waits for the device, whatever the config; and what does is found."""
+"""No operation of a training step waits for the device, for any config; and the test finds operations that do."""
 
 import contextlib
 import sys
@@ -43,7 +43,7 @@ STEPS = [  # config fields, and how the step is made
 
 
 class AcceptsLaunches:
-    """Takes every launch and runs none."""
+    """An executor that accepts every launch and runs none."""
 
     target = "sm90"
 
@@ -53,7 +53,7 @@ class AcceptsLaunches:
 
 @pytest.fixture
 def meta(monkeypatch):
-    """Meta tensors in the place of a GPU's: they have no autocast, and no fused optimizer is made for them."""
+    """Let meta tensors stand for those of a GPU, without autocast and fused optimizers, which they do not support."""
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)
     monkeypatch.setattr(sys.modules[torch.optim.Adam.__module__], "_device_dtype_check_for_fused", lambda *_: None)

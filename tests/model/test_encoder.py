@@ -1,4 +1,4 @@
-"""The encoder on its own: maps, files, other grids, and the linear head."""
+"""The encoder alone: maps, files, other grids, and the linear classifier."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_saving_again_replaces_and_leaves_nothing_else(model, tmp_path):
         encoder.norm.weight.fill_(3.0)
     with (tmp_path / "model.safetensors").open("rb") as reader:
         encoder.save_pretrained(tmp_path)
-        assert reader.read() == before  # who reads meanwhile has the old file, whole
+        assert reader.read() == before  # a reader that has the old file open still reads all of it
     assert (mmmae.HSIEncoder.from_pretrained(tmp_path).norm.weight == 3).all()
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -143,7 +143,7 @@ def test_equal_with_a_given_mask_of_another_size(keep, fraction):
 
 @pytest.mark.parametrize("make", [mmmae.reference_model, mmmae.fast_model])
 def test_decoding_a_part_that_is_all_equals_decoding_all(make):
-    """0.9999 of 588 tokens are 588, on the way that parts take."""
+    """0.9999 of 588 tokens are all 588, decoded by the code for a part of the tokens."""
     outputs, gradients = [], []
     for fraction in (1.0, 0.9999):
         torch.manual_seed(0)

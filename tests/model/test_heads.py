@@ -1,4 +1,4 @@
-"""Segmentation models: what their head gives, what a probe trains, and that files hold all of one."""
+"""Segmentation models: the output of their head, what a probe trains, and files that hold the whole model."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_a_pixel_of_the_input_reaches_its_own_logits_at_full_resolution():
     model = SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, freeze_encoder=True)
     hsi = torch.randn(1, 1, 12, 32, 32, requires_grad=True)
     model(hsi)[0, :, 7, 21].sum().backward()
-    # The frozen encoder passes no gradient: what is left comes through the spectra, and all over by the group norm.
+    # The frozen encoder passes no gradient: the rest comes through the spectra, and reaches all pixels by group norm.
     row, column = divmod(int(hsi.grad[0, 0].abs().sum(0).argmax()), 32)
     assert abs(row - 7) <= 1
     assert abs(column - 21) <= 1

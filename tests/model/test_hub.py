@@ -1,4 +1,4 @@
-"""Models and encoders in folders and on the Hub, with no network."""
+"""Models and encoders in folders and on the Hub, tested without a network."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ def hsi():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub that is a folder: what is uploaded to it can be downloaded."""
+    """Replace the Hub by a folder: files uploaded to it can be downloaded."""
 
     class Repository:
         repo_id = "lab/encoder"

@@ -1,4 +1,4 @@
-"""What a model says of arguments that are none: a ValueError each, before any work, and never an internal error."""
+"""Arguments that a model refuses: each raises a ValueError before any work, and never an internal error."""
 
 import numpy
 import pytest

@@ -1,4 +1,4 @@
-"""What holds for a model whatever its numbers: independence, presence, masks, and messages for bad input."""
+"""Properties of a model that do not depend on its weights: independence, presence, masks, messages for bad input."""
 
 import pytest
 import torch
@@ -200,7 +200,7 @@ def test_blocks_are_recomputed_in_training_alone_and_keep_their_input(model):
 
 
 def saved_bytes(model, hsi):
-    """Kept for backward, parameters included."""
+    """Return the bytes kept for backward, with those of parameters."""
     saved = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: saved.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
@@ -210,7 +210,7 @@ def saved_bytes(model, hsi):
 
 
 def test_the_reconstruction_target_gets_no_gradient(model):
-    # With the decoder cut off, nothing but a live target could move the patch embedding.
+    # With the decoder cut off, only a target with gradient could change the patch embedding.
     hsi, _ = batch_of(1)
     for name, parameter in model.named_parameters():
         if name.startswith("decoder_embed"):

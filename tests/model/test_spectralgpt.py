@@ -1,4 +1,4 @@
-"""SpectralGPT's checkpoints: what the encoder computes, what is left out, and what is refused."""
+"""Import of SpectralGPT's checkpoints: results of the encoder, weights left out, and files that are refused."""
 
 import argparse
 import os
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """The encoder of SpectralGPT, written from its description: separate q, k and v, separable positions."""
+    """The encoder of SpectralGPT, by its description: separate q, k and v, separable positions."""
 
     def __init__(self, qkv_bias=True):
         super().__init__()

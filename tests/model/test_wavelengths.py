@@ -1,4 +1,4 @@
-"""Positions along the spectrum that start from wavelengths, and what they are at other wavelengths."""
+"""Spectral positions that are initialised from wavelengths, and moved to other wavelengths."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def config_of(**fields):
 
 @pytest.fixture
 def learned():
-    """A model whose positions are no longer what they started from."""
+    """Make a model whose spectral positions differ from their initial values."""
     torch.manual_seed(0)
     model = mmmae.fast_model(config_of(wavelengths=TWELVE))
     with torch.no_grad():
