@@ -94,7 +94,10 @@ class ReferenceModel(nn.Module):
         mask: TokenMask | None = None,
         seed: int | Tensor | None = None,
     ) -> Output:
-        """Mask, encode, guide, decode and score. See `FastModel.forward`, whose arguments and results are the same."""
+        """Mask, encode, condition and decode a batch, and compute its loss.
+
+        Arguments and results are those of `FastModel.forward`.
+        """
         check_hsi(self.config, hsi, self.pos_embed_spatial.device)
         images, presence = check_aux(self.config, hsi, aux, present)
         check_valid(hsi, valid)
