@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,8 @@ def _tells_of_a_lost_process(error: RuntimeError) -> bool:
 def _check_normalization(out: Path, normalization: Normalization, *, resumed: bool) -> None:
     path = out / "normalization.json"
     if resumed and path.exists() and Normalization.load(path) != normalization:
-        raise ValueError(f"the statistics of the subjects are not those of the run; give --normalization {path}")
+        quoted = shlex.quote(str(path))
+        raise ValueError(f"the statistics of the subjects are not those of the run; give --normalization {quoted}")
 
 
 def _check_graph(settings: PretrainSettings, world: World) -> None:
@@ -256,7 +258,7 @@ def _device(settings: PretrainSettings, world: World) -> torch.device:
 
 
 def _checkpoints(out: Path, settings: PretrainSettings) -> LastCheckpoint:
-    # Behind a validation where there is one, so that a run that goes on does not miss or repeat it.
+    # After a validation if there is one, so that a resumed run neither misses nor repeats it.
     steps = None if settings.validation else settings.checkpoint_every
     return LastCheckpoint(
         (out / LAST).parent,

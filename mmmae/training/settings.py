@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Literal, TypeAlias, get_args
 
+from ..model.fast import COMPILE_MODES, CompileMode
 from .graph import CUDA_GRAPH_CHOICES, CUDAGraph
 
 # Settings and config fields that may change when a run is resumed: they change its losses by rounding alone. So may the
@@ -26,7 +27,6 @@ FREE_SETTINGS = (
 )
 Precision: TypeAlias = Literal["32", "bf16", "16"]
 Strategy: TypeAlias = Literal["ddp", "fsdp"]
-CompileMode: TypeAlias = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 MODES_WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # record CUDA graphs of their own
 
 
@@ -115,7 +115,7 @@ class PretrainSettings:
         for field, allowed in (
             ("precision", get_args(Precision)),
             ("strategy", get_args(Strategy)),
-            ("compile", (False, True, *get_args(CompileMode))),
+            ("compile", (False, True, *COMPILE_MODES)),
             ("cuda_graph", CUDA_GRAPH_CHOICES),
         ):
             if getattr(self, field) not in allowed:
