@@ -33,14 +33,15 @@ PRESETS = ("base", "vit")
 OURS = ("ours", "fast")  # of an op, and of a model
 TITLE = "computed from counts and published peaks; nothing was measured"
 NOTES = (
-    "Least milliseconds in bfloat16. An operator takes as long as its multiply-adds at the peak of the matrix units or "
-    "its bytes at that of the memory, whichever is longer; the floor is the sum over operators. Memory is the share of "
-    "it in operators that take longer for their bytes, from the least to the most of the GPUs.",
-    "In brackets: how many times ours that is, the most that our fusing can gain at these peaks; below 1 it loses.",
-    "Bytes are those of each operator's inputs and outputs, counted in float32 on a CPU and halved. What a cache keeps "
-    "from one operator to the next can save some of them.",
-    "Left out are arithmetic other than multiply-adds of matrix products, and launches, which cost the host some "
-    "microseconds each where no graph replays them.",
+    "Least milliseconds in bfloat16. The time of an operator is that of its multiply-adds at the peak of the "
+    "matrix units or that of its bytes at the peak of the memory, whichever is longer; the floor is the sum over "
+    "operators. Memory: the share of the floor in operators that are bound by memory, as a range over the GPUs.",
+    "In brackets: this floor divided by ours, which is the most that our fusion can gain at these peaks; below 1 "
+    "it loses.",
+    "Bytes are those of the inputs and outputs of each operator, counted in float32 on a CPU and halved. A cache "
+    "that keeps data from one operator to the next can save some of them.",
+    "Not counted: arithmetic other than the multiply-adds of matrix products, and launches, which cost the host "
+    "some microseconds each unless a graph replays them.",
 )
 WIDTH = 142  # columns of the printed table
 
