@@ -61,7 +61,7 @@ def patch_l2_loss_forward(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss against the embedding of the patches `ids` and, from the same pass, its gradient.
 
-    The GEMM writes the difference into the memory of the gradient, so no target is stored.
+    The GEMM writes the difference into the memory of the gradient; the target is never stored as a whole.
 
     Args:
         prediction: `[B, M, D]`.
