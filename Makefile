@@ -15,10 +15,11 @@ install: $(VENV)/.native ## install the package with all extras and the tools of
 demo: $(VENV)/.native ## pretrain a tiny model on generated subjects; its last line names the picture (a minute)
 	$(BIN)/mmmae pretrain $(ARGS)
 
-# Three at a time, of one thread each: some wait for processes that they start, and tests of threads ask for more. Triton decides at import whether it interprets or compiles,
-# so that the kernels are tested in two processes.
+# Three at a time, of one thread each: some wait for processes that they start, and tests of threads ask for more. Tests of a
+# group share what one of them has made. Triton decides at import whether it interprets or compiles, so that the kernels are
+# tested in two processes.
 test: $(VENV)/.native aot ## run the tests (ARGS="-k patch" and the like are passed to pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 3 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 3 --dist loadgroup $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_equality_of_ops.py $(ARGS)
 
 aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and fail on what must not be in one

@@ -1,5 +1,6 @@
 """The documentation runs: each block and each line to type, taken from README.md and the pages, in an empty folder."""
 
+import json
 import os
 import re
 import runpy
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -99,6 +101,20 @@ def test_the_readme_tells_the_ratios_of_its_chart():
     (told,) = re.findall(r"!\[(.*)\]\(docs/speed\.svg\)", README.read_text())
     shown = [ratios[name] for name in ("fast", "reference, SDPA", "reference, plain")]
     assert re.findall(r"\d\.\d\d", told) == shown
+
+
+def test_the_cells_of_the_notebook_run_in_order_and_their_outputs_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    file = ROOT / "examples" / "quickstart.ipynb"
+    cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+    assert file.stat().st_size < 100_000
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    assert "steps=150" in source
+    exec(compile(source.replace("steps=150", "steps=2"), file.name, "exec"), names := {})
+    assert names["places"].shape == (24, 64, 64)
+    assert names["found"].shape == (6, 64)
 
 
 def test_the_memory_of_the_troubleshooting_page_is_what_is_counted():
