@@ -51,7 +51,8 @@ th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
 tr:last-child td { font-weight: 600; border-bottom: 0; }
 @media (max-width: 40rem) { body { margin-top: 1rem; } .bar { grid-template-columns: 1fr auto; margin: .6rem 0; }
-  .bar > :nth-child(2) { grid-row: 2; grid-column: 1 / 3; } table { font-size: .74rem; } th, td { padding: .2rem; } }
+  .bar > :nth-child(2) { grid-row: 2; grid-column: 1 / 3; }
+  table { font-size: .69rem; } th, td { padding: .2rem .12rem; } th:nth-child(4), td:nth-child(4) { display: none; } }
 """
 
 
