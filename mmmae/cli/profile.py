@@ -54,7 +54,7 @@ def run(
         print(f"wrote {html}")
     elif json:
         print(report.to_json())
-    elif markdown or importlib.util.find_spec("rich") is None:
+    elif markdown:
         print(report.to_markdown())
     else:
         report.print()
