@@ -12,7 +12,9 @@ if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("TRITON_INTERPRET is set: nothing can be compiled", allow_module_level=True)
 pytest.importorskip("triton", reason="needs triton")
 
-from mmmae_kernels import counting, use_backend
+import mmmae
+from mmmae_kernels import counting, shapes, use_backend
+from mmmae_kernels.aot import rows
 from mmmae_kernels.aot.__main__ import main
 from mmmae_kernels.aot.assembly import load_bytes, matrix_instructions
 from mmmae_kernels.aot.cases import CASES
@@ -69,10 +71,10 @@ def test_one_list_of_rows_is_printed_and_no_fault_is_status_0(tmp_path):
         "--json",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows = json.loads(done.stdout)
-    assert {row["kernel"] for row in rows} == {"add_layer_norm_forward", "add_layer_norm_backward", "sum_partials"}
-    assert all(set(HEADS) == set(row) for row in rows)
-    assert all(row["load_bytes"] == 16 and row["bytes"] > 0 and row["flops"] > 0 for row in rows)
+    printed = json.loads(done.stdout)
+    assert {row["kernel"] for row in printed} == {"add_layer_norm_forward", "add_layer_norm_backward", "sum_partials"}
+    assert all(set(HEADS) == set(row) for row in printed)
+    assert all(row["load_bytes"] == 16 and row["bytes"] > 0 and row["flops"] > 0 for row in printed)
 
 
 def test_a_fault_is_status_1(monkeypatch, capsys):
@@ -140,6 +142,21 @@ def test_the_width_of_loads_is_read_from_amd_code(asm, width):
 def test_matrix_instructions_are_counted():
     assert matrix_instructions({"ptx": "mma.sync.aligned x; wgmma.mma_async y; tcgen05.mma.cta z; fma.rn.f32 a;"}) == 3
     assert matrix_instructions({"amdgcn": "v_mfma_f32_16x16x16_f16 a\nv_wmma_f32_16x16x16_bf16 b\nv_fma_f32 c"}) == 2
+
+
+def test_the_shapes_are_those_of_base():
+    config = mmmae.MMMAEConfig.preset("base")
+    assert (config.tokens, config.keep, config.dim) == (shapes.TOKENS, shapes.KEEP, shapes.WIDTH)
+    assert (config.bands, config.image_size, config.patch) == (shapes.BANDS, shapes.SIZE, shapes.PATCH)
+    assert (config.decoder_dim, config.mlp_ratio * config.dim) == (shapes.DECODER_WIDTH, shapes.HIDDEN)
+
+
+@pytest.mark.usefixtures("on_threads")  # compiling sets how many there are
+def test_what_was_read_from_code_is_read_once(monkeypatch):
+    arguments = ("sm80", "fp16", ("decoder_tokens",))
+    first = rows.compile_rows(arguments)
+    monkeypatch.setattr(rows, "registers_and_spills", lambda asm: pytest.fail("read again"))
+    assert rows.compile_rows(arguments) == first
 
 
 def test_every_op_with_triton_kernels_is_compiled():

@@ -1,8 +1,8 @@
-"""Compiles every kernel for every architecture and says what each needs: `python -m mmmae_kernels.aot`.
+"""Compile every kernel for every architecture and report its resources: `python -m mmmae_kernels.aot`.
 
 Exits with 1 where a kernel spills registers, asks for more shared memory than its target has, multiplies matrices
 without matrix instructions, or loads data in pieces below 16 bytes for no reason that the table names. What is compiled
-once stays in Triton's cache.
+and read once stays in Triton's cache, under a key that the kernels' sources are part of.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .rows import HEADS, Row, compile_rows, faults_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m mmmae_kernels.aot", description=__doc__)
     parser.add_argument("--op", choices=CASES, action="append", help="only this op (may be given again)")
     parser.add_argument("--target", choices=SHARED_MEMORY, action="append", help="only this architecture")
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All rows, one line each, under their heads."""
+    """Format all rows, one line each, under their heads."""
     cells = [HEADS, *([str(row[head]) for head in HEADS] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADS))]
     return "\n".join(

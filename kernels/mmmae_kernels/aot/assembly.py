@@ -1,4 +1,4 @@
-"""What machine code says about itself: registers, spills, matrix instructions, and how wide it loads."""
+"""Registers, spills, matrix instructions and load widths, read from compiled code."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _LOADS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], int]], ...] = (
 
 
 def matrix_instructions(asm: Mapping[str, Any]) -> int:
-    """How many matrix instructions the code has."""
+    """Count the matrix instructions of the code."""
     return len(MATRIX_INSTRUCTION.findall(_text(asm)))
 
 
 def load_bytes(asm: Mapping[str, Any]) -> int:
-    """Bytes of the loads by which a thread gets most of its data: those in the loop with most, or all without a loop.
+    """Return the width in bytes of the loads that bring most of a thread's data, in the loop that loads most.
 
-    0 where nothing is loaded.
+    Without a loop all loads count; 0 means that nothing is loaded.
     """
     text = _text(asm)
     moved = max((_moved(loop) for loop in _loops(text)), key=Counter.total, default=Counter()) or _moved(text)
@@ -45,7 +45,7 @@ def load_bytes(asm: Mapping[str, Any]) -> int:
 
 
 def registers_and_spills(asm: Mapping[str, Any]) -> tuple[int, int]:
-    """Registers a thread, and bytes of memory that stand in for those that are not there."""
+    """Return the registers of a thread, and the bytes that it spills to memory."""
     if "amdgcn" in asm:
         return _number(r"\.vgpr_count:\s+(\d+)", asm["amdgcn"]), 4 * (
             _number(r"\.vgpr_spill_count:\s+(\d+)", asm["amdgcn"])
@@ -63,7 +63,7 @@ def _text(asm: Mapping[str, Any]) -> str:
 
 
 def _loops(text: str) -> Iterator[str]:
-    """Each piece of code from a label to the last branch back to it."""
+    """Yield each piece of code from a label to the last branch back to it."""
     for label in re.finditer(r"^([$.\w]+):", text, re.M):
         rest = text[label.end() :]
         branches = list(re.finditer(rf"(?:bra\S*|s_cbranch\w+|s_branch)\s+{re.escape(label[1])}(?!\w)", rest))
@@ -72,7 +72,7 @@ def _loops(text: str) -> Iterator[str]:
 
 
 def _moved(text: str) -> Counter[int]:
-    """Bytes loaded by loads of each width."""
+    """Return the bytes loaded by loads of each width."""
     moved: Counter[int] = Counter()
     for pattern, width in _LOADS:
         for load in pattern.finditer(text):

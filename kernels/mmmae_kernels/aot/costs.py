@@ -1,4 +1,4 @@
-"""Bytes and FLOPs of a launch by formula: what it must read or write once, and two operations a multiply-add."""
+"""Bytes and FLOPs of a launch by formula: each byte that it must read or write, and two FLOPs a multiply-add."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..gpu.config import Launch
 
 
 def cost(launch: Launch) -> tuple[int, int]:
-    """FLOPs and bytes."""
+    """Return FLOPs and bytes of a launch."""
     arguments = launch.arguments
     kernel = launch.kernel.fn.__name__.lstrip("_")
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from triton.runtime.cache import get_cache_manager
 
 from ..gpu.compilation import compile_kernel
 from ..gpu.config import SHARED_MEMORY, Config, Launch
 from ..gpu.executors import execute_by
+from . import assembly
 from .assembly import load_bytes, matrix_instructions, registers_and_spills
 from .cases import CASES, DTYPES
 from .costs import cost
@@ -28,11 +33,12 @@ HEADS: tuple[str, ...] = (
 )
 HEADS += ("load_bytes", "bytes", "flops", "note")
 
+_READERS = hashlib.sha256(Path(assembly.__file__).read_bytes()).hexdigest()[:16]
 GEMMS = {"_patch_embed_forward", "_patch_embed_weight_gradient", "_patch_embed_volume_gradient", "_patch_l2_forward"}
 
 
 class Recorder:
-    """Takes launches, runs nothing, and keeps those that compile to different kernels."""
+    """An executor that runs nothing and keeps the launches that compile to different kernels."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -47,7 +53,7 @@ class Recorder:
 
 
 def compile_rows(task: tuple[str, str, tuple[str, ...]]) -> list[Row]:
-    """The rows of one architecture and type, of some ops."""
+    """Return the rows of one architecture and dtype, for some ops."""
     target, dtype, ops = task
     torch.set_num_threads(1)
     return [row for op in ops for row in _rows_of(op, target, dtype)]
@@ -59,7 +65,7 @@ def _rows_of(op: str, target: str, dtype: str) -> Iterator[Row]:
         CASES[op](DTYPES[dtype])
     for launch, config in recorder.launches.values():
         compiled = compile_kernel(launch.kernel, launch.arguments, config, target)
-        registers, spills = registers_and_spills(compiled.asm)
+        found = _findings(compiled)
         flops, moved = cost(launch)
         kernel = launch.kernel.fn.__name__
         row = {
@@ -68,19 +74,37 @@ def _rows_of(op: str, target: str, dtype: str) -> Iterator[Row]:
             "target": target,
             "dtype": dtype,
             "config": _text(launch, config),
-            "registers": registers,
-            "spills": spills,
+            "registers": found["registers"],
+            "spills": found["spills"],
             "shared": compiled.metadata.shared,
-            "matrix_instructions": matrix_instructions(compiled.asm),
-            "load_bytes": load_bytes(compiled.asm),
+            "matrix_instructions": found["matrix_instructions"],
+            "load_bytes": found["load_bytes"],
             "bytes": moved,
             "flops": flops,
         }
         yield row | {"note": _note(kernel, row, launch)}
 
 
+def _findings(compiled: Any) -> dict[str, int]:
+    """Return what `assembly` reads from a kernel's code; kept beside the code in Triton's cache, by how it is read."""
+    folder = get_cache_manager(compiled.hash)
+    name = f"aot-{_READERS}.json"
+    stored = folder.get_file(name)
+    if stored is not None:
+        return dict(json.loads(Path(stored).read_text()))
+    registers, spills = registers_and_spills(compiled.asm)
+    found = {
+        "registers": registers,
+        "spills": spills,
+        "matrix_instructions": matrix_instructions(compiled.asm),
+        "load_bytes": load_bytes(compiled.asm),
+    }
+    folder.put(json.dumps(found), name, binary=False)
+    return found
+
+
 def faults_of(row: Row) -> list[str]:
-    """What must not be, of one compiled kernel; a load width that `note` explains may."""
+    """Return the faults of one compiled kernel; narrow loads that `note` explains are none."""
     name = f"{row['kernel']} ({row['config']}) for {row['target']} in {row['dtype']}"
     limit = SHARED_MEMORY[row["target"]]
     faults = []
@@ -96,12 +120,12 @@ def faults_of(row: Row) -> list[str]:
 
 
 def has_matrix_instruction(row: Row) -> bool:
-    """Whether the architecture multiplies matrices of this type: RDNA has no instruction for float32."""
+    """Return whether the architecture has matrix instructions for this dtype: RDNA has none for float32."""
     return not (row["target"].startswith("gfx11") and row["dtype"] == "fp32")
 
 
 def _note(kernel: str, row: Row, launch: Launch) -> str:
-    """Why a kernel loads narrowly, if it has to."""
+    """Return why a kernel has to load narrowly, or an empty string."""
     if row["load_bytes"] >= 16:
         return ""
     if kernel in ("_random_masking", "_noise"):
@@ -118,7 +142,7 @@ def _note(kernel: str, row: Row, launch: Launch) -> str:
 
 
 def _text(launch: Launch, config: Config) -> str:
-    """The configuration and what else tells this kernel from its like."""
+    """Return the configuration and what else distinguishes this kernel from others of its name."""
     parts = [f"{name.removeprefix('BLOCK_')}{value}" for name, value in config.constants.items()]
     parts += [f"w{config.warps}", f"s{config.stages}"]
     volume = launch.arguments.get("volume_ptr")
@@ -133,7 +157,7 @@ def _text(launch: Launch, config: Config) -> str:
 
 
 def _specialised(name: str, value: Any) -> tuple[Any, ...]:
-    """What of an argument a compiled kernel depends on."""
+    """Return the properties of an argument that a compiled kernel depends on."""
     if isinstance(value, torch.Tensor):
         return name, value.dtype
     if isinstance(value, int) and not isinstance(value, bool) and not name.isupper():

@@ -1,23 +1,29 @@
 """Compile a kernel for its arguments to the PTX that Triton's JIT would launch."""
 
+import dataclasses
+import hashlib
 import inspect
+import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
-from triton.compiler.compiler import ir
+from triton.compiler.compiler import get_cache_invalidating_env_vars, ir
+from triton.runtime.cache import get_cache_key, get_cache_manager
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from tests.emulator.ptx.errors import TooMuchSharedMemory, UnsupportedKernel
 
 # KiB of shared memory that a block may have, by compute capability: CUDA C++ Programming Guide, compute capabilities.
 _SHARED_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+_STORED = "emulated.json"
 _PACKED = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
 
 
@@ -65,7 +71,7 @@ def compile_kernel(
     key = (kernel, kernel.cache_key, str(specialization), capability, str(parsed.__dict__))
     if key not in _COMPILED:
         source = ASTSource(kernel, signature, constexprs, attributes)
-        _COMPILED[key] = _lower(source, signature, parsed, backend, capability)
+        _COMPILED[key] = _from_cache(source, signature, parsed, backend, capability)
     return _COMPILED[key], bound
 
 
@@ -108,6 +114,20 @@ def _capability(target: str) -> int:
 @cache
 def _backend(capability: int) -> Any:
     return make_backend(GPUTarget("cuda", capability, 32))
+
+
+def _from_cache(
+    source: ASTSource, signature: Mapping[str, str], options: Any, backend: Any, capability: int
+) -> Compiled:
+    """Return what `_lower` returns, from the folder and under the key of Triton's own cache where it is there."""
+    key = get_cache_key(source, backend, options, env_vars=get_cache_invalidating_env_vars())
+    folder = get_cache_manager(hashlib.sha256(f"{key}-{capability}".encode()).hexdigest())
+    stored = folder.get_file(_STORED)
+    if stored is not None:
+        return Compiled(**json.loads(Path(stored).read_text()))
+    compiled = _lower(source, signature, options, backend, capability)
+    folder.put(json.dumps(dataclasses.asdict(compiled)), _STORED, binary=False)
+    return compiled
 
 
 def _lower(source: ASTSource, signature: Mapping[str, str], options: Any, backend: Any, capability: int) -> Compiled:
