@@ -41,7 +41,7 @@ def plain_case(
         name,
         functools.partial(_inputs, batch, queries, keys, heads, width, layout, present),
         lambda i: [attention(*_views(layout, i), key_present=i["present"])],
-        lambda i: [definition(*_three(_views(layout, i)), i["present"])],
+        lambda i: [definition(*(*_three(_views(layout, i)), i["present"]))],
         small=masked,
         strided=strided,
     )

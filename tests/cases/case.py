@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Inputs = dict[str, Tensor | None]
+Inputs = dict[str, Any]  # name -> Tensor, or None
 
 
 @dataclasses.dataclass(frozen=True)

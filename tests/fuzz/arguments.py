@@ -280,11 +280,12 @@ def draw_attention(draw: Draw) -> Arguments:
     packed = draw.random.choice(("qkv", "kv", "none"))
     if packed == "qkv":
         keys = queries
-    names = {
+    layouts: dict[str, dict[str, tuple[int, ...]]] = {
         "qkv": {"q": (batch, queries, 3, heads, width)},
         "kv": {"q": (batch, queries, heads, width), "k": (batch, keys, 2, heads, width)},
         "none": {"q": (batch, queries, heads, width), **dict.fromkeys("kv", (batch, keys, heads, width))},
-    }[packed]
+    }
+    names = layouts[packed]
     tensors = {name: draw.floats(*names[name]) if name in names else None for name in "qkv"}
     return {**tensors, "key_present": draw.bools(batch, keys) if draw.flag() else None}
 

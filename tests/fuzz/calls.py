@@ -174,6 +174,7 @@ def describe(value: Any) -> str:
 def nonsense_for(op: Op, key: str, arguments: Arguments, draw: Draw) -> list[tuple[str, Any]]:
     """Return invalid values of an argument, each with what its error has to name: `itself`, or `some` argument."""
     value = arguments[key]
+    wrongs: list[Any]
     anything = [numpy.zeros(3), [1.0, 2.0], "x", object(), {"a": 1}, b"x"]
     if key == "device":
         return [("itself", wrong) for wrong in ("gpu", 1.5, [], numpy.zeros(2), object(), "cpu:x")]

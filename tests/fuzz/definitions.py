@@ -52,7 +52,7 @@ def rounded(eps: float, seed: int) -> Iterator[None]:
 
 def step(tensor: Tensor) -> Tensor:
     """Return an intermediate result, changed at random inside of `rounded`."""
-    return _Step.apply(tensor, _roundings[-1]) if _roundings else tensor  # type: ignore[no-any-return]
+    return _Step.apply(tensor, _roundings[-1]) if _roundings else tensor  # type: ignore[no-untyped-call]
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import mmmae
 import mmmae_kernels
 from mmmae_kernels import random_masking, use_backend
 from tests.cases.case import check
-from tests.cases.ops import CASES, far_cases
+from tests.cases.ops import CASES, FAR
 from tests.emulator.gpu import MUTATIONS, Emulator, emulated
 from tests.emulator.ptx import EmulatorError
 
@@ -133,7 +133,7 @@ def test_every_kernel_is_executed_and_broken():
 def test_offsets_beyond_2_to_the_31_are_reached(target, dtype):
     """Strides that no int32 holds, over memory of which only what is touched exists."""
     with emulated(Emulator(target)):
-        for case in far_cases():
+        for case in FAR:
             check(case, DTYPES[dtype])
 
 
@@ -141,8 +141,8 @@ def test_offsets_beyond_2_to_the_31_are_reached(target, dtype):
 def test_the_whole_model_trains_on_compiled_kernels(overrides):
     """Forward and backward of the tiny model, every kernel of ours executed as compiled for sm_80."""
     torch.manual_seed(0)
-    reference = mmmae.reference_model("tiny", **overrides)
-    hsi = torch.randn(1, 1, 12, 224, 224)
+    reference = mmmae.reference_model("tiny", image_size=64, **overrides)
+    hsi = torch.randn(1, 1, 12, 64, 64)
     aux = {name: torch.randn(1, 1, 64, 64) for name in reference.config.aux}
     expected = reference(hsi, aux, seed=3)
     wanted = torch.autograd.grad(expected.loss, list(reference.parameters()), allow_unused=True)

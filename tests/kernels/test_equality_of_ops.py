@@ -12,7 +12,7 @@ import torch
 import mmmae_kernels
 from mmmae_kernels import masked_l2_loss, patch_l2_loss, random_masking, use_backend
 from tests.cases.case import check
-from tests.cases.ops import CASES, far_cases
+from tests.cases.ops import CASES, FAR
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") != "0"
 SERVING = [name for name, answer in mmmae_kernels.explain("patch_embed").items() if answer == "serves"]
@@ -39,7 +39,7 @@ def test_half_precision_errs_at_most_twice_as_much_as_torch(case, dtype, backend
 def test_offsets_beyond_2_to_the_31_are_reached(backend):
     """On memory of which only what is touched exists."""
     with use_backend(backend):
-        for case in far_cases():
+        for case in FAR:
             check(case, torch.float32)
 
 

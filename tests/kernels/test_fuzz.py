@@ -42,7 +42,7 @@ def test_a_wrong_result_is_found_and_says_how_to_repeat_it(monkeypatch):
     monkeypatch.setitem(OPS, "gelu_linear", dataclasses.replace(op, call=wrong))
     lines = failures(check_right_call, "gelu_linear", range(CALLS))
     assert len(lines) > CALLS / 4
-    assert "; again: python tests/fuzz/calls.py gelu_linear " in lines[0]
+    assert "; again: python -m tests.fuzz.calls gelu_linear " in lines[0]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("dim"), ValueError("no"), TypeError("no"), None])

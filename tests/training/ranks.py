@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def steps_of_ranks(ranks: int, cases: Sequence[Case], folder: Path) -> dict[str,
     """Run one training step of each case on `ranks` processes; return case -> the answers of all ranks."""
     context = multiprocessing.get_context("spawn")
     address = f"file://{folder / 'rendezvous'}"
-    waiting: dict[Any, int] = {}
+    waiting: dict[Any, int] = {}  # receiver -> rank
     processes = []
     for rank in range(ranks):
         receiver, sender = context.Pipe(duplex=False)
@@ -90,10 +90,10 @@ def steps_of_ranks(ranks: int, cases: Sequence[Case], folder: Path) -> dict[str,
         waiting[receiver] = rank
     answers: dict[int, list[Answer]] = {}
     while waiting:
-        for receiver in wait(list(waiting)):
-            rank = waiting.pop(receiver)
+        for ready in wait(list(waiting)):
+            rank = waiting.pop(ready)
             try:
-                answers[rank] = receiver.recv()  # type: ignore[union-attr]
+                answers[rank] = cast(Connection, ready).recv()
             except EOFError:
                 for process in processes:
                     process.kill()

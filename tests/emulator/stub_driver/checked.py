@@ -16,7 +16,7 @@ from mmmae_kernels.gpu.compilation import kernel_source
 from mmmae_kernels.gpu.config import Config, Launch
 from mmmae_kernels.gpu.executors import StandInGpu, execute_by
 from mmmae_kernels.gpu.launch import describe_launch
-from mmmae_kernels.gpu.plans import Plan
+from mmmae_kernels.gpu.plans import Plan, key_and_pointers
 from tests.emulator.stub_driver import Started, StubDriver
 
 FORMATS = {"i1": "<b", "i32": "<i", "i64": "<q", "u64": "<Q", "fp32": "<f"}
@@ -45,7 +45,7 @@ def checked(driver: StubDriver, target: str) -> Iterator[Launches]:
         if 0 in described.grid(config.constants):
             assert not started
             return config
-        key, _ = door.key_and_pointers(describe, tensors, numbers)
+        key, _ = key_and_pointers(describe, tensors, numbers)
         (launches.planned if key in known else launches.first)[described.kernel.fn.__name__] += 1
         (made,) = started
         check(made, plans[key], described, target)
