@@ -193,7 +193,7 @@ def test_no_part_of_a_run_reads_a_number_between_readings(tmp_path, monkeypatch)
     )
     pretrain(CONFIG, phantom(), tmp_path, settings)
     # Subjects are ordered and generated on the CPU, whatever trains; ids are checked there alone.
-    on_the_cpu = ("mmmae/data/", "mmmae/training/sampling.py", "kernels/mmmae_kernels/checks.py")
+    on_the_cpu = ("mmmae/data/", "mmmae/phantom/", "mmmae/training/sampling.py", "kernels/mmmae_kernels/checks.py")
     reads = [wait for wait in watch.found[counts[0] : counts[-1]] if not wait.where.startswith(on_the_cpu)]
     assert len(counts) == 14
     assert reads == []
