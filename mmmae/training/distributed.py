@@ -49,7 +49,9 @@ def find_world() -> World:
         return World(0, 1, 1)
     world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
     if world.ranks % world.ranks_of_node:
-        raise ValueError(f"{world.ranks} processes, {world.ranks_of_node} on this machine: start equally many on each")
+        raise ValueError(
+            f"{world.ranks_of_node} of {world.ranks} processes are on this machine, expected equally many on each"
+        )
     return world
 
 

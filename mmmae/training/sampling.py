@@ -104,8 +104,8 @@ class SubjectData(lightning.LightningDataModule):
         StepSampler(len(self.training), settings.batch, settings.steps, settings.seed, ranks=ranks)  # raises
         if settings.validation % (settings.batch * ranks):
             raise ValueError(
-                f"validation is {settings.validation}, expected a multiple of the samples a forward pass takes on "
-                f"all processes, {settings.batch * ranks}"
+                f"validation is {settings.validation}, expected a multiple of {settings.batch * ranks}, the samples of "
+                "a forward pass on all processes"
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -269,7 +269,7 @@ class TrainingStep:
         if self.cuda_graph == "on":
             raise RuntimeError(f"cuda_graph is 'on', but the step can't be recorded: {error}") from error
         self.graph_refused = f"a step could not be recorded: {error}"
-        warnings.warn(f"training goes on without a CUDA graph: {self.graph_refused}", stacklevel=3)
+        warnings.warn(f"training continues without a CUDA graph: {self.graph_refused}", stacklevel=3)
         self.reset()
 
 

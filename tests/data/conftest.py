@@ -1,4 +1,4 @@
-"""Fixtures of the data tests: files written here, and the real scenes where they are installed."""
+"""Fixtures of the data tests: files written by them, and real scenes if they are installed."""
 
 import os
 import warnings
@@ -16,7 +16,7 @@ WriteRaster = WriteCube = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def scenes() -> Path:
-    """The folder of five TerraMesh scenes, in `MMMAE_DATA` or in `shared/data` beside the checkout."""
+    """The folder of five TerraMesh scenes, in `MMMAE_DATA` or in `shared/data` next to the checkout."""
     root = Path(os.environ.get("MMMAE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
     folder = root / "terramesh"
     if not (folder / "S2L2A").is_dir():

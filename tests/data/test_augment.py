@@ -1,4 +1,4 @@
-"""Crops and flips are one place in the scene for every image of a subject."""
+"""Crops and flips are at the same place of the scene for every image of a subject."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Bands are selected by number or by wavelength, or the message says what there is."""
+"""Bands are selected by number or by wavelength; an error says which bands exist."""
 
 import numpy as np
 import pytest

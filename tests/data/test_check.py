@@ -15,7 +15,7 @@ NM = np.arange(450, 750, 100.0)
 
 @pytest.fixture
 def tree(tmp_path, write_raster):
-    """Six whole subjects s0 to s5 of 3 bands 16 x 20, with images of half the size."""
+    """Six intact subjects s0 to s5 of 3 bands 16 x 20, with images of half the size."""
     rng = np.random.default_rng(0)
     (tmp_path / "hsi").mkdir()
     (tmp_path / "ir").mkdir()
@@ -39,7 +39,7 @@ def test_whole_files_give_no_finding(tree):
 
 
 def damage_everything(tree, write_raster):
-    """Twelve kinds, one file each."""
+    """Damage of twelve kinds, one file each."""
     hsi, rng = tree / "hsi", np.random.default_rng(1)
 
     def cube(name, bands=3, nm=NM):
@@ -107,7 +107,7 @@ def test_the_command_lists_them_and_fails(tree, write_raster, capsys):
 
 @pytest.mark.parametrize("kind", ["hsi", "ir"])
 def test_each_file_is_damaged_in_either_folder(tree, kind):
-    """An empty file, a constant one, and one that is none."""
+    """An empty file, a constant one, and one that is no image."""
     np.save(tree / kind / "s0.npy", np.full((3, 16, 20), 4.0))
     (tree / kind / "s2.npy").write_bytes(b"")
     (tree / kind / "s3.npy").write_bytes(b"no array")

@@ -1,4 +1,4 @@
-"""A file that is not as it should be is refused with one message that names it, and no pickle is ever loaded."""
+"""A damaged or ambiguous file is refused with one message that names it, and no pickle is ever loaded."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""The options that name data: each combination gives the data set it says, or one line that names the options."""
+"""Each combination of data options gives the right data set, or an error that names the options."""
 
 import dataclasses
 

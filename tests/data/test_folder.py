@@ -1,4 +1,4 @@
-"""Files become samples by stem; what is missing is absent, and what does not fit is an error that names it."""
+"""Files are paired by stem; a missing image is absent from the sample, and a wrong file is an error with its name."""
 
 import multiprocessing
 import pickle
@@ -262,7 +262,7 @@ def test_values_that_overflow_in_normalisation_are_refused(tree):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The names of the files read through `PairedFolder`, in order."""
+    """Names of the files that `PairedFolder` reads, in order."""
     names = []
 
     def count(path, **options):
@@ -300,21 +300,26 @@ def _first_sample(tree, barrier, queue):
     computed = []
     original = PairedFolder._compute
     PairedFolder._compute = lambda self: (computed.append(1), original(self))[1]
-    data = PairedFolder(tree / "hsi", normalization=tree / "statistics.json")
-    barrier.wait()
-    total = float(data[0].hsi.sum())
+    try:
+        data = PairedFolder(tree / "hsi", normalization=tree / "statistics.json")
+        barrier.wait()
+        total = float(data[0].hsi.sum())
+    except BaseException:
+        barrier.abort()  # the others would wait for it
+        raise
     queue.put((len(computed), total))
 
 
 def test_processes_that_start_together_compute_the_statistics_once(tree):
     context = multiprocessing.get_context("fork")
-    queue, barrier = context.Queue(), context.Barrier(4)
+    queue, barrier = context.SimpleQueue(), context.Barrier(4)
     processes = [context.Process(target=_first_sample, args=(tree, barrier, queue)) for _ in range(4)]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=30) for _ in processes]
     for process in processes:
         process.join()
+        assert process.exitcode == 0
+    results = [queue.get() for _ in processes]
     assert sum(computed for computed, _ in results) == 1
     assert len({total for _, total in results}) == 1
     assert {path.name for path in tree.iterdir()} == {"hsi", "ir", "statistics.json"}

@@ -1,4 +1,4 @@
-"""Statistics are those of the valid pixels, the map is invertible, and the file is whole or refused."""
+"""Statistics are those of the valid pixels, normalisation can be inverted, and a damaged file is refused."""
 
 import os
 

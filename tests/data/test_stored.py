@@ -1,4 +1,4 @@
-"""A cache and shards give what was stored, bit by bit, or say which file does not."""
+"""A cache and shards return the stored samples bit by bit, or name the damaged file."""
 
 import json
 import os
@@ -150,7 +150,7 @@ def test_a_folder_with_something_in_it_is_refused(data, tmp_path):
 
 @pytest.fixture
 def interrupt(monkeypatch):
-    """Let the third file of a cache fail."""
+    """Fail at the third file of a cache."""
     written = []
 
     def save(tensors, path, metadata):

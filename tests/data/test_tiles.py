@@ -1,4 +1,4 @@
-"""Tiles cover a scene, no read is larger than one, and put together they are the scene."""
+"""Tiles cover a scene, no read is larger than a tile, and put together they equal the scene."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ IDENTITY = Normalization({"hsi": ((-1.0, 0.0, 1.0),) * 3, "fine": ((-1.0, 0.0, 1
 
 @pytest.fixture
 def scene():
-    """A cube [3, 24, 36], an image of twice and one of half its size."""
+    """A cube [3, 24, 36], and auxiliary images of twice and half its size."""
     rng = np.random.default_rng(0)
     shapes = {"hsi": (3, 24, 36), "fine": (1, 48, 72), "coarse": (1, 12, 18)}
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
@@ -34,7 +34,7 @@ def tree(tmp_path, scene, write_raster):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The shapes of the cubes read through `PairedFolder`."""
+    """Shapes of the cubes that `PairedFolder` reads, in order."""
     shapes = []
 
     def count(path, **options):

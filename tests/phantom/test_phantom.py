@@ -1,4 +1,4 @@
-"""Generated subjects are reproducible one by one, shaped as asked, and their images show one and the same eye."""
+"""Generated subjects are reproducible one by one, have the requested shape, and their images show the same eye."""
 
 from functools import partial
 

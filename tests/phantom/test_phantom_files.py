@@ -1,4 +1,4 @@
-"""The phantom as files: what is written is read again, and the labels are of what is drawn."""
+"""Phantom files are read back as written, and their labels fit the drawn structures."""
 
 import csv
 

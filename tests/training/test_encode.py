@@ -1,4 +1,4 @@
-"""Features of a folder: what the file holds, that a subject's are its own, and what statistics they are made with."""
+"""Features of a folder: the content of the file, independence of other subjects, and the statistics of the input."""
 
 import json
 
@@ -28,7 +28,7 @@ def tokens_of(encoder, subjects):
 
 
 def read(path):
-    """Features, names and, where the file has it, how they were pooled."""
+    """Return features and names in a file."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             return torch.from_numpy(arrays["features"]), arrays["names"].tolist()

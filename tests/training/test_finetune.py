@@ -1,4 +1,4 @@
-"""Fine-tuning runs: what they leave, that they learn, what moves how fast, and what is refused."""
+"""Fine-tuning runs write their results and learn; learning rates follow the depth, wrong input is refused."""
 
 import csv
 import itertools
@@ -68,7 +68,7 @@ class Squares(Subjects):
 
 @pytest.fixture(scope="module")
 def segmented(files, tmp_path_factory):
-    """A run of the command line: its folder, and what it printed."""
+    """The folder of a run of the command line."""
     out = tmp_path_factory.mktemp("runs") / "segmentation"
     options = ["--hsi", str(files / "hsi"), "--task", "segmentation", "--labels", str(files / "labels")]
     names = ["--classes", "background,vessel,disc", "--validation", "phantom-0-00001,phantom-0-00004"]
@@ -291,7 +291,7 @@ def test_only_every_so_many_steps_wait_for_the_device(tmp_path, monkeypatch, tas
     [
         ({"subjects": SimpleNamespace(bands=6)}, "the subjects have 6 bands, the encoder takes 12"),
         ({"labels": Labels("segmentation", ["a"], {}, Squares().mask)}, "only the class 'a'"),
-        ({"settings": FinetuneSettings(class_weights=(1.0,))}, "class_weights has 1 numbers, there are 2 classes"),
+        ({"settings": FinetuneSettings(class_weights=(1.0,))}, "class_weights has 1 numbers, expected 2"),
         ({"rgb": (0, 1, 12)}, "expected bands 0..11"),
         ({"validation": ["nobody"]}, "validation names 'nobody'"),
         ({"settings": FinetuneSettings(device="quantum")}, "device is 'quantum', which can't be used"),
@@ -353,7 +353,7 @@ def test_tiles_are_drawn_as_one_scene(files, tmp_path, monkeypatch):
         (["--hsi", "{files}/hsi", "--labels", "{files}/none"], "none"),
         (["--labels", "{files}/labels"], "expected --hsi, --cache or --shards"),
         (["--hsi", "{files}/hsi", "--labels", "{files}/labels", "--classes", "a,b"], "there are 2 names of classes"),
-        (["--hsi", "{files}/hsi", "--labels", "{files}/labels", "--class-weights", "x"], "--class-weights is 'x'"),
+        (["--hsi", "{files}/hsi", "--labels", "{files}/labels", "--class-weights", "-1,1"], "class_weights is (-1.0, 1.0)"),
         (["--hsi", "{files}/hsi", "--labels", "{files}/labels", "--aux", "ir={files}/ir"], "--aux is not used"),
         (["--hsi", "{files}/hsi", "--labels", "{files}/labels", "--validation", "nobody"], "names 'nobody'"),
         (["--hsi", "{files}/hsi", "--labels", "{files}/labels", "--rgb", "1,2"], "--rgb has 2 bands"),

@@ -1,4 +1,4 @@
-"""A run that names no folder gets one of its own, and can be found again."""
+"""A run without a named folder gets a new one, and can be resumed there."""
 
 from pathlib import Path
 

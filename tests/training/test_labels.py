@@ -1,4 +1,4 @@
-"""Labels of subjects and pixels: what files may say, what they may not, and who is held out."""
+"""Labels of subjects and pixels: valid and invalid files, and the subjects held out."""
 
 import pickle
 from types import SimpleNamespace
@@ -146,7 +146,7 @@ def test_subjects_without_a_label_are_on_no_side(tmp_path):
     ("validation", "message"),
     [
         (["b"], "names 'b', expected names of labelled"),
-        (["a", "c"], "0 subjects are left to train"),
+        (["a", "c"], "0 subjects are left to train with"),
         (0.9, "0 subjects"),
         (1.5, "validation is 1.5"),
     ],

@@ -1,4 +1,4 @@
-"""The experiment on real scenes holds out what it says; tests/soak runs it."""
+"""The experiment on real scenes holds out the scenes it names; tests/soak runs it."""
 
 import importlib.util
 import os

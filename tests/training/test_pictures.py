@@ -1,4 +1,4 @@
-"""Pictures show what the model predicted, where it predicted it, and nothing else."""
+"""Pictures show exactly what the model predicted, and where."""
 
 import re
 
@@ -41,12 +41,12 @@ def images(figure):
 
 
 def masked_bands(output):
-    """Return which pixels `[12, 32, 32]` the model was not shown."""
+    """Return a mask `[12, 32, 32]` of the pixels that the model was not shown."""
     return bands_of(output.mask.ids_masked[0])
 
 
 def bands_of(ids):
-    """Return which pixels `[12, 32, 32]` belong to the tokens."""
+    """Return a mask `[12, 32, 32]` of the pixels of tokens."""
     tokens = torch.zeros(64, dtype=torch.bool)
     tokens[ids] = True
     grid = tokens.view(4, 4, 4)

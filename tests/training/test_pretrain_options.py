@@ -1,4 +1,4 @@
-"""What a run may do besides: precision, accumulation, averages, validation, augmentation, reports."""
+"""Options of a pretraining run: precision, accumulation, averages, validation, augmentation, reports."""
 
 import dataclasses
 import functools
@@ -254,7 +254,7 @@ def test_a_wrong_setting_is_named(fields, message):
     ("validation", "message"),
     [
         (5, "validation is 5, expected less than the number of subjects, 5"),
-        (3, "validation is 3, expected a multiple of the samples a forward pass takes on all processes, 2"),
+        (3, "validation is 3, expected a multiple of 2, the samples of a forward pass on all processes"),
         (4, "batch is 2, expected at most the number of subjects, 1"),
     ],
 )

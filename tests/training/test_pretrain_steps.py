@@ -1,4 +1,4 @@
-"""How a run's steps are made: read now and then, recorded or not, compiled; and what stops them."""
+"""Steps of a run: read every few steps, recorded or not, compiled, and stopped at NaN."""
 
 import dataclasses
 import math
@@ -17,6 +17,7 @@ from mmmae.training.settings import PretrainSettings
 from tests.emulator.graph import emulate
 from tests.training.test_pretrain import CONFIG, logged, losses, phantom
 
+pytestmark = pytest.mark.xdist_group("pretrain steps")  # whose runs are made once
 SETTINGS = PretrainSettings(steps=8, batch=2, warmup=2, checkpoint_every=3, report_every=100)
 
 

@@ -1,4 +1,4 @@
-"""Reconstructions of a folder: pictures, and errors that are those of what was predicted."""
+"""Reconstructions of a folder: pictures, and the errors of predicted pixels."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""`mmmae.TrainingStep`: the numbers of a loop written by hand, whatever is recorded, and what it refuses."""
+"""`mmmae.TrainingStep` has the results of a loop written by hand, recorded or not, and refuses wrong arguments."""
 
 import contextlib
 import math
@@ -214,7 +214,7 @@ def test_figures_are_read_once_and_the_last_are_kept():
 
 
 class Launches:
-    """Takes every launch and notes it: kernel, programs, constants, and shapes and types of its arguments."""
+    """Accepts every launch and records it: kernel, programs, constants, and shapes and types of its arguments."""
 
     target = "sm90"
 
@@ -250,7 +250,7 @@ def test_two_steps_launch_the_same_kernels_in_the_same_order(accumulate):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Steps are recorded and replayed as on a GPU, on the CPU; the log of what is asked of `torch.cuda`."""
+    """Record and replay steps on the CPU as on a GPU; return the log of calls to `torch.cuda`."""
     monkeypatch.setattr(training_step, "graph_refuses", lambda device: None)
     return emulate(monkeypatch)
 
@@ -276,7 +276,7 @@ def train(step, data, schedule):
 )
 @pytest.mark.parametrize("spoiled", [None, 15], ids=["finite", "not finite"])
 def test_replayed_steps_are_bitwise_those_without_a_graph(graphs, options, spoiled):
-    data = batches(24)
+    data = batches(18)
     if spoiled is not None:
         data[spoiled] = spoil(data[spoiled])
     results = []
@@ -340,7 +340,7 @@ def test_steps_go_on_without_a_graph_where_one_can_not_be_recorded(graphs, monke
     model, optimizer, _ = run("off")
     monkeypatch.setattr(mmmae.FastModel, "forward", asking)
     reason = "a step could not be recorded: CUDA error: operation not permitted when stream is capturing"
-    with pytest.warns(UserWarning, match=f"training goes on without a CUDA graph: {reason}"):
+    with pytest.warns(UserWarning, match=f"training continues without a CUDA graph: {reason}"):
         other, other_optimizer, step = run("auto")
     assert step.graph_refused == reason
     assert "back to current" in graphs

@@ -279,7 +279,7 @@ def _check(
         raise ValueError(f"the labels have only the class {labels.classes[0]!r}, expected at least two classes")
     if not isinstance(settings.class_weights, str) and len(settings.class_weights) != len(labels.classes):
         raise ValueError(
-            f"class_weights has {len(settings.class_weights)} numbers, there are {len(labels.classes)} classes: "
+            f"class_weights has {len(settings.class_weights)} numbers, expected {len(labels.classes)}, for the classes "
             f"{', '.join(labels.classes)}"
         )
     if rgb is not None and not all(0 <= band < subjects.bands for band in rgb):

@@ -160,7 +160,9 @@ def split(
     held_out = [index for index, scene in labelled.items() if scene in held]
     training = [index for index, scene in labelled.items() if scene not in held]
     if not training or not held_out:
-        raise ValueError(f"{len(training)} subjects are left to train with and {len(held_out)} to validate with")
+        raise ValueError(
+            f"{len(training)} subjects are left to train with, {len(held_out)} to validate with; expected at least one"
+        )
     return training, held_out
 
 
