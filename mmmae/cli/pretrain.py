@@ -56,10 +56,6 @@ def run(
     shown = colours(rgb)
     chosen = settings(compile=False) if no_compile else settings()
     changes = config_fields(fields)
-    if target is not None:
-        changes["target"] = target
-    elif not data.is_named:
-        changes.setdefault("target", "pixels")  # so that the picture of the demonstration shows pixels
     _check_fields(changes, data)
     name = preset or ("base" if data.is_named else "tiny")
     source = f"preset {name}"
@@ -67,6 +63,10 @@ def run(
         told = ("aux", "in_channels", *(("bands",) if data.is_named else ()))  # by the data
         changes = {**{field: value for field, value in stored.model.items() if field not in told}, **changes}
         source = f"model of {config}"
+    if target is not None:
+        changes["target"] = target
+    elif not data.is_named:
+        changes.setdefault("target", "pixels")  # so that the picture of the demonstration shows pixels
     out = out or default_folder(Path("runs/pretrain"), resume)
     statistics = None if resume is None else out / "normalization.json"
     subjects = training_subjects(data, generated, name, changes, seed=chosen.seed, normalization=statistics)

@@ -16,7 +16,7 @@ from ..training.settings import PretrainSettings
 if TYPE_CHECKING:
     from ..training.checkpoints import Checkpoint
 
-# Of each command: its settings, the key of the model's config in a file, and what else a run writes into the file.
+# By command: its settings, the key under which a file holds the config, and what else a run writes into its file.
 FILES = {
     "pretrain": (PretrainSettings, "model", {"ranks", "names", "finished", "subjects"}),
     "finetune": (FinetuneSettings, "encoder", {"task", "classes", "subjects", "training", "validation"}),
@@ -25,12 +25,12 @@ FILES = {
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What a checkpoint and a file hold for a run.
+    """Settings, config and checkpoint that the files of a command hold.
 
     Args:
         options: settings, as words of the command line.
         model: fields of the model's config.
-        checkpoint: to resume the run from.
+        checkpoint: the checkpoint to resume from, or None.
     """
 
     options: Sequence[str] = ()
@@ -100,13 +100,15 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as words of the command line."""
     words = []
     for field, value in settings.items():
-        option = f"--{field.replace('_', '-')}"
-        if value is True or (value is False and field != "compile"):
-            words.append(option if value else option.replace("--", "--no-", 1))
+        option = field.replace("_", "-")
+        if field == "compile" and value is False:
+            value = "off"  # a later --compile overrides it, but not --no-compile
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
         elif isinstance(value, (list, tuple)):
-            words.append(f"{option}={','.join(map(str, value))}")
+            words.append(f"--{option}={','.join(map(str, value))}")
         elif value is not None:
-            words.append(f"{option}={value or 'off' if field == 'compile' else value}")
+            words.append(f"--{option}={value}")
     return words
 
 

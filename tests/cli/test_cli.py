@@ -139,6 +139,28 @@ def test_traceback_is_shown_when_asked_for(tmp_path):
         main(["--traceback", "pretrain", "--steps", "0"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "Unrecognized options: train"),
+        (["pretrain", "--learnin-rate", "1"], "--learning-rate"),
+        (["pretrain", "--batch", "x"], "--batch: invalid literal for int() with base 10: 'x'"),
+        (["pretrain", "--precision", "8"], "invalid choice '8' for argument '--precision'"),
+        (["pretrain", "--compile", "fast"], "expected nothing, off or one of default, reduce-overhead"),
+        (["finetune", "--scratch", "--class-weights", "x"], "--task"),
+        (["data"], "{check, cache, shard, phantom}"),
+        (["profile", "tiny", "--json", "--markdown"], "not allowed together"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_can_not_be_read_is_named_and_the_status_is_two(capsys, monkeypatch, arguments, message):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_python_dash_m_runs_it_and_unknown_commands_are_refused():
     run = subprocess.run([sys.executable, "-m", "mmmae", "train"], capture_output=True, text=True, check=False)
     assert run.returncode == 2
