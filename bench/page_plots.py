@@ -224,7 +224,7 @@ def sunburst(title: str, amounts: Mapping[str, float], unit: str) -> str:
         axes.pie(list(inner.values()), radius=0.82, colors=[COLOURS.get(group, GREY) for group in inner], **first)
         wedges = axes.pie([amounts[name] for name in outer], radius=1.18, colors=list(outer.values()), **first)[0]
         axes.text(0, 0, f"{total:,.2f}\n{unit}", ha="center", va="center", fontweight="bold")
-        texts = [f"{name}: {amounts[name]:,.2f}, {amounts[name] / total:.1%}" for name in outer]
+        texts = [f"{name}: {amounts[name]:,.2f}, {amounts[name] / total:.0%}" for name in outer]
         axes.legend(
             wedges, texts, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handlelength=1, handletextpad=0.4
         )

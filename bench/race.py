@@ -62,8 +62,8 @@ class RunnerError(RuntimeError):
 class Runner:
     """The process of an entry; a context manager that ends it."""
 
-    module = "bench.worker"
-    timer = threading.Timer
+    module = "bench.worker"  # run by the process
+    timer = threading.Timer  # ends a process that does not answer
 
     def __init__(self, entry: Entry) -> None:
         self.first = {"contender": entry.contender, "kept": entry.kept, "task": dataclasses.asdict(entry.task)}

@@ -46,13 +46,13 @@ def full():
             times = {base: 0.1 * x**1.5, "fast": 0.05 * x**1.25}
             found += race(group, f"base, {group} {x}", times, base, x=float(x), resident_bytes=int(GB * (1 + x)))
     rows = [("blocks", 12), ("decoder.embed", 1), ("decoder.blocks", 11), ("masking", 0)]
-    bill = {"title": "", "rows": [{"component": name, "macs": macs * GB} for name, macs in rows]}
+    costs = {"title": "", "rows": [{"component": name, "macs": macs * GB} for name, macs in rows]}
     predictions = [
         Prediction("H100", group, "base, batch 64", name, 10**12, 10**10, 100, seconds, 0.25)
         for group, ours in (("training step", "fast"), ("op", "ours"))
         for name, seconds in (("reference, plain", 0.04), (ours, 0.02))
     ]
-    return results(found, profiles={"base": {"batch": 1, "pretraining": bill}}, predictions=predictions)
+    return results(found, profiles={"base": {"batch": 1, "pretraining": costs}}, predictions=predictions)
 
 
 def results(measurements, **more):
@@ -255,8 +255,8 @@ def test_names_from_outside_are_escaped():
     measured = race("training step", evil, {evil: 1.0, "fast": 2.0}, evil, note=evil, peak_bytes=GB)
     measured += race(evil, evil, {evil: 1.0, "fast": 2.0}, evil, x=1.0)
     measured += race("op", evil, {evil: 1.0, "native": 2.0}, evil, macs=GB, bytes=GB)
-    bill = {"rows": [{"component": evil, "macs": GB}]}
-    given = results(measured, profiles={evil: {"batch": 1, "pretraining": bill}})
+    costs = {"rows": [{"component": evil, "macs": GB}]}
+    given = results(measured, profiles={evil: {"batch": 1, "pretraining": costs}})
     given.predictions = [Prediction(evil, evil, evil, name, 1, 1, 1, 1.0, 0.0) for name in ("fast", evil)]
     given.machine["cpu"] = given.commit = given.versions[evil] = given.options[evil] = evil
     page = render(given)

@@ -51,7 +51,7 @@ def test_work_is_counted_at_its_batch():
 
 @NEEDS_LIBRARY
 def test_the_page_holds_every_op_and_model_with_the_fast_models_floor_below_the_references():
-    """In one test, as the predictions take a while."""
+    """One test for all of this, as the predictions take a while."""
     predicted = predict()
     assert markdown(predicted) in PAGE.read_text()
     ops = {one.case for one in predicted if one.group == "op"}
