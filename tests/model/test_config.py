@@ -1,4 +1,4 @@
-"""The config: presets, derived shapes, JSON, and messages that say what is expected."""
+"""The config: presets, derived shapes, JSON both ways, and messages that say what is expected."""
 
 import json
 
