@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mmmae_kernels import dispatch
 
 # A tuned process keeps all memory that it frees, and one that has run thousands of tests could no longer fork workers.
 os.environ["MMMAE_TUNE_CPU"] = "0"
+MUCH = 10**9  # bytes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,11 +39,18 @@ def _decides_anew() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _releases_memory() -> Iterator[None]:
-    """Drop what was compiled for the tests of a module, and give freed memory back to the system."""
+    """Where the tests of a module have left much memory, drop what was compiled and give freed memory back."""
     yield
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
+    if _resident() < MUCH:
+        return
+    torch.compiler.reset()
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)
+
+
+def _resident() -> int:
+    """Return the bytes of memory that this process holds, 0 where /proc does not say it."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0

@@ -12,6 +12,7 @@ from mmmae_kernels.cpu import library as native
 from tests.cases.case import check, draw_ids
 from tests.cases.ops import CASES
 
+pytestmark = pytest.mark.xdist_group("compile")  # one process loads the compiler
 needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 
 

@@ -8,6 +8,7 @@ import torch
 
 import mmmae
 
+pytestmark = pytest.mark.xdist_group("compile")  # one process loads the compiler
 SMALL = {"image_size": 32, "patch": (3, 8, 8), "aux_patch": 16, "depth": 1, "aux": {"ir": 1}}
 SWITCHES = {
     "decode_fraction": 0.5,

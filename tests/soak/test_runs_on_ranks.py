@@ -1,6 +1,7 @@
 """Runs on two processes, as torchrun starts them: what they learn, and how they end when something is wrong."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_a_loss_that_is_not_finite_ends_all_processes_with_the_layer(tmp_path, s
     )
     printed, _ = run.communicate()
     assert run.returncode == 1
-    assert "process 0: the loss is nan in step 2, of phantom-" in printed
+    assert re.search(r"process 0: the loss is (nan|inf) in step \d, of phantom-", printed)
     assert "and the first that is not finite is in " in printed
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.training.ranks import Case, check, steps_of_ranks
 
+pytestmark = pytest.mark.xdist_group("ranks")  # whose runs are made once
 CASES = [
     Case("ddp"),
     Case("ddp", {"symmetric": True}),

@@ -19,6 +19,7 @@ from mmmae.training.pretrain import Pretraining, pretrain
 from mmmae.training.sampling import StepSampler
 from mmmae.training.settings import PretrainSettings
 
+pytestmark = pytest.mark.xdist_group("pretrain")  # whose runs are made once
 CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), target="pixels", conditioning_dropout=0.2)
 SETTINGS = PretrainSettings(steps=9, batch=2, warmup=2, checkpoint_every=3)
 
