@@ -30,7 +30,7 @@ aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and 
 verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulator, for each architecture and type (5 minutes)
 	$(BIN)/python -m pytest tests/kernels/test_emulated.py --all-targets -n auto $(ARGS)
 
-soak: $(VENV)/.native ## run the tests that take long: 10,000 random calls, four processes, a run killed twenty times (15 minutes)
+soak: $(VENV)/.native ## run the tests that take long: 10,000 random calls, base in all cases, four processes, a run killed twenty times (25 minutes)
 	$(BIN)/python -m pytest tests/soak --soak $(ARGS)
 
 bench: $(VENV)/.native ## run the benches: every op, and the model against the reference (6 minutes; ARGS=--quick: one)
