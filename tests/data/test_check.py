@@ -39,7 +39,7 @@ def test_whole_files_give_no_finding(tree):
 
 
 def damage_everything(tree, write_raster):
-    """Damage of twelve kinds, one file each."""
+    """Damage files in twelve ways, one file each."""
     hsi, rng = tree / "hsi", np.random.default_rng(1)
 
     def cube(name, bands=3, nm=NM):

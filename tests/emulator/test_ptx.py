@@ -148,7 +148,7 @@ def test_a_long_row_is_sorted():
 
 
 def philox(seed: int, counter: int) -> list[int]:
-    """Four words, by the definition of Philox4x32-10."""
+    """Return four words, by the definition of Philox4x32-10."""
     words, key = [counter, 0, 0, 0], [seed & 0xFFFFFFFF, seed >> 32]
     for _ in range(10):
         first, second = 0xD2511F53 * words[0], 0xCD9E8D57 * words[2]

@@ -17,7 +17,7 @@ MASK32, MASK64 = (1 << 32) - 1, (1 << 64) - 1
 
 
 def run(body: str, *columns: list[int], bits: int = 32, out_bits: int = 32) -> list[int]:
-    """Values of %o after `body`, of 32 threads that each have a row of `columns` in %a, %b and %c."""
+    """Return the values of %o after `body`, for 32 threads with a row of `columns` each in %a, %b and %c."""
     memory = np.zeros((4, 32), np.uint64)
     for column, values in enumerate(columns):
         memory[column] = values

@@ -22,7 +22,7 @@ def packed(batch=2, tokens=9, dtype=torch.float32, vectors=2, width=8):
 
 
 def copies(run):
-    """Shapes of what was copied, filled or added, inside of operators too."""
+    """Return name and shapes of every copy, fill and addition of a run, those inside of operators included."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
         run()
     return [(event.name, event.input_shapes) for event in profile.events() if event.name in COPIES]

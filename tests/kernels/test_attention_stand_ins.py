@@ -38,7 +38,7 @@ WRITTEN = ("dq", "dk", "dv")
 
 
 def tensors(width=32, dtype=torch.float16, batch=2, queries=5, keys=7):
-    """Arguments that every library takes."""
+    """Return arguments that every library takes."""
     rows = {"q": queries, "k": keys, "v": keys, "out": queries, "dout": queries, "dq": queries, "dk": keys, "dv": keys}
     given = {name: torch.randn(batch, count, 2, width).to(dtype) for name, count in rows.items()}
     return {**given, "lse": torch.randn(batch, 2, queries)}

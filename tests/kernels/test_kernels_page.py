@@ -185,7 +185,7 @@ class Launched:
 
 
 def counted(op: str, fused: bool) -> dict[str, list[int]]:
-    """Bytes and FLOPs of every row that the page has of an op, its launches as `1. kernel`, `2. kernel`."""
+    """Count bytes and FLOPs of every row of an op on the page; its launches are `1. kernel`, `2. kernel`."""
     p, x = parameters(), activations()
     held = {tensor.untyped_storage()._cdata for tensor in p.values()}
     saved: dict[int, int] = {}
@@ -235,7 +235,7 @@ def sections(page: str) -> dict[str, str]:
 
 
 def rows_of(section: str) -> list[tuple[str, list[int]]]:
-    """Name and numbers of every row of a section's table."""
+    """Return name and numbers of every row of a section's table."""
     rows = []
     for line in section.splitlines():
         numbers = [int(number.replace(",", "")) for _, number in AMOUNT.findall(line)]

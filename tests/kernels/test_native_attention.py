@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("library", "poisoned")
 
 
 def numbers(batch: int, queries: int, keys: int, heads: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient, queries, keys and values."""
+    """Draw a gradient, queries, keys and values."""
     grad, q = torch.randn(2, batch, queries, heads, width)
     k, v = torch.randn(2, batch, keys, heads, width)
     return grad, q, k, v
@@ -66,7 +66,7 @@ def run(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | Non
 
 
 def assert_close(ours: list[Tensor], expected: list[Exact]) -> None:
-    """Relative to the norm of each, or within 4 roundings of what cancels: all of it, where there is one key."""
+    """Compare relative to each norm, or within 4 roundings of the terms that cancel (with one key, all of them)."""
     for mine, (exact, cancelled) in zip(ours, expected, strict=True):
         assert mine.shape == exact.shape
         assert mine.dtype == torch.float32

@@ -21,7 +21,7 @@ class LocalMemory:
         self._bytes.fill(0xFF)
 
     def load(self, offset: Array, size: int, instruction: Instruction, mask: Mask) -> Array:
-        """Elements of `size` bytes, one for each offset into the thread's memory (int64)."""
+        """Return elements of `size` bytes, one for each offset (int64) in the thread's memory."""
         values: Array = self._bytes.view(CARRIER[size])[self._index(offset, size, instruction, mask)]
         return values
 
