@@ -38,7 +38,7 @@ def draw(*shape, seed=0, dtype=torch.float32):
 
 
 def assert_close(value, expected, tolerance=1e-5):
-    """Norm of the difference over the norm; float32 sums of some thousand products err below 1e-6 of it.
+    """Compare the norm of the difference with the norm: float32 sums of some thousand products err below 1e-6 of it.
 
     Gradients that cancel to 0 are held to the rounding of the terms that cancel, which are of order 1 here.
     """
@@ -48,13 +48,13 @@ def assert_close(value, expected, tolerance=1e-5):
 
 
 def gradients(output, inputs, seed=9):
-    """Gradients of a fixed random combination of the output, so that none is trivially zero."""
+    """Return gradients of a fixed random combination of the output, so that none is trivially zero."""
     weights = draw(*output.shape, seed=seed, dtype=torch.float64).to(output.dtype)
     return torch.autograd.grad((output * weights).sum(), inputs)
 
 
 def slow_patches(volume, patch, ids):
-    """Cut patch by patch, in loops."""
+    """Cut the patches one by one, in loops."""
     batch, _, *size = volume.shape
     counts = [whole // part for whole, part in zip(size, patch, strict=True)]
     rows = []

@@ -24,7 +24,7 @@ def model_and_optimizer(kernels="auto", learning_rate=1e-2, **fields):
 
 
 def batches(count, size=32):
-    """Batches of two samples; in the third on, no sample has an image of autofluorescence."""
+    """Return batches of two samples; from the third on, no sample has an autofluorescence image."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for number in range(count):
