@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .module import Pretraining
+
 LINES = 10  # printed during a run if there is no terminal to draw a bar on
 
 
@@ -39,7 +41,8 @@ class StepProgress(Callback):
         batch_idx: int,
     ) -> None:
         """Advance by a step if one is complete."""
-        figures, step = getattr(pl_module, "last", {}), trainer.global_step
+        assert isinstance(pl_module, Pretraining)
+        figures, step = pl_module.last, trainer.global_step
         if step == self.shown:
             return
         self.shown = step
