@@ -151,6 +151,20 @@ def test_the_file_on_the_page_is_read(tmp_path):
     assert set(content["settings"]) <= {field.name for field in dataclasses.fields(PretrainSettings)}
 
 
+def test_fine_tuning_runs_from_random_weights_as_a_file_says(tmp_path):
+    assert main(["data", "phantom", str(tmp_path / "eyes"), "--subjects", "3", "--size", "32", "--missing", "0"]) == 0
+    data = ["--hsi", str(tmp_path / "eyes" / "hsi"), "--labels", str(tmp_path / "eyes" / "labels"), "--scratch"]
+    command = ["finetune", *data, "--task", "segmentation", "--validation", "0.4"]
+    small = ["--preset", "tiny", "--set", "image_size=32", "--set", "patch=3,8,8", "--epochs", "1"]
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert main([*command, *small, "--class-weights", "1,2,0.5", "--augment", "--out", str(first)]) == 0
+    assert main([*command, "--config", str(first / "config.json"), "--no-augment", "--out", str(again)]) == 0
+    found, expected = described_run(again), described_run(first)
+    assert expected["settings"].pop("augment") is True
+    assert found["settings"].pop("augment") is False
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
