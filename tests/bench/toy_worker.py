@@ -26,7 +26,7 @@ def main() -> None:
             tell({"seconds": ROUNDS[contender], "resident_bytes": 1000})
 
 
-def tell(reply: dict) -> None:
+def tell(reply: dict[str, object]) -> None:
     """Send an answer."""
     print(json.dumps(reply), flush=True)
 
