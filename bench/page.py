@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.page_plots import number_ids
 from bench.page_sections import (
+    digits,
     limits_of,
     macs_section,
     model_section,
@@ -22,7 +23,7 @@ from bench.page_sections import (
     roofline_section,
     scaling_section,
 )
-from bench.page_tables import OURS, SLOWER, contender, timed
+from bench.page_tables import OURS, SLOWER, contender, scale_of, timed
 from bench.results import Measurement, Results, by_case, ratio
 from mmmae.cost.page import STYLE
 
@@ -100,8 +101,11 @@ def answer(models: Sequence[Measurement], machine: Mapping[str, Any]) -> str:
     preset, *more = fast.case.split(", ")
     first, *rest = _others(case)
     place = ", ".join(str(machine[field]) for field in ("cpu", "gpu") if machine.get(field)) or "this machine"
+    size, unit = scale_of(fast.median)
     work = f"On {place}, {'encoding' if fast.group == 'encoding' else 'a training step'} of {preset}"
-    text = f"{html.escape(work)} takes {fast.median:.2f} s: <b>{_times(fast, first)} {_name(first)}</b>."
+    text = (
+        f"{html.escape(work)} takes {digits(fast.median / size)} {unit}: <b>{_times(fast, first)} {_name(first)}</b>."
+    )
     if rest:
         text += f" Against the others: {', '.join(f'{_name(one)} {ratio(fast, one):.2f}' for one in rest)}."
     memory = [f"peak memory {fast.peak_bytes / 1e9:.2f} GB"] if fast.peak_bytes else []

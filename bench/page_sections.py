@@ -77,7 +77,7 @@ def time_plot(title: str, measured: Sequence[Measurement]) -> str:
     size, unit = scale_of(max(one.median for one in known))
     rows = []
     for one in known:
-        text, bad = _digits(one.median / size) + f" {unit}", False
+        text, bad = digits(one.median / size) + f" {unit}", False
         if ours is not None and one is not ours:
             times = one.median / ours.median
             text, bad = f"{text}, {times:.2f} x", one.contender not in OURS and times * SLOWER < 1
@@ -97,7 +97,7 @@ def memory_plots(lead: str, measured: Sequence[Measurement]) -> list[str]:
             for one in known:
                 amount = getattr(one, field)
                 times = "" if one.contender in OURS or math.isnan(ours) else f", {amount / ours:.2f} x"
-                text = f"{_digits(amount / 1e9)} GB{times}"
+                text = f"{digits(amount / 1e9)} GB{times}"
                 rows.append(Bar(one.contender, amount / 1e9, text, one.contender in OURS))
             plots.append(bars(f"{lead}{title}", "GB", rows))
     return plots
@@ -227,7 +227,7 @@ def _verdict(cases: Iterable[tuple[str, Sequence[Measurement]]]) -> str:
     return "<p>Ours is nowhere slower than another contender.</p>" if compared else ""
 
 
-def _digits(number: float) -> str:
+def digits(number: float) -> str:
     """Return a number in three digits or more."""
     decimals = 3 if number < 1 else 2 if number < 10 else 1 if number < 100 else 0
     return f"{number:,.{decimals}f}"
