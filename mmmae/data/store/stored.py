@@ -58,9 +58,7 @@ class StoredSubjects(Subjects):
             self.normalization = Normalization.from_json(index["normalization"])
             self._entries: list[dict[str, Any]] = index["subjects"]
             self.names = [str(entry["name"]) for entry in self._entries]
-            places = [
-                entry["position"] for entry in self._entries if "position" in entry
-            ]  # of all, or of none
+            places = [entry["position"] for entry in self._entries if "position" in entry]  # of all, or of none
             self.positions = [Position(str(scene), Window(*map(int, window))) for scene, *window in places]
             for entry in self._entries:
                 _check_entry(entry)
