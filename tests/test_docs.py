@@ -195,7 +195,8 @@ def test_a_line_that_a_page_says_to_type_can_be_typed(page, line, tmp_path, monk
         if "eyes/hsi" in line:
             assert main(["data", "phantom", "eyes", "--subjects", "3", "--size", "64"]) == 0
         if "--encoder" in arguments:
-            assert main(["pretrain", "--preset", "tiny", "--hsi", "eyes/hsi", *SHORT, *SMALL]) == 0
+            run = str(Path(arguments[arguments.index("--encoder") + 1]).parent)
+            assert main(["pretrain", "--preset", "tiny", "--hsi", "eyes/hsi", "--out", run, *SHORT, *SMALL]) == 0
         assert main(arguments) == 0
     elif any(name in line for name in CHANGE_THE_PROCESS):
         arguments += ["--collect-only", "-q"] if "pytest" in arguments else []
