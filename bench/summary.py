@@ -136,7 +136,8 @@ def op_table(cases: Iterable[Sequence[Measurement]]) -> str:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
     """Return a Markdown table and an empty line; its first columns hold words, the others numbers."""
     rule = [*["---"] * words, *["---:"] * (len(heads) - words)]
-    return "".join("| " + " | ".join(row) + " |\n" for row in (heads, rule, *rows)) + "\n"
+    body = [[*row[:words], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[words:])] for row in rows]
+    return "".join("| " + " | ".join(row) + " |\n" for row in (heads, rule, *body)) + "\n"
 
 
 def place(results: Results) -> str:
