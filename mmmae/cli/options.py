@@ -110,7 +110,6 @@ def open_subjects(
             fit.
     """
     from ..data import CachedSubjects, PairedFolder, ShardedSubjects
-    from ..phantom import Phantom
 
     _check_combination(data, generated)
     if data.hsi is not None:
@@ -127,6 +126,8 @@ def open_subjects(
             normalization=data.normalization or stored,
         )
     if data.cache is None and data.shards is None:
+        from ..phantom import Phantom
+
         assert generated is not None
         chosen = {"length": generated.subjects, "missing": generated.missing}
         given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
