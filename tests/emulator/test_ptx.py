@@ -340,6 +340,6 @@ def test_chosen_blocks_run_and_no_others():
     statistics = execute(kernels.count_down, (8,), {"n_ptr": n, "out_ptr": out}, blocks=[(3,), (5, 0, 0)])
     assert out.tolist() == [-1, -1, -1, 2, -1, 3, -1, -1]
     assert statistics.blocks == 2
-    with pytest.raises(ValueError, match="outside of the grid"):
+    with pytest.raises(ValueError, match="outside the grid"):
         execute(kernels.count_down, (8,), {"n_ptr": n, "out_ptr": out}, blocks=[(8,)])
     assert execute(kernels.count_down, (8,), {"n_ptr": n, "out_ptr": out}, blocks=[]).instructions == 0
