@@ -14,6 +14,8 @@ from torch import nn
 
 from mmmae_kernels.checks import described
 
+from .checks import check_number, check_whole, is_whole
+
 Preset: TypeAlias = Literal["base", "vit", "tiny"]
 AuxEncoder: TypeAlias = Literal["vit", "cnn"]
 Target: TypeAlias = Literal["embedding", "pixels"]
@@ -108,14 +110,10 @@ class MMMAEConfig:
     def __post_init__(self) -> None:
         counts = ("image_size", "bands", "in_channels", "dim", "depth", "heads", "aux_dim", "aux_depth", "aux_patch")
         for field in (*counts, "decoder_dim", "decoder_depth", "decoder_heads"):
-            self._expect(field, _is_int(getattr(self, field)) and getattr(self, field) >= 1, "a whole number >= 1")
-        self._expect(
-            "conditioning_depth",
-            _is_int(self.conditioning_depth) and self.conditioning_depth >= 0,
-            "a whole number >= 0",
-        )
+            check_whole(f"config: {field}", getattr(self, field), 1)
+        check_whole("config: conditioning_depth", self.conditioning_depth, 0)
         patch = self.patch
-        is_patch = isinstance(patch, (tuple, list)) and len(patch) == 3 and all(_is_int(p) and p >= 1 for p in patch)
+        is_patch = isinstance(patch, (tuple, list)) and len(patch) == 3 and all(is_whole(p, 1) for p in patch)
         self._expect("patch", is_patch, "three whole numbers >= 1: bands, rows, columns")
         object.__setattr__(self, "patch", tuple(patch))
         pt, ph, pw = self.patch
@@ -128,27 +126,19 @@ class MMMAEConfig:
         )
         self._expect("heads", self.dim % self.heads == 0, f"a divisor of dim {self.dim}")
         self._expect("decoder_heads", self.decoder_dim % self.decoder_heads == 0, f"a divisor of {self.decoder_dim}")
-        self._expect("mlp_ratio", _is_number(self.mlp_ratio) and self.mlp_ratio > 0, "a number > 0")
+        check_number("config: mlp_ratio", self.mlp_ratio, "> 0")
         self._expect("mlp_ratio", round(self.dim * self.mlp_ratio) >= 1, f"enough for one channel of {self.dim}")
         self._check_aux()
-        self._expect(
-            "conditioning_dropout",
-            _is_number(self.conditioning_dropout) and 0 <= self.conditioning_dropout < 1,
-            "a number in [0, 1)",
-        )
-        self._expect("mask_ratio", _is_number(self.mask_ratio) and 0 <= self.mask_ratio < 1, "a number in [0, 1)")
+        check_number("config: conditioning_dropout", self.conditioning_dropout, "in [0, 1)")
+        check_number("config: mask_ratio", self.mask_ratio, "in [0, 1)")
         self._expect("mask_ratio", self.keep >= 1, f"small enough to keep one of {self.tokens} tokens")
-        fraction, masked = self.decode_fraction, self.tokens - self.keep
-        self._expect("decode_fraction", _is_number(fraction) and 0 < fraction <= 1, "a number in (0, 1]")
+        check_number("config: decode_fraction", self.decode_fraction, "in (0, 1]")
+        masked = self.tokens - self.keep
         enough = self.decoded >= 1 or masked == 0
         self._expect("decode_fraction", enough, f"large enough to predict one of {masked} masked tokens")
         self._expect("target", self.target in ("embedding", "pixels"), "'embedding' or 'pixels'")
-        self._expect("temperature", _is_number(self.temperature) and self.temperature > 0, "a number > 0")
-        self._expect(
-            "contrastive_weight",
-            _is_number(self.contrastive_weight) and self.contrastive_weight >= 0,
-            "a number >= 0",
-        )
+        check_number("config: temperature", self.temperature, "> 0")
+        check_number("config: contrastive_weight", self.contrastive_weight, ">= 0")
         for field in ("normalize_target", "symmetric", "activation_checkpointing"):
             self._expect(field, isinstance(getattr(self, field), bool), "true or false")
         _ = self.dropout_threshold  # computed here, as the checks above compute the other counts
@@ -179,9 +169,7 @@ class MMMAEConfig:
             self._expect(
                 "aux", bool(is_name), f"names of letters, digits and _ that PyTorch can register, not {name!r}"
             )
-            self._expect(
-                "aux", _is_int(channels) and channels >= 1, f"whole channel counts >= 1, not {name}: {channels}"
-            )
+            self._expect("aux", is_whole(channels, 1), f"whole channel counts >= 1, not {name}: {channels}")
         object.__setattr__(self, "aux", dict(self.aux))
         self._expect("aux_encoder", self.aux_encoder in ("vit", "cnn"), "'vit' or 'cnn'")
         if not self.aux:
@@ -279,14 +267,6 @@ class MMMAEConfig:
         if not isinstance(values, dict):
             raise ValueError(f"config: the text holds {described(values)}, expected a JSON object")
         return cls.from_dict(values)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def resolve_config(config: MMMAEConfig | str, **overrides: Any) -> MMMAEConfig:

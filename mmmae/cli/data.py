@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from .options import Aux, DataOptions, Flag, aux_folders, check_workers, open_subjects
+from ..checks import check_whole
+from .options import Aux, DataOptions, Flag, aux_folders, open_subjects
 
 if TYPE_CHECKING:
     from ..data.check import Finding
@@ -72,7 +73,7 @@ def cache(data: DataOptions, *, out: Path, image_size: int | None = None, worker
     """
     from ..data import write_cache
 
-    check_workers(workers)
+    check_whole("--workers", workers, 0)
     subjects = open_subjects(data, image_size)
     write_cache(subjects, out, workers=workers, track=partial(_tracked, "cached"))
     print(f"{out} holds {subjects!r}")
@@ -91,7 +92,7 @@ def shard(
     """
     from ..data import write_shards
 
-    check_workers(workers)
+    check_whole("--workers", workers, 0)
     subjects = open_subjects(data, image_size)
     try:
         write_shards(subjects, out, per_shard=per_shard, workers=workers, track=partial(_tracked, "packed"))
@@ -122,10 +123,9 @@ def phantom(
     from ..phantom import write_phantom
 
     for option, value, least in (("subjects", subjects, 1), ("size", size, 1), ("bands", bands, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"--{option} is {value}; expected at least {least}")
+        check_whole(f"--{option}", value, least)
     if not 0 <= missing <= 1:
-        raise ValueError(f"--missing is {missing:g}; expected a probability, 0 to 1")
+        raise ValueError(f"--missing is {missing:g}, expected a number in [0, 1]")
     files = write_phantom(folder, subjects, size, bands, seed, missing)
     print(f"wrote {subjects} generated subjects, no measurements, as {len(files)} files into {folder}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .options import check_workers
+from ..checks import check_whole
 from .trained import TrainedDataOptions, load_encoder
 
 
@@ -31,7 +31,7 @@ def run(
     """
     from ..training.inference.encode import encode
 
-    check_workers(workers)
+    check_whole("--workers", workers, 0)
     model, subjects = load_encoder(data, encoder)
     shape = encode(model, subjects, out, pool=pool, batch=batch, workers=workers, device=device)
     print(f"{subjects!r}\nwrote features [{', '.join(map(str, shape))}] into {out}")

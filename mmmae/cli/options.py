@@ -147,7 +147,7 @@ def open_subjects(
 def _check_combination(data: DataOptions, generated: GeneratedOptions | None) -> None:
     named = [f"--{source}" for source in SOURCES if getattr(data, source) is not None]
     if len(named) > 1:
-        raise ValueError(f"{' and '.join(named)} exclude each other; expected one of them")
+        raise ValueError(f"{' and '.join(named)} exclude each other, expected one of them")
     for option in ("aux", "bands", "wavelengths", "resample", "tile", "overlap", "normalization"):
         if getattr(data, option) not in (None, []) and data.hsi is None:
             raise ValueError(f"--{option} needs --hsi, the folder of cubes" + (f", not {named[0]}" if named else ""))
@@ -203,12 +203,6 @@ def config_fields(items: Sequence[str]) -> dict[str, Any]:
             except json.JSONDecodeError:
                 continue
     return fields
-
-
-def check_workers(workers: int) -> None:
-    """Raise ValueError unless `workers` can be a number of processes."""
-    if workers < 0:
-        raise ValueError(f"--workers is {workers}, expected a whole number >= 0")
 
 
 def colours(rgb: tuple[int, ...] | None) -> tuple[int, int, int] | None:

@@ -14,6 +14,7 @@ from mmmae_kernels.checks import described
 from mmmae_kernels.cpu import library
 from mmmae_kernels.dispatch import current_backend
 
+from ..checks import check_whole
 from ..config import PRESETS, MMMAEConfig, resolve_config
 from ..model.fast import FastModel
 from ..model.reference import ReferenceModel
@@ -59,8 +60,7 @@ def profile(model: MMMAEConfig | Model | str, batch: int = 1) -> Report:
         fast model, tiny, batch 1
         0.32 M parameters; HSI encoder 0.03 GMAC...
     """
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise ValueError(f"batch is {batch!r}, expected a whole number >= 1")
+    check_whole("batch", batch, 1)
     if isinstance(model, (str, MMMAEConfig)):
         config = resolve_config(model)
         with torch.device("meta"):

@@ -15,6 +15,7 @@ from mmmae_kernels.attention.op import attention_backend
 from mmmae_kernels.dispatch import check_backend, current_backend
 from mmmae_kernels.transformer_block.reference import take
 
+from ..checks import check_whole
 from ..config import MMMAEConfig
 from .initialisation import initialise
 from .inputs import check_hsi
@@ -171,8 +172,7 @@ class LinearClassifier(nn.Module):
 
     def __init__(self, encoder: HSIEncoder, classes: int, *, freeze_encoder: bool = False) -> None:
         super().__init__()
-        if classes < 1:
-            raise ValueError(f"classes is {classes}, expected a whole number >= 1")
+        check_whole("classes", classes, 1)
         self.encoder, self.freeze_encoder = encoder, freeze_encoder
         self.head = nn.Linear(encoder.config.dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)

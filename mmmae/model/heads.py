@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_whole
 from ..config import MMMAEConfig
 from .encoder import HSIEncoder
 from .resize import resize
@@ -80,8 +81,7 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, config: MMMAEConfig, classes: int, width: int, maps: int) -> None:
         super().__init__()
-        if classes < 1:
-            raise ValueError(f"classes is {classes}, expected a whole number >= 1")
+        check_whole("classes", classes, 1)
         if width < 1 or width % 16:
             raise ValueError(f"width is {width}, expected a multiple of 16")
         groups, *grid = config.grid

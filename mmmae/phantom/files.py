@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checks import check_whole
 from ..files import check_can_write
 from .retina import MODALITIES, labels, render
 from .subjects import Phantom, images_of
@@ -38,8 +39,7 @@ def write_phantom(
         OSError: the folder can't be written.
     """
     folder = Path(folder)
-    if subjects < 1:
-        raise ValueError(f"subjects is {subjects}, expected a whole number >= 1")
+    check_whole("subjects", subjects, 1)
     phantom = Phantom(subjects, image_size, bands, seed=seed, missing=missing)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder}: is not empty, expected a new or empty folder")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Literal, TypeAlias, get_args
 
+from ..checks import check_choice, check_number, check_whole
 from ..model.fast import COMPILE_MODES, CompileMode
 from .graph import CUDA_GRAPH_CHOICES, CUDAGraph
 
@@ -94,32 +94,23 @@ class PretrainSettings:
     cuda_graph: CUDAGraph = "auto"
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch", "accumulate", "checkpoint_every", "log_every", "report_every")
-        for field in (*positive, "workers", "validation", "patience", "pictures_every"):
-            smallest = 1 if field in positive else 0
-            if getattr(self, field) < smallest:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected a whole number >= {smallest}")
+        for field in ("steps", "batch", "accumulate", "checkpoint_every", "log_every", "report_every"):
+            check_whole(field, getattr(self, field), 1)
+        for field in ("workers", "validation", "patience", "pictures_every"):
+            check_whole(field, getattr(self, field), 0)
         for field in ("learning_rate", "clip"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected a number > 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}, expected a number >= 0")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}, expected a number in [0, 1)")
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"crop is {self.crop}, expected a number in (0, 1]")
+            check_number(field, getattr(self, field), "> 0")
+        check_number("weight_decay", self.weight_decay, ">= 0")
+        check_number("ema", self.ema, "in [0, 1)")
+        check_number("crop", self.crop, "in (0, 1]")
         if self.warmup is not None and not 0 <= self.warmup < self.steps:
             raise ValueError(f"warmup is {self.warmup}, expected a whole number >= 0, less than steps = {self.steps}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}, expected 0..2^31-1")
-        for field, allowed in (
-            ("precision", get_args(Precision)),
-            ("strategy", get_args(Strategy)),
-            ("compile", (False, True, *COMPILE_MODES)),
-            ("cuda_graph", CUDA_GRAPH_CHOICES),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, must be one of {', '.join(map(str, allowed))}")
+        check_choice("precision", self.precision, get_args(Precision))
+        check_choice("strategy", self.strategy, get_args(Strategy))
+        check_choice("compile", self.compile, (False, True, *COMPILE_MODES))
+        check_choice("cuda_graph", self.cuda_graph, CUDA_GRAPH_CHOICES)
         reason = self.graph_refused
         if self.cuda_graph == "on" and reason is not None:
             raise ValueError(f"cuda_graph is 'on', but {reason}; expected 'auto' or 'off'")

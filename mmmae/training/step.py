@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..checks import check_choice, check_whole
 from .figures import Figures, StepFigures
 from .graph import CUDA_GRAPH_CHOICES, CaptureError, GraphedCall, GraphRecorder, graph_refuses
 
@@ -85,15 +86,13 @@ class TrainingStep:
         cuda_graph: str = "auto",
     ) -> None:
         for name, count in (("accumulate", accumulate), ("read_every", read_every)):
-            if count < 1:
-                raise ValueError(f"{name} is {count}, expected a whole number >= 1")
+            check_whole(name, count, 1)
         if clip is not None and not 0 < clip < math.inf:
             raise ValueError(f"clip is {clip}, expected a number > 0, or None")
         if autocast not in (None, torch.bfloat16):
             scaler = ", which needs a loss scaler" if autocast == torch.float16 else ""
             raise ValueError(f"autocast is {autocast}{scaler}, expected torch.bfloat16 or None")
-        if cuda_graph not in CUDA_GRAPH_CHOICES:
-            raise ValueError(f"cuda_graph is {cuda_graph!r}, must be one of {', '.join(CUDA_GRAPH_CHOICES)}")
+        check_choice("cuda_graph", cuda_graph, CUDA_GRAPH_CHOICES)
         self.device = _check_optimizer(optimizer)
         self.model, self.optimizer, self.clip, self.accumulate = model, optimizer, clip, accumulate
         self.autocast, self.cuda_graph = autocast, cuda_graph

@@ -58,14 +58,14 @@ def test_a_folder_with_something_in_it_and_bad_numbers_are_refused(folder, tmp_p
     assert "is not empty, expected a new or empty folder" in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before
     for option, value, expected in (
-        ("--subjects", "0", "at least 1"),
-        ("--size", "0", "at least 1"),
-        ("--bands", "0", "at least 1"),
-        ("--seed", "-1", "at least 0"),
-        ("--missing", "2", "a probability, 0 to 1"),
+        ("--subjects", "0", "a whole number >= 1"),
+        ("--size", "0", "a whole number >= 1"),
+        ("--bands", "0", "a whole number >= 1"),
+        ("--seed", "-1", "a whole number >= 0"),
+        ("--missing", "2", "a number in [0, 1]"),
     ):
         assert main(["data", "phantom", str(tmp_path / "new"), option, value]) == 2
-        assert f"{option} is {value}; expected {expected}\n" in capsys.readouterr().err
+        assert f"{option} is {value}, expected {expected}\n" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

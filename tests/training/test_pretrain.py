@@ -328,7 +328,7 @@ def test_every_step_has_a_mask_of_its_own_and_counts_valid_pixels_alone(tmp_path
     forward = mmmae.FastModel.forward
 
     def watched(self, hsi, aux=None, present=None, valid=None, *, seed=None):
-        if valid is not None:  # the bill of the model counts a pass without
+        if valid is not None:  # the cost report counts a pass without
             calls.append((int(seed), valid.float().mean().item()))
         return forward(self, hsi, aux, present, valid, seed=seed)
 
@@ -347,7 +347,7 @@ def test_subjects_that_do_not_fit_the_config_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("batch", 0), ("learning_rate", 0.0), ("clip", -1.0), ("warmup", 120), ("seed", -1)],
+    [("steps", 0), ("steps", 2.5), ("batch", 0), ("learning_rate", 0.0), ("clip", -1.0), ("warmup", 120), ("seed", -1)],
 )
 def test_a_wrong_setting_is_named(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value}, expected"):

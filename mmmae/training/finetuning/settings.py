@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Literal, TypeAlias, get_args
 
+from ...checks import check_choice, check_number, check_whole
+
 Mode: TypeAlias = Literal["full", "probe"]
 Keep: TypeAlias = Literal["best", "last"]
 
@@ -52,21 +54,15 @@ class FinetuneSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for field, allowed in (("mode", get_args(Mode)), ("keep", get_args(Keep))):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, must be one of {', '.join(allowed)}")
-        for field, smallest in (("epochs", 1), ("batch", 1), ("workers", 0)):
-            if getattr(self, field) < smallest:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected a whole number >= {smallest}")
+        check_choice("mode", self.mode, get_args(Mode))
+        check_choice("keep", self.keep, get_args(Keep))
+        for field, least in (("epochs", 1), ("batch", 1), ("workers", 0)):
+            check_whole(field, getattr(self, field), least)
         for field in ("learning_rate", "clip"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected a number > 0")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}, expected a number in (0, 1]")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup}, expected a share of the steps in [0, 1)")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}, expected a number >= 0")
+            check_number(field, getattr(self, field), "> 0")
+        check_number("layer_decay", self.layer_decay, "in (0, 1]")
+        check_number("warmup", self.warmup, "in [0, 1)")
+        check_number("weight_decay", self.weight_decay, ">= 0")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}, expected 0..2^31-1")
         self._check_class_weights()

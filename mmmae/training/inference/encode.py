@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ...checks import check_choice, check_whole
 from ...data import Batch, collate
 from ...data.subjects import Subjects
 from ...files import check_can_write, write_atomically
@@ -75,12 +76,9 @@ def encode(
         raise ValueError(f"{out} ends in {out.suffix!r}, expected {' or '.join(SUFFIXES)}")
     if out.is_dir():
         raise ValueError(f"{out} is a folder, expected a file")
-    if pool not in POOLS:
-        raise ValueError(f"pool is {pool!r}, must be one of {', '.join(POOLS)}")
-    if batch < 1:
-        raise ValueError(f"batch is {batch}, expected a whole number >= 1")
-    if workers < 0:
-        raise ValueError(f"workers is {workers}, expected a whole number >= 0")
+    check_choice("pool", pool, POOLS)
+    check_whole("batch", batch, 1)
+    check_whole("workers", workers, 0)
     if len(subjects) == 0:
         raise ValueError("there are no subjects, expected at least one")
     if subjects.bands != config.bands:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmmae_kernels import patch_embed
 from mmmae_kernels.masked_loss.reference import normalize_target
 
+from ...checks import check_whole
 from ...data import Batch, collate
 from ...data.subjects import Subjects
 from ...files import check_can_write, write_atomically
@@ -141,7 +142,7 @@ def _check(model: FastModel, subjects: Subjects, first: int | None, rgb: tuple[i
         if config.aux.get(name) != channels:
             known = ", ".join(f"{known} ({of})" for known, of in config.aux.items()) or "none"
             raise ValueError(f"the subjects have {name!r} with {channels} channels, the model has {known}")
-    if first is not None and first < 1:
-        raise ValueError(f"first is {first}, expected a whole number >= 1")
+    if first is not None:
+        check_whole("first", first, 1)
     if rgb is not None and not all(0 <= band < config.bands for band in rgb):
         raise ValueError(f"rgb is {rgb}, expected bands 0..{config.bands - 1}")
