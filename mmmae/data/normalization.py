@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import write_json
 from .readers.cube import Cube
 
 PERCENTILES = (2, 50, 98)
@@ -86,8 +86,7 @@ class Normalization:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file atomically: a reader sees the old file or the new one, never a part."""
-        text = json.dumps(self.to_json(), indent=1) + "\n"
-        write_atomically(Path(path), lambda temporary: temporary.write_text(text))
+        write_json(Path(path), self.to_json(), indent=1)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Normalization":

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..config import MMMAEConfig
-from ..files import write_atomically
+from ..files import write_atomically, write_json
 from .encoder import HSIEncoder, LinearClassifier
 from .heads import SegmentationModel
 from .pretrained import CONFIG_NAME, WEIGHTS_NAME
@@ -38,7 +38,7 @@ def save_finetuned(directory: str | Path, model: FinetunedModel, classes: Sequen
     config["encoder"] = model.encoder.config.to_dict()
     tensors = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
     write_atomically(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    write_atomically(directory / CONFIG_NAME, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    write_json(directory / CONFIG_NAME, config)
 
 
 def load_finetuned(

@@ -187,7 +187,9 @@ class Pretraining(lightning.LightningModule):
         # The fused one would unscale gradients itself, after the clipping.
         fused = settings.precision != "16"
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=fused)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, settings.warmup_steps, settings.steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _seed(self, number: int) -> int:
@@ -271,11 +273,11 @@ def reading_waits(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def learning_rate_factor(step: int, settings: PretrainSettings) -> float:
-    """Return the learning rate at a step over its peak: a linear warm-up, then half a cosine down to 0."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    share = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
+def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
+    """Return the learning rate at a step over its peak: a linear warm-up, then half a cosine to 0 after `steps`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * share))
 
 

@@ -198,6 +198,12 @@ def spread(bands: int) -> tuple[int, int, int]:
     return bands * 5 // 6, bands // 2, bands // 6
 
 
+def check_rgb(rgb: tuple[int, int, int] | None, bands: int) -> None:
+    """Raise ValueError if `rgb` names a band that does not exist; None names none."""
+    if rgb is not None and not all(0 <= band < bands for band in rgb):
+        raise ValueError(f"rgb is {rgb}, expected bands 0..{bands - 1}")
+
+
 def contrast(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Return the 2nd and 98th percentile of each band over the valid pixels, `[C, 1, 1]` each."""
     pixels = image[:, valid] if bool(valid.any()) else image.flatten(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import shlex
 import warnings
@@ -21,7 +20,7 @@ from torch import distributed
 from ..config import MMMAEConfig
 from ..data import Normalization
 from ..data.subjects import Subjects
-from ..files import check_can_write, write_atomically
+from ..files import check_can_write, write_json
 from ..model.fast import FastModel, fast_model
 from ..tuning import tune_cpu
 from .averages import Average
@@ -37,7 +36,7 @@ from .checkpoints import (
 from .distributed import World, choose_strategy, find_world, gather_objects, whole_model
 from .graph import graph_refuses
 from .module import Pretraining, trains_by_itself
-from .pictures import draw, save_figure
+from .pictures import check_rgb, draw, save_figure
 from .progress import StepProgress
 from .reports import Pictures, Throughput
 from .sampling import SubjectData
@@ -115,11 +114,11 @@ def pretrain(
     data = SubjectData(subjects, settings, world.ranks)
     check_can_write(out)
     checkpoint = find_checkpoint(out, resume)
+    run = describe(config, settings, world.ranks, subjects.names)
     if checkpoint is not None:
-        checkpoint.check_resumes(describe(config, settings, world.ranks, subjects.names))
+        checkpoint.check_resumes(run)
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     _check_normalization(out, normalization, resumed=checkpoint is not None)
-    run = describe(config, settings, world.ranks, subjects.names)
     torch.manual_seed(settings.seed)
     model = fast_model(config)
     if checkpoint is not None and checkpoint.is_finished(settings):
@@ -165,8 +164,7 @@ class RunFolder(Callback):
         if trainer.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
             remove_partial(self.out)
-            text = json.dumps(self.described, indent=2) + "\n"
-            write_atomically(self.out / "config.json", lambda path: path.write_text(text))
+            write_json(self.out / "config.json", self.described)
             self.normalization.save(self.out / "normalization.json")
 
 
@@ -218,8 +216,7 @@ def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int
         raise ValueError(
             f"the subjects have the modalities {dict(subjects.modalities)}, the config has aux = {dict(config.aux)}"
         )
-    if rgb is not None and not all(0 <= band < config.bands for band in rgb):
-        raise ValueError(f"rgb is {rgb}, expected bands 0..{config.bands - 1}")
+    check_rgb(rgb, config.bands)
 
 
 def _trainer(

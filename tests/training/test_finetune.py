@@ -317,9 +317,9 @@ def test_a_finished_run_is_not_overwritten(segmented, files):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("mode", "half"), ("keep", "all"), ("epochs", 0), ("epochs", 2.5), ("batch", 0), ("workers", -1), ("learning_rate", 0.0),
-        ("clip", -1.0), ("layer_decay", 1.5), ("warmup", 1.0), ("weight_decay", -1.0), ("seed", -1),
-        ("class_weights", "some"), ("class_weights", (-1.0, 2.0)), ("class_weights", ()),
+        ("mode", "half"), ("keep", "all"), ("epochs", 0), ("epochs", 2.5), ("batch", 0), ("workers", -1),
+        ("learning_rate", 0.0), ("clip", -1.0), ("layer_decay", 1.5), ("warmup", 1.0), ("weight_decay", -1.0),
+        ("seed", -1), ("class_weights", "some"), ("class_weights", (-1.0, 2.0)), ("class_weights", ()),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(field, value):

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files import check_can_write, write_atomically
+from ...files import check_can_write, write_atomically, write_json
 from ..readers.rasters import envi_data_file
 from ..subjects import Subjects
 from .stored import (
@@ -23,7 +23,6 @@ from .stored import (
     read_index,
     read_samples,
     to_tensors,
-    write_index,
 )
 
 FORMAT = "mmmae-cache-1"
@@ -113,7 +112,7 @@ def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: 
     if listed == entries:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    write_index(folder / PLAN_NAME, plan)
+    write_json(folder / PLAN_NAME, plan, indent=None)
     (folder / INDEX_NAME).unlink(missing_ok=True)
     missing = [index for index, found in enumerate(entries) if found is None]
     for index, sample in zip(track(missing), read_samples(subjects, missing, workers), strict=True):
@@ -122,7 +121,7 @@ def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: 
         subject = make_entry(subjects, index, names[index], tensors)
         write_atomically(path, partial(save_file, tensors, metadata={METADATA: _text(subject)}))
         entries[index] = {**subject, "file": files[index], "bytes": path.stat().st_size}
-    write_index(folder / INDEX_NAME, {**plan, "subjects": entries})
+    write_json(folder / INDEX_NAME, {**plan, "subjects": entries}, indent=None)
     (folder / PLAN_NAME).unlink()
     for rest in folder.rglob(".*.partial"):  # of runs that were killed while they wrote
         rest.unlink()

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ...files import PERMISSIONS, check_can_write
+from ...files import PERMISSIONS, check_can_write, write_json
 from ..sample import Sample
 from ..subjects import Subjects
 from .stored import (
@@ -24,7 +24,6 @@ from .stored import (
     read_samples,
     to_sample,
     to_tensors,
-    write_index,
 )
 
 FORMAT = "mmmae-shards-1"
@@ -125,7 +124,7 @@ def write_shards(
                 entries.append(make_entry(subjects, number, sample.name, tensors))
         places = [place for shard in sorted(partial.glob("*.tar")) for place in _members(shard)]
         index["subjects"] = [{**entry, **place} for entry, place in zip(entries, places, strict=True)]
-        write_index(partial / INDEX_NAME, index)
+        write_json(partial / INDEX_NAME, index, indent=None)
         partial.chmod(PERMISSIONS | (PERMISSIONS & 0o444) >> 2)  # who may read may enter
         if folder.is_dir():
             folder.rmdir()

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...files import write_atomically
 from ..normalization import Normalization
 from ..readers.windows import Window
 from ..sample import Sample
@@ -159,13 +158,8 @@ def checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.numpy().view(np.uint8).data if tensor.numel() else b"")
 
 
-def write_index(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an index atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content) + "\n"))
-
-
 def read_index(path: Path, form: str) -> dict[str, Any]:
-    """Read what `write_index` wrote.
+    """Read the JSON file of an index.
 
     Raises:
         FileNotFoundError: there is no such file.

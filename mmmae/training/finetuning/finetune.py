@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import warnings
@@ -19,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data.subjects import Subjects
-from ...files import check_can_write, write_atomically
+from ...files import check_can_write, write_json
 from ...model.encoder import HSIEncoder
 from ...model.finetuned import FinetunedModel, build, load_finetuned, save_finetuned
 from ...tuning import tune_cpu
-from ..module import reading_waits
+from ..module import learning_rate_factor, reading_waits
+from ..pictures import check_rgb
 from .labelled import Item, Labelled, loader
 from .labels import UNLABELLED, Labels, split
 from .maps import write_maps
@@ -101,7 +101,7 @@ def finetune(
     described = {"task": labels.task, "classes": labels.classes, "encoder": encoder.config.to_dict()}
     described |= {"settings": dataclasses.asdict(settings), "subjects": repr(subjects), **names}
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", described)
+    write_json(out / "config.json", described)
     for folder in (out, out / "model"):
         folder.mkdir(exist_ok=True)
         normalization.save(folder / "normalization.json")
@@ -126,7 +126,7 @@ def finetune(
         "not_trained": missing,
         **names,
     }
-    _write_json(out / "metrics.json", report)
+    write_json(out / "metrics.json", report)
     write_confusion(labels.classes, report["confusion"], out)
     kept, _ = load_finetuned(out / "model")
     if labels.task == "segmentation" and maps > 0:
@@ -216,13 +216,7 @@ class Finetuning(lightning.LightningModule):
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.settings), lr=self.settings.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.settings.warmup * steps)
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -282,8 +276,7 @@ def _check(
             f"class_weights has {len(settings.class_weights)} numbers, expected {len(labels.classes)}, for the classes "
             f"{', '.join(labels.classes)}"
         )
-    if rgb is not None and not all(0 <= band < subjects.bands for band in rgb):
-        raise ValueError(f"rgb is {rgb}, expected bands 0..{subjects.bands - 1}")
+    check_rgb(rgb, subjects.bands)
 
 
 def _trainer(out: Path, settings: FinetuneSettings) -> lightning.Trainer:
@@ -304,7 +297,3 @@ def _trainer(out: Path, settings: FinetuneSettings) -> lightning.Trainer:
         )
     except (MisconfigurationException, ValueError) as error:
         raise ValueError(f"device is {settings.device!r}, which can't be used: {error}") from error
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))

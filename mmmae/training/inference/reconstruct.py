@@ -21,7 +21,7 @@ from ...model.fast import FastModel
 from ...model.inputs import Output, decoded_ids
 from ...model.losses import token_weights
 from ...model.resize import resize
-from ..pictures import draw_embeddings, draw_pixels, pixel_mask, restore, save_figure
+from ..pictures import check_rgb, draw_embeddings, draw_pixels, pixel_mask, restore, save_figure
 
 ALL = "all subjects"
 PIXEL_COLUMNS = ("subject", "band", "wavelength_nm", "pixels", "rmse", "mae", "rmse_normalised", "mae_normalised")
@@ -144,5 +144,4 @@ def _check(model: FastModel, subjects: Subjects, first: int | None, rgb: tuple[i
             raise ValueError(f"the subjects have {name!r} with {channels} channels, the model has {known}")
     if first is not None:
         check_whole("first", first, 1)
-    if rgb is not None and not all(0 <= band < config.bands for band in rgb):
-        raise ValueError(f"rgb is {rgb}, expected bands 0..{config.bands - 1}")
+    check_rgb(rgb, config.bands)
