@@ -34,13 +34,13 @@ from mmmae_kernels.gpu.executors import StandInGpu, execute_by
 from tests.emulator.stub_driver import install
 
 TARGET = "sm90"
-SETTLING, ROUNDS = 3, 15
+SETTLING, SWEEPS, ROUNDS = 3, 6, 6
 SIZES: dict[str, Any] = {"image_size": 32, "dim": 32, "heads": 2, "decoder_dim": 32, "decoder_heads": 2}
 SIZES |= {"aux_dim": 32, "aux_patch": 16}
 
 
 class Seconds(NamedTuple):
-    """Process time of one pass forward and backward."""
+    """Process time of one call forward and backward."""
 
     forward: float
     backward: float
@@ -58,7 +58,7 @@ class Host(NamedTuple):
         return {name: (f / forward, b / backward, t / both) for name, (f, b, t) in self.contenders.items()}
 
 
-Pass = Callable[[], Seconds]
+Pass = Callable[[], list[Seconds]]  # of each call in it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,34 +77,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.where:
             Console().print(where(options.where))
             return
-        found = [measure(f"step, {aux}", models(aux != "no images")) for aux in ("no images", "three images")]
-        found += [measure(op, passes) for op, passes in ops().items()]
+        found = measure({"step, no images": models(False), "step, three images": models(True), **ops()})
     if options.json:
         print(json.dumps({host.case: host.ratios() for host in found}))
     else:
         Console().print(table(found))
 
 
-def measure(case: str, passes: dict[str, Pass]) -> Host:
-    """Time passes in interleaved rounds and keep the best of each."""
-    for run in passes.values():
+def measure(cases: dict[str, dict[str, Pass]]) -> list[Host]:
+    """Time the passes of each case in interleaved rounds and keep the best of each.
+
+    Other work on the machine only adds time, for moments or for seconds: so each call is timed alone, and the rounds of
+    a case are spread over the whole run, in several sweeps over all cases.
+    """
+    for run in [run for passes in cases.values() for run in passes.values()]:
         for _ in range(SETTLING):
             run()
-    taken: dict[str, list[Seconds]] = {name: [] for name in passes}
-    gc.disable()
-    try:
-        for _ in range(ROUNDS):
-            for name, run in passes.items():
-                taken[name].append(run())
-    finally:
-        gc.enable()
-    return Host(
-        case,
-        {
-            name: (min(s.forward for s in rounds), min(s.backward for s in rounds), min(map(sum, rounds)))
-            for name, rounds in taken.items()
-        },
-    )
+    taken: dict[str, dict[str, list[Seconds]]] = {case: {name: [] for name in cases[case]} for case in cases}
+    for case in [*cases] * SWEEPS:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(ROUNDS):
+                for name, run in cases[case].items():
+                    taken[case][name] += run()
+        finally:
+            gc.enable()
+    return [Host(case, {name: best(seconds) for name, seconds in passes.items()}) for case, passes in taken.items()]
+
+
+def best(seconds: Sequence[Seconds]) -> tuple[float, float, float]:
+    """Return the least time of a forward pass, of a backward pass, and of both together."""
+    return min(s.forward for s in seconds), min(s.backward for s in seconds), min(map(sum, seconds))
 
 
 def models(aux: bool) -> dict[str, Pass]:
@@ -115,13 +119,13 @@ def models(aux: bool) -> dict[str, Pass]:
     images = {name: torch.randn(1, channels, *hsi.shape[-2:]) for name, channels in config.aux.items()}
 
     def step(model: torch.nn.Module) -> Pass:
-        def run() -> Seconds:
+        def run() -> list[Seconds]:
             model.zero_grad(set_to_none=True)
             start = time.process_time()
             loss = model(hsi, images).loss
             middle = time.process_time()
             loss.backward()
-            return Seconds(middle - start, time.process_time() - middle)
+            return [Seconds(middle - start, time.process_time() - middle)]
 
         return run
 
@@ -185,22 +189,22 @@ def ops() -> dict[str, dict[str, Pass]]:
 
 
 def calls(function: Callable[[], Any], leaves: Sequence[Tensor], times: int = 50) -> Pass:
-    """Return a pass that calls a function of leaves some times and gives the mean."""
+    """Return a pass that calls a function of leaves some times."""
 
-    def run() -> Seconds:
-        forward = backward = 0.0
+    def run() -> list[Seconds]:
+        taken = []
         for _ in range(times):
             start = time.process_time()
             outputs = function()
-            forward += time.process_time() - start
+            forward = time.process_time() - start
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             incoming = [torch.ones_like(output) for output in outputs]
             start = time.process_time()
             torch.autograd.backward(outputs, incoming)
-            backward += time.process_time() - start
+            taken.append(Seconds(forward, time.process_time() - start))
             for leaf in leaves:
                 leaf.grad = None
-        return Seconds(forward / times, backward / times)
+        return taken
 
     return run
 
@@ -208,7 +212,7 @@ def calls(function: Callable[[], Any], leaves: Sequence[Tensor], times: int = 50
 def with_kernels(backend: str, run: Pass) -> Pass:
     """Return the pass with a backend of the ops."""
 
-    def served() -> Seconds:
+    def served() -> list[Seconds]:
         with use_backend(backend):
             return run()
 
@@ -219,7 +223,7 @@ def on_gpu(run: Pass) -> Pass:
     """Return the pass as if its tensors lay on a GPU."""
     gpu = StandInGpu(TARGET)
 
-    def executed() -> Seconds:
+    def executed() -> list[Seconds]:
         with execute_by(gpu):
             return run()
 
