@@ -10,6 +10,14 @@ import torch
 from torch import Tensor
 
 Inputs = dict[str, Any]  # name -> Tensor, or None
+# Of an op that ends in a linear layer: shape of the input, and width of the output.
+LINEAR_SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
+    "odd": ((2, 5, 72), 33),
+    "past a block": ((2, 9, 528), 33),
+    "wide": ((2, 7, 768), 1000),
+    "no row": ((0, 8), 4),
+}
+SMALL_LINEAR = ("odd", "past a block")  # the emulator runs them in seconds
 
 
 @dataclasses.dataclass(frozen=True)

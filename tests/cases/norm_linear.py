@@ -3,71 +3,49 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 import mmmae_kernels
 from mmmae_kernels.norm_linear.reference import norm_linear_reference
-from tests.cases.case import Case, Inputs, draw
+from tests.cases.case import LINEAR_SHAPES, SMALL_LINEAR, Case, Inputs, draw
+
+# what a case says -> inputs that it leaves out
+FORMS = {"": ["hidden_bias"], ", with a bias of residual": ["bias"], ", without residual": ["residual", "hidden_bias"]}
 
 
-def norm_linear_cases() -> Iterator[Case]:
-    def draw_inputs(shape: tuple[int, ...], width: int) -> Inputs:
-        hidden = shape[-1]
-        return {
-            "x": draw(*shape),
-            "residual": draw(*shape, seed=1),
-            "norm_weight": draw(hidden, seed=2),
-            "norm_bias": draw(hidden, seed=3),
-            "weight": draw(width, hidden, seed=4) / hidden**0.5,
-            "bias": draw(width, seed=5),
-            "hidden_bias": draw(hidden, seed=6),
-        }
-
-    def with_residual(i: Inputs) -> tuple[Any, ...]:
-        return i["x"], i["residual"], i["norm_weight"], i["norm_bias"], i["weight"], i["bias"], 1e-6
-
-    def alone(i: Inputs) -> tuple[Any, ...]:
-        return with_residual({**i, "residual": None})
-
-    def shifted(i: Inputs) -> tuple[Any, ...]:
-        return *with_residual({**i, "bias": None}), i["hidden_bias"]
-
-    shapes: dict[str, tuple[tuple[int, ...], int]] = {
-        "odd": ((2, 5, 72), 33),
-        "past a block": ((2, 9, 528), 33),
-        "wide": ((2, 7, 768), 1000),
-        "no row": ((0, 8), 4),
+def draw_inputs(shape: tuple[int, ...], width: int, without: Sequence[str]) -> Inputs:
+    """Return the inputs of a case."""
+    hidden = shape[-1]
+    inputs: Inputs = {
+        "x": draw(*shape),
+        "residual": draw(*shape, seed=1),
+        "norm_weight": draw(hidden, seed=2),
+        "norm_bias": draw(hidden, seed=3),
+        "weight": draw(width, hidden, seed=4) / hidden**0.5,
+        "bias": draw(width, seed=5),
+        "hidden_bias": draw(hidden, seed=6),
     }
-    for name, (shape, width) in shapes.items():
-        make = functools.partial(draw_inputs, shape, width)
-        yield Case(
-            "norm_linear",
-            name,
-            make,
-            lambda i: mmmae_kernels.norm_linear(*with_residual(i)),
-            lambda i: norm_linear_reference(*with_residual(i)),
-            small=name in ("odd", "past a block"),
-            constant=frozenset({"hidden_bias"}),
-        )
-        yield Case(
-            "norm_linear",
-            f"{name}, with a bias of residual",
-            make,
-            lambda i: mmmae_kernels.norm_linear(*shifted(i)),
-            lambda i: norm_linear_reference(*shifted(i)),
-            small=name in ("odd", "past a block"),
-            constant=frozenset({"bias"}),
-        )
-        yield Case(
-            "norm_linear",
-            f"{name}, without residual",
-            make,
-            lambda i: [mmmae_kernels.norm_linear(*alone(i))[1]],
-            lambda i: [norm_linear_reference(*alone(i))[1]],
-            small=name in ("odd", "past a block"),
-            constant=frozenset({"residual", "hidden_bias"}),
-        )
+    return {**inputs, **dict.fromkeys(without)}
 
 
-CASES = [*norm_linear_cases()]
+def run(norm_linear: Callable[..., tuple[Tensor, Tensor]], i: Inputs) -> Sequence[Tensor]:
+    """Return the sum and the layer's output; without residual the sum is `x` itself and is left out."""
+    weights = i["norm_weight"], i["norm_bias"], i["weight"], i["bias"]
+    results = norm_linear(i["x"], i["residual"], *weights, 1e-6, i["hidden_bias"])
+    return results if i["residual"] is not None else results[1:]
+
+
+CASES = [
+    Case(
+        "norm_linear",
+        name + form,
+        functools.partial(draw_inputs, shape, width, without),
+        functools.partial(run, mmmae_kernels.norm_linear),
+        functools.partial(run, norm_linear_reference),
+        small=name in SMALL_LINEAR,
+    )
+    for name, (shape, width) in LINEAR_SHAPES.items()
+    for form, without in FORMS.items()
+]
