@@ -1,10 +1,8 @@
-"""Valid arguments of every public function, drawn from a seed, and the facts that `calls.py` needs of each function."""
+"""Valid arguments of every public function, and the axes whose sizes others of its arguments determine."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,108 +10,9 @@ import numpy
 import torch
 from torch import Tensor
 
-import mmmae_kernels
-import tests.fuzz.definitions as definitions
-from mmmae_kernels.linear import linear
+from tests.fuzz.draw import Draw
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-SIZES = (0, 1, 1, 2, 2, 3, 3, 4, 5, 7, 8, 13, 16, 17, 31, 33, 67)
 Arguments = dict[str, Any]
-
-
-class Draw:
-    """Sizes, numbers and memory layouts that follow from a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.dtype = self.random.choice((torch.float32, *FLOATS))
-
-    def size(self, most: int = 17, least: int = 0) -> int:
-        """Return one of `SIZES` between `least` and `most`."""
-        return self.random.choice([size for size in SIZES if least <= size <= most])
-
-    def flag(self, share: float = 0.5) -> bool:
-        """Return True with probability `share`."""
-        return self.random.random() < share
-
-    def other(self) -> torch.dtype:
-        """Return the call's dtype or, less often, another floating point dtype."""
-        return self.random.choice((self.dtype, *FLOATS)) if self.flag(0.3) else self.dtype
-
-    def floats(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
-        values = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
-        return self.laid_out(values.to(self.dtype if dtype is None else dtype))
-
-    def volume(self, *shape: int) -> Tensor:
-        """Return floats, or integers of one of the dtypes that sensors give."""
-        if self.flag(0.7):
-            return self.floats(*shape, dtype=self.other())
-        dtype = self.random.choice((torch.uint8, torch.int16, torch.int32))
-        return self.laid_out(torch.randint(0, 200, shape, generator=self.generator).to(dtype))
-
-    def ids(self, batch: int, count: int, tokens: int) -> Tensor:
-        return self.laid_out(torch.randint(max(tokens, 1), (batch, count), generator=self.generator))
-
-    def bools(self, *shape: int) -> Tensor:
-        return self.laid_out(torch.rand(shape, generator=self.generator) < self.random.choice((0.0, 0.5, 0.8, 1.0)))
-
-    def laid_out(self, tensor: Tensor, *, expand: bool = True) -> Tensor:
-        """Return the tensor in a random layout: contiguous, permuted, strided among invalid numbers, or expanded."""
-        layout = self.random.choice(("plain", "plain", "permuted", "pieces", "pieces", "expanded"))
-        if layout == "permuted":
-            order = self.random.sample(range(tensor.dim()), tensor.dim())
-            return tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(tensor.dim())])
-        if layout == "pieces":
-            starts = [self.random.randrange(3) for _ in tensor.shape]
-            steps = [self.random.choice((1, 1, 2, 3)) for _ in tensor.shape]
-            ends = [start + step * size for start, step, size in zip(starts, steps, tensor.shape, strict=True)]
-            buffer = tensor.new_full([end + 2 for end in ends], never_right(tensor.dtype))
-            pieces = tuple(slice(start, end, step) for start, end, step in zip(starts, ends, steps, strict=True))
-            return buffer[pieces].copy_(tensor)
-        if layout == "expanded" and expand:
-            for axis, size in enumerate(tensor.shape):
-                if size > 0 and self.flag():
-                    tensor = tensor.narrow(axis, 0, 1).expand(tensor.shape)
-        return tensor
-
-
-def never_right(dtype: torch.dtype) -> float:
-    """Return a number of the dtype that no valid argument holds."""
-    if dtype.is_floating_point:
-        return math.nan
-    return True if dtype == torch.bool else torch.iinfo(dtype).max
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """A public function and how to call it.
-
-    Args:
-        call: the function, with arguments by name.
-        draw: draws valid arguments.
-        define: computes the result in plain PyTorch, written from the docstring; in float64 it is the truth.
-        tied: argument -> the axes whose sizes other arguments determine.
-        optional: arguments that may be None.
-        constant: tensors that never get a gradient.
-        alike: tensors that must have the dtype of another.
-        free: tensors `[..., D]` of any rank from 1 on.
-        chooses: whether the function has an argument `backend`, as attention has.
-        numeric: tensors of any numeric dtype.
-        unseen: tensors whose layout is not checked, so that torch itself refuses a sparse one.
-    """
-
-    call: Callable[..., Any]
-    draw: Callable[[Draw], Arguments]
-    define: Callable[..., Sequence[Tensor]]
-    tied: Callable[[Arguments], dict[str, Sequence[int]]] = lambda arguments: {}
-    optional: frozenset[str] = frozenset()
-    constant: frozenset[str] = frozenset()
-    alike: frozenset[str] = frozenset()
-    free: frozenset[str] = frozenset()
-    chooses: bool = False
-    numeric: frozenset[str] = frozenset()
-    unseen: frozenset[str] = frozenset()
 
 
 def draw_embedding(draw: Draw) -> Arguments:
@@ -341,11 +240,6 @@ def tied_transformer_block(arguments: Arguments) -> dict[str, Sequence[int]]:
     return {"x": (2,), "residual": (0, 1, 2), "ids": (0,), **dict.fromkeys(vectors, (0,)), **matrices}
 
 
-def call_transformer_block(**arguments: Any) -> tuple[Tensor, Tensor]:
-    weights = {name: arguments.pop(name) for name in mmmae_kernels.BlockWeights._fields if name in arguments}
-    return mmmae_kernels.transformer_block(weights=mmmae_kernels.BlockWeights(**weights), **arguments)
-
-
 def draw_random_masking(draw: Draw) -> Arguments:
     tokens = draw.size(67)
     keep = draw.random.randint(0, tokens)
@@ -366,117 +260,3 @@ def draw_random_masking(draw: Draw) -> Arguments:
         "device": draw.random.choice((None, "cpu", torch.device("cpu"))),
         "first_sample": draw.random.choice((0, 1, 7, 2**32 - 1, 2**40)),
     }
-
-
-OPS: dict[str, Op] = {
-    "random_masking": Op(mmmae_kernels.random_masking, draw_random_masking, definitions.random_masking),
-    "patch_embed": Op(
-        mmmae_kernels.patch_embed,
-        draw_patch_embed,
-        definitions.patch_embed,
-        tied_embedding,
-        optional=frozenset({"bias", "ids", "position"}),
-        alike=frozenset({"bias"}),
-        numeric=frozenset({"volume"}),
-    ),
-    "patchify": Op(
-        mmmae_kernels.patchify,
-        draw_patchify,
-        definitions.patchify,
-        lambda arguments: {"volume": [2 + axis for axis, part in enumerate(arguments["patch"]) if part > 1]},
-        optional=frozenset({"ids"}),
-        numeric=frozenset({"volume"}),
-    ),
-    "patch_l2_loss": Op(
-        mmmae_kernels.patch_l2_loss,
-        draw_patch_l2_loss,
-        definitions.patch_l2_loss,
-        lambda arguments: {
-            **tied_embedding(arguments),
-            "prediction": (0, 1, 2),
-            "weight": (0, 1),
-            "ids": (0, 1),
-            "weights": (0, 1),
-        },
-        optional=frozenset({"bias", "weights"}),
-        constant=frozenset({"volume", "weight", "bias"}),
-        alike=frozenset({"bias"}),
-        numeric=frozenset({"volume", "weights"}),
-    ),
-    "masked_l2_loss": Op(
-        mmmae_kernels.masked_l2_loss,
-        draw_masked_l2_loss,
-        definitions.masked_l2_loss,
-        tied_masked_l2_loss,
-        optional=frozenset({"ids", "weights"}),
-        numeric=frozenset({"target", "weights"}),
-    ),
-    "decoder_tokens": Op(
-        mmmae_kernels.decoder_tokens,
-        draw_decoder_tokens,
-        definitions.decoder_tokens,
-        lambda arguments: {"visible": (0, 2), "mask_token": (0,), "ids_restore": (0, 1), "position": (0, 1)},
-    ),
-    "add_layer_norm": Op(
-        mmmae_kernels.add_layer_norm,
-        draw_add_layer_norm,
-        definitions.add_layer_norm,
-        tied_add_layer_norm,
-        optional=frozenset({"residual", "residual_bias"}),
-        alike=frozenset({"bias"}),
-        free=frozenset({"x"}),
-    ),
-    "norm_linear": Op(
-        mmmae_kernels.norm_linear,
-        draw_norm_linear,
-        definitions.norm_linear,
-        tied_norm_linear,
-        optional=frozenset({"residual", "bias", "residual_bias"}),
-        alike=frozenset({"norm_bias", "weight", "bias"}),
-        free=frozenset({"x"}),
-    ),
-    "gelu_linear": Op(
-        mmmae_kernels.gelu_linear,
-        draw_gelu_linear,
-        definitions.gelu_linear,
-        tied_linear,
-        optional=frozenset({"bias", "hidden_bias"}),
-        alike=frozenset({"weight", "bias"}),
-        free=frozenset({"hidden"}),
-    ),
-    "linear": Op(
-        linear,
-        draw_linear,
-        definitions.linear,
-        tied_linear,
-        optional=frozenset({"bias"}),
-        alike=frozenset({"weight", "bias"}),
-        free=frozenset({"x"}),
-    ),
-    "attention": Op(
-        mmmae_kernels.attention,
-        draw_attention,
-        definitions.attention,
-        tied_attention,
-        optional=frozenset({"k", "v", "key_present"}),
-        alike=frozenset({"k", "v"}),
-        chooses=True,
-    ),
-    "concat_attention": Op(
-        mmmae_kernels.concat_attention,
-        draw_concat_attention,
-        definitions.concat_attention,
-        lambda arguments: {"qkv": (0, 2, 3, 4), "vectors": (0, 2, 3, 4), "present": (0, 1)},
-        alike=frozenset({"vectors"}),
-        chooses=True,
-    ),
-    "transformer_block": Op(
-        call_transformer_block,
-        draw_transformer_block,
-        definitions.transformer_block,
-        tied_transformer_block,
-        optional=frozenset({"residual", "residual_bias", "ids"}),
-        alike=frozenset(name for name in mmmae_kernels.BlockWeights._fields if name.endswith(("weight", "qkv_bias"))),
-        unseen=frozenset(mmmae_kernels.BlockWeights._fields) | {"residual_bias"},
-    ),
-}

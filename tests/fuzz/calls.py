@@ -20,8 +20,10 @@ from torch import Tensor
 
 import mmmae_kernels
 from mmmae_kernels import use_backend
-from tests.fuzz.arguments import OPS, Arguments, Draw, Op
+from tests.fuzz.arguments import Arguments
 from tests.fuzz.definitions import Rounding, rounded, step
+from tests.fuzz.draw import Draw
+from tests.fuzz.ops import OPS, Op
 
 BACKENDS = [name for name in ("native", "eager") if mmmae_kernels.explain("patch_embed")[name] == "serves"]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mmmae_kernels
-from tests.fuzz.arguments import OPS
 from tests.fuzz.calls import Failure, check_right_call, check_wrong_call, failures
+from tests.fuzz.ops import OPS
 
 CALLS = 20  # of each function, right and wrong
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.fuzz.arguments import OPS
 from tests.fuzz.calls import check_right_call, check_wrong_call, failures
+from tests.fuzz.ops import OPS
 
 CALLS = 10_000 // (2 * len(OPS)) + 1
 
