@@ -117,6 +117,17 @@ def test_the_cells_of_the_notebook_run_in_order_and_their_outputs_are_kept(tmp_p
     assert names["found"].shape == (6, 64)
 
 
+PATH_OF_A_MACHINE = re.compile(r"(?<![\w.~/-])/(?:tmp|root|home|work|Users)/[\w.]+")
+
+
+def test_no_page_output_or_kept_run_shows_a_path_of_one_machine():
+    pages = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    pages += [*(ROOT / "docs").glob("*.svg"), *(ROOT / "examples").glob("*.ipynb"), *FOLDER.glob("*.json")]
+    found = {page.name: PATH_OF_A_MACHINE.findall(page.read_text()) for page in pages}
+    assert {name: paths for name, paths in found.items() if paths} == {}
+    assert PATH_OF_A_MACHINE.search("PairedFolder(/tmp/tmp_1/hsi: 24 subjects)")
+
+
 def test_the_memory_of_the_troubleshooting_page_is_what_is_counted():
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     stated = dict(
