@@ -22,7 +22,7 @@ test: $(VENV)/.native aot ## run the tests (ARGS="-k patch" and the like are pas
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 3 --dist loadgroup $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_equality_of_ops.py $(ARGS)
 
-aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and fail on what must not be in one
+aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and fail on what must not be in one (10 minutes, later 3)
 	@mkdir -p build
 	$(BIN)/python -m mmmae_kernels.aot > build/aot.txt || { cat build/aot.txt; exit 1; }
 	@echo "the table is in build/aot.txt"

@@ -1,4 +1,7 @@
-"""The README's chart of speed, drawn from kept runs: `python -m bench.chart bench/runs/*.json --out docs/speed.svg`."""
+"""The README's chart of speed, drawn from kept runs on one machine.
+
+`python -m bench.chart bench/runs/*-amd-*.json --out docs/speed.svg`
+"""
 
 from __future__ import annotations
 
