@@ -17,7 +17,8 @@ import tyro
 from ..extras import explain_missing
 from ..tuning import tune_cpu
 from . import data, encode, export, finetune, import_spectralgpt, info, pretrain, profile, reconstruct
-from .options import Flag, registry
+from .options import Flag
+from .rules import registry
 from .stored import Stored, read_stored
 
 Call: TypeAlias = Callable[[], "int | None"]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..config import MMMAEConfig, Preset
+from ..config import Preset
 from ..training.finetuning.settings import FinetuneSettings
-from .options import Fields, Flag, colours, config_fields
+from .options import Fields, Flag, colours, config_fields, config_without_bands
 from .stored import Stored
 from .trained import TrainedDataOptions, load_encoder, trained_subjects
 
@@ -73,8 +73,8 @@ def run(
     if encoder is not None:
         model, subjects = load_encoder(data, encoder)
     else:
-        told = {} if preset else stored.model
-        model, subjects = _from_scratch(data, preset or "base", told, config_fields(fields), chosen.seed)
+        read_fields = {} if preset else stored.model
+        model, subjects = _from_scratch(data, preset or "base", read_fields, config_fields(fields), chosen.seed)
     if task == "classification":
         read = read_class_labels(labels, subjects)
     else:
@@ -92,23 +92,25 @@ def run(
 
 
 def _from_scratch(
-    data: TrainedDataOptions, preset: Preset, told: Mapping[str, Any], fields: Mapping[str, Any], seed: int
+    data: TrainedDataOptions, preset: Preset, stored: Mapping[str, Any], fields: Mapping[str, Any], seed: int
 ) -> tuple[HSIEncoder, Subjects]:
-    """Make an encoder with random weights, its bands told by the data."""
+    """Make an encoder with random weights for the bands of the data; `fields` override those `stored` in a file."""
     import torch
 
     from ..model.encoder import HSIEncoder
 
     if data.aux:
         raise ValueError("--aux is not used: an encoder takes hyperspectral cubes alone")
-    sources = {"aux": "not used", "bands": "told by the cubes", "in_channels": "one"}
-    for field, source in sources.items():
+    reasons = {
+        "aux": "an encoder has none",
+        "bands": "it follows from the cubes",
+        "in_channels": "it follows from cubes, which have one",
+    }
+    for field, reason in reasons.items():
         if field in fields:
-            raise ValueError(f"--set {field} can't be chosen: it is {source}")
-    fields = {**{field: value for field, value in told.items() if field not in sources}, **fields}
-    patch = fields.get("patch")
-    bands = patch[0] if isinstance(patch, list) and patch else MMMAEConfig.preset("base").patch[0]
-    config = MMMAEConfig.preset(preset, **fields, aux={}, bands=bands)  # all but the bands
+            raise ValueError(f"--set {field} can't be chosen: {reason}")
+    fields = {**{field: value for field, value in stored.items() if field not in reasons}, **fields}
+    config = config_without_bands(preset, {**fields, "aux": {}})
     subjects = trained_subjects(data, config, None)
     torch.manual_seed(seed)
     return HSIEncoder(config.replace(bands=subjects.bands)), subjects

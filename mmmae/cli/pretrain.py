@@ -10,7 +10,16 @@ import tyro
 
 from ..config import MMMAEConfig, Preset, Target
 from ..training.settings import PretrainSettings
-from .options import DataOptions, Fields, Flag, GeneratedOptions, colours, config_fields, open_subjects
+from .options import (
+    DataOptions,
+    Fields,
+    Flag,
+    GeneratedOptions,
+    colours,
+    config_fields,
+    config_without_bands,
+    open_subjects,
+)
 from .stored import Stored
 
 if TYPE_CHECKING:
@@ -60,8 +69,8 @@ def run(
     name = preset or ("base" if data.is_named else "tiny")
     source = f"preset {name}"
     if stored.model and preset is None:
-        told = ("aux", "in_channels", *(("bands",) if data.is_named else ()))  # by the data
-        changes = {**{field: value for field, value in stored.model.items() if field not in told}, **changes}
+        from_data = ("aux", "in_channels", *(("bands",) if data.is_named else ()))
+        changes = {**{field: value for field, value in stored.model.items() if field not in from_data}, **changes}
         source = f"model of {config}"
     if target is not None:
         changes["target"] = target
@@ -97,11 +106,9 @@ def training_subjects(
     if not data.is_named:
         config = MMMAEConfig.preset(preset, **fields)
         return open_subjects(data, config.image_size, config.bands, generated=generated, seed=seed)
-    patch = fields.get("patch")
-    bands = patch[0] if isinstance(patch, list) and patch else MMMAEConfig.preset(preset).patch[0]
     known = {field: value for field, value in fields.items() if field != "wavelengths"}  # as many as the files' bands
-    config = MMMAEConfig.preset(preset, **known, bands=bands)  # all but what the files tell
-    return open_subjects(data, config.image_size, generated=generated, normalization=normalization)
+    size = config_without_bands(preset, known).image_size
+    return open_subjects(data, size, generated=generated, normalization=normalization)
 
 
 def _check_fields(fields: Mapping[str, Any], data: DataOptions) -> None:

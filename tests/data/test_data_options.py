@@ -7,8 +7,9 @@ import tyro
 
 from mmmae import MMMAEConfig, fast_model
 from mmmae.cli import main
-from mmmae.cli.options import DataOptions, GeneratedOptions, open_subjects, registry
+from mmmae.cli.options import DataOptions, GeneratedOptions, open_subjects
 from mmmae.cli.pretrain import training_subjects
+from mmmae.cli.rules import registry
 from mmmae.data import CachedSubjects, PairedFolder, ShardedSubjects
 from mmmae.phantom import Phantom, write_phantom
 
