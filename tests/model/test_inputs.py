@@ -6,6 +6,7 @@ import torch
 
 import mmmae
 from mmmae_kernels import TokenMask, dispatch, random_masking
+from tests.model.test_model import batch_of
 
 HSI, IMAGE = torch.zeros(2, 1, 12, 224, 224), torch.zeros(2, 1, 8, 8)
 MASK = random_masking(2, 784, 196, seed=1)
@@ -92,3 +93,66 @@ def test_debug_mode_changes_neither_training_nor_the_counts_of_a_profile(monkeyp
         losses = [figures.loss for figures in step.read()]
         found[debug] = losses, mmmae.profile(model.config).to_json()
     assert found["1"] == found["0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hsi": HSI[0]}, r"hsi has shape \[1, 12, 224, 224\], expected \[B, C, T, H, W\]; .* needs hsi\[:, None\]"),
+        ({"hsi": HSI.int()}, "hsi has dtype torch.int32"),
+        ({"hsi": HSI.expand(2, 3, 12, 224, 224)}, r"hsi has 3 channels \(C\), expected in_channels = 1"),
+        (
+            {"hsi": HSI[:, :, :10]},
+            r"hsi has 10 bands \(T\), expected bands = 12; 10 is not a multiple of the spectral patch 3",
+        ),
+        ({"hsi": HSI[:, :, :9]}, r"hsi has 9 bands \(T\), expected bands = 12$"),
+        ({"hsi": HSI[:0]}, r"hsi has shape \[0, 1, 12, 224, 224\], expected no dimension of 0"),
+        ({"aux": {"radar": IMAGE}}, "aux has an unknown modality 'radar', must be one of ir, af, thickness"),
+        ({"present": {"radar": MASK}}, "present has an unknown modality 'radar'"),
+        ({"aux": {"ir": IMAGE[0]}}, r"aux\['ir'\] has shape \[1, 8, 8\], expected \[B, C, H, W\]"),
+        ({"aux": {"ir": IMAGE[:1]}}, r"aux\['ir'\] has shape \[1, 1, 8, 8\], expected \[2, 1, H, W\]"),
+        (
+            {"aux": {"ir": IMAGE}, "present": {"ir": torch.ones(3).bool()}},
+            r"present\['ir'\] is .* of shape \[3\], expected .*\[2\]",
+        ),
+        ({"aux": {"ir": IMAGE}, "present": {"ir": torch.ones(2)}}, r"present\['ir'\] is a torch.float32 Tensor"),
+        (
+            {"present": {"ir": torch.ones(2).bool()}},
+            r"present\['ir'\] is true for some samples, expected an image",
+        ),
+        ({"valid": torch.ones(2, 224, 224)}, "valid has dtype torch.float32, expected torch.bool"),
+        ({"valid": torch.ones(2, 8, 8).bool()}, r"valid has shape \[2, 8, 8\], expected \[2, 224, 224\]"),
+        ({"valid": torch.ones(2, 224, 224).bool().to("meta")}, "valid is on meta, expected cpu"),
+        ({"aux": {"ir": IMAGE.to("meta")}}, r"aux\['ir'\] is on meta, expected cpu"),
+        ({"mask": MASK._replace(ids_keep=MASK.ids_keep[:, :9])}, "mask has 9 visible and 588 masked tokens"),
+        (
+            {"mask": MASK._replace(ids_keep=MASK.ids_keep + 784)},
+            r"mask.ids_keep contains \d+, expected token numbers 0..783",
+        ),
+        ({"mask": MASK._replace(ids_restore=MASK.ids_restore - 1)}, "mask.ids_restore contains -1"),
+        ({"mask": TokenMask(*(ids[:1] for ids in MASK))}, r"mask.ids_keep has shape \[1, 196\]"),
+        ({"seed": 2**70}, "seed is .*, expected a whole number"),
+        ({"seed": 1.7}, "seed is 1.7, expected a whole number"),
+        ({"mask": tuple(MASK)}, "mask is a tuple, expected a TokenMask"),
+        (
+            {"aux": {"ir": IMAGE}, "present": {"ir": [True, True]}},
+            r"present\['ir'\] is a list, expected a torch.bool Tensor",
+        ),
+    ],
+)
+def test_a_bad_input_says_what_was_given_and_what_is_expected(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model(**{"hsi": HSI, **arguments})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_debug_mode_names_the_modality_and_sample_of_a_bad_number(model, monkeypatch, value):
+    monkeypatch.setenv("MMMAE_DEBUG", "1")
+    hsi, aux = batch_of(2)
+    aux["af"][1, 0, 3, 3] = value
+    with pytest.raises(ValueError, match=r"aux\['af'\] has NaN or infinity in sample 1 of the batch"):
+        model(hsi, aux)
+    model(hsi, aux, {"af": torch.tensor([True, False])})
+    hsi[0, 0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="hsi has NaN or infinity in sample 0 of the batch"):
+        model(hsi)
