@@ -73,12 +73,12 @@ def check_norm(
     if x.dim() == 0:
         raise ValueError("x has shape [], expected [..., D]")
     if residual is not None:
-        check_shape("residual", residual, tuple(x.shape))
+        check_shape("residual", residual, x.shape)
         check_device("residual", residual, x.device)
         check_floating("residual", residual)
     elif residual_bias is not None:
         raise ValueError("residual_bias is given without residual, expected both or neither")
-    width, device = x.shape[-1], x.device
+    width, device = x.size(-1), x.device
     check_vector(names[0], weight, width, device)
     check_vector(names[1], bias, width, device)
     if residual_bias is not None:
@@ -92,7 +92,7 @@ def check_norm(
 
 def dispatch_key(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Return the dispatch key of a row-wise op: device, width and dtypes."""
-    return x.device, x.shape[-1], x.dtype, *[None if other is None else other.dtype for other in others]
+    return x.device, x.size(-1), x.dtype, *[None if other is None else other.dtype for other in others]
 
 
 def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -108,7 +108,10 @@ def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 def total_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
     """Return the dtype of `x + residual`."""
-    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    dtype = x.dtype
+    if residual is None or residual.dtype == dtype:
+        return dtype
+    return torch.promote_types(dtype, residual.dtype)
 
 
 class _AddLayerNorm(torch.autograd.Function):
