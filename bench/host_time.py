@@ -40,7 +40,7 @@ SIZES |= {"aux_dim": 32, "aux_patch": 16}
 
 
 class Seconds(NamedTuple):
-    """Process time of one call forward and backward."""
+    """Process time of one pass forward and backward."""
 
     forward: float
     backward: float
@@ -57,14 +57,19 @@ class Host(NamedTuple):
         forward, backward, both = next(iter(self.contenders.values()))
         return {name: (f / forward, b / backward, t / both) for name, (f, b, t) in self.contenders.items()}
 
+    def best_of(self, other: Host) -> Host:
+        """Return the best of two measurements of this case."""
+        pairs = {name: zip(best, other.contenders[name], strict=True) for name, best in self.contenders.items()}
+        return Host(self.case, {name: (min(f), min(b), min(t)) for name, (f, b, t) in pairs.items()})
 
-Pass = Callable[[], list[Seconds]]  # of each call in it
+
+Pass = Callable[[], Seconds]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.host_time", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print ratios instead of tables")
+    parser.add_argument("--json", action="store_true", help="print seconds instead of ratios in tables")
     parser.add_argument(
         "--where", choices=("reference", "native", "triton"), help="print where a model's step spends host time"
     )
@@ -79,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         found = measure({"step, no images": models(False), "step, three images": models(True), **ops()})
     if options.json:
-        print(json.dumps({host.case: host.ratios() for host in found}))
+        print(json.dumps(found))
     else:
         Console().print(table(found))
 
@@ -87,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(cases: dict[str, dict[str, Pass]]) -> list[Host]:
     """Time the passes of each case in interleaved rounds and keep the best of each.
 
-    Other work on the machine only adds time, for moments or for seconds: so each call is timed alone, and the rounds of
-    a case are spread over the whole run, in several sweeps over all cases.
+    Other work on the machine only adds time, but for seconds at a stretch: so the rounds of a case are spread over the
+    whole run, in several sweeps over all cases.
     """
     for run in [run for passes in cases.values() for run in passes.values()]:
         for _ in range(SETTLING):
@@ -100,7 +105,7 @@ def measure(cases: dict[str, dict[str, Pass]]) -> list[Host]:
         try:
             for _ in range(ROUNDS):
                 for name, run in cases[case].items():
-                    taken[case][name] += run()
+                    taken[case][name].append(run())
         finally:
             gc.enable()
     return [Host(case, {name: best(seconds) for name, seconds in passes.items()}) for case, passes in taken.items()]
@@ -119,13 +124,13 @@ def models(aux: bool) -> dict[str, Pass]:
     images = {name: torch.randn(1, channels, *hsi.shape[-2:]) for name, channels in config.aux.items()}
 
     def step(model: torch.nn.Module) -> Pass:
-        def run() -> list[Seconds]:
+        def run() -> Seconds:
             model.zero_grad(set_to_none=True)
             start = time.process_time()
             loss = model(hsi, images).loss
             middle = time.process_time()
             loss.backward()
-            return [Seconds(middle - start, time.process_time() - middle)]
+            return Seconds(middle - start, time.process_time() - middle)
 
         return run
 
@@ -189,22 +194,22 @@ def ops() -> dict[str, dict[str, Pass]]:
 
 
 def calls(function: Callable[[], Any], leaves: Sequence[Tensor], times: int = 50) -> Pass:
-    """Return a pass that calls a function of leaves some times."""
+    """Return a pass that calls a function of leaves some times and gives the mean."""
 
-    def run() -> list[Seconds]:
-        taken = []
+    def run() -> Seconds:
+        forward = backward = 0.0
         for _ in range(times):
             start = time.process_time()
             outputs = function()
-            forward = time.process_time() - start
+            forward += time.process_time() - start
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             incoming = [torch.ones_like(output) for output in outputs]
             start = time.process_time()
             torch.autograd.backward(outputs, incoming)
-            taken.append(Seconds(forward, time.process_time() - start))
+            backward += time.process_time() - start
             for leaf in leaves:
                 leaf.grad = None
-        return taken
+        return Seconds(forward / times, backward / times)
 
     return run
 
@@ -212,7 +217,7 @@ def calls(function: Callable[[], Any], leaves: Sequence[Tensor], times: int = 50
 def with_kernels(backend: str, run: Pass) -> Pass:
     """Return the pass with a backend of the ops."""
 
-    def served() -> list[Seconds]:
+    def served() -> Seconds:
         with use_backend(backend):
             return run()
 
@@ -223,7 +228,7 @@ def on_gpu(run: Pass) -> Pass:
     """Return the pass as if its tensors lay on a GPU."""
     gpu = StandInGpu(TARGET)
 
-    def executed() -> list[Seconds]:
+    def executed() -> Seconds:
         with execute_by(gpu):
             return run()
 
