@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.contenders import OURS as MODELS
-from bench.op_cases import BACKENDS
+from bench.op_work import BACKENDS
 from bench.results import Measurement, Results, ratio
 
 OURS = (*MODELS, *BACKENDS)  # attention's own `native` and `eager` among them

@@ -5,120 +5,44 @@ Ops with parameters run forward and backward. The first variant of an op is the 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import mmmae
+from bench.op_work import BACKENDS, CONFIG, ForwardBackward, OpWork, Place, Run, each_backend, patch_bytes, trained
 from mmmae_kernels import (
-    TokenMask,
     add_layer_norm,
     attention,
     concat_attention,
     decoder_tokens,
-    explain,
     gelu_linear,
     masked_l2_loss,
     norm_linear,
     patch_embed,
     patch_l2_loss,
     patchify,
-    random_masking,
-    use_backend,
 )
 from mmmae_kernels.attention.call import Call, target_of
 from mmmae_kernels.attention.op import BACKENDS as ATTENTION
 from mmmae_kernels.attention.op import explain_call
 
-Run = Callable[[], Sequence[Tensor]]
-CONFIG = mmmae.MMMAEConfig()
-BACKENDS = ("triton", "native", "eager")
 SDPA = "F.scaled_dot_product_attention"
 
 
-class OpWork(NamedTuple):
-    """The variants of an op by name, and the least bytes that each has to move: inputs and outputs once."""
-
-    variants: Mapping[str, Run]
-    bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """The device and the type of tensors.
-
-    Args:
-        device: `cpu` or `cuda`.
-        dtype: type of the tensors.
-        rounded: type that numbers are rounded to first, or None.
-    """
-
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-    rounded: torch.dtype | None = None
-
-    def data(self, *shape: int) -> Tensor:
-        """Return normal numbers, the same on every device under the same seed."""
-        return torch.randn(*shape).to(self.rounded or self.dtype).to(self.device, self.dtype)
-
-    def leaf(self, *shape: int) -> Tensor:
-        """Return the same as a leaf that requires a gradient."""
-        return self.data(*shape).requires_grad_()
-
-    def mask(self, batch: int) -> TokenMask:
-        """Return the token mask of a batch of volumes."""
-        return random_masking(batch, CONFIG.tokens, CONFIG.keep, seed=0, device=self.device)
+def grid_of(volume: Tensor) -> Tensor:
+    """Return a view of a volume `[B, 1, T, H, W]` whose axes are grid and patch in turn."""
+    (groups, rows, columns), (pt, ph, pw) = CONFIG.grid, CONFIG.patch
+    return volume.view(len(volume), groups, pt, rows, ph, columns, pw)
 
 
-class ForwardBackward:
-    """A run of a function forward and backward, from fixed gradients of its outputs, which returns all of both."""
-
-    def __init__(self, function: Callable[[], Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> None:
-        self.function, self.inputs = function, inputs
-        torch.manual_seed(1)
-        # By shape: the same for outputs of any strides.
-        self.upstream = [torch.randn(out.shape).to(out.device, out.dtype) for out in self.outputs()]
-
-    def outputs(self) -> tuple[Tensor, ...]:
-        """Return the outputs as a tuple, even a single one."""
-        out = self.function()
-        return out if isinstance(out, tuple) else (out,)
-
-    def __call__(self) -> Sequence[Tensor]:
-        out = self.outputs()
-        return [*(tensor.detach() for tensor in out), *torch.autograd.grad(out, self.inputs, self.upstream)]
-
-
-def compiled(run: Run) -> Run:
-    """Return the run compiled: of a run with a backward pass only the function, as a user would compile it."""
-    if isinstance(run, ForwardBackward):
-        return ForwardBackward(torch.compile(run.function), run.inputs)
-    return torch.compile(run)
-
-
-def trained(variants: Mapping[str, Run], inputs: Sequence[Tensor], data: int = 0) -> OpWork:
-    """Return the work of runs with a backward pass: inputs, outputs, the gradients of both, and `data` bytes move."""
-    found = next(iter(variants.values()))()
-    outputs = found[: len(found) - len(inputs)]
-    return OpWork(variants, data + 2 * sum(tensor.nbytes for tensor in (*inputs, *outputs)))
-
-
-def each_backend(op: str, run: Run) -> dict[str, Run]:
-    """Return the run on each backend that serves `op` on this machine."""
-
-    def on(backend: str) -> Run:
-        def forced() -> Sequence[Tensor]:
-            with use_backend(backend):
-                return run()
-
-        return forced
-
-    return {backend: on(backend) for backend in BACKENDS if explain(op)[backend] == "serves"}
+def gather_patches(volume: Tensor, ids: Tensor) -> Tensor:
+    """Return the patches `[B, K, pt*ph*pw]` that `ids` names and no others, as one would write it in PyTorch."""
+    _, rows, columns = CONFIG.grid
+    sample = torch.arange(len(volume), device=volume.device)[:, None]
+    return grid_of(volume)[sample, ids // (rows * columns), :, ids // columns % rows, :, ids % columns].flatten(2)
 
 
 def patch_embed_of_visible_tokens(batch: int, place: Place) -> OpWork:
@@ -130,15 +54,9 @@ def patch_embed_of_visible_tokens(batch: int, place: Place) -> OpWork:
         place.leaf(CONFIG.dim),
         place.leaf(CONFIG.tokens, CONFIG.dim),
     )
-    groups, rows, columns = CONFIG.grid
-    pt, ph, pw = CONFIG.patch
 
     def gather_then_linear() -> Tensor:
-        grid = volume.view(batch, groups, pt, rows, ph, columns, pw)
-        sample = torch.arange(batch, device=place.device)[:, None]
-        time, row, column = ids // (rows * columns), ids // columns % rows, ids % columns
-        patches = grid[sample, time, :, row, :, column]  # only the asked ones
-        return F.linear(patches.flatten(2), weight.flatten(1), bias) + position[ids]
+        return F.linear(gather_patches(volume, ids), weight.flatten(1), bias) + position[ids]
 
     def conv_then_gather() -> Tensor:
         tokens = F.conv3d(volume, weight, bias, stride=CONFIG.patch).flatten(2).transpose(1, 2) + position
@@ -160,16 +78,12 @@ def patchify_of_visible_tokens(batch: int, place: Place) -> OpWork:
     """Set up the cutting of visible patches out of a volume."""
     volume = place.data(batch, 1, CONFIG.bands, CONFIG.image_size, CONFIG.image_size)
     ids = place.mask(batch).ids_keep
-    groups, rows, columns = CONFIG.grid
-    pt, ph, pw = CONFIG.patch
-    grid = volume.view(batch, groups, pt, rows, ph, columns, pw)
 
     def index_the_view() -> Sequence[Tensor]:
-        sample = torch.arange(batch, device=place.device)[:, None]
-        return [grid[sample, ids // (rows * columns), :, ids // columns % rows, :, ids % columns].flatten(2)]
+        return [gather_patches(volume, ids)]
 
     def cut_all_then_gather() -> Sequence[Tensor]:
-        patches = grid.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, CONFIG.tokens, -1)
+        patches = grid_of(volume).permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, CONFIG.tokens, -1)
         return [patches.gather(1, ids[:, :, None].expand(-1, -1, patches.shape[2]))]
 
     def ours() -> Sequence[Tensor]:
@@ -247,16 +161,11 @@ def patch_l2_loss_of_masked_tokens(batch: int, place: Place) -> OpWork:
     ids = place.mask(batch).ids_masked
     weight, bias = place.data(CONFIG.dim, 1, *CONFIG.patch) / 28, place.data(CONFIG.dim)
     prediction = place.leaf(batch, ids.shape[1], CONFIG.dim)
-    groups, rows, columns = CONFIG.grid
-    pt, ph, pw = CONFIG.patch
-    grid = volume.view(batch, groups, pt, rows, ph, columns, pw)
 
     def embed_then_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:
             with torch.no_grad():
-                sample = torch.arange(batch, device=place.device)[:, None]
-                patches = grid[sample, ids // (rows * columns), :, ids // columns % rows, :, ids % columns].flatten(2)
-                target = F.linear(patches, weight.flatten(1), bias)
+                target = F.linear(gather_patches(volume, ids), weight.flatten(1), bias)
             return loss(prediction, target)
 
         return run
@@ -391,11 +300,6 @@ def attention_variants(plain: Callable[[], Tensor], by: Callable[[str], Tensor],
         if reason is None:
             runs[backend] = ForwardBackward(functools.partial(by, backend), inputs)
     return trained(runs, inputs)
-
-
-def patch_bytes(volume: Tensor, ids: Tensor) -> int:
-    """Return the bytes of the patches that `ids` names."""
-    return volume.nbytes * ids.shape[1] // CONFIG.tokens
 
 
 CASES: dict[str, tuple[Callable[[int, Place], OpWork], tuple[str, ...]]] = {

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.limits import copy_speed, gemm_speed, gemms_of, seconds_alone, synchronize
-from bench.op_cases import CASES, OpWork, Place, Run, compiled
+from bench.op_cases import CASES
+from bench.op_work import OpWork, Place, Run, compiled
 from bench.options import Options
 from bench.results import Measurement
 from mmmae.cost.counting import flop_counter

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.contenders import OURS as OUR_MODELS
-from bench.op_cases import BACKENDS
+from bench.op_work import BACKENDS
 from bench.predictions import OURS as PREDICTED_OURS
 from bench.predictions import speedup_bound
 from bench.results import Measurement, Prediction, ratio

@@ -22,7 +22,8 @@ from torch import Tensor
 
 import mmmae
 from bench.contenders import Task
-from bench.op_cases import CASES, Place
+from bench.op_cases import CASES
+from bench.op_work import Place
 from bench.results import Prediction
 from mmmae.cost.components import Encoder, Model, Traced
 from mmmae.cost.counting import Cost, Uncomputed, count_operators, count_step

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mmmae
 from bench.contenders import PEERS
-from bench.op_cases import BACKENDS
+from bench.op_work import BACKENDS
 from bench.page_tables import contender
 from bench.results import Measurement, Results, by_case
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import mmmae
-from bench.op_cases import BACKENDS, CASES, Place, Run
+from bench.op_cases import CASES
+from bench.op_work import BACKENDS, Place, Run
 from bench.suite import Suite
 from mmmae.cost.components import blank_copy
 from mmmae.cost.counting import count, flop_counter

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bench.limits import peak_bytes
-from bench.op_cases import CASES, Place, patch_l2_loss_of_masked_tokens
+from bench.op_cases import CASES, patch_l2_loss_of_masked_tokens
+from bench.op_work import Place
 from bench.options import Options
 from bench.results import Record
 from bench.suite import Suite

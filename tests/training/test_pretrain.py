@@ -186,8 +186,7 @@ def test_a_run_from_before_a_field_goes_on_and_may_recompute(stopped, finished, 
     config = CONFIG.replace(activation_checkpointing=True)
     pretrain(config, phantom(), tmp_path / "run", SETTINGS, resume=tmp_path / "old.ckpt")
     undisturbed = losses(out)
-    for step, loss in losses(tmp_path / "run").items():
-        assert loss == pytest.approx(undisturbed[step], rel=1e-4)
+    assert losses(tmp_path / "run") == pytest.approx({step: undisturbed[step] for step in (6, 7, 8)}, rel=1e-4)
 
 
 def test_other_statistics_are_refused_on_resume(stopped):

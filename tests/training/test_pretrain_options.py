@@ -170,8 +170,11 @@ def test_a_run_reports_features_contrast_speed_and_pictures(tmp_path):
     pretrain(CONFIG, phantom(), tmp_path, with_settings(pictures_every=4))
     assert sorted(logged(tmp_path, "feature_rank")) == [0, 3]
     assert all(1 <= rank <= CONFIG.dim for rank in logged(tmp_path, "feature_rank").values())
-    assert all(0 <= share <= 1 for share in logged(tmp_path, "contrastive_accuracy_ir").values())
-    assert all(0 < share < 1 for share in logged(tmp_path, "share_of_products").values())
+    accuracies, shares = logged(tmp_path, "contrastive_accuracy_ir"), logged(tmp_path, "share_of_products")
+    assert accuracies
+    assert all(0 <= share <= 1 for share in accuracies.values())
+    assert sorted(shares) == list(range(6))
+    assert all(0 < share < 1 for share in shares.values())
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["step-0000004.png"]
     assert list((tmp_path / "logs" / "version_0").glob("events.out.tfevents.*"))
 
