@@ -194,6 +194,7 @@ def test_the_launches_that_are_counted_are_those_that_are_made():
         statistics,
         statistics,
         torch.float32,
+        torch.bfloat16,
         "triton",
     )
     launches("mmmae::decoder_tokens", ops.decoder_tokens, x, x[0, 0], ids, x[0], "triton")

@@ -53,8 +53,11 @@ def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, grad
     assert_close(norm, expected)
     assert_close(mean, expected_mean, total.double().abs().mean(-1))
     assert_close(rstd, expected_rstd)
-    *gradients, no_sum, nothing = add_layer_norm_backward(grad_total, grad_norm, total, weight, None, mean, rstd, None)
+    *gradients, no_sum, nothing, no_residual = add_layer_norm_backward(
+        grad_total, grad_norm, total, weight, None, mean, rstd, None, None
+    )
     assert no_sum.numel() == nothing.numel() == 0
+    assert no_residual is None
     rows = norm.flatten(0, -2)
     weight_scale = grad_norm.flatten(0, -2).abs().sum(0) * max(float(rows.abs().max()), 1) if rows.numel() else None
     bias_scale = grad_norm.flatten(0, -2).abs().sum(0)
@@ -65,9 +68,10 @@ def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, grad
         gradients, gradients_by_hand(grad_total, grad_norm, total, weight), scales, strict=True
     ):
         assert_close(ours, hand, scale)
-    *again, row_sum, recomputed = add_layer_norm_backward(
-        grad_total, grad_norm, total, weight, bias, mean, rstd, torch.float32
+    *again, row_sum, recomputed, no_residual = add_layer_norm_backward(
+        grad_total, grad_norm, total, weight, bias, mean, rstd, torch.float32, torch.float32
     )
+    assert no_residual is None
     assert all(map(torch.equal, again, gradients))
     by_rows = gradients[0].double().flatten(0, -2)
     assert_close(row_sum, by_rows.sum(0), by_rows.abs().sum(0))
@@ -97,7 +101,7 @@ def test_a_single_row_has_one_axis():
     x, residual, weight, bias = torch.randn(4, 7)
     total, norm, mean, rstd = add_layer_norm_forward(x, residual, None, weight, bias, EPSILON, torch.float32)
     assert_close(norm, norm_by_hand(total, weight, bias)[0])
-    grad_x, *_ = add_layer_norm_backward(None, x, total, weight, None, mean, rstd, None)
+    grad_x, *_ = add_layer_norm_backward(None, x, total, weight, None, mean, rstd, None, None)
     assert_close(grad_x, gradients_by_hand(None, x[None], total[None], weight)[0][0])
 
 
@@ -107,10 +111,10 @@ def test_nothing_gives_nothing(shape):
     weight, bias = parameters(shape[-1])
     total, norm, mean, rstd = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
     assert total.shape == norm.shape == shape
-    grad_x, grad_weight, grad_bias, row_sum, again = add_layer_norm_backward(
-        x, x, total, weight, bias, mean, rstd, torch.float32
+    grad_x, grad_weight, grad_bias, row_sum, again, grad_residual = add_layer_norm_backward(
+        x, x, total, weight, bias, mean, rstd, torch.float32, torch.bfloat16
     )
-    assert grad_x.shape == again.shape == shape
+    assert grad_x.shape == again.shape == grad_residual.shape == shape
     assert mean.shape == rstd.shape == (shape[0] * shape[1],)
     assert not grad_weight.any()
     assert not grad_bias.any()
@@ -152,10 +156,18 @@ def test_a_gradient_that_is_one_number_expanded_is_right(value):
     weight, bias = parameters(300)
     grad = torch.tensor(value).expand(x.shape)
     total, _, mean, rstd = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
-    expected = add_layer_norm_backward(grad.clone(), grad.clone(), total, weight, None, mean, rstd, None)[:3]
-    assert all(
-        map(torch.equal, add_layer_norm_backward(grad, grad, total, weight, None, mean, rstd, None)[:3], expected)
-    )
+    arguments = (total, weight, None, mean, rstd, None, None)
+    expected = add_layer_norm_backward(grad.clone(), grad.clone(), *arguments)[:3]
+    assert all(map(torch.equal, add_layer_norm_backward(grad, grad, *arguments)[:3], expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_the_residual_is_that_of_x_in_another_dtype(dtype):
+    x, grad = torch.randn(2, 3, 7, 33)
+    weight, bias = parameters(33)
+    total, _, mean, rstd = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
+    grad_x, *_, grad_residual = add_layer_norm_backward(grad, grad, total, weight, None, mean, rstd, None, dtype)
+    assert torch.equal(grad_residual, grad_x.to(dtype))
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(97, 192), (7, 33)])
@@ -166,7 +178,7 @@ def test_results_are_the_same_for_any_number_of_threads_and_every_time(on_thread
     def run() -> list[Tensor]:
         outputs = add_layer_norm_forward(x, residual, bias, weight, bias, EPSILON, torch.float32)
         total, _, *statistics = outputs
-        arguments = (grad_total, grad_norm, total, weight, bias, *statistics, torch.float32)
+        arguments = (grad_total, grad_norm, total, weight, bias, *statistics, torch.float32, torch.bfloat16)
         return [*outputs, *add_layer_norm_backward(*arguments)]
 
     on_threads(1)
@@ -202,7 +214,7 @@ def test_no_output_is_a_view_of_another_tensor():
     for some in (x, x.transpose(0, 1)):
         outputs = add_layer_norm_forward(some, some, None, *parameters(7), EPSILON, torch.float32)
         total, _, mean, rstd = outputs
-        grads = add_layer_norm_backward(some, some, total, *parameters(7), mean, rstd, torch.float32)
+        grads = add_layer_norm_backward(some, some, total, *parameters(7), mean, rstd, torch.float32, torch.bfloat16)
         assert not any(output._is_view() for output in (*outputs, *grads))
 
 

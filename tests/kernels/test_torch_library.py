@@ -83,6 +83,7 @@ OPERATORS = {
             torch.zeros(6),
             torch.ones(6),
             torch.float32,
+            torch.bfloat16,
             "native",
         ),
     ),

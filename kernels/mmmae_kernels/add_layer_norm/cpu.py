@@ -76,8 +76,9 @@ def add_layer_norm_backward(
     mean: Tensor,
     rstd: Tensor,
     sum_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x (and residual), weight, bias and residual_bias, and the layer norm computed again.
+    residual_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients of x, weight, bias and residual_bias, the layer norm computed again, and that of residual.
 
     Args:
         grad_total, grad_norm: gradients of the outputs, `[..., D]`, any strides; None for `grad_total` means zero.
@@ -85,6 +86,7 @@ def add_layer_norm_backward(
         weight: `[D]`.
         bias: `[D]` to compute the norm again in the same pass; None returns an empty tensor for it.
         sum_dtype: dtype of the gradient of residual_bias, always float32; None returns an empty tensor for it.
+        residual_dtype: dtype of the gradient of residual; None or float32 returns None, as that of x is the same.
     """
     width = weight.numel()
     grad_x = empty_like(total, memory_format=CONTIGUOUS)
@@ -124,4 +126,5 @@ def add_layer_norm_backward(
         sizes,
         get_num_threads(),
     )
-    return grad_x, grad_weight, grad_bias, row_sum, norm
+    is_same = residual_dtype is None or residual_dtype == grad_x.dtype
+    return grad_x, grad_weight, grad_bias, row_sum, norm, None if is_same else grad_x.to(residual_dtype)

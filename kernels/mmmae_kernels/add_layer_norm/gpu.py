@@ -66,16 +66,21 @@ def add_layer_norm_backward(
     mean: Tensor,
     rstd: Tensor,
     sum_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x (and residual), weight, bias and residual_bias, and the layer norm computed again.
+    residual_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients of x, weight, bias and residual_bias, the layer norm computed again, and that of residual.
 
     The gradient of residual_bias has dtype `sum_dtype` and is empty if that is None. The norm has the dtype of its
-    gradient and is empty without `bias`. Two launches; deterministic.
+    gradient and is empty without `bias`. The gradient of residual is that of x rounded to `residual_dtype`; None if
+    that is None or the dtype of `total`. Two launches; deterministic.
     """
     shape = total.shape
     width = shape[-1]
     rows = total.numel() // width if width else 0
     grad_x = total.new_empty(*shape)
+    grad_residual = None
+    if residual_dtype is not None and residual_dtype != total.dtype:
+        grad_residual = total.new_empty(*shape, dtype=residual_dtype)
     norm = grad_norm.new_empty(0) if bias is None else grad_norm.new_empty(*shape)
     rows_per_program = max(ROWS, -(-rows // PROGRAMS))
     programs = -(-rows // rows_per_program)
@@ -88,6 +93,7 @@ def add_layer_norm_backward(
     grad_total, stride_grad_total = (None, 0) if grad_total is None else _rows(grad_total, width)
     tensors = (
         grad_x,
+        grad_residual,
         partials,
         None if bias is None else norm,
         grad_total,
@@ -101,7 +107,8 @@ def add_layer_norm_backward(
     numbers = rows, width, rows_per_program, stride_grad_total, stride_grad_norm, stride_total, len(sums)
     launch(_describe_backward, tensors, numbers)
     sum_partials(partials, sums)
-    return grad_x, sums[0], sums[1], grad_x.new_empty(0) if sum_dtype is None else sums[2], norm
+    row_sum = grad_x.new_empty(0) if sum_dtype is None else sums[2]
+    return grad_x, sums[0], sums[1], row_sum, norm, grad_residual
 
 
 def _rows(tensor: Tensor, width: int) -> tuple[Tensor, int]:
@@ -187,6 +194,7 @@ def _add_layer_norm_forward(
 @triton.jit
 def _add_layer_norm_backward(
     grad_x_ptr,        # [ROWS, D]
+    grad_residual_ptr,  # [ROWS, D] the same in another dtype, or None
     partial_ptr,       # [programs, SUMS, D] each program's sums: gradients of weight, bias and, if 3, residual_bias
     norm_ptr,          # [ROWS, D] the norm computed again, or None
     grad_total_ptr,    # [ROWS, D] or None
@@ -229,6 +237,9 @@ def _add_layer_norm_backward(
         if SUMS == 3:
             row_sum += grad_x
         tl.store(grad_x_ptr + row * D + d, grad_x.to(grad_x_ptr.dtype.element_ty), mask=has_channel)
+        if grad_residual_ptr is not None:
+            grad_residual = grad_x.to(grad_residual_ptr.dtype.element_ty)
+            tl.store(grad_residual_ptr + row * D + d, grad_residual, mask=has_channel)
     partial_at = partial_ptr + program.to(tl.int64) * SUMS * D + d
     tl.store(partial_at, weight_sum, mask=has_channel)
     tl.store(partial_at + D, bias_sum, mask=has_channel)

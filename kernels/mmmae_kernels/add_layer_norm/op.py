@@ -131,14 +131,14 @@ class _AddLayerNorm(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         grad_total, grad_norm = grads if len(grads) == 2 else (None, grads[0])
-        grad, grad_weight, grad_bias, row_sum = grad_total, None, None, None
+        grad, grad_weight, grad_bias, row_sum, grad_residual = grad_total, None, None, None, None
         if grad_norm is not None:
             total, weight, mean, rstd = ctx.saved_tensors
             backward = kernels_for(total, ctx.backend).add_layer_norm_backward
-            grad, grad_weight, grad_bias, row_sum, _ = backward(
-                grad_total, grad_norm, total, weight, None, mean, rstd, ctx.dtypes[2]
+            grad, grad_weight, grad_bias, row_sum, _, grad_residual = backward(
+                *(grad_total, grad_norm, total, weight, None, mean, rstd), ctx.dtypes[2], ctx.dtypes[1]
             )
-        return *summand_gradients(grad, row_sum, ctx.dtypes), grad_weight, grad_bias, None, None, None
+        return *summand_gradients(grad, row_sum, ctx.dtypes, grad_residual), grad_weight, grad_bias, None, None, None
 
 
 _apply = fast_apply(_AddLayerNorm)
@@ -149,13 +149,16 @@ def dtypes_of(*summands: Tensor | None) -> Dtypes:
     return tuple([None if summand is None else summand.dtype for summand in summands])
 
 
-def summand_gradients(grad: Tensor | None, row_sum: Tensor | None, dtypes: Dtypes) -> tuple[Tensor | None, ...]:
+def summand_gradients(
+    grad: Tensor | None, row_sum: Tensor | None, dtypes: Dtypes, grad_residual: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, residual and residual_bias.
 
     Args:
         grad: gradient of the sum; None for zero.
         row_sum: `grad` summed over rows; None to compute it here if needed.
         dtypes: dtypes of the three; None for a missing one.
+        grad_residual: `grad` in the dtype of the residual, if the kernel wrote it in two dtypes.
     """
     if grad is None:
         return None, None, None
@@ -164,9 +167,14 @@ def summand_gradients(grad: Tensor | None, row_sum: Tensor | None, dtypes: Dtype
         row_sum = grad.reshape(-1, grad.shape[-1]).sum(0)
     return (
         grad if x is None else in_dtype(grad, x),
-        None if residual is None else in_dtype(grad, residual),
+        None if residual is None else residual_gradient(grad, grad_residual, residual),
         None if residual_bias is None or row_sum is None else in_dtype(row_sum, residual_bias),
     )
+
+
+def residual_gradient(grad: Tensor, grad_residual: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of the residual, given that of the sum, and its own if the kernel wrote it."""
+    return in_dtype(grad, dtype) if grad.dtype == dtype or grad_residual is None else grad_residual
 
 
 def in_dtype(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -194,20 +202,24 @@ declare_operator(
 
 def _backward_fake(
     grad_total: object, grad_norm: Tensor, total: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    sum_dtype = rest[-1]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, sum_dtype, residual_dtype = rest
     row_sum = total.new_empty(0) if sum_dtype is None else total.new_empty(weight.shape, dtype=sum_dtype)
     norm = total.new_empty((0,) if bias is None else total.shape, dtype=grad_norm.dtype)
     grad_weight, grad_bias = (weight.new_empty(weight.shape) for _ in range(2))
-    return total.new_empty(total.shape), grad_weight, grad_bias, row_sum, norm
+    is_same = residual_dtype is None or residual_dtype == total.dtype
+    grad_residual = total.new_empty((0,) if is_same else total.shape, dtype=None if is_same else residual_dtype)
+    return total.new_empty(total.shape), grad_weight, grad_bias, row_sum, norm, grad_residual
 
 
-# Returns the gradients of x (and residual), weight, bias and residual_bias (in `sum_dtype`; empty if that is None), and
-# the norm computed again, in the dtype of its gradient (empty without `bias`).
+# Returns the gradients of x, weight, bias and residual_bias (in `sum_dtype`; empty if that is None), the norm computed
+# again, in the dtype of its gradient (empty without `bias`), and the gradient of residual (that of x in
+# `residual_dtype`; empty if that is None or the dtype of x's gradient, which then is both).
 declare_operator(
     "add_layer_norm",
     "add_layer_norm_backward(Tensor? grad_total, Tensor grad_norm, Tensor total, Tensor weight, Tensor? bias, "
-    "Tensor mean, Tensor rstd, ScalarType? sum_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor mean, Tensor rstd, ScalarType? sum_dtype, ScalarType? residual_dtype) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_fake,
 )
 

@@ -106,11 +106,12 @@ class _NormLinear(torch.autograd.Function):
             return *summand_gradients(grad_total, None, ctx.dtypes), *(None,) * 6
         total, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
         backward = kernels_for(total, ctx.backend).add_layer_norm_backward
-        grad, grad_norm_weight, grad_norm_bias, row_sum, norm = backward(
-            grad_total, linear_no_grad(grad_out, weight.t()), total, norm_weight, norm_bias, mean, rstd, ctx.dtypes[2]
+        grad, grad_norm_weight, grad_norm_bias, row_sum, norm, grad_residual = backward(
+            *(grad_total, linear_no_grad(grad_out, weight.t()), total, norm_weight, norm_bias, mean, rstd),
+            *(ctx.dtypes[2], ctx.dtypes[1]),
         )
         grad_weight, grad_bias = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7])
-        summands = summand_gradients(grad, row_sum, ctx.dtypes)
+        summands = summand_gradients(grad, row_sum, ctx.dtypes, grad_residual)
         return *summands, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, None, None
 
 

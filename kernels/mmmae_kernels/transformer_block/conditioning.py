@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import dispatch
-from ..add_layer_norm.op import in_dtype
+from ..add_layer_norm.op import in_dtype, residual_gradient
 from ..add_layer_norm.reference import add_layer_norm_reference
 from ..attention.guidance import merge, merge_backward
 from ..attention.op import attention_backend, concat_attention
@@ -196,19 +196,22 @@ class FusedConditioning(torch.autograd.Function):
             )
             return found
 
-        grad, grad_norm_weight, grad_norm_bias, grad_residual_bias, norm = norm_backward(
+        grad, grad_norm_weight, grad_norm_bias, grad_residual_bias, norm, grad_residual = norm_backward(
             None if grad_total is None else grad_total.reshape(rows, width),
-            *(matmuls.input_gradient(grad_qkv, qkv_weight), total.reshape(rows, width), mean, rstd, dtypes[2]),
+            *(matmuls.input_gradient(grad_qkv, qkv_weight), total.reshape(rows, width), mean, rstd),
+            *(dtypes[2], dtypes[1]),
         )
-        grad_vectors, guide_norm_weight, guide_norm_bias, _, guide = norm_backward(
+        grad_vectors, guide_norm_weight, guide_norm_bias, _, guide, _ = norm_backward(
             *(None, matmuls.input_gradient(grad_kv, qkv_weight[width:]), vectors.reshape(guide_rows, width)),
-            *(guide_mean, guide_rstd, None),
+            *(guide_mean, guide_rstd, None, None),
         )
         # The vectors' part is added in place to the tokens' part.
         grad_qkv_weight = matmuls.weight_gradient(grad_qkv, norm)
         grad_qkv_weight[width:].addmm_(grad_kv.t(), guide)
         grad_qkv_bias = grad_qkv.sum(0)
         grad_qkv_bias[width:] += grad_kv.sum(0)
+        if dtypes[1] is not None:
+            grad_residual = residual_gradient(grad, grad_residual, dtypes[1]).view(total.shape)
         grad = grad.view(total.shape)
         grad_weights = (
             *(grad_norm_weight.add_(guide_norm_weight), grad_norm_bias.add_(guide_norm_bias), grad_qkv_weight),
@@ -216,7 +219,7 @@ class FusedConditioning(torch.autograd.Function):
         )
         return (
             *(None, None, None, None, in_dtype(grad, dtypes[0])),
-            None if dtypes[1] is None else in_dtype(grad, dtypes[1]),
+            None if dtypes[1] is None else grad_residual,
             None if dtypes[2] is None else grad_residual_bias,
             in_dtype(grad_vectors.view(vectors.shape), dtypes[3]),
             *(in_dtype(gradient, dtype) for gradient, dtype in zip(grad_weights, dtypes[4:], strict=True)),

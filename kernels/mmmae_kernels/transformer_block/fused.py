@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..add_layer_norm.op import in_dtype
+from ..add_layer_norm.op import in_dtype, residual_gradient
 from ..operators import first_derivative_only, kernels_for
 from .plan import Plan
 from .reference import BlockWeights, take
@@ -42,7 +42,7 @@ class Saved(NamedTuple):
 
 
 # Indices into (x, residual, residual_bias, *weights).
-RESIDUAL_BIAS = 2
+RESIDUAL, RESIDUAL_BIAS = 1, 2
 QKV_WEIGHT, QKV_BIAS, PROJ_WEIGHT, PROJ_BIAS, FC1_WEIGHT, FC2_WEIGHT = (
     3 + BlockWeights._fields.index(name)
     for name in ("qkv_weight", "qkv_bias", "proj_weight", "proj_bias", "fc1_weight", "fc2_weight")
@@ -107,6 +107,7 @@ class FusedBlock(torch.autograd.Function):
         saved, projected = Saved(*tensors[: len(Saved._fields)]), tensors[len(Saved._fields) :]
         plan: Plan = ctx.plan
         kernels, matmuls = kernels_for(saved.total1, plan.backend), plan.matmuls
+        norm_backward = kernels.add_layer_norm_backward
         needs, dtypes = ctx.needs_input_grad[4:], plan.dtypes
         batch, tokens, width = saved.total1.shape
         rows, all_rows = batch * saved.total2.shape[1], batch * tokens
@@ -124,17 +125,17 @@ class FusedBlock(torch.autograd.Function):
         )
         grad_fc2_weight = weight_gradient(FC2_WEIGHT, grad_out, activated)
         del activated
-        grad_stream, grad_norm2_weight, grad_norm2_bias, grad_proj_bias, norm2 = kernels.add_layer_norm_backward(
+        grad_stream, grad_norm2_weight, grad_norm2_bias, grad_proj_bias, norm2, grad_attended = norm_backward(
             None if grad_total is None else grad_total.reshape(rows, width),
             matmuls.input_gradient(grad_hidden, saved.fc1_weight),
             saved.total2.view(rows, width),
-            *(saved.norm2_weight, saved.norm2_bias, saved.mean2, saved.rstd2, dtypes[PROJ_BIAS]),
+            *(saved.norm2_weight, saved.norm2_bias, saved.mean2, saved.rstd2, dtypes[PROJ_BIAS], plan.dtype),
         )
         grad_fc1_weight = weight_gradient(FC1_WEIGHT, grad_hidden, norm2)
         del grad_hidden, norm2
 
         # Attention.
-        grad_attended = grad_stream if grad_stream.dtype == plan.dtype else grad_stream.to(plan.dtype)
+        grad_attended = residual_gradient(grad_stream, grad_attended, plan.dtype)
         grad_proj_weight = weight_gradient(PROJ_WEIGHT, grad_attended, saved.mixed.view(rows, width))
         grad_mixed = matmuls.input_gradient(grad_attended, saved.proj_weight).view(saved.mixed.shape)
         grads = kernels.attention_backward(grad_mixed, projected, None, saved.mixed, saved.lse, plan.attention)
@@ -153,11 +154,11 @@ class FusedBlock(torch.autograd.Function):
             grad_rows = grad_stream.view(index.shape)
             all_tokens = saved.total1.new_zeros(saved.total1.shape)  # contiguous, whatever the strides of the stream
             grad_stream = all_tokens.scatter_add_(1, index, grad_rows).view(all_rows, width)
-        grad, grad_norm1_weight, grad_norm1_bias, grad_residual_bias, norm1 = kernels.add_layer_norm_backward(
+        grad, grad_norm1_weight, grad_norm1_bias, grad_residual_bias, norm1, grad_residual = norm_backward(
             grad_stream,
             grad_norm,
             saved.total1.reshape(all_rows, width),
-            *(saved.norm1_weight, saved.norm1_bias, saved.mean1, saved.rstd1, dtypes[RESIDUAL_BIAS]),
+            *(saved.norm1_weight, saved.norm1_bias, saved.mean1, saved.rstd1, dtypes[RESIDUAL_BIAS], dtypes[RESIDUAL]),
         )
         grad_qkv_weight, grad_qkv_bias = weight_gradient(QKV_WEIGHT, grad_kv, norm1), None
         if needs[QKV_BIAS]:
@@ -170,10 +171,12 @@ class FusedBlock(torch.autograd.Function):
                 grad_qkv_weight = torch.cat([query_weight_gradient, grad_qkv_weight])
             if grad_qkv_bias is not None:
                 grad_qkv_bias = torch.cat([in_dtype(grad_q.sum(0), dtypes[QKV_BIAS]), grad_qkv_bias])
+        if dtypes[RESIDUAL] is not None:
+            grad_residual = residual_gradient(grad, grad_residual, dtypes[RESIDUAL]).view(saved.total1.shape)
         grad = grad.view(saved.total1.shape)
         return (
             *(None, None, None, None, in_dtype(grad, dtypes[0])),
-            None if dtypes[1] is None else in_dtype(grad, dtypes[1]),
+            None if dtypes[RESIDUAL] is None else grad_residual,
             None if dtypes[RESIDUAL_BIAS] is None else grad_residual_bias,
             *(grad_norm1_weight, grad_norm1_bias, grad_qkv_weight, grad_qkv_bias, grad_proj_weight, grad_proj_bias),
             *(grad_norm2_weight, grad_norm2_bias, grad_fc1_weight, grad_fc1_bias, grad_fc2_weight),
