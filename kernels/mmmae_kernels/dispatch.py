@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from .cpu import library
-from .gpu import executors
+from .gpu import architecture, executors
 
 BACKENDS = ("triton", "native", "eager")  # in order of preference
 CHOICES = ("auto", *BACKENDS)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OLDEST_TRITON = (3, 6)  # as in pyproject.toml
 
 Reason = str | None
 Arguments = Mapping[str, Any]
@@ -80,7 +81,7 @@ class Op:
         requested = current_backend() if requested is None else requested
         if torch.compiler.is_compiling():
             return self.implementations[self.choose(requested, *arguments)].function
-        key = (key, requested, executors.current() is None)
+        key = (key, requested, executors.current_target())
         function = self.selected.get(key)
         if function is None:
             function = self.selected[key] = self.implementations[self.choose(requested, *arguments)].function
@@ -234,9 +235,35 @@ def triton_unavailable() -> Reason:
     """Return None if Triton kernels can run on this machine, else the reason in one line."""
     if not _has_triton:
         return "triton is not installed"
-    if not (torch.cuda.is_available() or _interprets or executors.current() is not None):
+    needs_gpu = not _interprets and executors.current() is None
+    if needs_gpu and not torch.cuda.is_available():
         return "there is no GPU that torch can use"
+    return _triton_too_old() or (_gpus_refuse() if needs_gpu else None)
+
+
+@constant_when_compiled
+def _triton_too_old() -> Reason:
+    """Return None if the installed Triton has what the launch path and the compilation call, else the reason."""
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST_TRITON:
+        return f"triton is {triton.__version__}, expected {'.'.join(map(str, OLDEST_TRITON))} or newer"
     return None
+
+
+@constant_when_compiled
+def _gpus_refuse() -> Reason:
+    """Return None if Triton kernels support one of the GPUs, else the reason why not the first one."""
+    reasons = [device_refuses(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
+    return None if None in reasons else f"the GPU is {reasons[0]}"
+
+
+@constant_when_compiled
+def device_refuses(device: torch.device) -> Reason:
+    """Return None if Triton kernels support the architecture of a device, else the architecture and the reason."""
+    target = architecture.target_of(device)
+    needs = architecture.refuses(target)
+    return None if needs is None else f"{target}, {needs}"
 
 
 def triton_refuses(tensors: Iterable[tuple[str, Tensor]]) -> Reason:
@@ -246,6 +273,9 @@ def triton_refuses(tensors: Iterable[tuple[str, Tensor]]) -> Reason:
             return f"{name} is on {tensor.device}, Triton kernels run on GPUs"
         if tensor.dtype not in TRITON_DTYPES:
             return f"{name} has dtype {tensor.dtype}, Triton kernels take float32, float16 and bfloat16"
+        reason = device_refuses(tensor.device)
+        if reason is not None:
+            return f"{name} is on {reason}"
     return None
 
 

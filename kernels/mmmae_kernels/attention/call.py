@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Reason, constant_when_compiled
+from ..gpu import architecture
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -54,10 +55,7 @@ def target_of(device: str, index: int | None) -> str:
     """Return the `Call.target` of a device."""
     if device != "cuda":
         return device
-    from ..gpu.launch import target_of  # imports triton
-
-    name: str = target_of(torch.device(device) if index is None else torch.device(device, index))
-    return name
+    return architecture.target_of(torch.device(device) if index is None else torch.device(device, index))
 
 
 def flash_refuses(call: Call, *, widest: int = 256) -> Reason:

@@ -23,6 +23,7 @@ SHARED_MEMORY = {
 FAMILIES = {
     "sm80": "ampere",
     "sm86": "small",
+    "sm87": "ampere",
     "sm89": "small",
     "sm120": "small",
     "sm90": "hopper",
@@ -104,7 +105,11 @@ def next_power_of_2(number: int) -> int:
 
 
 def family_of(target: str) -> str:
-    """Return the family of an architecture; for an unknown one, the family that needs the least resources."""
+    """Return the family of an architecture; for an unknown one of NVIDIA, that of the next older one."""
     if target in FAMILIES:
         return FAMILIES[target]
-    return "cdna" if target.startswith("gfx9") else "rdna" if target.startswith("gfx") else "small"
+    if target.startswith("gfx"):
+        return "cdna" if target.startswith("gfx9") else "rdna"
+    numbers = [int(known[2:]) for known in FAMILIES if known.startswith("sm")]
+    older = [number for number in numbers if number < int(target[2:])]
+    return FAMILIES[f"sm{max(older)}"] if older else "small"

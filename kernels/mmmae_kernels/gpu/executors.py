@@ -46,3 +46,8 @@ def execute_by(executor: Substitute) -> Iterator[None]:
 def current() -> Substitute | None:
     """Return the executor of the innermost `execute_by`, or None if launches go to the GPU."""
     return _executors[-1] if _executors else None
+
+
+def current_target() -> str | None:
+    """Return the architecture of the current executor, or None if launches go to the GPU."""
+    return _executors[-1].target if _executors else None

@@ -12,6 +12,7 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from . import autotune, executors
+from .architecture import target_of
 from .config import Config, Describe, Launch
 from .executors import StandInGpu
 from .plans import Plan, is_hooked, key_and_pointers, make_plan
@@ -104,22 +105,3 @@ def describe_launch(
     described = describe(target, *numbers)
     named = dict(zip(described.kernel.arg_names, tensors, strict=False))
     return described._replace(arguments={**named, **described.arguments})
-
-
-def target_of(device: torch.device) -> str:
-    """Return the architecture that launches on `device` are compiled for, for example `sm80` or `gfx942`."""
-    executor = executors.current()
-    if executor is not None:
-        return executor.target
-    if device.type != "cuda":
-        return "sm80"  # for Triton's interpreter
-    return _architecture(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@functools.cache
-def _architecture(index: int) -> str:
-    if torch.version.hip:
-        name: str = torch.cuda.get_device_properties(index).gcnArchName
-        return name.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(index)
-    return f"sm{10 * major + minor}"

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..gpu.architecture import target_of
 from ..gpu.config import Launch, element_config, row_config, strides
-from ..gpu.launch import launch, target_of
+from ..gpu.launch import launch
 from ..patch_embed.gpu import patch_embed_forward
 from ..patch_embed.patch_rows import patch_arguments, patch_corners, project_patches
 from ..patch_embed.tiles import most_tiles, precision_of, tile_count, tiles

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
+from ..gpu.architecture import target_of
 from ..gpu.config import Config, family_of
-from ..gpu.launch import target_of
 
 PROGRAMS = 128  # about the number of multiprocessors of large GPUs: fewer programs leave some of them idle
 
