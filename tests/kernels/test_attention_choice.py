@@ -8,6 +8,7 @@ import torch
 
 from mmmae_kernels import attention, concat_attention, explain
 from mmmae_kernels.attention.backends import packages
+from mmmae_kernels.attention.backends.sdpa import kernel_for
 from mmmae_kernels.attention.call import Call
 from mmmae_kernels.attention.op import ATTENTION, BACKENDS, explain_call
 from mmmae_kernels.cpu import library as native
@@ -113,6 +114,51 @@ def test_a_backend_that_cannot_serve_says_why(on_gpu, backend, call, reason):
         message = re.escape(f"attention: backend {backend!r} does not support this call: {reason}")
         with pytest.raises(ValueError, match=f"^{message}$"):
             choice(call.dtype, call.head_width, backend)
+
+
+FLASH, CUDNN, PLAIN = "the flash kernel", "cuDNN's kernel", "plain products"
+EFFICIENT, EFFICIENT_OLD = (
+    "the memory-efficient kernel",
+    "the memory-efficient kernel, where PyTorch is built for CUDA 12.6",
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "kernel"),
+    [
+        (Call("cpu", SINGLE, 64), "the flash kernel for CPUs"),
+        (Call("sm80", HALF, 64), FLASH),
+        (Call("sm80", HALF, 256), FLASH),
+        (Call("sm80", HALF, 264), EFFICIENT),
+        (Call("sm80", HALF, 257), PLAIN),
+        (Call("sm80", BRAIN, 64, masked=True), EFFICIENT),
+        (Call("sm80", SINGLE, 64), EFFICIENT),
+        (Call("sm80", SINGLE, 66), PLAIN),
+        (Call("sm80", torch.float64, 64), PLAIN),
+        (Call("sm90", BRAIN, 64), CUDNN),
+        (Call("sm103", BRAIN, 128), CUDNN),
+        (Call("sm100", BRAIN, 64, masked=True), CUDNN),
+        (Call("sm90", BRAIN, 64, deterministic=True), FLASH),
+        (Call("sm90", BRAIN, 136), FLASH),
+        (Call("sm120", BRAIN, 64), FLASH),
+        (Call("sm75", HALF, 64), EFFICIENT),
+        (Call("sm75", HALF, 60), PLAIN),
+        (Call("sm75", SINGLE, 60), EFFICIENT),
+        (Call("sm75", BRAIN, 64), PLAIN),
+        (Call("sm70", HALF, 64), EFFICIENT_OLD),
+        (Call("sm70", BRAIN, 64), PLAIN),
+        (Call("sm60", HALF, 60), EFFICIENT_OLD),
+        (Call("sm50", SINGLE, 64, masked=True), EFFICIENT_OLD),
+        (Call("sm37", SINGLE, 64), PLAIN),
+        (Call("gfx942", BRAIN, 64), FLASH),
+        (Call("gfx942", BRAIN, 264), PLAIN),
+        (Call("gfx90a", SINGLE, 64), EFFICIENT),
+        (Call("gfx1100", HALF, 64), "plain products, or an experimental kernel where PyTorch has one"),
+    ],
+    ids=str,
+)
+def test_which_of_pytorchs_kernels_a_call_gets(call, kernel):
+    assert kernel_for(call) == kernel
 
 
 def test_what_serves_a_call_by_deterministic_mode(on_gpu, poisoned):

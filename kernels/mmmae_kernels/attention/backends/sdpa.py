@@ -14,6 +14,8 @@ from ..call import HALVES, Call, target_of
 # kernels do. MATH supports everything and keeps the scores in memory.
 PRIORITY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 PRIORITY_FROM_HOPPER = [SDPBackend.CUDNN_ATTENTION, *PRIORITY[:2], SDPBackend.MATH]
+CUDNN_WIDTH, FLASH_WIDTH = 128, 256  # largest head widths of PyTorch's kernels
+AMD = ("gfx90a", "gfx942", "gfx950")  # on which they are not experimental
 
 
 def refuses(call: Call) -> Reason:
@@ -27,13 +29,35 @@ def priority(target: str) -> list[SDPBackend]:
 
 
 def kernel_for(call: Call) -> str:
-    """Return a description of the kernel that PyTorch will use for the call, according to its documentation."""
+    """Return a description of the kernel that PyTorch will use for the call, by the conditions in its source."""
     if call.target == "cpu":
         return "the flash kernel for CPUs"
-    if call.dtype in HALVES and not call.masked:
-        first = priority(call.target)[0] is SDPBackend.CUDNN_ATTENTION and not call.deterministic
-        return "cuDNN's kernel" if first and call.head_width <= 128 else "the flash kernel"
-    return "the memory-efficient kernel" if call.dtype != torch.float64 else "plain products"
+    if call.capability is None and call.target not in AMD:
+        return "plain products, or an experimental kernel where PyTorch has one"
+    modern = call.capability is None or call.capability >= (8, 0)
+    if modern and call.dtype in HALVES:
+        by_cudnn = priority(call.target)[0] is SDPBackend.CUDNN_ATTENTION and not call.deterministic
+        if by_cudnn and call.head_width <= CUDNN_WIDTH and call.head_width % 8 == 0:
+            return "cuDNN's kernel"
+        if call.head_width <= FLASH_WIDTH and not call.masked:
+            return "the flash kernel"
+    if not _is_memory_efficient(call):
+        return "plain products"
+    # Newer versions of CUDA leave out the GPUs before Turing.
+    builds = "" if modern or call.capability == (7, 5) else ", where PyTorch is built for CUDA 12.6"
+    return f"the memory-efficient kernel{builds}"
+
+
+def _is_memory_efficient(call: Call) -> bool:
+    """Return whether PyTorch's memory-efficient kernel supports a call on a GPU."""
+    half, capability = call.dtype in HALVES, call.capability
+    if call.dtype == torch.float64 or (capability is None and call.head_width > FLASH_WIDTH):
+        return False
+    if capability is None or capability >= (8, 0):
+        return call.head_width % (8 if half else 4) == 0
+    if capability < (5, 0) or call.dtype == torch.bfloat16:
+        return False
+    return capability < (7, 0) or not half or call.head_width % 8 == 0
 
 
 def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> Tensor:
