@@ -111,7 +111,12 @@ def op_works() -> Iterator[Work]:
         with uncomputed:
             variants = setup(BATCH, Unwritten()).variants
         for contender, variant in ((baseline, baseline), ("ours", "native")):
-            yield Work("op", f"{op}, batch {BATCH}", contender, count_operators(variants[variant]))
+            yield Work(
+                "op",
+                f"{op}, batch {BATCH}",
+                contender,
+                [operator.cost for operator in count_operators(variants[variant])],
+            )
 
 
 class Unwritten(Place):
@@ -137,7 +142,7 @@ def _encoding_operators(model: Model) -> Sequence[Cost]:
     traced = Traced(encoder)
     inputs = traced.inputs(BATCH)
     with torch.no_grad():
-        return count_operators(lambda: traced(*inputs))
+        return [operator.cost for operator in count_operators(lambda: traced(*inputs))]
 
 
 MODELS: dict[str, Callable[[mmmae.MMMAEConfig], Model]] = {
@@ -146,7 +151,7 @@ MODELS: dict[str, Callable[[mmmae.MMMAEConfig], Model]] = {
     "fast": functools.partial(mmmae.FastModel, kernels="native", attention="native"),
 }
 _OPERATORS: dict[str, Callable[[Model], Sequence[Cost]]] = {
-    "training step": lambda model: count_step(model, BATCH).operators,
+    "training step": lambda model: [operator.cost for operator in count_step(model, BATCH).operators],
     "encoding": _encoding_operators,
 }
 

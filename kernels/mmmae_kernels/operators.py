@@ -6,9 +6,10 @@ counters and fake tensors need it: they can't see into a kernel.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,6 +43,9 @@ class Operators:
 _folders: dict[str, str] = {}  # kernel -> folder of its op
 _direct = {backend: Kernels(backend) for backend in _MODULES}
 _traced = {backend: Operators() for backend in _MODULES}
+# Triton's kernels as functions, and calls that are not ours, such as attention's, as operators.
+_launching: dict[str, Any] = {**_traced, "triton": Kernels("triton")}
+_launches_are_watched = False
 
 
 def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,6 +105,7 @@ def declare_calls(**calls: tuple[Callable[..., Any], Callable[..., Any]]) -> Non
         for backend in _MODULES:
             setattr(_direct[backend], name, function)
             setattr(_traced[backend], name, operator)
+            setattr(_launching[backend], name, operator)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -122,7 +127,24 @@ def needs_operators(tensor: Tensor) -> bool:
 
 def kernels_for(tensor: Tensor, backend: str) -> Any:
     """Return the kernels of `triton` or `native`, as operators if `needs_operators(tensor)`."""
-    return (_traced if needs_operators(tensor) else _direct)[backend]
+    if not needs_operators(tensor):
+        return _direct[backend]
+    return (_launching if _launches_are_watched else _traced)[backend]
+
+
+@contextlib.contextmanager
+def watch_launches() -> Iterator[None]:
+    """Call Triton's kernels as functions inside the `with` block even under a dispatch mode.
+
+    An executor then receives their launches, and the mode sees the operators of torch beside them. Calls of libraries,
+    as those of attention, remain operators.
+    """
+    global _launches_are_watched
+    before, _launches_are_watched = _launches_are_watched, True
+    try:
+        yield
+    finally:
+        _launches_are_watched = before
 
 
 def fast_apply(function: Any) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -103,6 +104,8 @@ class Traced(nn.Module):
                     module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape, device="cpu")))
         self.model = model
         self.start = self.component = components_of(model)[0]
+        self._changes: list[tuple[int, str]] = []  # the number of the next autograd node, and the component from there
+        self._owners = {id(parameter): component_of(name) for name, parameter in model.named_parameters()}
         self.steps = nn.ModuleList()
         for owner, method, component, followed_by in list(_steps(model)):
             step = Step(getattr(owner, method), component, followed_by or component, self._enter)
@@ -125,8 +128,19 @@ class Traced(nn.Module):
         out = self.model(hsi, dict(zip(self.model.config.aux, images, strict=True)), seed=0)
         return out.loss, out.prediction, out.latent
 
+    def running(self) -> str:
+        """Return the component that runs; in backward, the one whose forward pass made the autograd node."""
+        node: Any = torch._C._current_autograd_node()
+        if node is None:
+            return self.component
+        if hasattr(node, "variable"):  # adds to the gradient of a parameter
+            return self._owners[id(node.variable)]
+        change = bisect.bisect_right(self._changes, node._sequence_nr(), key=lambda change: change[0])
+        return self._changes[change - 1][1]
+
     def _enter(self, component: str) -> None:
         self.component = component
+        self._changes.append((torch.autograd._get_sequence_nr(), component))
 
 
 class Step(nn.Module):

@@ -1,18 +1,20 @@
 """Counting of multiply-adds, bytes and launches: of a forward pass by component, of a training step, of any function.
 
-Floating point results are not computed, so that counting takes seconds and hardly any memory.
+Floating point results are not computed, so that counting takes seconds and hardly any memory. What a GPU would run is
+counted with tensors on the CPU too, see `gpu.on_gpu`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +22,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mmmae_kernels import use_backend
+from mmmae_kernels.aot.costs import cost as launch_cost
 from mmmae_kernels.attention.op import PLAIN
 from mmmae_kernels.counting import launches_of
 
 from ..model.encoder import Backbone
 from ..model.layers import Attention, hooks_only_mark
 from .components import Encoder, Model, Step, Traced
+from .gpu import on_gpu
 from .mac_formulas import ALLOCATIONS, MAC_FORMULAS, WITHOUT_MACS
+
+COPIES, FILLS = ("aten::copy_", "aten::_foreach_copy_"), ("aten::fill_", "aten::zero_", "aten::_foreach_zero_")
+CASTS = ("aten::_to_copy", *COPIES)
+CHECKS = ("aten::aminmax",)
+
+# PyTorch's kernels on lists of tensors (ATen/native/cuda/MultiTensorApply.cuh): a launch takes so many tensors, by the
+# number of lists, and so many blocks of so many elements.
+LISTS = ("aten::_foreach_", "aten::_fused_")
+TENSORS_OF_LISTS = (110, 64, 48, 36, 30)
+BLOCKS_OF_LISTS, ELEMENTS_OF_BLOCK = 320, 65536
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
+
+    from mmmae_kernels.gpu.config import Launch
 
 
 @dataclasses.dataclass
@@ -52,27 +68,53 @@ class Cost:
         return Cost(self.macs + other.macs, self.bytes + other.bytes, self.launches + other.launches)
 
 
+class Operator(NamedTuple):
+    """An operator of PyTorch or a kernel of ours that launched something.
+
+    Args:
+        name: `aten::mm` for instance, or the name of a Triton kernel.
+        cost: what it costs.
+        component: the component of the model that it belongs to, in backward too; empty if that is not known.
+        is_cast: whether it only converts from one floating point type to another.
+    """
+
+    name: str
+    cost: Cost
+    component: str = ""
+    is_cast: bool = False
+
+
 @dataclasses.dataclass
 class StepCost:
     """The cost of a training step.
 
     Args:
         saved_bytes: memory kept from the forward for the backward pass: distinct storages, without those of parameters.
-        operators: the cost of each operator of both passes that launches something, in order.
+        operators: each operator of both passes that launches something, in order.
     """
 
     saved_bytes: int
-    operators: list[Cost]
+    operators: list[Operator]
 
     @property
     def total(self) -> Cost:
         """The cost of both passes."""
-        return sum(self.operators, Cost())
+        return total(self.operators)
 
     @property
     def launches(self) -> int:
         """The launches of both passes."""
         return self.total.launches
+
+    @property
+    def casts(self) -> int:
+        """The launches of both passes that only convert from one floating point type to another."""
+        return total(operator for operator in self.operators if operator.is_cast).launches
+
+
+def total(operators: Iterable[Operator]) -> Cost:
+    """Return the cost of some operators together."""
+    return sum((operator.cost for operator in operators), Cost())
 
 
 def count(model: Model | Encoder, batch: int) -> dict[str, Cost]:
@@ -103,12 +145,15 @@ def count(model: Model | Encoder, batch: int) -> dict[str, Cost]:
     return costs
 
 
-def count_step(model: Model, batch: int) -> StepCost:
+def count_step(model: Model, batch: int, *, autocast: torch.dtype | None = None, target: str | None = None) -> StepCost:
     """Count a training step of `batch` samples, without its optimizer.
 
     Args:
         model: it can't be used afterwards, see `Traced`.
         batch: number of samples.
+        autocast: dtype of the forward pass under autocast; None for none.
+        target: architecture of a GPU, for example `sm90`, to count what it would run; None counts what this machine
+            runs. A fast model for a GPU has kernels `triton` and attention `gpu.ATTENTION`, or `sdpa` in float32.
     """
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -121,22 +166,33 @@ def count_step(model: Model, batch: int) -> StepCost:
     inputs = traced.inputs(batch)
 
     def step() -> None:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mixed = torch.autocast("cpu", autocast, enabled=autocast is not None)
+        with mixed, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, *_ = traced(*inputs)
-        loss.backward()
+        torch.autograd.backward(loss)
 
-    operators = count_operators(step)
+    operators = count_operators(step, traced, target)
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved = sum(storage.nbytes() for key, storage in storages.items() if key not in parameters)
     return StepCost(saved, operators)
 
 
-def count_operators(function: Callable[[], object]) -> list[Cost]:
-    """Return the cost of each operator in a function that launches something, in order."""
-    uncomputed, launches = Uncomputed(), Launches()  # type: ignore[no-untyped-call]
-    with uncomputed, launches:
+def count_operators(
+    function: Callable[[], object], traced: Traced | None = None, target: str | None = None
+) -> list[Operator]:
+    """Return each operator in a function that launches something, in order.
+
+    Args:
+        function: what to count. For a GPU it must not call `Tensor.backward` but `torch.autograd.backward`, because a
+            method hides from the stand-in for the GPU what it does.
+        traced: the model that the function runs, whose components the operators are of; None if there is none.
+        target: see `count_step`.
+    """
+    uncomputed, launches = Uncomputed(), Launches(traced, on_gpu=target is not None)  # type: ignore[no-untyped-call]
+    gpu = contextlib.nullcontext() if target is None else on_gpu(target, launches.receive)
+    with gpu, uncomputed, launches:
         function()
-    return launches.costs
+    return launches.operators
 
 
 def flop_counter() -> FlopCounterMode:
@@ -162,7 +218,12 @@ class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _has_floating((args, kwargs)) or _returns_an_argument(func) or not _does_work(func):
+        if not _has_floating((args, kwargs)) or not _does_work(func):
+            return func(*args, **kwargs)
+        changed = _changed(func, args, kwargs)
+        if changed and all(tensor.is_floating_point() for tensor in changed):
+            return (None, changed[0], changed)[min(len(func._schema.returns), 2)]
+        if _returns_an_argument(func):
             return func(*args, **kwargs)
         meta_args, meta_kwargs = tree_map(functools.partial(_unwritten, device="meta"), (args, kwargs))
         result = func(*meta_args, **meta_kwargs)
@@ -172,32 +233,49 @@ class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode that records in `costs` the cost of each operator that writes memory.
+    """A mode that records in `operators` each operator that writes memory.
+
+    Args:
+        traced: the model that runs, if any.
+        on_gpu: whether to leave out the checks of token numbers, which only a CPU makes.
 
     Raises:
         RuntimeError: the multiply-adds of an operator are unknown. Those of ATen without a formula count as 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, traced: Traced | None = None, *, on_gpu: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.formulas = flop_counter().flop_registry
-        self.costs: list[Cost] = []
+        self.traced, self.on_gpu = traced, on_gpu
+        self.operators: list[Operator] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        written = _tensors(result)
-        if written and _does_work(func):
-            moved = sum(map(_bytes, _tensors((args, kwargs)) + written))
-            launches = launches_of(func._schema.name, args)
-            self.book(Cost(self._macs(func, args, kwargs, result), moved, launches))
+        name = func._schema.name
+        written = _tensors(result) or _changed(func, args, kwargs)
+        if written and _does_work(func) and not (self.on_gpu and name in CHECKS):
+            moved = sum(map(_bytes, _read(name, args, kwargs) + written))
+            cost = Cost(self._macs(func, args, kwargs, result), moved, _launches(name, args))
+            self.book(Operator(name, cost, self.component, _is_cast(name, args, written)))
         return result
 
-    def book(self, cost: Cost) -> None:
-        """Record the cost of an operator."""
-        self.costs.append(cost)
+    def receive(self, launch: Launch) -> None:
+        """Record the launch of a Triton kernel."""
+        operations, moved = launch_cost(launch)
+        macs = operations // 2 if "P" in launch.arguments else 0  # P is the length of the sums of our matrix products
+        self.book(Operator(launch.kernel.fn.__name__, Cost(macs, moved, 1), self.component))
+
+    def book(self, operator: Operator) -> None:
+        """Record an operator."""
+        self.operators.append(operator)
+
+    @property
+    def component(self) -> str:
+        """The component that is running, in backward too; empty without a model."""
+        return "" if self.traced is None else self.traced.running()
 
     def is_without_macs(self, func: Any) -> bool:
         """Return whether an operator without a formula has no multiply-adds."""
@@ -217,7 +295,7 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def count(self) -> int:
         """The number of launches."""
-        return sum(self.costs, Cost()).launches
+        return total(self.operators).launches
 
 
 class Ledger(Launches):  # type: ignore[no-untyped-call]
@@ -228,13 +306,12 @@ class Ledger(Launches):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, traced: Traced) -> None:
-        super().__init__()
-        self.traced = traced
+        super().__init__(traced)
         self.by_component: defaultdict[str, Cost] = defaultdict(Cost)
 
-    def book(self, cost: Cost) -> None:
+    def book(self, operator: Operator) -> None:
         """Add a cost to those of the component that is running."""
-        self.by_component[self.traced.component] += cost
+        self.by_component[operator.component] += operator.cost
 
     def is_without_macs(self, func: Any) -> bool:
         """Return whether the operator is listed or pointwise: a forward pass has few enough operators to list."""
@@ -334,6 +411,49 @@ def _does_work(func: Any) -> bool:
 
 def _returns_an_argument(func: Any) -> bool:
     return any(returned.alias_info is not None for returned in func._schema.returns)
+
+
+def _changed(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the arguments that an operator writes to."""
+    if not func._schema.is_mutable:
+        return []
+    given = dict(zip((argument.name for argument in func._schema.arguments), args)) | kwargs  # noqa: B905
+    return _tensors([
+        given.get(argument.name)
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ])  # fmt: skip
+
+
+def _read(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operator reads; of some the first is only an example, or only written."""
+    skipped = name in (*COPIES, *FILLS) or name.startswith("aten::new_") or name.endswith("_like")
+    return _tensors((args[1:] if skipped else args, kwargs))
+
+
+def _launches(name: str, args: Sequence[Any]) -> int:
+    """Return the number of kernels that an operator launches; those of torch's lists hold some of its tensors each."""
+    if not name.startswith(LISTS):
+        return launches_of(name, args)
+    lists = [argument for argument in args if isinstance(argument, (list, tuple)) and _tensors(argument)]
+    most = TENSORS_OF_LISTS[min(len(lists), len(TENSORS_OF_LISTS)) - 1]
+    launches = tensors = blocks = 0
+    for tensor in lists[0]:
+        tensors += 1
+        blocks += -(-tensor.numel() // ELEMENTS_OF_BLOCK)
+        full, blocks = divmod(blocks, BLOCKS_OF_LISTS)
+        launches += full + (tensors == most)
+        tensors %= most
+    return launches + (tensors > 0)
+
+
+def _is_cast(name: str, args: Sequence[Any], written: Sequence[Tensor]) -> bool:
+    """Return whether an operator converts floating point numbers to another floating point type."""
+    if name not in CASTS:
+        return False
+    sources = _tensors(args[1:] if name in COPIES else args[:1])
+    pairs = zip(sources, written, strict=False)
+    return any(a.dtype != b.dtype and a.is_floating_point() and b.is_floating_point() for a, b in pairs)
 
 
 def _unwritten(leaf: Any, device: str) -> Any:
