@@ -20,7 +20,7 @@ demo: $(VENV)/.native ## pretrain a tiny model on generated subjects; its last l
 # tested in two processes.
 test: $(VENV)/.native aot ## run the tests (ARGS="-k patch" and the like are passed to pytest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 3 --dist loadgroup $(ARGS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_equality_of_ops.py $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_equality_of_ops.py tests/kernels/test_autotune.py $(ARGS)
 
 aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and fail on what must not be in one (10 minutes, later 3)
 	@mkdir -p build

@@ -218,6 +218,17 @@ def test_plans_start_over_where_sizes_never_repeat(machinery, monkeypatch):
     assert (len(machinery.by_triton), len(machinery.by_plan)) == (3, 1)
 
 
+def test_a_launch_that_cannot_be_tuned_yet_gets_no_plan(machinery, monkeypatch):
+    configs = Config({"BLOCK": 16}), Config({"BLOCK": 32})
+    machinery.describe = lambda target, width: Launch(machinery, lambda c: (width,), {"D": width}, configs)
+    answers = iter([None, None, configs[1]])
+    monkeypatch.setenv("MMMAE_AUTOTUNE", "1")
+    monkeypatch.setattr(autotune, "fastest", lambda *_: next(answers))
+    describe, x = machinery.describe, torch.zeros(3)
+    assert [launch(describe, (x, None), (5,)).constants["BLOCK"] for _ in range(5)] == [16, 16, 32, 32, 32]
+    assert (len(machinery.by_triton), len(machinery.by_plan)) == (3, 2)
+
+
 class Launcher:
     """As Triton's: Python in front of a C function."""
 

@@ -68,7 +68,8 @@ class Launch(NamedTuple):
         kernel: the `triton.jit` function.
         grid: returns the grid, given the constants of a config.
         arguments: the kernel's arguments by name.
-        configs: configs to choose from, the best guess first.
+        configs: configs to choose from, the best guess first. A kernel that changes what it reads has only one, because
+            autotuning runs a launch many times.
     """
 
     kernel: Any

@@ -37,7 +37,7 @@ def launch(describe: Describe, tensors: tuple[Tensor | None, ...], numbers: tupl
         numbers: sizes, strides, dtypes and everything else that the launch depends on.
 
     Returns:
-        The config that was used: the first one, or the fastest one with MMMAE_AUTOTUNE=1.
+        The config that was used: the first one, or the fastest one with MMMAE_AUTOTUNE=1 once it is known.
     """
     executor = executors.current()
     if executor is None:
@@ -82,11 +82,13 @@ def _start_by_triton(
     config = described.configs[0]
     if 0 in described.grid(config.constants):
         return config
+    decided = True
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if len(described.configs) > 1 and autotune.is_on():
-            config = autotune.fastest(described, target, functools.partial(_start, target))
+            fastest = autotune.fastest(described, target, functools.partial(_start, target))
+            config, decided = fastest or config, fastest is not None
         plan = make_plan(_start(target, described, config), described, config, len(tensors))
-    if plan is not None:
+    if plan is not None and decided:
         if len(plans) >= MOST_PLANS:
             plans.clear()
         plans[key] = plan
