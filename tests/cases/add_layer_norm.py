@@ -20,6 +20,8 @@ def add_layer_norm_cases() -> Iterator[Case]:
         residual: bool = True,
         shifted: bool = False,
         shift_dtype: torch.dtype | None = None,
+        products: tuple[str, ...] = ("residual",),
+        norm_alone: bool = False,
         strided: str = "as they come",
         small: bool = False,
     ) -> Case:
@@ -35,14 +37,16 @@ def add_layer_norm_cases() -> Iterator[Case]:
         def arguments(i: Inputs) -> tuple[Any, ...]:
             return i["x"], i["residual"], i["weight"], i["bias"], 1e-6, i["residual_bias"]
 
+        first = 0 if residual and not norm_alone else 1
         return Case(
             "add_layer_norm",
             name,
             make,
-            lambda i: list(mmmae_kernels.add_layer_norm(*arguments(i)))[0 if residual else 1 :],
-            lambda i: list(add_layer_norm_reference(*arguments(i)))[0 if residual else 1 :],
+            lambda i: list(mmmae_kernels.add_layer_norm(*arguments(i)))[first:],
+            lambda i: list(add_layer_norm_reference(*arguments(i)))[first:],
             small,
             {} if shift_dtype is None else {"residual_bias": shift_dtype},
+            frozenset(products),
             strided=strided,
         )
 
@@ -50,8 +54,10 @@ def add_layer_norm_cases() -> Iterator[Case]:
     yield case("without residual", (3, 64), residual=False, small=True)
     yield case("odd width", (2, 3, 129), small=True)
     yield case("several warps", (3, 521), small=True)
-    yield case("with residual and its bias", (2, 9, 521), shifted=True, small=True)
+    both = ("residual", "residual_bias")
+    yield case("with residual and its bias", (2, 9, 521), shifted=True, products=both, small=True)
     yield case("with a float32 bias", (2, 3, 40), shifted=True, shift_dtype=torch.float32, small=True)
+    yield case("the sum is not read", (2, 5, 72), shifted=True, norm_alone=True, small=True)
     yield case("gradient expanded", (2, 3, 40), strided="expanded", small=True)
     yield case("gradient transposed", (2, 3, 40), strided="transposed", small=True)
     for rows in (1, 7, 63, 65, 783):

@@ -31,6 +31,7 @@ def decoder_tokens_cases() -> Iterator[Case]:
             lambda i: [mmmae_kernels.decoder_tokens(*(i[name] for name in names))],
             lambda i: [decoder_tokens_reference(*(i[name] for name in names))],
             small,
+            products=frozenset({"visible"}),
             strided=strided,
         )
 

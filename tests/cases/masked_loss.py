@@ -51,6 +51,7 @@ def masked_l2_loss_cases() -> Iterator[Case]:
             lambda i: [masked_l2_loss_reference(*(*arguments(i), normalize))],
             small,
             kept if target is None else {**kept, "target": target},
+            frozenset({"prediction"}),
             frozenset({"target", "weights"}),
         )
 
@@ -109,12 +110,15 @@ def patch_l2_loss_cases() -> Iterator[Case]:
             lambda i: [patch_l2_loss_reference(*(*arguments(i), normalize))],
             small,
             kept if dtype is None else {**kept, "volume": dtype},
+            frozenset({"prediction"}),
             frozenset({"volume", "weight", "bias", "weights"}),
         )
 
     yield case("plain", 2, 7, 72, small=True)
     yield case("one token", 1, 1, 40, (1, 8, 8), small=True)
     yield case("weighted, 5x7x7", 2, 5, 33, (5, 7, 7), weights="fractions", bias=False, small=True)
+    yield case("normalised", 2, 3, 33, (1, 8, 8), normalize=True, small=True)
+    yield case("normalised, weighted", 2, 3, 33, (1, 8, 8), weights="fractions", normalize=True, small=True)
     yield case("normalised, a mask as weights", 2, 5, 65, (1, 8, 8), weights="mask", normalize=True, small=True)
     yield case("all weights zero", 1, 3, 33, (1, 8, 8), weights="zeros", small=True)
     yield case("bytes", 1, 3, 40, dtype=torch.uint8, small=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -37,6 +38,11 @@ def run(norm_linear: Callable[..., tuple[Tensor, Tensor]], i: Inputs) -> Sequenc
     return results if i["residual"] is not None else results[1:]
 
 
+def run_without_sum(norm_linear: Callable[..., tuple[Tensor, Tensor]], i: Inputs) -> Sequence[Tensor]:
+    """Return the layer's output alone, so that the sum gets no gradient."""
+    return run(norm_linear, i)[-1:]
+
+
 CASES = [
     Case(
         "norm_linear",
@@ -45,7 +51,18 @@ CASES = [
         functools.partial(run, mmmae_kernels.norm_linear),
         functools.partial(run, norm_linear_reference),
         small=name in SMALL_LINEAR,
+        products=frozenset({"residual"}),
     )
     for name, (shape, width) in LINEAR_SHAPES.items()
     for form, without in FORMS.items()
+]
+CASES += [
+    dataclasses.replace(
+        case,
+        name=f"{case.name}, the sum is not read",
+        call=functools.partial(run_without_sum, mmmae_kernels.norm_linear),
+        define=functools.partial(run_without_sum, norm_linear_reference),
+    )
+    for case in CASES
+    if case.name == "odd, with a bias of residual"
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.cases import (
     add_layer_norm,
+    conditioning,
     decoder_tokens,
     far_apart,
     gelu_linear,
@@ -21,5 +22,6 @@ CASES = [
     *norm_linear.CASES,
     *gelu_linear.CASES,
     *transformer_block.CASES,
+    *conditioning.CASES,
 ]
 FAR = far_apart.CASES

@@ -57,8 +57,8 @@ def patch_embed_cases() -> Iterator[Case]:
             lambda i: [patch_embed_reference(*with_view(i))],
             small,
             kept,
-            frozenset({"volume"} if dtype is not None and not dtype.is_floating_point else ()),
-            strided,
+            constant=frozenset({"volume"} if dtype is not None and not dtype.is_floating_point else ()),
+            strided=strided,
         )
 
     yield case("3x16x16, repeated tokens", 2, 1, (3, 16, 16), 72, 14, small=True)

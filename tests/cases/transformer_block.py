@@ -46,6 +46,7 @@ def block_case(shape: str, form: str) -> Case:
         lambda i: transformer_block(*arguments(i)),
         lambda i: transformer_block_reference(*(*arguments(i), 1e-6)),
         small=shape == "odd",
+        products=frozenset({"residual"}),
     )
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cases import case as case_module
 from tests.emulator.stub_driver import lacking
 
 pytest.importorskip("triton", reason="needs triton")
@@ -28,6 +27,7 @@ from mmmae_kernels.gpu import plans
 from mmmae_kernels.gpu.compilation import kernel_source
 from mmmae_kernels.gpu.executors import StandInGpu, execute_by
 from mmmae_kernels.patch_embed.gpu import gather_patches
+from tests.cases.case import TYPES, results
 from tests.cases.ops import CASES, FAR
 
 ROOT = Path(__file__).parents[2]
@@ -128,27 +128,27 @@ def as_it_is(tensor):
     return tensor
 
 
-def run(case, dtype, change=as_it_is):
+def run(case, types, change=as_it_is):
     """Run a case forward and backward, on inputs passed through `change`."""
-    inputs = {name: case_module._converted(t, case.kept.get(name, dtype)) for name, t in case.make().items()}
-    case_module._results(case, case.call, {name: None if t is None else change(t) for name, t in inputs.items()})
+    inputs = {name: None if t is None else change(t) for name, t in case.inputs(types).items()}
+    results(case, case.call, inputs, types)
 
 
 @pytest.mark.parametrize("op", sorted({case.op for case in CASES}))
 def test_launches_of_one_key_are_one_launch(op, known, precisions):
-    """Every case (for AMD the small ones) in every dtype and precision, in memory that is aligned and that is not."""
+    """Every case (for AMD the small ones) in all types and precisions, in memory that is aligned and that is not."""
     for case in [case for case in CASES if case.op == op and (case.small or not plans.HIP)]:
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
+        for name in ("fp32", "fp16", "mixed bf16"):
+            for precision in ("highest", "high") if name == "fp32" else ("highest",):
                 precisions(precision)
-                run(case, dtype)
-                run(case, dtype, shifted)
+                run(case, TYPES[name])
+                run(case, TYPES[name], shifted)
     assert known.found > len(known.launches) / 4
 
 
 def test_launches_far_apart_in_memory_have_keys_of_their_own(known):
     for case in FAR:
-        run(case, torch.float32)
+        run(case, TYPES["fp32"])
 
 
 def test_masks_of_other_numbers_of_samples_have_keys_of_their_own(known):
@@ -175,8 +175,8 @@ def forget_numbers(describe, tensors, numbers):
 
 def run_in_two_types(change):
     for case in [case for case in CASES if case.op == "add_layer_norm"]:
-        run(case, torch.float32, change)
-        run(case, torch.float16, change)
+        run(case, TYPES["fp32"], change)
+        run(case, TYPES["fp16"], change)
 
 
 @pytest.mark.parametrize("forget", [forget_types, forget_alignment, forget_numbers])

@@ -151,7 +151,8 @@ def test_the_definitions_gradients_are_those_of_finite_differences(case):
 COMPILED = {case.op: case for case in reversed(CASES) if case.small}
 
 
-@pytest.mark.parametrize("op", COMPILED)
+# The conditioning step is compiled with the model, tests/model/test_compile.py.
+@pytest.mark.parametrize("op", [op for op in COMPILED if op != "conditioning"])
 def test_an_op_compiles_in_one_graph_for_any_batch(op):
     case = COMPILED[op]
     inputs = floats(case)
@@ -181,7 +182,8 @@ def test_the_encoder_is_exported(kernels):
 
 
 @pytest.mark.parametrize("op", COMPILED)
-def test_autocast_gives_what_the_definition_gives_under_it(op):
+def test_autocast_gives_results_the_dtypes_of_the_definition(op):
+    """On a CPU most products in bfloat16 run on `eager`; the kernels' results are compared in test_emulated.py."""
     case = COMPILED[op]
     inputs = floats(case)
     with torch.autocast("cpu", torch.bfloat16):
