@@ -23,10 +23,18 @@ def token_ids(count: int) -> Tensor:
 
 
 def volumes(dtype: torch.dtype) -> list[Tensor]:
-    """Return volumes in the dtype of a weight and, for half dtypes, in those that the kernels convert."""
-    converted = {torch.float16: [torch.float32, torch.int16], torch.bfloat16: [torch.float32, torch.uint8]}
-    types = [dtype, *converted.get(dtype, [])]
+    """Return volumes in the dtype of parameters and, for half dtypes, in those that the kernels convert."""
+    converted = {torch.float16: [torch.float32, torch.int16], torch.bfloat16: [torch.uint8]}
+    types = [parameter_dtype(dtype), *converted.get(dtype, [])]
     return [torch.empty(BATCH, 1, BANDS, SIZE, SIZE, dtype=volume_dtype) for volume_dtype in types]
+
+
+def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of parameters and of the residual stream beside matrix products in `dtype`.
+
+    bfloat16 is compiled as autocast uses it, beside float32; float16 stands for models of one half dtype throughout.
+    """
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def precisions(dtype: torch.dtype) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from ..shapes import BATCH, KEEP, WIDTH, empty
 
@@ -18,22 +19,58 @@ def compile_cases(dtype: torch.dtype) -> None:
     from . import gpu  # imports triton
     from .op import LONGEST_ROW
 
+    if dtype == torch.bfloat16:
+        _compile_mixed_cases()
+        return
     weight, bias = empty(WIDTH, dtype=dtype), empty(WIDTH, dtype=dtype)
     rows, statistics = empty(BATCH * KEEP, WIDTH, dtype=dtype), torch.empty(BATCH * KEEP)
     for residual, residual_bias in ((None, None), (rows, None), (rows, bias)):
         gpu.add_layer_norm_forward(rows, residual, residual_bias, weight, bias, 1e-6, dtype)
     for total, again, sums in ((None, None, None), (rows, None, None), (rows, bias, None), (rows, bias, dtype)):
         gpu.add_layer_norm_backward(total, rows, rows, weight, again, statistics, statistics, sums, dtype)
-    if dtype != torch.float32:  # as under autocast
-        stream, again = empty(BATCH * KEEP, WIDTH, dtype=torch.float32), empty(WIDTH, dtype=torch.float32)
-        gpu.add_layer_norm_forward(stream, rows, again, again, again, 1e-6, dtype)
-        arguments = (stream, rows, stream, again, again, statistics, statistics, torch.float32, dtype)
-        gpu.add_layer_norm_backward(*arguments)
     width = LONGEST_ROW
     longest, weight, statistics = empty(2, width, dtype=dtype), empty(width, dtype=dtype), torch.empty(2)
     gpu.add_layer_norm_forward(longest, longest, weight, weight, weight, 1e-6, dtype)
     arguments = (longest, longest, longest, weight, weight, statistics, statistics, dtype, None)
     gpu.add_layer_norm_backward(*arguments)
+
+
+def _compile_mixed_cases() -> None:
+    """Launch each kernel as training under autocast does: products in bfloat16, stream and parameters in float32."""
+    from . import gpu  # imports triton
+    from .op import LONGEST_ROW
+
+    half, single = torch.bfloat16, torch.float32
+    stream, product, weight, statistics = _mixed_inputs(BATCH * KEEP, WIDTH)
+    for x, residual, bias, dtype in (
+        (stream, product, weight, half),
+        (stream, product, weight, single),
+        (stream, product, None, half),
+        (stream, None, None, half),
+        (stream, None, None, single),
+        (product, None, None, half),
+    ):
+        gpu.add_layer_norm_forward(x, residual, bias, weight, weight, 1e-6, dtype)
+    for grad_total, grad_norm, total, norm_bias, *dtypes in (
+        (stream, product, stream, weight, single, half),
+        (stream, product, stream, weight, None, half),
+        (stream, product, stream, weight, None, None),
+        (None, product, stream, weight, single, half),
+        (None, product, stream, weight, None, None),
+        (None, product, product, weight, None, None),
+        (None, stream, stream, None, single, half),
+        (None, stream, stream, None, None, None),
+    ):
+        gpu.add_layer_norm_backward(grad_total, grad_norm, total, weight, norm_bias, statistics, statistics, *dtypes)
+    stream, product, weight, statistics = _mixed_inputs(2, LONGEST_ROW)
+    gpu.add_layer_norm_forward(stream, product, weight, weight, weight, 1e-6, half)
+    gpu.add_layer_norm_backward(stream, product, stream, weight, weight, statistics, statistics, single, half)
+
+
+def _mixed_inputs(rows: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a float32 stream, a product, a weight, and statistics of rows."""
+    stream, product = empty(rows, width, dtype=torch.float32), empty(rows, width, dtype=torch.bfloat16)
+    return stream, product, empty(width, dtype=torch.float32), torch.empty(rows)
 
 
 COMPILED: dict[str, Callable[[torch.dtype], None]] = {"add_layer_norm": compile_cases}

@@ -147,8 +147,9 @@ def _describe_backward(
         "stride_total": stride_total,
         "SUMS": sums,
     }
-    # A thread holds 8 numbers of each of eight rows, and addresses: more than the 64 registers of full occupancy.
-    config = row_config(width, target)._replace(registers=96)
+    # A thread holds 8 numbers of each of eight rows, and addresses: more than the 64 registers of full occupancy. With
+    # fewer than 128 some of the combinations of dtypes under autocast would spill.
+    config = row_config(width, target)._replace(registers=128)
     return Launch(_add_layer_norm_backward, lambda c: (triton.cdiv(rows, rows_per_program),), arguments, (config,))
 
 

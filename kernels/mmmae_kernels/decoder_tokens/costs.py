@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..shapes import BATCH, DECODER_WIDTH, KEEP, TOKENS, empty, token_ids
+from ..shapes import BATCH, DECODER_WIDTH, KEEP, TOKENS, empty, parameter_dtype, token_ids
 
 MACS: dict[str, Callable[..., int]] = {}
 WITHOUT_MACS = ("mmmae::decoder_tokens", "mmmae::decoder_tokens_backward")
@@ -17,9 +17,10 @@ def compile_cases(dtype: torch.dtype) -> None:
     """Launch each kernel once for each combination of arguments that compiles to different code."""
     from . import gpu  # imports triton
 
-    visible, mask_token = empty(BATCH, KEEP, DECODER_WIDTH, dtype=dtype), empty(DECODER_WIDTH, dtype=dtype)
-    restore = token_ids(TOKENS)
-    gpu.decoder_tokens_forward(visible, mask_token, restore, empty(TOKENS, DECODER_WIDTH, dtype=dtype))
+    visible, restore = empty(BATCH, KEEP, DECODER_WIDTH, dtype=dtype), token_ids(TOKENS)
+    dtype = parameter_dtype(dtype)
+    mask_token, position = empty(DECODER_WIDTH, dtype=dtype), empty(TOKENS, DECODER_WIDTH, dtype=dtype)
+    gpu.decoder_tokens_forward(visible, mask_token, restore, position)
     grad = empty(BATCH, TOKENS, DECODER_WIDTH, dtype=dtype)
     gpu.decoder_tokens_backward(grad, restore, KEEP)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..shapes import BATCH, HIDDEN, KEEP, empty
+from ..shapes import BATCH, HIDDEN, KEEP, empty, parameter_dtype
 
 MACS: dict[str, Callable[..., int]] = {}
 WITHOUT_MACS = ("mmmae::gelu", "mmmae::gelu_backward")
@@ -18,7 +18,7 @@ def compile_cases(dtype: torch.dtype) -> None:
     from . import gpu  # imports triton
 
     hidden = empty(BATCH * KEEP, HIDDEN, dtype=dtype)
-    for bias in (empty(HIDDEN, dtype=dtype), None):
+    for bias in (empty(HIDDEN, dtype=parameter_dtype(dtype)), None):
         gpu.gelu_forward(hidden, bias)
         gpu.gelu_backward(hidden.clone(), hidden, bias)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..shapes import BATCH, KEEP, PATCH, TOKENS, WIDTH, empty, precisions, token_ids, volumes
+from ..shapes import BATCH, KEEP, PATCH, TOKENS, WIDTH, empty, parameter_dtype, precisions, token_ids, volumes
 
 
 def patch_l2_loss_macs(
@@ -39,7 +39,7 @@ def compile_patch_cases(dtype: torch.dtype) -> None:
     """Launch the loss against embedded patches for volumes of each dtype."""
     from . import gpu  # imports triton
 
-    weight, bias = empty(WIDTH, 1, *PATCH, dtype=dtype), empty(WIDTH, dtype=dtype)
+    weight, bias = empty(WIDTH, 1, *PATCH, dtype=dtype), empty(WIDTH, dtype=parameter_dtype(dtype))
     ids = token_ids(TOKENS - KEEP)
     weights = torch.ones(ids.shape)
     prediction = empty(*ids.shape, WIDTH, dtype=dtype)
@@ -47,6 +47,11 @@ def compile_patch_cases(dtype: torch.dtype) -> None:
         torch.set_float32_matmul_precision(precision)
         for volume in volumes(dtype):
             gpu.patch_l2_loss_forward(prediction, volume, weight, bias, ids, weights, False, True)
+    if dtype == torch.bfloat16:  # the other calls of a training step
+        volume = volumes(dtype)[0]
+        gpu.patch_l2_loss_forward(prediction, volume, weight, bias, ids, None, False, True)
+        gpu.patch_l2_loss_forward(prediction, volume, weight, bias, ids, None, True, True)
+        gpu.patch_l2_loss_forward(prediction, volume, weight, bias, ids, weights, True, True)
 
 
 def compile_masked_cases(dtype: torch.dtype) -> None:
@@ -60,6 +65,11 @@ def compile_masked_cases(dtype: torch.dtype) -> None:
     for normalize in (False, True):
         gpu.masked_l2_loss_forward(prediction, target, ids, weights, normalize, True)
     gpu.masked_l2_loss_forward(prediction, prediction, None, None, False, False)
+    if dtype == torch.bfloat16:  # pixels as the target of a training step
+        pixels = empty(BATCH, TOKENS - KEEP, WIDTH, dtype=torch.float32)
+        for normalize in (False, True):
+            gpu.masked_l2_loss_forward(prediction, pixels, None, None, normalize, True)
+            gpu.masked_l2_loss_forward(prediction, pixels, None, weights, normalize, True)
     longest = empty(1, 2, LONGEST_ROW, dtype=dtype)
     gpu.masked_l2_loss_forward(longest, longest, None, None, True, True)
 

@@ -7,7 +7,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..shapes import BATCH, KEEP, PATCH, SIZE, TOKENS, WIDTH, empty, precisions, token_ids, volumes
+from ..shapes import (
+    BATCH,
+    KEEP,
+    PATCH,
+    SIZE,
+    TOKENS,
+    WIDTH,
+    empty,
+    parameter_dtype,
+    precisions,
+    token_ids,
+    volumes,
+)
 
 
 def patch_embed_macs(
@@ -52,13 +64,13 @@ def compile_cases(dtype: torch.dtype) -> None:
     """Launch each kernel once for each combination of arguments that compiles to different code."""
     from . import gpu  # imports triton
 
-    weight, bias = empty(WIDTH, 1, *PATCH, dtype=dtype), empty(WIDTH, dtype=dtype)
-    position, ids = empty(TOKENS, WIDTH, dtype=dtype), token_ids(KEEP)
+    weight, bias = empty(WIDTH, 1, *PATCH, dtype=dtype), empty(WIDTH, dtype=parameter_dtype(dtype))
+    position, ids = empty(TOKENS, WIDTH, dtype=parameter_dtype(dtype)), token_ids(KEEP)
     for precision in precisions(dtype):
         torch.set_float32_matmul_precision(precision)
         for volume in volumes(dtype):
             gpu.patch_embed_forward(volume, weight, bias, ids, position)
-            grad = empty(BATCH, KEEP, WIDTH, dtype=dtype)
+            grad = empty(BATCH, KEEP, WIDTH, dtype=parameter_dtype(dtype))
             gpu.patch_embed_backward(grad, volume, weight, ids, (volume.is_floating_point(), True, True, False))
     _compile_auxiliary_patches(dtype)
 
@@ -67,7 +79,8 @@ def _compile_auxiliary_patches(dtype: torch.dtype) -> None:
     """Launch the kernels of an auxiliary encoder: a 2D image, all its patches."""
     from . import gpu  # imports triton
 
-    volume, weight = empty(BATCH, 1, 1, SIZE, SIZE, dtype=dtype), empty(256, 1, 1, 32, 32, dtype=dtype)
+    weight, dtype = empty(256, 1, 1, 32, 32, dtype=dtype), parameter_dtype(dtype)
+    volume = empty(BATCH, 1, 1, SIZE, SIZE, dtype=dtype)
     gpu.patch_embed_forward(volume, weight, empty(256, dtype=dtype), None, empty(49, 256, dtype=dtype))
     grad = empty(BATCH, 49, 256, dtype=dtype)
     gpu.patch_embed_backward(grad, volume, weight, None, (False, True, True, True))
