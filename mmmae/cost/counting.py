@@ -221,7 +221,8 @@ class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not _has_floating((args, kwargs)) or not _does_work(func):
             return func(*args, **kwargs)
         changed = _changed(func, args, kwargs)
-        if changed and all(tensor.is_floating_point() for tensor in changed):
+        only_changes = not func._schema.returns or _returns_an_argument(func)
+        if only_changes and changed and all(tensor.is_floating_point() for tensor in changed):
             return (None, changed[0], changed)[min(len(func._schema.returns), 2)]
         if _returns_an_argument(func):
             return func(*args, **kwargs)
