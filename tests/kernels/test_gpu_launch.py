@@ -69,8 +69,9 @@ def test_a_launch_goes_to_whoever_stands_in_for_the_gpu():
 
 def test_registers_are_limited_for_nvidia_alone():
     config = Config({}, warps=2, stages=3, registers=96)
-    assert config.options("sm90") == {"num_warps": 2, "num_stages": 3, "maxnreg": 96}
-    assert config.options("gfx942") == {"num_warps": 2, "num_stages": 3}
+    options = {"num_warps": 2, "num_stages": 3, "enable_fp_fusion": True}
+    assert config.options("sm90") == {**options, "maxnreg": 96}
+    assert config.options("gfx942") == options
 
 
 @pytest.mark.parametrize(("tuned", "block"), [("0", 16), ("1", 32)])
