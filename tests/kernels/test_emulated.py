@@ -1,7 +1,7 @@
 """The compiled Triton kernels on the emulator: every op against its definition, and every kernel broken on purpose.
 
-By default on one architecture in bfloat16; with --all-targets (make verify-gpu) on all that the emulator knows and in
-every type, by every config of the launch tables.
+By default on one architecture in bfloat16, mixed as under autocast; with --all-targets (make verify-gpu) on all that
+the emulator knows and in all types, by every config of the launch tables.
 """
 
 from __future__ import annotations
@@ -22,29 +22,28 @@ import triton
 import mmmae
 import mmmae_kernels
 from mmmae_kernels import random_masking, use_backend
-from tests.cases.case import check
+from tests.cases.case import TYPES, check
 from tests.cases.ops import CASES, FAR
 from tests.emulator.gpu import MUTATIONS, Emulator, emulated
 from tests.emulator.ptx import EmulatorError
 
 SMALL = [case for case in CASES if case.small]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pytest_generate_tests(metafunc):
     everything = metafunc.config.getoption("--all-targets")
     if "target" in metafunc.fixturenames:
         metafunc.parametrize("target", ["sm80", "sm86", "sm89", "sm120"] if everything else ["sm80"])
-    if "dtype" in metafunc.fixturenames:
-        metafunc.parametrize("dtype", DTYPES if everything else ["bf16"])
+    if "types" in metafunc.fixturenames:
+        metafunc.parametrize("types", TYPES if everything else ["mixed bf16"])
     if "choice" in metafunc.fixturenames:
         metafunc.parametrize("choice", [0, 1, 2] if everything else [0])
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_compiled_kernels_compute_what_the_definition_says(case, target, dtype, choice):
+def test_compiled_kernels_compute_what_the_definition_says(case, target, types, choice):
     with emulated(Emulator(target, choice)):
-        check(case, DTYPES[dtype])
+        check(case, TYPES[types])
 
 
 @pytest.mark.parametrize(("tokens", "keep"), [(784, 196), (63, 0), (7, 7), (1, 1), (4100, 5)])
@@ -74,6 +73,8 @@ KERNELS = {
     "_add_layer_norm_backward": "add_layer_norm: with residual and its bias",
     "_gelu_backward": "gelu_linear: past a block, with a bias of hidden",
     "_gelu_forward": "gelu_linear: past a block, with a bias of hidden",
+    "_merge_vectors": "concat_attention: merge 3 into 5 x 35 of 80, presence from 0, gradients as they come",
+    "_merge_vectors_backward": "concat_attention: merge 3 into 5 x 35 of 80, presence from 0, gradients as they come",
     "_sum_partials": "add_layer_norm: with residual and its bias",
 }
 
@@ -107,7 +108,7 @@ def run(kernel, emulator):
             for ours, theirs in zip(random_masking(2, tokens, 7, seed=1), expected, strict=True):
                 assert torch.equal(ours, theirs)
         else:
-            check(next(case for case in SMALL if str(case) == KERNELS[kernel]), torch.bfloat16)
+            check(next(case for case in SMALL if str(case) == KERNELS[kernel]), TYPES["mixed bf16"])
 
 
 def ptx_of(kernel):
@@ -130,11 +131,11 @@ def test_every_kernel_is_executed_and_broken():
     assert kernels == set(KERNELS)
 
 
-def test_offsets_beyond_2_to_the_31_are_reached(target, dtype):
+def test_offsets_beyond_2_to_the_31_are_reached(target, types):
     """Strides that no int32 holds, over memory of which only what is touched exists."""
     with emulated(Emulator(target)):
         for case in FAR:
-            check(case, DTYPES[dtype])
+            check(case, TYPES[types])
 
 
 @pytest.mark.parametrize("overrides", [{}, {"target": "pixels", "normalize_target": True}], ids=["embedding", "pixels"])
