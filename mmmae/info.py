@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -13,9 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 import mmmae_kernels
+from mmmae_kernels import dispatch
 from mmmae_kernels.attention.backends.sdpa import kernel_for
 from mmmae_kernels.attention.call import Call, target_of
 from mmmae_kernels.attention.op import BACKENDS, explain_call
+from mmmae_kernels.gpu import architecture
+from mmmae_kernels.gpu.config import family_of
 
 PACKAGES = (
     *("mmmae", "torch", "triton", "lightning"),
@@ -23,6 +27,7 @@ PACKAGES = (
     *("fvcore", "numpy", "rasterio"),
 )
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+NEEDED = {"triton": f", {'.'.join(map(str, dispatch.OLDEST_TRITON))} or newer is needed for GPU kernels"}
 HEAD_WIDTH = 64  # of the presets
 VARIABLES = ("MMMAE_KERNELS", "MMMAE_ATTENTION", "MMMAE_NATIVE", "MMMAE_AUTOTUNE", "MMMAE_TUNE_CPU", "MMMAE_DEBUG")
 
@@ -33,14 +38,17 @@ def print_info(console: Console | None = None) -> None:
     machine = Table(title="machine", show_header=False, title_justify="left")
     machine.add_row("python", f"{platform.python_version()} on {platform.platform()}")
     for package in PACKAGES:
-        machine.add_row(package, version(package))
+        machine.add_row(package, version(package) + NEEDED.get(package, ""))
     machine.add_row("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         capability = f"{properties.major}.{properties.minor}"
         memory = properties.total_memory / 2**30
         machine.add_row(f"cuda:{number}", f"{properties.name}, capability {capability}, {memory:.0f} GiB")
-    if not torch.cuda.is_available():
+        machine.add_row("", kernels_on(architecture.target_of(torch.device("cuda", number))))
+    if torch.cuda.is_available():
+        machine.add_row("autotuning", autotuning())
+    else:
         machine.add_row("gpu", "none visible to torch")
     for variable in VARIABLES:
         if variable in os.environ:
@@ -66,6 +74,27 @@ def print_info_for(calls: Sequence[Call], console: Console | None = None) -> Non
     for call in calls:
         title = f"attention on {_spelled(call.target)}, with every package installed"
         _print_attention(console or Console(), title, [call], here=False)
+        if call.target != "cpu":
+            (console or Console()).print(
+                f"other ops on {_spelled(call.target)}: {kernels_on(call.target)}", highlight=False
+            )
+
+
+def kernels_on(target: str) -> str:
+    """Return whether Triton kernels run on a GPU of an architecture, and by which rows of the launch tables."""
+    needs = architecture.refuses(target)
+    return f"PyTorch's code, because {needs}" if needs else f"Triton kernels, launch tables of {family_of(target)}"
+
+
+def autotuning() -> str:
+    """Return whether launches are tuned, and where the results are."""
+    if importlib.util.find_spec("triton") is None:
+        return "off: triton is not installed"
+    from mmmae_kernels.gpu import autotune  # imports triton
+
+    if not autotune.is_on():
+        return "off: launches use the first config of their tables; MMMAE_AUTOTUNE=1 measures all"
+    return f"on: {len(list(autotune.folder().glob('*.json')))} results in {autotune.folder()}"
 
 
 def parse_call(text: str) -> Call:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 
 from mmmae.cli import main
 from mmmae.phantom import Phantom
-from mmmae_kernels.attention.op import BACKENDS
 
 SMALL = ["--set", "image_size=32", "--set", "patch=3,8,8", "--steps", "4", "--batch", "2"]
 
@@ -23,13 +21,6 @@ def cubes(folder, count=3, bands=12, size=32):
         cube = np.random.default_rng(number).normal(size=(bands, size, size)).astype(np.float32)
         np.save(folder / f"subject{number}.npy", cube)
     return folder
-
-
-def test_info_names_each_op_and_each_reason(capsys):
-    assert main(["info"]) == 0
-    printed = capsys.readouterr().out
-    for word in ("torch", "patch_embed", "random_masking", "attention", "sdpa", "eager", "serves"):
-        assert word in printed
 
 
 def test_pretraining_alone_runs_on_the_phantom_and_says_that_it_is_generated(tmp_path, capsys):
@@ -189,36 +180,3 @@ def test_tiny_learns_from_the_real_scenes(tmp_path, hide_one_radar_file):
     losses = [float(value) for value in (row.split(",")[column] for row in rows[1:]) if value]
     assert losses[-1] < 2 / 3 * losses[0]
     assert (out / "reconstruction.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    ("target", "chosen"),
-    [
-        ("sm_80:fp16", "flash_attn_2"),
-        ("sm_90:bf16", "flash_attn_4"),
-        ("sm_100:bf16", "flash_attn_4"),
-        ("gfx942:bf16", "flash_attn_2"),
-        ("cpu:fp32", "native"),
-        ("sm_75:fp32:80", "sdpa"),
-    ],
-)
-def test_info_names_the_attention_of_another_machine_and_why_not_the_others(capsys, target, chosen):
-    assert main(["info", "--for", target]) == 0
-    answers = dict(re.findall(r"^│ (\w+) +│ (.+?) +│$", capsys.readouterr().out, re.MULTILINE))
-    assert list(answers) == list(BACKENDS)
-    assert [name for name, answer in answers.items() if answer.startswith("chosen")] == [chosen]
-    assert all(len(answer) > 10 for name, answer in answers.items() if name != chosen)
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("sm_90", "--for is 'sm_90', expected TARGET:DTYPE"),
-        ("h100:bf16", "--for has the target 'h100', expected cpu, sm_80"),
-        ("sm_90:int8", "--for has the type 'int8', must be one of fp32, fp16, bf16, fp64"),
-        ("sm_90:bf16:0", "--for has the head width '0', expected a whole number >= 1"),
-    ],
-)
-def test_info_for_an_unknown_machine_says_what_is_known(capsys, target, message):
-    assert main(["info", "--for", target]) == 2
-    assert message in capsys.readouterr().err
