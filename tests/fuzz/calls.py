@@ -8,7 +8,9 @@ A call is determined by the function's name and a seed. A failure prints the com
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,7 +45,7 @@ def check_right_call(name: str, seed: int) -> int:
         How many backends took it.
     """
     op, draw = OPS[name], Draw(seed)
-    arguments = op.draw(draw)
+    arguments, half = as_under_autocast(op, op.draw(draw), seed)
     asked = [
         key for key, value in arguments.items() if is_floating(value) and key not in op.constant and draw.flag(0.8)
     ]
@@ -52,16 +54,19 @@ def check_right_call(name: str, seed: int) -> int:
     plain = {key: value.clone() if isinstance(value, Tensor) else value for key, value in arguments.items()}
     incoming = Incoming(seed)
     truth = results(op.define, exact(plain), asked, incoming)
-    theirs = results(op.define, plain, asked, incoming)
-    eps = max([torch.finfo(value.dtype).eps for value in floats_of(plain)], default=0.0)
+    theirs = results(op.define, plain, asked, incoming, half)
+    dtypes = [value.dtype for value in floats_of(plain)] + ([] if half is None else [half])
+    eps = max([torch.finfo(dtype).eps for dtype in dtypes], default=0.0)
     moved = [moved_results(op, plain, asked, incoming, eps, number) for number in range(3)]
     served = 0
     for backend in BACKENDS:
-        context = f"{name}({described(arguments)}) by {backend}, gradients of {asked}"
+        under = "" if half is None else f" under autocast in {half}"
+        context = f"{name}({described(arguments)}){under} by {backend}, gradients of {asked}"
         try:
             with use_backend(backend):
                 chosen = {"backend": backend} if op.chooses else {}
-                ours = results(lambda **given: listed(op.call(**given)), {**arguments, **chosen}, asked, incoming)
+                given = {**arguments, **chosen}
+                ours = results(lambda **given: listed(op.call(**given)), given, asked, incoming, half)
         except Exception as error:
             if isinstance(error, ValueError) and backend != "eager" and "does not support this call: " in str(error):
                 continue
@@ -111,12 +116,31 @@ def moved_results(
         return results(define, exact(arguments), asked, Incoming(incoming.seed, Rounding(eps, number)))
 
 
+def as_under_autocast(op: Op, arguments: Arguments, seed: int) -> tuple[Arguments, torch.dtype | None]:
+    """Return the arguments and None; for some of the calls in float32, products in a half dtype, and that dtype."""
+    chance = random.Random(f"autocast {seed}")
+    dtypes = {value.dtype for value in floats_of(arguments)}
+    if dtypes != {torch.float32} or chance.random() < 0.7:
+        return arguments, None
+    half = chance.choice((torch.bfloat16, torch.float16))
+    products = {key: arguments[key].to(half) for key in op.products if arguments[key] is not None}
+    return {**arguments, **products}, half
+
+
 def results(
-    function: Callable[..., Sequence[Tensor]], arguments: Arguments, asked: Sequence[str], incoming: Incoming
+    function: Callable[..., Sequence[Tensor]],
+    arguments: Arguments,
+    asked: Sequence[str],
+    incoming: Incoming,
+    half: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Return outputs by number and the gradients of the asked arguments; zeros where there is no gradient."""
+    """Return outputs by number and the gradients of the asked arguments; zeros where there is no gradient.
+
+    The function is called under autocast in `half` if that is given.
+    """
     leaves = {key: arguments[key].detach().requires_grad_() for key in asked}
-    outputs = list(function(**{**arguments, **leaves}))
+    with torch.autocast("cpu", half) if half is not None else contextlib.nullcontext():
+        outputs = list(function(**{**arguments, **leaves}))
     found = {f"output {place}": output.detach() for place, output in enumerate(outputs)}
     live = [(output, incoming(output, place)) for place, output in enumerate(outputs) if output.requires_grad]
     grads: Sequence[Tensor | None] = [None] * len(leaves)

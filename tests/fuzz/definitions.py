@@ -82,7 +82,7 @@ def patchify(volume: Tensor, patch: Sequence[int], ids: Tensor | None = None) ->
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Sequence[Tensor]:
     product = step(x @ weight.T)
-    return [product if bias is None else step(product + bias)]
+    return [product if bias is None else step(product + bias.to(product.dtype))]
 
 
 def patch_embed(

@@ -48,6 +48,7 @@ class Op:
         tied: argument -> the axes whose sizes other arguments determine.
         optional: arguments that may be None.
         constant: tensors that never get a gradient.
+        products: tensors that a matrix product computes, so that they have autocast's dtype under autocast.
         alike: tensors that must have the dtype of another.
         free: tensors `[..., D]` of any rank from 1 on.
         chooses: whether the function has an argument `backend`, as attention has.
@@ -61,6 +62,7 @@ class Op:
     tied: Callable[[Arguments], dict[str, Sequence[int]]] = lambda arguments: {}
     optional: frozenset[str] = frozenset()
     constant: frozenset[str] = frozenset()
+    products: frozenset[str] = frozenset()
     alike: frozenset[str] = frozenset()
     free: frozenset[str] = frozenset()
     chooses: bool = False
@@ -105,6 +107,7 @@ OPS: dict[str, Op] = {
         },
         optional=frozenset({"bias", "weights"}),
         constant=frozenset({"volume", "weight", "bias"}),
+        products=frozenset({"prediction"}),
         alike=frozenset({"bias"}),
         numeric=frozenset({"volume", "weights"}),
     ),
@@ -114,6 +117,7 @@ OPS: dict[str, Op] = {
         definitions.masked_l2_loss,
         tied_masked_l2_loss,
         optional=frozenset({"ids", "weights"}),
+        products=frozenset({"prediction"}),
         numeric=frozenset({"target", "weights"}),
     ),
     "decoder_tokens": Op(
@@ -121,6 +125,7 @@ OPS: dict[str, Op] = {
         draw_decoder_tokens,
         definitions.decoder_tokens,
         lambda arguments: {"visible": (0, 2), "mask_token": (0,), "ids_restore": (0, 1), "position": (0, 1)},
+        products=frozenset({"visible"}),
     ),
     "add_layer_norm": Op(
         mmmae_kernels.add_layer_norm,
@@ -128,6 +133,7 @@ OPS: dict[str, Op] = {
         definitions.add_layer_norm,
         tied_add_layer_norm,
         optional=frozenset({"residual", "residual_bias"}),
+        products=frozenset({"residual"}),
         alike=frozenset({"bias"}),
         free=frozenset({"x"}),
     ),
@@ -137,6 +143,7 @@ OPS: dict[str, Op] = {
         definitions.norm_linear,
         tied_norm_linear,
         optional=frozenset({"residual", "bias", "residual_bias"}),
+        products=frozenset({"residual"}),
         alike=frozenset({"norm_bias", "weight", "bias"}),
         free=frozenset({"x"}),
     ),
@@ -146,6 +153,7 @@ OPS: dict[str, Op] = {
         definitions.gelu_linear,
         tied_linear,
         optional=frozenset({"bias", "hidden_bias"}),
+        products=frozenset({"hidden"}),
         alike=frozenset({"weight", "bias"}),
         free=frozenset({"hidden"}),
     ),
@@ -164,6 +172,7 @@ OPS: dict[str, Op] = {
         definitions.attention,
         tied_attention,
         optional=frozenset({"k", "v", "key_present"}),
+        products=frozenset({"q", "k", "v"}),
         alike=frozenset({"k", "v"}),
         chooses=True,
     ),
@@ -172,6 +181,7 @@ OPS: dict[str, Op] = {
         draw_concat_attention,
         definitions.concat_attention,
         lambda arguments: {"qkv": (0, 2, 3, 4), "vectors": (0, 2, 3, 4), "present": (0, 1)},
+        products=frozenset({"qkv", "vectors"}),
         alike=frozenset({"vectors"}),
         chooses=True,
     ),
@@ -181,6 +191,7 @@ OPS: dict[str, Op] = {
         definitions.transformer_block,
         tied_transformer_block,
         optional=frozenset({"residual", "residual_bias", "ids"}),
+        products=frozenset({"residual"}),
         alike=frozenset(name for name in mmmae_kernels.BlockWeights._fields if name.endswith(("weight", "qkv_bias"))),
         unseen=frozenset(mmmae_kernels.BlockWeights._fields) | {"residual_bias"},
     ),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import mmmae_kernels
-from tests.fuzz.calls import Failure, check_right_call, check_wrong_call, failures
+from tests.fuzz.calls import Failure, as_under_autocast, check_right_call, check_wrong_call, failures
+from tests.fuzz.draw import Draw
 from tests.fuzz.ops import OPS
 
 CALLS = 20  # of each function, right and wrong
@@ -43,6 +44,20 @@ def test_a_wrong_result_is_found_and_says_how_to_repeat_it(monkeypatch):
     lines = failures(check_right_call, "gelu_linear", range(CALLS))
     assert len(lines) > CALLS / 4
     assert "; again: python -m tests.fuzz.calls gelu_linear " in lines[0]
+
+
+def test_some_calls_are_made_under_autocast_and_a_wrong_dtype_is_found(monkeypatch):
+    for name, op in OPS.items():
+        halves = {as_under_autocast(op, op.draw(Draw(seed)), seed)[1] for seed in range(100)}
+        assert name == "random_masking" or halves == {None, torch.float16, torch.bfloat16}, name
+
+    def wrong(x, weight, bias):
+        return torch.nn.functional.linear(x, weight, bias).to(x.dtype)
+
+    monkeypatch.setitem(OPS, "linear", dataclasses.replace(OPS["linear"], call=wrong))
+    lines = failures(check_right_call, "linear", range(CALLS))
+    assert lines
+    assert all("under autocast in torch." in line and "is torch.float32 [" in line for line in lines)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("dim"), ValueError("no"), TypeError("no"), None])
