@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autocast import is_autocast, matmul_dtype
+from .autocast import cast, copy_of, is_autocast, matmul_dtype
 from .checks import check_device, check_floating, check_like, check_rank, check_tensor, check_vector
 from .cpu import library
 from .dispatch import Reason, current_backend
@@ -24,6 +24,8 @@ CPUINFO = Path("/proc/cpuinfo")
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute `F.linear(x, weight, bias)`, forward and backward, by oneDNN where that is faster.
+
+    Under autocast it uses the copies made by `cast_once`.
 
     Args:
         x: `[..., H]`.
@@ -36,9 +38,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         ValueError: shapes, types or devices do not fit.
     """
     check_linear("x", x, weight, bias)
-    if not uses_onednn(x, weight) or current_backend() == "eager" or is_autocast(x):
+    is_faster = copy_of(weight) is not None if is_autocast(x) else uses_onednn(x, weight)
+    if not is_faster or current_backend() == "eager":
         return F.linear(x, weight, bias)
-    out: Tensor = _apply(x, weight, bias)
+    out: Tensor = _apply(x, weight, bias, matmul_dtype(weight))
     return out
 
 
@@ -62,16 +65,18 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        ctx.x_dtype, ctx.matmuls = x.dtype, matmuls_for(x, dtype, weight.dtype)
+        x, weight = x if x.dtype == dtype else x.to(dtype), cast(weight, dtype)
         ctx.save_for_backward(x, weight)
-        return linear_no_grad(x, weight, bias)
+        return linear_no_grad(x, weight, None if bias is None else cast(bias, dtype))
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x = linear_no_grad(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        return grad_x, *linear_gradients(grad, x, ctx.needs_input_grad[1:])
+        grad_x = linear_no_grad(grad, weight.t()).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        return grad_x, *linear_gradients(grad, x, ctx.needs_input_grad[1:], ctx.matmuls), None
 
 
 _apply = fast_apply(_Linear)
@@ -164,17 +169,20 @@ def check_linear(
             check_like(names[1], bias, weight.dtype, names[0])
 
 
-def linear_gradients(grad: Tensor, x: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+def linear_gradients(
+    grad: Tensor, x: Tensor, needs: Sequence[bool], matmuls: Matmuls
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients with respect to weight and bias of a linear layer.
 
     Args:
         grad: gradient with respect to the output, `[..., D]`.
         x: input of the layer, `[..., H]`.
         needs: which of the two gradients to compute; the other one is None.
+        matmuls: products of the layer, for the dtype of its parameters.
     """
     rows = _as_rows(grad)
-    grad_weight = matmuls_for(rows, x).weight_gradient(rows, _as_rows(x)) if needs[0] else None
-    return grad_weight, rows.sum(0) if needs[1] else None
+    grad_weight = matmuls.weight_gradient(rows, _as_rows(x)) if needs[0] else None
+    return grad_weight, rows.sum(0, dtype=matmuls.dtype) if needs[1] else None
 
 
 class Matmuls(NamedTuple):
@@ -184,16 +192,28 @@ class Matmuls(NamedTuple):
         linear: takes the input `[..., H]`, the weight and optionally a bias, and returns `[..., D]`.
         input_gradient: takes the output's gradient `[R, D]` and the weight, and returns `[R, H]`.
         weight_gradient: takes the output's gradient `[R, D]` and the input `[R, H]`, and returns `[D, H]`.
+        dtype: dtype of the weight's gradient; None for that of the factors.
     """
 
     linear: Callable[..., Tensor]
     input_gradient: Callable[[Tensor, Tensor], Tensor]
     weight_gradient: Callable[[Tensor, Tensor], Tensor]
+    dtype: torch.dtype | None = None
 
 
-def matmuls_for(x: Tensor, weight: Tensor) -> Matmuls:
-    """Return the fastest matrix products for the dtypes and devices of `x` and `weight`."""
-    is_supported = x.is_cpu and x.dtype == weight.dtype == torch.float32
+def matmuls_for(x: Tensor, dtype: torch.dtype, weight_dtype: torch.dtype) -> Matmuls:
+    """Return the fastest matrix products of a linear layer.
+
+    Args:
+        x: a tensor on the device of the layer.
+        dtype: dtype of the factors.
+        weight_dtype: dtype of the parameter, and so of its gradient. Under autocast it differs from `dtype`.
+    """
+    if dtype != weight_dtype:
+        # Only NVIDIA's library writes float32 products of half-precision matrices.
+        writes_float32 = x.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling()
+        return _INTO_FLOAT32 if writes_float32 and weight_dtype == torch.float32 else _CASTING[weight_dtype]
+    is_supported = x.is_cpu and dtype == torch.float32
     return _FASTER if ONEDNN_IS_FASTER and is_supported and not torch.compiler.is_compiling() else _TORCH
 
 
@@ -202,9 +222,19 @@ def _faster_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return linear_no_grad(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else torch.mm(grad.t(), x)
 
 
+def _casting(dtype: torch.dtype) -> Matmuls:
+    return Matmuls(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x).to(dtype), dtype)
+
+
 _TORCH = Matmuls(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x))
 # Each call checks again whether oneDNN can be used: that depends on the number of threads and of elements.
 _FASTER = Matmuls(linear_no_grad, lambda grad, weight: linear_no_grad(grad, weight.t()), _faster_weight_gradient)
+# All products of half-precision matrices are summed in float32. This one returns the sum; the others round it to half
+# precision and cast it, in a pass of its own over the gradient.
+_INTO_FLOAT32 = Matmuls(
+    F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x, out_dtype=torch.float32), torch.float32
+)
+_CASTING = {dtype: _casting(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

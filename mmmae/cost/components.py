@@ -24,6 +24,7 @@ COMPONENTS = {
     "pos_embed_spectral": "patch_embed",
     "embed": "patch_embed",
     "aux_projections": "conditioning",
+    "project_vectors": "conditioning",
     "conditioning": "conditioning",
     "blocks": "blocks",
     "norm": "blocks",
@@ -42,8 +43,8 @@ COMPONENTS = {
     "contrastive_head": "contrastive",
 }
 # The fast model reads the weights of these modules and does not call them.
-READ = ("patch_embed", "norm", "decoder_embed", "decoder_norm", "decoder_pred")
-METHODS = ("embed", "decode", "predict", "reconstruction_loss", "target", "contrast")
+READ = ("patch_embed", "norm", "aux_projections", "decoder_embed", "decoder_norm", "decoder_pred", "contrastive_head")
+METHODS = ("embed", "project_vectors", "decode", "predict", "reconstruction_loss", "target", "contrast")
 
 
 def component_of(name: str) -> str:

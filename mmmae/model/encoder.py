@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmmae_kernels import patch_embed, use_backend
 from mmmae_kernels.attention.op import attention_backend
+from mmmae_kernels.autocast import cast_once, is_autocast, use_copies
 from mmmae_kernels.dispatch import check_backend, current_backend
 from mmmae_kernels.transformer_block.reference import take
 
@@ -19,7 +20,7 @@ from ..checks import check_whole
 from ..config import MMMAEConfig
 from .initialisation import initialise
 from .inputs import check_hsi
-from .layers import EPSILON, Block, PatchEmbed, Stream, materialised, norm
+from .layers import EPSILON, Block, PatchEmbed, Stream, materialised, norm, product_parameters
 from .position import position_table
 from .pretrained import Pretrained
 from .resize import resize
@@ -68,6 +69,20 @@ class Backbone(Pretrained):
     def backend(self) -> contextlib.AbstractContextManager[None]:
         """Select the backend that this model was made with; `auto` follows `use_backend` and `MMMAE_KERNELS`."""
         return use_backend(current_backend() if self.kernels == "auto" else self.kernels)
+
+    def weights_cast_once(self, modalities: Iterable[str] = ()) -> contextlib.AbstractContextManager[None]:
+        """Cast the weights of matrix products for a forward pass under autocast, which each op would do by itself.
+
+        Args:
+            modalities: names of the images of the forward pass.
+        """
+        if torch.compiler.is_compiling() or not is_autocast(self.pos_embed_spatial):
+            return contextlib.nullcontext()
+        return use_copies(cast_once(product_parameters(self.product_layers(modalities))))
+
+    def product_layers(self, modalities: Iterable[str]) -> list[nn.Module]:
+        """Return the layers with matrix products of a forward pass with these images."""
+        return [self.patch_embed, *self.blocks]
 
 
 class HSIEncoder(Backbone):
@@ -138,7 +153,7 @@ class HSIEncoder(Backbone):
         wanted = {index % depth for index in indices}
         check_hsi(self.config, hsi, self.pos_embed_spatial.device)
         maps: dict[int, Tensor] = {}
-        with self.backend():
+        with self.backend(), self.weights_cast_once():
             volume = resize(hsi, self.config.image_size)
             stream = Stream(self.embed(volume, None, self.embed_by_module(volume)))
             for number, block in enumerate(self.blocks):

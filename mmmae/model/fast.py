@@ -6,7 +6,7 @@ and never holds attention scores, concatenated inputs or the targets of all toke
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -171,7 +171,7 @@ class FastModel(Backbone):
         images, presence = check_aux(config, hsi, aux, present)
         check_valid(hsi, valid)
         seed = draw_seed() if seed is None else seed
-        with self.backend():
+        with self.backend(), self.weights_cast_once(images):
             mask = draw_mask(config, hsi, mask, seed)
             volume = resize(hsi, config.image_size)
             vectors = {name: self.aux_encoders[name](image, presence[name]) for name, image in images.items()}
@@ -182,11 +182,11 @@ class FastModel(Backbone):
             prediction = self.decode(latent, mask, ids_predicted)
             weights = None if valid is None else token_weights(config, valid, ids_predicted)
             reconstruction = self.reconstruction_loss(prediction, volume, ids_predicted, weights, embedded)
+            contrastive = reconstruction.new_zeros(())
+            if config.aux:
+                contrastive = self.contrast(latent, vectors, presence)
         if is_distributed():
             reconstruction = reconstruction * share_of_rank(ids_predicted if weights is None else weights)
-        contrastive = reconstruction.new_zeros(())
-        if config.aux:
-            contrastive = contrastive_loss(config, self.contrastive_head(latent.mean(dim=1)), vectors, presence)
         loss = reconstruction + config.contrastive_weight * contrastive
         if is_distributed():
             loss = loss + 0.0 * self._sum_of_unused(vectors)
@@ -215,12 +215,16 @@ class FastModel(Backbone):
         """
         stream = Stream(tokens)
         if guides is not None and len(self.conditioning) > 0:
-            stacked = torch.stack([self.aux_projections[name](vector) for name, vector in vectors.items()], dim=1)
+            stacked = self.project_vectors(vectors)
             for step in self.conditioning:
                 stream = step(*stream, stacked, guides)
         for block in self.blocks:
             stream = block(*stream)
         return norm(self.norm, stream)
+
+    def project_vectors(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Project auxiliary vectors, name -> `[B, aux_dim]`, to the width of the encoder: `[B, len(vectors), D]`."""
+        return torch.stack([project(self.aux_projections[name], vector) for name, vector in vectors.items()], dim=1)
 
     def decode(self, latent: Tensor, mask: TokenMask, ids_predicted: Tensor) -> Tensor:
         """Predict masked tokens from the visible ones.
@@ -286,6 +290,19 @@ class FastModel(Backbone):
         return patch_l2_loss(
             *(prediction, volume, projection.weight, projection.bias, ids_predicted, weights), normalize=normalize
         )
+
+    def contrast(self, latent: Tensor, vectors: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:
+        """Return the contrastive loss of encoded tokens `[B, K, D]` against auxiliary vectors."""
+        queries = project(self.contrastive_head, latent.mean(dim=1))
+        return contrastive_loss(self.config, queries, vectors, presence)
+
+    def product_layers(self, modalities: Iterable[str]) -> list[nn.Module]:
+        layers = [*super().product_layers(modalities), self.decoder_embed, *self.decoder_blocks, self.decoder_pred]
+        if self.config.aux:
+            layers += [*self.conditioning, self.contrastive_head]
+        for name in modalities:
+            layers += [*getattr(self.aux_encoders[name], "blocks", ()), self.aux_projections[name]]  # a CNN has none
+        return layers
 
     def _sum_of_unused(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Sum the parameters that no sample of this rank uses: data-parallel wrappers wait for every gradient."""

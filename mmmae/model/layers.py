@@ -11,7 +11,7 @@ parametrised, the layer calls its children one by one: the results are the same,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from mmmae_kernels import (
     attention,
     use_backend,
 )
+from mmmae_kernels.autocast import current_copies, use_copies
 from mmmae_kernels.dispatch import current_backend
 from mmmae_kernels.linear import linear
 from mmmae_kernels.transformer_block.conditioning import ConditioningCall, ConditioningWeights, run_conditioning
@@ -277,13 +278,36 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     return linear(x, layer.weight, layer.bias)
 
 
+def product_parameters(layers: Iterable[nn.Module]) -> Iterator[Tensor | None]:
+    """Yield the parameters that the matrix products of layers read; None for one that is gone.
+
+    A compiled layer is left out, because it can't be given copies, see `mmmae_kernels.autocast.cast_once`.
+    """
+    for layer in layers:
+        if layer._compiled_call_impl is not None:
+            continue
+        if isinstance(layer, Block):
+            _, qkv, proj, _, fc1, fc2 = layer._made.parameters
+            yield from (qkv.get("weight"), qkv.get("bias"), proj.get("weight"), fc1.get("weight"), fc2.get("weight"))
+        elif isinstance(layer, Conditioning):
+            _, qkv, proj = layer._made.parameters
+            yield from (qkv.get("weight"), qkv.get("bias"), proj.get("weight"), proj.get("bias"))
+        elif isinstance(layer, nn.Linear):
+            yield from (layer._parameters.get("weight"), layer._parameters.get("bias"))
+        elif isinstance(layer, PatchEmbed):
+            yield layer.proj._parameters.get("weight")
+
+
 def recomputed(layers: Callable[[Stream], Stream], stream: Stream) -> Stream:
     """Return `layers(stream)`, keeping only the input for backward, which computes the rest again."""
-    # Backward runs after `use_backend` has ended, so that the backend of now is kept; a compiled graph has it built in.
-    backend = current_backend()
+    # Backward runs after `use_backend` and `use_copies` have ended, so that the backend and the copies of now are kept.
+    # A compiled graph has the backend built in.
+    backend, copies = current_backend(), current_copies()
 
     def run(x: Tensor) -> Tensor:
-        with contextlib.nullcontext() if torch.compiler.is_compiling() else use_backend(backend):
+        if torch.compiler.is_compiling():
+            return materialised(layers(Stream(x)))
+        with use_backend(backend), use_copies(copies):
             return materialised(layers(Stream(x)))
 
     # Nothing in a block is random.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..add_layer_norm.op import dispatch_key
-from ..autocast import matmul_dtype
+from ..autocast import cast, matmul_dtype
 from ..checks import check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
-from ..linear import check_linear, linear_gradients, linear_no_grad, refuse_native_product
+from ..linear import check_linear, linear_gradients, linear_no_grad, matmuls_for, refuse_native_product
 from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import gelu_linear_reference
 
@@ -48,11 +48,8 @@ def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias
 
 def _by_kernels(backend: str) -> Callable[..., Tensor]:
     def run(hidden: Tensor, weight: Tensor, *biases: Tensor | None) -> Tensor:
-        dtype, (bias, hidden_bias) = matmul_dtype(weight), biases
-        if weight.dtype != dtype or hidden.dtype != dtype or (bias is not None and bias.dtype != dtype):
-            hidden, weight = hidden.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        out: Tensor = _apply(hidden, weight, bias, hidden_bias, backend)
+        dtype = matmul_dtype(weight)
+        out: Tensor = _apply(hidden if hidden.dtype == dtype else hidden.to(dtype), weight, *biases, dtype, backend)
         return out
 
     return run
@@ -61,10 +58,18 @@ def _by_kernels(backend: str) -> Callable[..., Tensor]:
 class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None, backend: str
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        hidden_bias: Tensor | None,
+        dtype: torch.dtype,
+        backend: str,
     ) -> Tensor:
+        ctx.matmuls, ctx.backend = matmuls_for(hidden, dtype, weight.dtype), backend
+        if weight.dtype != dtype:
+            weight, bias = cast(weight, dtype), None if bias is None else cast(bias, dtype)
         ctx.save_for_backward(hidden, weight, hidden_bias)
-        ctx.backend = backend
         return linear_no_grad(kernels_for(hidden, backend).gelu_forward(hidden, hidden_bias), weight, bias)
 
     @staticmethod
@@ -74,8 +79,8 @@ class _GeluLinear(torch.autograd.Function):
         # First the gradient of the activation; gelu_backward overwrites it with that of hidden.
         grad_hidden = linear_no_grad(grad, weight.t())
         activated, grad_hidden_bias = kernels_for(hidden, ctx.backend).gelu_backward(grad_hidden, hidden, hidden_bias)
-        grad_weight, grad_bias = linear_gradients(grad, activated, ctx.needs_input_grad[1:3])
-        return grad_hidden, grad_weight, grad_bias, None if hidden_bias is None else grad_hidden_bias, None
+        grad_weight, grad_bias = linear_gradients(grad, activated, ctx.needs_input_grad[1:3], ctx.matmuls)
+        return grad_hidden, grad_weight, grad_bias, None if hidden_bias is None else grad_hidden_bias, None, None
 
 
 _apply = fast_apply(_GeluLinear)

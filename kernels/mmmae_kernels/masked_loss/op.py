@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autocast import matmul_dtype
+from ..autocast import cast, matmul_dtype
 from ..checks import (
     check_device,
     check_flag,
@@ -151,8 +151,7 @@ def _masked_by_kernels(backend: str) -> Callable[..., Tensor]:
 def _patch_by_kernels(backend: str) -> Callable[..., Tensor]:
     def run(prediction: Tensor, volume: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         dtype = matmul_dtype(weight)
-        volume, weight, bias = volume.detach(), weight.detach(), None if bias is None else bias.detach()
-        weight = weight if weight.dtype == dtype else weight.to(dtype)
+        volume, weight, bias = volume.detach(), cast(weight, dtype).detach(), None if bias is None else bias.detach()
         with_gradient = prediction.requires_grad and torch.is_grad_enabled()
         arguments = (volume, weight, bias, *rest, with_gradient)
         loss: Tensor = _apply(prediction, "patch_l2_loss_forward", arguments, backend)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..add_layer_norm.op import check_norm, dispatch_key, dtypes_of, refuse_long_rows, summand_gradients, total_dtype
-from ..autocast import matmul_dtype
+from ..autocast import cast, matmul_dtype
 from ..checks import check_epsilon
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
-from ..linear import check_linear, linear_gradients, linear_no_grad, refuse_native_product
+from ..linear import check_linear, linear_gradients, linear_no_grad, matmuls_for, refuse_native_product
 from ..operators import fast_apply, first_derivative_only, kernels_for
 from .reference import norm_linear_reference
 
@@ -64,11 +64,7 @@ def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(x: Tensor, residual: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
         norm_weight, norm_bias, weight, bias, epsilon, residual_bias = arguments
         dtype = matmul_dtype(weight)
-        if weight.dtype != dtype:
-            weight = weight.to(dtype)
-        if bias is not None and bias.dtype != dtype:
-            bias = bias.to(dtype)
-        results = _apply(x, residual, residual_bias, norm_weight, norm_bias, weight, bias, epsilon, backend)
+        results = _apply(x, residual, residual_bias, norm_weight, norm_bias, weight, bias, epsilon, dtype, backend)
         return (x, results) if residual is None else results
 
     return run
@@ -88,13 +84,17 @@ class _NormLinear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         epsilon: float,
+        dtype: torch.dtype,
         backend: str,
     ) -> Any:
         forward = kernels_for(x, backend).add_layer_norm_forward
-        total, norm, mean, rstd = forward(x, residual, residual_bias, norm_weight, norm_bias, epsilon, weight.dtype)
+        total, norm, mean, rstd = forward(x, residual, residual_bias, norm_weight, norm_bias, epsilon, dtype)
+        ctx.dtypes, ctx.backend = dtypes_of(x, residual, residual_bias), backend
+        ctx.matmuls = matmuls_for(x, dtype, weight.dtype)
+        if weight.dtype != dtype:
+            weight, bias = cast(weight, dtype), None if bias is None else cast(bias, dtype)
         ctx.save_for_backward(x if residual is None else total, mean, rstd, norm_weight, norm_bias, weight)
         ctx.set_materialize_grads(False)
-        ctx.dtypes, ctx.backend = dtypes_of(x, residual, residual_bias), backend
         out = linear_no_grad(norm, weight, bias)
         return out if residual is None else (total, out)
 
@@ -102,17 +102,18 @@ class _NormLinear(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         grad_total, grad_out = grads if len(grads) == 2 else (None, grads[0])
+        dtypes = ctx.dtypes
         if grad_out is None:
-            return *summand_gradients(grad_total, None, ctx.dtypes), *(None,) * 6
+            return *summand_gradients(grad_total, None, dtypes), *(None,) * 7
         total, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
         backward = kernels_for(total, ctx.backend).add_layer_norm_backward
         grad, grad_norm_weight, grad_norm_bias, row_sum, norm, grad_residual = backward(
             *(grad_total, linear_no_grad(grad_out, weight.t()), total, norm_weight, norm_bias, mean, rstd),
-            *(ctx.dtypes[2], ctx.dtypes[1]),
+            *(dtypes[2], dtypes[1]),
         )
-        grad_weight, grad_bias = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7])
-        summands = summand_gradients(grad, row_sum, ctx.dtypes, grad_residual)
-        return *summands, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, None, None
+        grad_weight, grad_bias = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7], ctx.matmuls)
+        summands = summand_gradients(grad, row_sum, dtypes, grad_residual)
+        return *summands, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, None, None, None
 
 
 _apply = fast_apply(_NormLinear)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autocast import matmul_dtype
+from ..autocast import cast, matmul_dtype
 from ..checks import (
     check_device,
     check_floating,
@@ -113,8 +113,7 @@ def check_token_ids(ids: Tensor, volume: Tensor, tokens: int) -> None:
 
 def _by_kernels(backend: str) -> Callable[..., Tensor]:
     def run(volume: Tensor, weight: Tensor, *others: Tensor | None) -> Tensor:
-        dtype = matmul_dtype(weight)
-        embedded: Tensor = _apply(volume, weight if weight.dtype == dtype else weight.to(dtype), *others, backend)
+        embedded: Tensor = _apply(volume, weight, *others, matmul_dtype(weight), backend)
         return embedded
 
     return run
@@ -129,11 +128,13 @@ class _PatchEmbed(torch.autograd.Function):
         bias: Tensor | None,
         ids: Tensor | None,
         position: Tensor | None,
+        dtype: torch.dtype,
         backend: str,
     ) -> Tensor:
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (volume, weight, bias, position)]
+        weight = cast(weight, dtype)
         ctx.save_for_backward(volume, weight, ids)
         ctx.backend = backend
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (volume, weight, bias, position)]
         embedded: Tensor = kernels_for(volume, backend).patch_embed_forward(volume, weight, bias, ids, position)
         return embedded
 
@@ -147,7 +148,7 @@ class _PatchEmbed(torch.autograd.Function):
             gradient.to(dtype) if need else None
             for gradient, need, dtype in zip(gradients, needs, ctx.dtypes, strict=True)
         )
-        return grad_volume, grad_weight, grad_bias, None, grad_position, None
+        return grad_volume, grad_weight, grad_bias, None, grad_position, None, None
 
 
 _apply = fast_apply(_PatchEmbed)

@@ -16,7 +16,7 @@ from ..add_layer_norm.reference import add_layer_norm_reference
 from ..attention.guidance import merge, merge_backward
 from ..attention.op import attention_backend, concat_attention
 from ..attention.reference import attention_eager
-from ..autocast import autocast_dtype
+from ..autocast import autocast_dtype, cast
 from ..gpu import executors
 from ..linear import linear
 from ..norm_linear.op import norm_linear
@@ -148,9 +148,7 @@ class FusedConditioning(torch.autograd.Function):
         w = ConditioningWeights(*weights)
         kernels, project, dtype = kernels_for(x, plan.backend), plan.matmuls.linear, plan.dtype
         norms = (w.norm_weight, w.norm_bias, epsilon, dtype)
-        qkv_weight, qkv_bias, proj_weight, proj_bias = (
-            weight if weight.dtype == dtype else weight.to(dtype) for weight in weights[2:]
-        )
+        qkv_weight, qkv_bias, proj_weight, proj_bias = (cast(weight, dtype) for weight in weights[2:])
         batch, tokens, width = x.shape
         total, norm, mean, rstd = kernels.add_layer_norm_forward(x, residual, residual_bias, *norms)
         _, guide, guide_mean, guide_rstd = kernels.add_layer_norm_forward(vectors, None, None, *norms)
@@ -175,6 +173,7 @@ class FusedConditioning(torch.autograd.Function):
         present, total, mean, rstd, vectors, guide_mean, guide_rstd, qkv, kv, mixed, lse, *weights = ctx.saved_tensors
         norm_weight, norm_bias, qkv_weight, proj_weight = weights
         plan, dtypes = ctx.plan, ctx.plan.dtypes
+        *_, qkv_bias_dtype, _, proj_bias_dtype = dtypes
         kernels, matmuls = kernels_for(total, plan.backend), plan.matmuls
         (batch, tokens, width), guides = total.shape, vectors.shape[1]
         rows, guide_rows = batch * tokens, batch * guides
@@ -183,7 +182,7 @@ class FusedConditioning(torch.autograd.Function):
             grad_out = total.new_zeros(total.shape, dtype=plan.dtype)
         grad_out = grad_out.reshape(rows, width)
         grad_proj_weight = matmuls.weight_gradient(grad_out, mixed.view(rows, width))
-        grad_proj_bias = grad_out.sum(0)
+        grad_proj_bias = grad_out.sum(0, dtype=proj_bias_dtype)
         grad_mixed = matmuls.input_gradient(grad_out, proj_weight).view(mixed.shape)
         (grad_qkv,) = kernels.attention_backward(grad_mixed, [qkv], None, mixed, lse, plan.attention)
         grad_q, grad_kv = merge_backward(grad_mixed, qkv.select(2, 0), mixed, lse, kv, present)
@@ -207,9 +206,9 @@ class FusedConditioning(torch.autograd.Function):
         )
         # The vectors' part is added in place to the tokens' part.
         grad_qkv_weight = matmuls.weight_gradient(grad_qkv, norm)
-        grad_qkv_weight[width:].addmm_(grad_kv.t(), guide)
-        grad_qkv_bias = grad_qkv.sum(0)
-        grad_qkv_bias[width:] += grad_kv.sum(0)
+        grad_qkv_weight[width:].add_(matmuls.weight_gradient(grad_kv, guide))
+        grad_qkv_bias = grad_qkv.sum(0, dtype=qkv_bias_dtype)
+        grad_qkv_bias[width:].add_(grad_kv.sum(0, dtype=qkv_bias_dtype))
         if dtypes[1] is not None:
             grad_residual = residual_gradient(grad, grad_residual, dtypes[1]).view(total.shape)
         grad = grad.view(total.shape)

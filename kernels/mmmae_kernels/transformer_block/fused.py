@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..add_layer_norm.op import in_dtype, residual_gradient
+from ..autocast import cast
 from ..operators import first_derivative_only, kernels_for
 from .plan import Plan
 from .reference import BlockWeights, take
@@ -66,7 +67,7 @@ class FusedBlock(torch.autograd.Function):
         kernels, project, dtype = kernels_for(x, plan.backend), plan.matmuls.linear, plan.dtype
         factors: tuple[Tensor, ...] = (w.qkv_weight, w.qkv_bias, w.proj_weight, w.fc1_weight, w.fc2_weight)
         if plan.dtypes[QKV_WEIGHT] != dtype:  # under autocast
-            factors = tuple([factor.to(dtype) for factor in factors])
+            factors = tuple([cast(factor, dtype) for factor in factors])
         qkv_weight, qkv_bias, proj_weight, fc1_weight, fc2_weight = factors
         batch, tokens, width = x.shape
         head = width // heads
@@ -162,7 +163,7 @@ class FusedBlock(torch.autograd.Function):
         )
         grad_qkv_weight, grad_qkv_bias = weight_gradient(QKV_WEIGHT, grad_kv, norm1), None
         if needs[QKV_BIAS]:
-            grad_qkv_bias = in_dtype(grad_kv.sum(0), dtypes[QKV_BIAS])
+            grad_qkv_bias = grad_kv.sum(0, dtype=dtypes[QKV_BIAS])
         if saved.ids is not None:
             query_weight_gradient = weight_gradient(
                 QKV_WEIGHT, grad_q, take(norm1.view(saved.total1.shape), saved.ids).view(rows, width)
@@ -170,7 +171,7 @@ class FusedBlock(torch.autograd.Function):
             if query_weight_gradient is not None and grad_qkv_weight is not None:
                 grad_qkv_weight = torch.cat([query_weight_gradient, grad_qkv_weight])
             if grad_qkv_bias is not None:
-                grad_qkv_bias = torch.cat([in_dtype(grad_q.sum(0), dtypes[QKV_BIAS]), grad_qkv_bias])
+                grad_qkv_bias = torch.cat([grad_q.sum(0, dtype=dtypes[QKV_BIAS]), grad_qkv_bias])
         if dtypes[RESIDUAL] is not None:
             grad_residual = residual_gradient(grad, grad_residual, dtypes[RESIDUAL]).view(saved.total1.shape)
         grad = grad.view(saved.total1.shape)

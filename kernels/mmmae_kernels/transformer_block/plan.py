@@ -49,7 +49,7 @@ def make_plan(op: Op, call: Any, attention: str, tensors: Sequence[Tensor | None
     attention = ATTENTION.choose(attention_backend(attention), q, q, q, None)
     if backend == "eager" or attention not in FLASH:
         return None
-    return Plan(backend, attention, dtype, matmuls_for(x, qkv_weight), dtypes_of(*tensors))
+    return Plan(backend, attention, dtype, matmuls_for(x, dtype, qkv_weight.dtype), dtypes_of(*tensors))
 
 
 def native_refuses(arguments: Arguments) -> Reason:
