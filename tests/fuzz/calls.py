@@ -27,7 +27,8 @@ from tests.fuzz.definitions import Rounding, rounded, step
 from tests.fuzz.draw import Draw
 from tests.fuzz.ops import OPS, Op
 
-BACKENDS = [name for name in ("native", "eager") if mmmae_kernels.explain("patch_embed")[name] == "serves"]
+# Triton kernels run here in the interpreter alone, with TRITON_INTERPRET=1; it rounds and multiplies bfloat16 wrongly.
+BACKENDS = [name for name, answer in mmmae_kernels.explain("patch_embed").items() if answer == "serves"]
 
 
 class Failure(AssertionError):
@@ -59,7 +60,9 @@ def check_right_call(name: str, seed: int) -> int:
     eps = max([torch.finfo(dtype).eps for dtype in dtypes], default=0.0)
     moved = [moved_results(op, plain, asked, incoming, eps, number) for number in range(3)]
     served = 0
-    for backend in BACKENDS:
+    for backend in backends_of(op):
+        if backend == "triton" and torch.bfloat16 in dtypes:
+            continue
         under = "" if half is None else f" under autocast in {half}"
         context = f"{name}({described(arguments)}){under} by {backend}, gradients of {asked}"
         try:
@@ -114,6 +117,11 @@ def moved_results(
             return [step(output) if output.is_floating_point() else output for output in op.define(**given | floating)]
 
         return results(define, exact(arguments), asked, Incoming(incoming.seed, Rounding(eps, number)))
+
+
+def backends_of(op: Op) -> list[str]:
+    """Return the backends that run here; attention has none of Triton."""
+    return [name for name in BACKENDS if not (op.chooses and name == "triton")]
 
 
 def as_under_autocast(op: Op, arguments: Arguments, seed: int) -> tuple[Arguments, torch.dtype | None]:
@@ -272,7 +280,7 @@ def check_wrong_call(name: str, seed: int) -> None:
         wrongly = {other: value for other, value in arguments.items() if other != next(iter(arguments))}
     context = f"{name} with {key} = {describe(wrong)} in {described(arguments)}"
     messages = []
-    for backend in BACKENDS:
+    for backend in backends_of(op):
         if op.chooses and key != "backend" and "backend" in wrongly:
             wrongly["backend"] = backend
         try:
