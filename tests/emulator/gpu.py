@@ -76,3 +76,57 @@ MUTATIONS: dict[str, Mutation] = {
     "mask": drop_masks,
     "offset": shift_stores,
 }
+
+
+def drop_swizzles(ptx: str) -> str:
+    """Make the descriptors of matrices in shared memory, which begin as constants, say that nothing is swizzled."""
+    constant = re.compile(r"\b\d{19}\b")
+    return constant.sub(lambda found: str(int(found[0]) & (1 << 61) - 1), ptx)
+
+
+def _drop(pattern: str) -> Mutation:
+    """Return a mutation that removes all instructions that the pattern matches up to their operands."""
+    return lambda ptx: re.sub(rf"(?:@!?%p\d+\s+)?{pattern}[^;]*;", "", ptx)
+
+
+def wait_for_one_less(ptx: str) -> str:
+    """Weaken each wait for products of a warpgroup by one group."""
+    return re.sub(r"(wgmma\.wait_group\.sync\.aligned\s+)(\d+)", lambda found: f"{found[1]}{int(found[2]) + 1}", ptx)
+
+
+def wait_for_the_other_phase(ptx: str) -> str:
+    """Turn the parity of each wait for an mbarrier."""
+    wait = re.compile(r"(mbarrier\.try_wait\S*\s+\w+, \[[^\]]*\]), (%r\d+);")
+    return wait.sub(r"{ .reg .b32 %other; xor.b32 %other, \2, 1; \1, %other; }", ptx)
+
+
+def wait_for_nothing(ptx: str) -> str:
+    """Take each phase of an mbarrier for complete."""
+    return re.sub(r"mbarrier\.try_wait\S*\s+(\w+),[^;]*;", r"setp.eq.u32 \1, 0, 0;", ptx)
+
+
+def expect_two_arrivals(ptx: str) -> str:
+    """Make each mbarrier wait for one arrival more than there is."""
+    return re.sub(r"(mbarrier\.init\S*\s+\[[^\]]*\], )1;", r"\g<1>2;", ptx)
+
+
+# Of products that run asynchronously: on sm_90 of warpgroups, on sm_100 in tensor memory.
+HOPPER: dict[str, Mutation] = {
+    "swizzle": drop_swizzles,
+    "proxy fence": _drop(r"fence\.proxy\.async"),
+    "fence": _drop(r"wgmma\.fence"),
+    "commit": _drop(r"wgmma\.commit_group"),
+    "wait": _drop(r"wgmma\.wait_group"),
+    "early wait": wait_for_one_less,
+}
+BLACKWELL: dict[str, Mutation] = {
+    "swizzle": drop_swizzles,
+    "proxy fence": _drop(r"fence\.proxy\.async"),
+    "commit": _drop(r"tcgen05\.commit"),
+    "wait": wait_for_nothing,
+    "phase": wait_for_the_other_phase,
+    "count": expect_two_arrivals,
+    "wait for loads": _drop(r"tcgen05\.wait::ld"),
+    "wait for stores": _drop(r"tcgen05\.wait::st"),
+    "free": _drop(r"tcgen05\.dealloc"),
+}

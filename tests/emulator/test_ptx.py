@@ -5,11 +5,11 @@ import torch
 import triton
 
 from tests.emulator import kernels
-from tests.emulator.ptx import Statistics, UnknownInstruction, execute
+from tests.emulator.ptx import Statistics, execute
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET: nothing is compiled")
 
-TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm120")
+TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float32, *HALVES)
 
@@ -220,19 +220,11 @@ def test_integer_functions_equal_pythons(target):
         assert got == [*expected, min(a, b) + -(-a // 7), unsigned]
 
 
-@pytest.mark.parametrize("target", ["sm80", "sm120"])
+@pytest.mark.parametrize("target", ["sm80", "sm90", "sm100", "sm120"])
 def test_a_transposed_product_equals_torch(target):
     a, b, out = torch.randn(64, 64).half(), torch.randn(64, 64).half(), torch.zeros(64, 64).half()
     execute(kernels.half_dot_half, (1,), {"a_ptr": a, "b_ptr": b, "out_ptr": out}, target=target)
     assert is_product(out.T, a, b)
-
-
-def test_wgmma_is_refused():
-    a = torch.randn(64, 64).half()
-    out = torch.full_like(a, 5)
-    with pytest.raises(UnknownInstruction):
-        execute(kernels.half_dot_half, (1,), {"a_ptr": a, "b_ptr": a, "out_ptr": out}, target="sm90")
-    assert (out == 5).all()
 
 
 @pytest.mark.parametrize("target", ["sm80", "sm90", "sm120"])

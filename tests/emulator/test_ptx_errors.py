@@ -166,7 +166,7 @@ def test_a_register_that_was_never_written_is_nan():
         ("bar.sync \t0;", "bar.sync \t0, 64;"),
         ("div.full.f32", "div.rz.f32"),
         ("ret;", "call foo;"),
-        ("ret;", "mbarrier.init.shared.b64 [%r1], 1;"),
+        ("ret;", "mbarrier.expect_tx.shared.b64 [%r1], 1;"),
         ("add.f32", "add.f64"),
         ("%tid.x", "%cluster_ctaid.x"),
         (".reg .pred", ".shared .b32 x;\n.reg .pred"),

@@ -1,6 +1,7 @@
 """An emulator that executes the PTX of Triton kernels on the CPU and reports errors that a GPU would not."""
 
 from tests.emulator.ptx.errors import (
+    Deadlock,
     Divergence,
     EmulatorError,
     Misaligned,
@@ -13,6 +14,7 @@ from tests.emulator.ptx.errors import (
 from tests.emulator.ptx.execution import Statistics, execute
 
 __all__ = [
+    "Deadlock",
     "Divergence",
     "EmulatorError",
     "Misaligned",

@@ -14,11 +14,15 @@ class Misaligned(EmulatorError):
 
 
 class Race(EmulatorError):
-    """Two warps used the same bytes without a barrier between, or bytes were used before `cp.async` landed there."""
+    """Two warps used the same bytes without a barrier between, or something was used before asynchronous work ended."""
 
 
 class Divergence(EmulatorError):
     """An instruction that needs all threads of a warp ran with some of them elsewhere."""
+
+
+class Deadlock(EmulatorError):
+    """Threads wait for a phase of an mbarrier that nobody can complete any more."""
 
 
 class TooMuchSharedMemory(EmulatorError):

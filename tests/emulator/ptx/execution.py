@@ -14,6 +14,7 @@ from tests.emulator.ptx.compilation import Compiled, compile_kernel, parameter_b
 from tests.emulator.ptx.errors import UnsupportedKernel
 from tests.emulator.ptx.executor import Executor
 from tests.emulator.ptx.global_memory import GlobalMemory, Segment
+from tests.emulator.ptx.ordering import Order, OrderedMemory, has_order
 from tests.emulator.ptx.program import Program, parse
 
 # Threads of all blocks that run together: numpy's time for one instruction hardly grows up to here, as long as the
@@ -81,11 +82,13 @@ def execute(
     executors = [_executor(ptx, compiled.threads, len(part), compiled.shared_bytes) for part in parts]
     compiled_at = time.perf_counter()
     segments = _segments(bound, compiled, bounds)
+    order = Order(whole_grid) if has_order(_parsed(ptx)) else None
     count = 0
     for part, executor in zip(parts, executors, strict=True):
         state = executor.state
         _set_parameters(state.parameters, bound, compiled)
-        memory = GlobalMemory([*segments, *state.constants], state.faults)
+        readable = [*segments, *state.constants]
+        memory = OrderedMemory(readable, state, order, part) if order else GlobalMemory(readable, state.faults)
         with np.errstate(all="ignore"), state.started(part, whole_grid, memory):
             count += executor.run()
     done = time.perf_counter()

@@ -1,13 +1,16 @@
 """Run a program: bind its instructions once, then step through it with all threads, or with those that are there."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
-from tests.emulator.ptx import arithmetic, conversion, logic, matrix, transfers, warp
+from tests.emulator.ptx import arithmetic, conversion, logic, matrix, mbarrier, tcgen05, transfers, warp, wgmma
 from tests.emulator.ptx.decoder import Decoders, vet
+from tests.emulator.ptx.errors import Deadlock
 from tests.emulator.ptx.number_types import Array, Mask
-from tests.emulator.ptx.program import BasicBlock, Instruction, Program
+from tests.emulator.ptx.program import BasicBlock, Instruction, Program, registers_in
 from tests.emulator.ptx.state import State, Step
 
 DECODERS: Decoders = {
@@ -17,6 +20,9 @@ DECODERS: Decoders = {
     **transfers.DECODERS,
     **matrix.DECODERS,
     **warp.DECODERS,
+    **wgmma.DECODERS,
+    **tcgen05.DECODERS,
+    **mbarrier.DECODERS,
 }
 
 
@@ -26,16 +32,18 @@ class _Bound:
 
     steps: tuple[Step, ...]
     length: int
-    end: str  # "", "branch", "return" or "barrier"
-    condition: Array | None
-    negated: bool
-    target: int
+    end: str  # "", "branch", "return", "barrier" or "wait"
+    condition: Array | None = None
+    negated: bool = False
+    target: int = 0
+    wait: Callable[[Mask], Array] | None = None  # tells which threads may go on
 
 
 class Executor:
     """A program with the state of `block_count` blocks that run together.
 
     Where threads diverge, those at the lowest basic block run first, so that they reconverge as early as possible.
+    Threads that wait for a phase of an mbarrier try again when no other thread can run.
 
     Raises:
         UnknownInstruction: an instruction can't be executed; raised before anything has run.
@@ -59,6 +67,11 @@ class Executor:
             elif block.end == "barrier":
                 self.state.shared.barrier()
                 current += 1
+            elif block.wait is not None:
+                passed = block.wait(True)
+                if not passed.all():
+                    return count + self._run_apart(passed, current + 1, current)
+                current += 1
             else:
                 taken = self._taken(block)
                 if taken is not True and taken.any() and not taken.all():
@@ -71,11 +84,18 @@ class Executor:
         """Continue after a branch that only some threads have taken, until all threads have returned."""
         count, end, state = 0, len(self._blocks), self.state
         at = np.where(taken, target, following)  # [threads] number of a block; `end` when returned
-        waiting = np.zeros(state.threads, bool)
+        waiting = np.zeros(state.threads, bool)  # at a barrier
+        parked = np.zeros(state.threads, bool)  # at a wait for an mbarrier
+        progress = True
         while True:
-            runnable = np.where(waiting, end, at)
+            runnable = np.where(waiting | parked, end, at)
             current = int(runnable.min())
             if current == end:
+                if parked.any():
+                    if not progress:
+                        self._stop_parked(parked, at)
+                    parked[:], progress = False, False
+                    continue
                 if not waiting.any():
                     return count
                 state.shared.barrier()
@@ -87,12 +107,26 @@ class Executor:
             for step in block.steps:
                 step(together)
             count += block.length
+            if block.wait is not None:
+                passed = block.wait(together)
+                at[passed] = current + 1
+                parked |= mask & ~passed
+                progress |= bool(passed.any())
+                continue
+            progress = True
             if block.end in ("branch", "return"):
                 taken = self._taken(block)
                 at[mask] = block.target if taken is True else np.where(taken, block.target, current + 1)[mask]
             else:
                 at[mask] = current + 1
                 waiting |= mask & (block.end == "barrier")
+
+    def _stop_parked(self, parked: Array, at: Array) -> NoReturn:
+        """Raise Deadlock for the first thread that waits for an mbarrier while no thread can run."""
+        instruction = self.state.program.blocks[int(at[parked][0])].end
+        assert instruction is not None
+        why = "the phase of the mbarrier never completes"
+        self.state.faults.stop(Deadlock, instruction, True, parked, why=why)
 
     @staticmethod
     def _taken(block: _Bound) -> Mask:
@@ -106,18 +140,21 @@ class Executor:
         run: list[Instruction] = []
         for instruction in block.instructions:
             if run and not matrix.may_follow(run[-1], instruction):
-                steps += matrix.bind_mma(self.state, run)
+                steps += self._bind_mma(run)
                 run = []
             if matrix.may_follow(instruction, instruction):
                 self._vet(instruction)
                 run.append(instruction)
             else:
                 steps.append(self._bind(instruction))
-        steps += matrix.bind_mma(self.state, run) if run else []
+        steps += self._bind_mma(run) if run else []
         length = len(block.instructions) + (block.end is not None)
         end = block.end
         if end is None:
-            return _Bound(tuple(steps), length, "", None, False, 0)
+            return _Bound(tuple(steps), length, "")
+        if end.opcode == "mbarrier":
+            self._vet(end)
+            return _Bound(tuple(steps), length, "wait", wait=mbarrier.bind_wait(self.state, end))
         condition = self.state.registers.read(end.predicate, "pred") if end.predicate else None
         kind, target = self._end(end)
         return _Bound(tuple(steps), length, kind, condition, end.negated, target)
@@ -144,7 +181,31 @@ class Executor:
     def _bind(self, instruction: Instruction) -> Step:
         self._vet(instruction)
         step = DECODERS[instruction.opcode].bind(self.state, instruction)
+        if instruction.opcode != "wgmma":  # which checks its registers itself: products on one result may follow
+            step = self._guarded([instruction], step)
         return self._predicated(instruction, step) if instruction.predicate else step
+
+    def _bind_mma(self, run: list[Instruction]) -> list[Step]:
+        return [self._guarded(run, step) for step in matrix.bind_mma(self.state, run)]
+
+    def _guarded(self, instructions: list[Instruction], step: Step) -> Step:
+        """Return the step, which checks first that no register of the instructions is still to be written."""
+        state, first = self.state, instructions[0]
+        names = registers_in(*(operand for each in instructions for operand in each.operands)) & state.async_results
+        if not names:
+            return step
+        targets, sources = registers_in(first.operands[0]), registers_in(*first.operands[1:])
+
+        def run(mask: Mask) -> None:
+            # The compiler moves copies across fences and waits; the assembler renames registers instead.
+            if first.opcode == "mov":
+                state.in_flight.copy(targets, sources, first, mask)
+            else:
+                state.in_flight.check(names, first, mask)
+                state.warpgroups.use(names, mask)
+            step(mask)
+
+        return run
 
     def _predicated(self, instruction: Instruction, step: Step) -> Step:
         assert instruction.predicate is not None

@@ -28,6 +28,10 @@ class Faults:
         mask[thread] = True
         return mask
 
+    def threads_in(self, mask: Mask) -> int:
+        """Return the number of threads in a mask."""
+        return len(self.blocks) * self._threads_per_block if mask is True else int(np.count_nonzero(mask))
+
     def stop(
         self,
         error: type[EmulatorError],

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.emulator.ptx.decoder import Decoder
-from tests.emulator.ptx.number_types import SIGNED, UNSIGNED, Array, Mask, from_bfloat16
+from tests.emulator.ptx.number_types import PER_WORD, Array, Mask, numbers_in_words
 from tests.emulator.ptx.program import Instruction
 from tests.emulator.ptx.state import SHARED_WINDOW, State, Step, bind_address, register_list
 
-_PER_REGISTER = {"f16": 2, "bf16": 2, "tf32": 1, "s8": 4, "u8": 4}
 _SHAPES = ("m16n8k8", "m16n8k16", "m16n8k32")
 
 
@@ -58,7 +57,7 @@ def _fragments(state: State, instruction: Instruction) -> _Fragments:
         raise instruction.refused("shape")
     names = [register_list(operand) for operand in instruction.operands]
     to, a_type, b_type, c_type = instruction.types
-    eighth = int(shape.split("k")[1]) // (4 * _PER_REGISTER[a_type])
+    eighth = int(shape.split("k")[1]) // (4 * PER_WORD[a_type])
     results = 2 if to == "f16" else 4
     kinds = ("s8", "u8") if a_type in ("s8", "u8") else (a_type,)
     if [len(each) for each in names] != [results, 2 * eighth, eighth, results] or to != c_type or b_type not in kinds:
@@ -66,18 +65,6 @@ def _fragments(state: State, instruction: Instruction) -> _Fragments:
     if (a_type in ("s8", "u8")) != (to == "s32"):
         raise instruction.refused("types")
     return _Fragments(*(state.registers.rows(each, 32) for each in names))
-
-
-def _numbers(bits: Array, ptx_type: str) -> Array:
-    """Convert registers [..., threads] to float64 [..., threads, numbers in a register]."""
-    if ptx_type == "tf32":
-        return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)[..., None]
-    per = _PER_REGISTER[ptx_type]
-    shape = (*bits.shape, per)
-    if ptx_type == "bf16":
-        return from_bfloat16(bits.view(np.uint16)).astype(np.float64).reshape(shape)
-    dtype = np.dtype(np.float16) if ptx_type == "f16" else (SIGNED if ptx_type == "s8" else UNSIGNED)[8]
-    return bits.view(dtype).astype(np.float64).reshape(shape)
 
 
 def _distinct(rows: list[Array]) -> tuple[Array, list[int]]:
@@ -96,15 +83,15 @@ def _bind_level(state: State, instruction: Instruction, level: list[_Fragments])
     out_rows = np.stack([fragments.out for fragments in level])
     a_count, b_count = len(a_rows), len(b_rows)
     eighths, count = b_rows.shape[1], len(level)
-    inner = eighths * 4 * _PER_REGISTER[a_type]
-    chunk = 4 * _PER_REGISTER[a_type]
+    inner = eighths * 4 * PER_WORD[a_type]
+    chunk = 4 * PER_WORD[a_type]
     every_pair = a_which == [i // b_count for i in range(count)] and b_which == [i % b_count for i in range(count)]
     outer = every_pair or 2 * count >= a_count * b_count
 
     def products() -> Array:
         """Return the products, [count, warps, 16, 8]; exact where a sum fits in float64's 53 bits."""
-        a = _numbers(registers[a_rows], a_type).reshape(a_count, eighths, 2, warps, 8, chunk)
-        b = _numbers(registers[b_rows], b_type).reshape(b_count, eighths, warps, 8, chunk)
+        a = numbers_in_words(registers[a_rows], a_type).reshape(a_count, eighths, 2, warps, 8, chunk)
+        b = numbers_in_words(registers[b_rows], b_type).reshape(b_count, eighths, warps, 8, chunk)
         if outer:
             left = a.transpose(3, 0, 2, 4, 1, 5).reshape(warps, a_count * 16, inner)
             right = b.transpose(2, 0, 3, 1, 4).reshape(warps, b_count * 8, inner)

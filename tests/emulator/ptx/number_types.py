@@ -18,6 +18,9 @@ PACKED = {"f16x2": "f16", "bf16x2": "bf16", "s16x2": "s16", "u16x2": "u16", "f32
 BITS = {"pred": 1, "bf16": 16, "tf32": 32, "f16x2": 32, "bf16x2": 32, "s16x2": 32, "u16x2": 32, "f32x2": 64}
 BITS |= {f"{kind}{bits}": bits for kind in "bus" for bits in UNSIGNED} | {f"f{bits}": bits for bits in FLOAT}
 
+# How many numbers a register of 32 bits holds as an operand of a matrix instruction.
+PER_WORD = {"f16": 2, "bf16": 2, "tf32": 1, "s8": 4, "u8": 4}
+
 # An access of this many bytes is one element of this type; complex128 is only numpy's fastest carrier of sixteen bytes.
 CARRIER: dict[int, np.dtype[Any]] = {1: UNSIGNED[8], 2: UNSIGNED[16], 4: UNSIGNED[32], 8: UNSIGNED[64]}
 CARRIER |= {16: np.dtype("c16"), 32: np.dtype("V32")}
@@ -66,3 +69,14 @@ def unpack(bits: Array, ptx_type: str) -> Array:
 def pack(values: Array, ptx_type: str) -> Array:
     """Convert floats back to the form of the registers, with rounding; the inverse of `unpack`."""
     return to_bfloat16(values) if ptx_type in ("bf16", "bf16x2") else values.astype(numpy_type(ptx_type))
+
+
+def numbers_in_words(bits: Array, ptx_type: str) -> Array:
+    """Convert words of 32 bits, operands of a matrix instruction, to float64 [..., numbers in a word]."""
+    if ptx_type == "tf32":
+        return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)[..., None]
+    shape = (*bits.shape, PER_WORD[ptx_type])
+    if ptx_type == "bf16":
+        return from_bfloat16(bits.view(np.uint16)).astype(np.float64).reshape(shape)
+    dtype = np.dtype(np.float16) if ptx_type == "f16" else (SIGNED if ptx_type == "s8" else UNSIGNED)[8]
+    return bits.view(dtype).astype(np.float64).reshape(shape)

@@ -11,6 +11,8 @@ _CONSTANT = re.compile(r"\.global\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]\s*=
 _LOCAL = re.compile(r"\.local\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]$")
 _LABEL = re.compile(r"([$\w]+):(?!:)\s*")
 _PREDICATE = re.compile(r"@(!?)(%?[\w$]+)\s+")
+# Braces with statements between, not only with operands or with the operands of those statements.
+_SCOPE = re.compile(r"\{((?:[^{};]|\{[^{};]*\})*;(?:[^{}]|\{[^{};]*\})*)\}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class BasicBlock:
-    """Instructions that run one after the other; `end` is the branch, return or barrier behind them, if any."""
+    """Instructions that run one after the other; `end` is the branch, return, barrier or wait behind them, if any."""
 
     instructions: tuple[Instruction, ...]
     end: Instruction | None
@@ -65,6 +67,28 @@ class Program:
         ends = [block.end for block in self.blocks if block.end is not None]
         return [instruction for block in self.blocks for instruction in block.instructions] + ends
 
+    @property
+    def asynchronous_results(self) -> frozenset[str]:
+        """The registers that an instruction may write after the next one has begun, and copies of them."""
+        late = {("wgmma", "mma_async"), ("tcgen05", "ld")}
+        names: set[str] = set()
+        for instruction in self.instructions:
+            if any((instruction.opcode, modifier) in late for modifier in instruction.modifiers):
+                names |= registers_in(instruction.operands[0])
+        copies = [each.operands for each in self.instructions if each.opcode == "mov"]
+        found = -1
+        while found != len(names):
+            found = len(names)
+            for target, source in copies:
+                if not names.isdisjoint(registers_in(source)):
+                    names |= registers_in(target)
+        return frozenset(names)
+
+
+def registers_in(*operands: str) -> frozenset[str]:
+    """Return the names in operands, of registers and of special registers."""
+    return frozenset(re.findall(r"%[\w$.]+", " ".join(operands)))
+
 
 def parse(ptx: str) -> Program:
     """Read the PTX text of a module with one kernel.
@@ -82,17 +106,17 @@ def parse(ptx: str) -> Program:
         name: bytes(int(byte) for byte in values.split(",")).ljust(int(size), b"\0")
         for name, size, values in _CONSTANT.findall(ptx)
     }
-    body = ptx[entry.end() : ptx.index("\n}", entry.end())]
-    body = re.sub(r"^\s*\.(loc|file|pragma)\b[^\n]*$", "", body, flags=re.M)
+    body = _body(ptx, entry.end())
+    body = _without_scopes(re.sub(r"^\s*\.(loc|file|pragma)\b[^\n]*$", "", body, flags=re.M))
     registers: dict[str, str] = {}
     local: dict[str, int] = {}
     code: list[Instruction] = []
     labels: dict[str, int] = {}
     for raw in body.split(";"):
-        statement = raw.lstrip("{} \t\r\n")
+        statement = raw.lstrip()
         while label := _LABEL.match(statement):
             labels[label[1]] = len(code)
-            statement = statement[label.end() :].lstrip("{} \t\r\n")
+            statement = statement[label.end() :]
         statement = " ".join(statement.split())
         if statement.startswith(".reg "):
             registers.update(_declared(statement))
@@ -105,6 +129,36 @@ def parse(ptx: str) -> Program:
     blocks, starts = _basic_blocks(code, set(labels.values()))
     places = {name: starts[min(at, len(code))] for name, at in labels.items()}
     return Program(entry[1], parameters, registers, constants, local, blocks, places)
+
+
+def _body(ptx: str, start: int) -> str:
+    """Return the text from `start` to the brace that closes the one before it."""
+    depth = 1
+    for brace in re.finditer(r"[{}]", ptx[start:]):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return ptx[start : start + brace.start()]
+    raise UnknownInstruction("a kernel without an end")
+
+
+def _without_scopes(body: str) -> str:
+    """Dissolve blocks in braces; the registers and labels of each get names that no other block has."""
+    number = 0
+
+    def dissolve(scope: re.Match[str]) -> str:
+        nonlocal number
+        number += 1
+        text = scope[1]
+        declared = [_declared(" ".join(part.split())) for part in re.findall(r"\.reg\s[^;]*", text)]
+        labels = [_LABEL.match(part.lstrip()) for part in text.split(";")]
+        names = {name for registers in declared for name in registers} | {label[1] for label in labels if label}
+        for name in names:
+            text = re.sub(rf"(?<![\w$%.]){re.escape(name)}(?![\w$])", f"{name}${number}", text)
+        return text
+
+    while _SCOPE.search(body):
+        body = _SCOPE.sub(dissolve, body)
+    return body
 
 
 def _parameter(declaration: str) -> tuple[str, int]:
@@ -154,7 +208,12 @@ def _split(operands: str) -> list[str]:
 
 def _ends_block(instruction: Instruction) -> bool:
     barrier = instruction.opcode in ("bar", "barrier") and not instruction.has("warp")
-    return barrier or instruction.opcode in ("bra", "ret", "exit")
+    return barrier or _waits(instruction) or instruction.opcode in ("bra", "ret", "exit")
+
+
+def _waits(instruction: Instruction) -> bool:
+    """Return whether the instruction waits for an mbarrier; it has a block for itself, to be tried again alone."""
+    return instruction.opcode == "mbarrier" and instruction.has("try_wait")
 
 
 def _basic_blocks(code: list[Instruction], targets: set[int]) -> tuple[tuple[BasicBlock, ...], dict[int, int]]:
@@ -164,7 +223,7 @@ def _basic_blocks(code: list[Instruction], targets: set[int]) -> tuple[tuple[Bas
     current: list[Instruction] = []
     first = True
     for at, instruction in enumerate(code):
-        if at in targets and current:
+        if (at in targets or _waits(instruction)) and current:
             blocks.append(BasicBlock(tuple(current), None))
             current, first = [], True
         if first or at in targets:

@@ -12,10 +12,14 @@ from tests.emulator.ptx.errors import Divergence
 from tests.emulator.ptx.faults import Faults
 from tests.emulator.ptx.global_memory import GlobalMemory, Segment
 from tests.emulator.ptx.local_memory import LocalMemory
+from tests.emulator.ptx.mbarriers import Mbarriers
 from tests.emulator.ptx.number_types import BITS, UNSIGNED, Array, Mask
 from tests.emulator.ptx.program import Instruction, Program
 from tests.emulator.ptx.registers import Registers
+from tests.emulator.ptx.registers_in_flight import RegistersInFlight
 from tests.emulator.ptx.shared_memory import SharedMemory
+from tests.emulator.ptx.tensor_memory import TensorMemory
+from tests.emulator.ptx.warpgroups import Warpgroups
 
 Step = Callable[[Mask], None]  # one instruction, bound to its operands; runs for the threads of the mask
 
@@ -39,6 +43,12 @@ class State:
         self.parameters = {name: np.zeros(1, UNSIGNED[bits]) for name, bits in program.parameters}
         self.shared = SharedMemory(shared_bytes, _granule(program), block_count, threads_per_block, self.faults)
         self.copies = AsyncCopies(self.shared, threads)
+        self.in_flight = RegistersInFlight(self.faults)
+        self.async_results = program.asynchronous_results
+        self.warpgroups = Warpgroups(self.async_results, threads, self.shared, self.in_flight, self.faults)
+        blackwell = any(instruction.opcode == "tcgen05" for instruction in program.instructions)
+        self.tensor_memory = TensorMemory(blackwell, block_count, threads_per_block, self.shared, self.faults)
+        self.mbarriers = Mbarriers(threads_per_block, self.shared, self.tensor_memory)
         self.constants = []
         symbols = {"global_smem": SHARED_WINDOW}
         for name, values in program.constants.items():
@@ -71,8 +81,13 @@ class State:
         self.shared.reset()
         self.local.reset()
         self.copies.reset()
+        self.in_flight.reset()
+        self.warpgroups.reset()
+        self.tensor_memory.reset()
+        self.mbarriers.reset()
         try:
             yield
+            self.tensor_memory.require_freed()
         finally:
             self.global_memory = GlobalMemory((), self.faults)
 
@@ -89,6 +104,10 @@ class State:
                 wrong = np.repeat(torn, 32)[mask]
                 self.faults.stop(Divergence, instruction, mask, wrong, why="not all threads of the warp take part")
         return mask
+
+    def threads_in(self, mask: Mask) -> Array:
+        """Return the numbers of the threads in a mask."""
+        return np.arange(self.threads) if mask is True else np.flatnonzero(mask)
 
     def lanes(self, mask: Mask, lanes: int) -> Mask:
         """Return the mask of an array with `lanes` values for each thread."""
@@ -121,6 +140,8 @@ def _granule(program: Program) -> int:
             sizes.append(BITS[instruction.types[-1]] // 8)
         if instruction.opcode == "cp" and len(instruction.operands) > 2:
             sizes.append(int(instruction.operands[2], 0))
+        if instruction.opcode in ("mbarrier", "tcgen05"):
+            sizes.append(4)  # an address in tensor memory; an mbarrier has 8
     return min(sizes)
 
 

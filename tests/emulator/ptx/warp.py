@@ -102,6 +102,15 @@ def _nothing(state: State, instruction: Instruction) -> Step:
     return lambda mask: None
 
 
+def _fence(state: State, instruction: Instruction) -> Step:
+    """Bind a fence; between threads nothing is out of order here, between the proxies of memory it is."""
+    if instruction.has("proxy"):
+        if not instruction.has("async"):
+            raise instruction.refused("proxy")
+        return state.shared.fence
+    return lambda mask: None
+
+
 def _trap(state: State, instruction: Instruction) -> Step:
     def step(mask: Mask) -> None:
         wrong = np.ones(state.threads if mask is True else int(np.count_nonzero(mask)), bool)
@@ -116,7 +125,9 @@ DECODERS = {
     "redux": Decoder(_reduce, "sync add min max and or xor", "b32 u32 s32", (3,)),
     "bar": Decoder(_nothing, "warp sync", "", (1,), (0,)),
     "membar": Decoder(_nothing, "gl cta sys", "", (0,), (0,)),
-    "fence": Decoder(_nothing, "acq_rel sc gpu cta sys", "", (0,), (0,)),
+    "fence": Decoder(
+        _fence, "acq_rel sc gpu cta sys proxy async shared::cta mbarrier_init release cluster", "", (0,), (0,)
+    ),
     "nanosleep": Decoder(_nothing, "", "u32", (1,)),
     "createpolicy": Decoder(_nothing, "fractional L2::evict_first L2::evict_last L2::evict_normal", "b64", (1, 2)),
     "trap": Decoder(_trap, "", "", (0,), (0,)),
