@@ -26,7 +26,7 @@ from bench.page_tables import (
     timed,
     words_of,
 )
-from bench.predictions import GPUS
+from bench.predictions import GPUS, GRAPH_GAP, HOST_LAUNCH
 from bench.results import Measurement, Prediction, by_case
 
 LINEAR = ("mask ratio", "decode fraction")
@@ -183,7 +183,9 @@ def predicted_section(predictions: Sequence[Prediction]) -> str:
     label = "<b>Computed from counts and published peaks; nothing here was measured.</b>"
     why = (
         "A floor is the sum over operators of what takes longer: multiply-adds at the peak in bfloat16, or bytes at "
-        "that of the memory. The bound is the ratio of two floors: what fusing can gain where both run at these peaks."
+        "that of the memory. The bound is the ratio of two floors: what fusing can gain where both run at these peaks. "
+        f"With a graph, {GRAPH_GAP * 1e6:.0f} us a launch is added to the floors; without, Python takes "
+        f"{HOST_LAUNCH * 1e6:.0f} us a launch, which counts where it is longer."
     )
     work = html.escape(f"All with {', '.join(shared)}. " if shared else "")
     parts = [f'<p>{label}</p><p class="soft">{work}{why}</p>']

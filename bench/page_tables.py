@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from bench.contenders import OURS as OUR_MODELS
 from bench.op_work import BACKENDS
 from bench.predictions import OURS as PREDICTED_OURS
-from bench.predictions import speedup_bound
+from bench.predictions import speedup_bound, with_graph, without_graph
 from bench.results import Measurement, Prediction, ratio
 
 OURS = (*OUR_MODELS, "triton", "native")
@@ -209,8 +209,10 @@ def scaling_table(measured: Iterable[Measurement], shared: Sequence[str]) -> str
 
 
 def prediction_table(predictions: Sequence[Prediction], shared: Sequence[str]) -> str:
-    """Return each contender's floor on one GPU next to ours."""
-    heads = ("work", "next to", "its floor", "floor of ours", "bound on the speed-up", "memory share of ours")
+    """Return each contender's floor on one GPU next to ours, and how models compare where launches have a price."""
+    heads = ["work", "next to", "its floor", "floor of ours", "bound on the speed-up", "memory share of ours"]
+    priced = [] if predictions[0].group == "op" else [with_graph, without_graph]
+    heads += ["with a graph", "without a graph"][: len(priced)]
     ours = {(one.group, one.case): one for one in predictions if one.contender in PREDICTED_OURS}
     rows = []
     for one in predictions:
@@ -220,5 +222,8 @@ def prediction_table(predictions: Sequence[Prediction], shared: Sequence[str]) -
         parts = [part for part in one.case.split(", ") if part not in shared] or [one.case]
         case = ", ".join(parts if one.group == "op" else [one.group, *parts])
         floors = [f"{1e3 * seconds:,.3f} ms" for seconds in (one.seconds, fast.seconds)]
-        rows.append([case, one.contender, *floors, f"{speedup_bound(one, fast):.2f}", f"{fast.memory_share:.0%}"])
+        bounds = [f"{speedup_bound(one, fast, price):.2f}" for price in priced]
+        rows.append(
+            [case, one.contender, *floors, f"{speedup_bound(one, fast):.2f}", f"{fast.memory_share:.0%}", *bounds]
+        )
     return table(heads, rows, lambda row: False)

@@ -91,12 +91,13 @@ class Prediction:
     """The least time that a piece of work can take on a GPU that is not here: computed from counts, never measured.
 
     Args:
-        gpu: `A100`, `H100`, `B200` or `MI300X`, see `bench.predictions.GPUS`.
+        gpu: a name in `bench.predictions.GPUS`.
         group, case, contender: as in `Measurement`.
         macs, bytes, launches: counts of the work, backward included where there is one.
-        seconds: the floor: the sum over launches of the multiply-adds or the bytes at the published peak, whichever
+        seconds: the floor: the sum over operators of the multiply-adds or the bytes at the published peak, whichever
             take longer.
-        memory_share: share of the floor in launches that memory bounds.
+        memory_share: share of the floor in operators that memory bounds.
+        casts: launches that only convert a floating point type.
     """
 
     gpu: str
@@ -108,6 +109,7 @@ class Prediction:
     launches: int
     seconds: float
     memory_share: float
+    casts: int = 0
 
 
 @dataclasses.dataclass

@@ -141,7 +141,8 @@ class Traced(nn.Module):
 
     def _enter(self, component: str) -> None:
         self.component = component
-        self._changes.append((torch.autograd._get_sequence_nr(), component))
+        number: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        self._changes.append((number, component))
 
 
 class Step(nn.Module):

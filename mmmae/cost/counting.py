@@ -169,7 +169,7 @@ def count_step(model: Model, batch: int, *, autocast: torch.dtype | None = None,
         mixed = torch.autocast("cpu", autocast, enabled=autocast is not None)
         with mixed, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, *_ = traced(*inputs)
-        torch.autograd.backward(loss)
+        loss.backward()
 
     operators = count_operators(step, traced, target)
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -183,8 +183,7 @@ def count_operators(
     """Return each operator in a function that launches something, in order.
 
     Args:
-        function: what to count. For a GPU it must not call `Tensor.backward` but `torch.autograd.backward`, because a
-            method hides from the stand-in for the GPU what it does.
+        function: what to count.
         traced: the model that the function runs, whose components the operators are of; None if there is none.
         target: see `count_step`.
     """
@@ -437,15 +436,16 @@ def _launches(name: str, args: Sequence[Any]) -> int:
     if not name.startswith(LISTS):
         return launches_of(name, args)
     lists = [argument for argument in args if isinstance(argument, (list, tuple)) and _tensors(argument)]
-    most = TENSORS_OF_LISTS[min(len(lists), len(TENSORS_OF_LISTS)) - 1]
+    depth = len(lists) - name.startswith("aten::_fused_")  # the steps of an optimizer lie beside the lists
+    most = TENSORS_OF_LISTS[min(depth, len(TENSORS_OF_LISTS)) - 1]
     launches = tensors = blocks = 0
     for tensor in lists[0]:
         tensors += 1
-        blocks += -(-tensor.numel() // ELEMENTS_OF_BLOCK)
-        full, blocks = divmod(blocks, BLOCKS_OF_LISTS)
-        launches += full + (tensors == most)
-        tensors %= most
-    return launches + (tensors > 0)
+        for left in reversed(range(-(-tensor.numel() // ELEMENTS_OF_BLOCK))):
+            blocks += 1
+            if blocks == BLOCKS_OF_LISTS or (tensors == most and left == 0):
+                launches, tensors, blocks = launches + 1, min(left, 1), 0
+    return launches + (blocks > 0)
 
 
 def _is_cast(name: str, args: Sequence[Any], written: Sequence[Tensor]) -> bool:

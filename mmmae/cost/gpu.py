@@ -10,12 +10,14 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
 
 from mmmae_kernels import dispatch
 from mmmae_kernels.attention import call
+from mmmae_kernels.attention.op import FLASH
 from mmmae_kernels.gpu.executors import execute_by
 from mmmae_kernels.operators import watch_launches
 
@@ -29,7 +31,7 @@ FLOAT32_ON_CUDA = (Tensor.softmax, Tensor.square, F.layer_norm, F.cross_entropy)
 
 
 @contextlib.contextmanager
-def on_gpu(target: str, receive: Callable[[Launch], None]) -> Iterator[None]:
+def on_gpu(target: str, receive: Callable[[Launch], None] = lambda launch: None) -> Iterator[None]:
     """Run the code inside the `with` block as on a GPU, as far as it shows in what is launched.
 
     Tensors are on the CPU but claim to be on a GPU. Triton's kernels are not run; attention by `ATTENTION` can be
@@ -37,8 +39,14 @@ def on_gpu(target: str, receive: Callable[[Launch], None]) -> Iterator[None]:
 
     Args:
         target: the architecture, for example `sm90`.
-        receive: called with each launch of a Triton kernel.
+        receive: called with each launch of a Triton kernel; the default does nothing.
     """
+    mode = _AsOnCuda()
+
+    def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:
+        with mode:  # torch leaves it for the whole of `Tensor.backward` and of `torch.autograd.grad`
+            return _engine_run_backward(*args, **kwargs)
+
     devices = [*_foreach_utils._get_foreach_kernels_supported_devices(), "cpu"]
     with (
         _installed(ATTENTION),
@@ -46,7 +54,8 @@ def on_gpu(target: str, receive: Callable[[Launch], None]) -> Iterator[None]:
         execute_by(_Receiver(target, receive)),
         watch_launches(),
         mock.patch.object(_foreach_utils, "_get_foreach_kernels_supported_devices", return_value=devices),
-        _AsOnCuda(),
+        mock.patch.object(torch.autograd, "_engine_run_backward", run_backward_in_mode),
+        mode,
     ):
         yield
 
@@ -90,7 +99,8 @@ def _installed(backend: str) -> Iterator[None]:
         op.implementations[backend] = dataclasses.replace(implementation, unavailable=lambda: None)
     dispatch.reset()
     try:
-        yield
+        with mock.patch.object(FLASH[backend], "unavailable", return_value=None):
+            yield
     finally:
         for op, implementation in changed:
             op.implementations[backend] = implementation
