@@ -1,15 +1,18 @@
-"""Cases of attention, and its definition in plain PyTorch."""
+"""Cases of attention and of the merging of vectors, and their definitions in plain PyTorch."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmmae_kernels import attention, concat_attention
+from mmmae_kernels.attention.guidance import merging_backend
+from mmmae_kernels.operators import first_derivative_only, kernels_for
 from tests.cases.case import Case, Inputs, draw
 
 LAYOUTS = ("packed", "packed keys", "apart", "heads first", "expanded", "inside")
@@ -55,6 +58,30 @@ def guided_case(tokens: int, vectors: int, width: int, first: int = 0, strided: 
         functools.partial(_guided_inputs, tokens, vectors, width, first),
         lambda i: [concat_attention(i["qkv"], i["vectors"], i["present"])],
         _guided_definition,
+        strided=strided,
+    )
+
+
+def merge_case(
+    tokens: int,
+    vectors: int,
+    width: int,
+    first: int = 0,
+    batch: int = 8,
+    strided: str = "as they come",
+    small: bool = False,
+) -> Case:
+    """Return a case of the kernels that merge vectors into attention to tokens, which any flash backend may compute."""
+    return Case(
+        "concat_attention",
+        f"merge {vectors} into {batch} x {tokens} of {width}, presence from {first}, gradients {strided}",
+        functools.partial(_merge_inputs, tokens, vectors, width, first, batch),
+        merge,
+        merge_definition,
+        small=small,
+        kept={"lse": torch.float32},
+        products=frozenset({"qkv", "vectors", "out"}),
+        constant=frozenset({"out", "lse"}),
         strided=strided,
     )
 
@@ -117,6 +144,59 @@ def _guided_definition(inputs: Inputs) -> list[Tensor]:
     return [definition(q, torch.cat([k, keys], dim=1), torch.cat([v, values], dim=1), all_present)]
 
 
+def _merge_inputs(tokens: int, vectors: int, width: int, first: int, batch: int) -> Inputs:
+    present = presence(vectors, first)[:batch]
+    guides = draw(batch, vectors, 2, 2, width, seed=1)
+    guides[~present] = math.nan
+    return {
+        "qkv": draw(batch, tokens, 3, 2, width),
+        "out": draw(batch, tokens, 2, width, seed=2),
+        "lse": draw(batch, 2, tokens, seed=3),
+        "vectors": guides,
+        "present": present,
+    }
+
+
+def merge(inputs: Inputs) -> list[Tensor]:
+    """Return q plus the merged `out`, by the kernels that serve."""
+    arguments = (inputs["out"], inputs["lse"].float(), inputs["vectors"], inputs["present"])
+    return [_Merge.apply(inputs["qkv"].select(2, 0), *arguments)]
+
+
+class _Merge(torch.autograd.Function):
+    """`merge` with the gradients of q and the vectors; `out` and `lse` are constants.
+
+    The gradient of the summand q is what the gradient of q holds before the vectors' part is added to it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, out: Tensor, lse: Tensor, vectors: Tensor, present: Tensor) -> Tensor:
+        merged = out.clone()
+        lse = kernels_for(q, merging_backend(q)).merge_vectors(q, merged, lse, vectors, present)
+        ctx.save_for_backward(q, merged, lse, vectors, present)
+        return merged + q
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, merged, lse, vectors, present = ctx.saved_tensors
+        grad_q = torch.stack([grad] * 3, dim=2).select(2, 0)  # a view of packed gradients
+        kernels = kernels_for(q, merging_backend(q))
+        grad_vectors = kernels.merge_vectors_backward(grad, q, merged, lse, vectors, present, grad_q)
+        return grad_q, None, None, grad_vectors, None
+
+
+def merge_definition(inputs: Inputs) -> list[Tensor]:
+    """Return q plus the weighted sum of `out`, whose score is `lse`, and of the values of the present vectors."""
+    q, out, lse, present = inputs["qkv"].select(2, 0), inputs["out"].detach(), inputs["lse"].detach(), inputs["present"]
+    keys, values = torch.where(present[:, :, None, None, None], inputs["vectors"], 0.0).unbind(2)
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, keys) / math.sqrt(q.shape[-1])
+    scores = torch.cat([lse[..., None], scores.masked_fill(~present[:, None, None, :], -math.inf)], dim=-1)
+    share = scores.softmax(-1).to(values.dtype)
+    merged = share[..., 0].transpose(1, 2)[..., None] * out + torch.einsum("bhnm,bmhd->bnhd", share[..., 1:], values)
+    return [merged.to(out.dtype) + q]
+
+
 _SELF = [(tokens, width) for tokens in (196, 784, 1, 63, 65) for width in (32, 64, 80)]
 CASES = [
     *(plain_case(n, n, width, LAYOUTS[place % len(LAYOUTS)]) for place, (n, width) in enumerate(_SELF)),
@@ -128,6 +208,17 @@ CASES = [
     *(guided_case(tokens, 3, 64) for tokens in (196, 784, 1, 63, 65)),
     guided_case(17, 2, 32, strided="expanded"),
     guided_case(17, 2, 32, strided="transposed"),
+]
+# More vectors than a program of the backward kernel holds gradients of, and tokens past a tile.
+MERGED = [
+    merge_case(35, 3, 80, batch=5, small=True),
+    merge_case(33, 17, 24, first=2**16 + 1, batch=3, strided="transposed", small=True),
+    merge_case(5, 2, 256, batch=4, small=True),
+    merge_case(1, 2, 7, strided="expanded"),
+    merge_case(3, 0, 16, batch=2),
+    merge_case(0, 2, 16, batch=2),
+    merge_case(4, 2, 16, batch=0),
+    merge_case(196, 3, 64),
 ]
 MASKED = [
     *(plain_case(*sizes, "apart", masked=True) for sizes in ((65, 63, 16), (1, 7, 32), (3, 1, 64), (196, 196, 80))),

@@ -13,6 +13,7 @@ from mmmae_kernels.add_layer_norm.reference import add_layer_norm_reference
 from mmmae_kernels.decoder_tokens.reference import decoder_tokens_reference
 from mmmae_kernels.masked_loss.reference import masked_l2_loss_reference, patch_l2_loss_reference
 from mmmae_kernels.patch_embed.reference import patch_embed_reference
+from tests.cases.attention import merge, merge_case, merge_definition
 from tests.cases.case import Case, Inputs, draw, draw_ids
 
 
@@ -85,6 +86,14 @@ def far_cases() -> Iterator[Case]:
         lambda i: mmmae_kernels.add_layer_norm(i["prediction"][:, 0], i["residual"][:, 0], i["width"], i["width"])[1],
         lambda i: add_layer_norm_reference(i["prediction"][:, 0], i["residual"][:, 0], i["width"], i["width"], 1e-6)[1],
         "residual",
+    )
+    yield case(
+        "concat_attention",
+        "samples far apart",
+        merge_case(3, 2, 16, first=2, batch=2).make,
+        lambda i: merge(i)[0],
+        lambda i: merge_definition(i)[0],
+        "qkv",
     )
 
 

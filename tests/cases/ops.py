@@ -1,9 +1,10 @@
-"""The cases of all ops but attention, whose backends have tests of their own; see `Case` for what is done with one."""
+"""The cases of all ops, but of attention the merging alone: its backends have tests of their own. See `Case`."""
 
 from __future__ import annotations
 
 from tests.cases import (
     add_layer_norm,
+    attention,
     conditioning,
     decoder_tokens,
     far_apart,
@@ -23,5 +24,6 @@ CASES = [
     *gelu_linear.CASES,
     *transformer_block.CASES,
     *conditioning.CASES,
+    *attention.MERGED,
 ]
 FAR = far_apart.CASES

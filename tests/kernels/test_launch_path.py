@@ -42,6 +42,8 @@ KERNELS = {
     "_gelu_backward",
     "_gelu_forward",
     "_masked_l2_forward",
+    "_merge_vectors",
+    "_merge_vectors_backward",
     "_patch_embed_forward",
     "_patch_embed_weight_gradient",
     "_patch_l2_forward",

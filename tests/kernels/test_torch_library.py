@@ -22,6 +22,7 @@ def rand(*shape, grad=False):
 
 ops = torch.ops.mmmae
 IDS, MASKED = draw_ids(2, 3, 8), draw_ids(2, 5, 8)
+PRESENT = torch.tensor([[True, False, True], [False, False, False]])
 OPERATORS = {
     "philox_noise": (ops.philox_noise, (torch.tensor(7), torch.arange(3), 10, 1)),
     "random_masking": (ops.random_masking, (2, 10, 4, torch.tensor(7), torch.device("cpu"), 0, "native")),
@@ -96,6 +97,23 @@ OPERATORS = {
             torch.arange(7).expand(2, 7) < 4,
             rand(2, 5, 2, 8),
             rand(2, 2, 5),
+            "native",
+        ),
+    ),
+    "merge_vectors": (
+        ops.merge_vectors,
+        (rand(2, 5, 2, 8), rand(2, 5, 2, 8), rand(2, 2, 5), rand(2, 3, 2, 2, 8), PRESENT, "native"),
+    ),
+    "merge_vectors_backward": (
+        ops.merge_vectors_backward,
+        (
+            rand(2, 5, 2, 8),
+            rand(2, 5, 2, 8),
+            rand(2, 5, 2, 8),
+            rand(2, 2, 5),
+            rand(2, 3, 2, 2, 8),
+            PRESENT,
+            rand(2, 5, 2, 8),
             "native",
         ),
     ),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..add_layer_norm import costs as add_layer_norm
+from ..attention import costs as attention
 from ..decoder_tokens import costs as decoder_tokens
 from ..gelu_linear import costs as gelu_linear
 from ..masked_loss import costs as masked_loss
@@ -23,4 +24,5 @@ CASES: dict[str, Callable[[torch.dtype], None]] = {
     **decoder_tokens.COMPILED,
     **add_layer_norm.COMPILED,
     **gelu_linear.COMPILED,
+    **attention.COMPILED,
 }

@@ -39,6 +39,11 @@ def cost(launch: Launch) -> tuple[int, int]:
         # Forward one transcendental function as a polynomial, backward two.
         flops = (30 if kernel.endswith("backward") else 15) * tensors["hidden_ptr"].numel()
         moved |= {"grad_ptr": 2 * moved["grad_ptr"]} if "grad_ptr" in moved else {}  # read, and written in place
+    elif kernel.startswith("merge_vectors"):
+        written = "grad_q_ptr" if kernel.endswith("backward") else "out_ptr"
+        moved[written] *= 2  # read, and written in place
+        products = 5 if kernel.endswith("backward") else 2
+        flops = 2 * products * tensors["q_ptr"].numel() * arguments["M"]
     return flops, sum(moved.values())
 
 

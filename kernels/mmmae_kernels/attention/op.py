@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from .. import dispatch
 from ..autocast import is_autocast
 from ..checks import check_device, check_floating, check_rank, check_shape, check_tensor, described
+from ..gpu import executors
 from ..operators import fast_apply
 from .backends import flash_attn_2, flash_attn_3, flash_attn_4, native, sdpa, xformers
 from .backends.flash import FlashBackend
 from .call import Call, call_of
-from .guidance import MergedAttention
+from .guidance import MergedAttention, merging_backend
 from .operators import FlashAttention, unpacked
 from .reference import attention_eager
 
@@ -119,10 +121,20 @@ def concat_attention(qkv: Tensor, vectors: Tensor, present: Tensor, *, backend: 
     _check_present("present", present, vectors)
     qkv, vectors = _cast([qkv, vectors])
     requested = attention_backend(backend, "backend")
-    mixed: Tensor = _CONCAT_ATTENTION.select(_dispatch_key(qkv), *unpacked([qkv]), None, requested=requested)(
-        qkv, vectors, present
-    )
+    mixed: Tensor = _select_concat(requested, qkv)(qkv, vectors, present)
     return mixed
+
+
+def _select_concat(requested: str, qkv: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return the function that computes `concat_attention` for tensors like `qkv`; as `Op.select`, with two choices."""
+    selected = {} if torch.compiler.is_compiling() else _CONCAT_ATTENTION.selected
+    key = requested, *_dispatch_key(qkv), dispatch.current_backend(), executors.current() is None
+    function = selected.get(key)
+    if function is None:
+        backend = _CONCAT_ATTENTION.choose(requested, *unpacked([qkv]), None)
+        function = _CONCAT_ATTENTION.implementations[backend].function
+        function = selected[key] = functools.partial(function, merging_backend(qkv))
+    return function
 
 
 def attention_backend(name: str, source: str = "attention") -> str:
@@ -237,16 +249,16 @@ def _by_plain(backend: str) -> Callable[[Sequence[Tensor], Tensor | None], Tenso
     return lambda projected, key_present: PLAIN[backend](*unpacked(projected), key_present)
 
 
-def _merged_by_flash(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def run(qkv: Tensor, vectors: Tensor, present: Tensor) -> Tensor:
-        out: Tensor = _apply_merged(qkv, vectors, present, backend)
+def _merged_by_flash(backend: str) -> Callable[[str, Tensor, Tensor, Tensor], Tensor]:
+    def run(merging: str, qkv: Tensor, vectors: Tensor, present: Tensor) -> Tensor:
+        out: Tensor = _apply_merged(qkv, vectors, present, backend, merging)
         return out
 
     return run
 
 
-def _concat_by_plain(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def run(qkv: Tensor, vectors: Tensor, present: Tensor) -> Tensor:
+def _concat_by_plain(backend: str) -> Callable[[str, Tensor, Tensor, Tensor], Tensor]:
+    def run(merging: str, qkv: Tensor, vectors: Tensor, present: Tensor) -> Tensor:
         (q, k, v), (keys, values) = qkv.unbind(2), vectors.unbind(2)
         key_present = torch.cat([present.new_ones(qkv.shape[:2]), present], dim=1)
         return PLAIN[backend](q, torch.cat([k, keys], dim=1), torch.cat([v, values], dim=1), key_present)

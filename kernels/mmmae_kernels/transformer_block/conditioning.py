@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from .. import dispatch
 from ..add_layer_norm.op import in_dtype, residual_gradient
 from ..add_layer_norm.reference import add_layer_norm_reference
-from ..attention.guidance import merge, merge_backward
 from ..attention.op import attention_backend, concat_attention
 from ..attention.reference import attention_eager
 from ..autocast import autocast_dtype, cast
@@ -155,8 +154,8 @@ class FusedConditioning(torch.autograd.Function):
         qkv = project(norm, qkv_weight, qkv_bias).view(batch, tokens, 3, heads, width // heads)
         kv = project(guide, qkv_weight[width:], qkv_bias[width:])
         kv = kv.view(batch, vectors.shape[1], 2, heads, width // heads)
-        out, lse = kernels.attention_forward([qkv], None, plan.attention)
-        mixed, lse = merge(qkv.select(2, 0), out, lse, kv, present)
+        mixed, lse = kernels.attention_forward([qkv], None, plan.attention)
+        lse = kernels.merge_vectors(qkv.select(2, 0), mixed, lse, kv, present)
         ctx.save_for_backward(
             *(present, x if residual is None else total, mean, rstd, vectors, guide_mean, guide_rstd),
             *(qkv, kv, mixed, lse, w.norm_weight, w.norm_bias, qkv_weight, proj_weight),
@@ -185,8 +184,9 @@ class FusedConditioning(torch.autograd.Function):
         grad_proj_bias = grad_out.sum(0, dtype=proj_bias_dtype)
         grad_mixed = matmuls.input_gradient(grad_out, proj_weight).view(mixed.shape)
         (grad_qkv,) = kernels.attention_backward(grad_mixed, [qkv], None, mixed, lse, plan.attention)
-        grad_q, grad_kv = merge_backward(grad_mixed, qkv.select(2, 0), mixed, lse, kv, present)
-        grad_qkv.select(2, 0).add_(grad_q)
+        grad_kv = kernels.merge_vectors_backward(
+            grad_mixed, qkv.select(2, 0), mixed, lse, kv, present, grad_qkv.select(2, 0)
+        )
         grad_qkv, grad_kv = grad_qkv.view(rows, 3 * width), grad_kv.view(guide_rows, 2 * width)
 
         def norm_backward(added: Tensor | None, grad: Tensor, inputs: Tensor, *rest: Any) -> tuple[Tensor, ...]:
