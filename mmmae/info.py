@@ -21,6 +21,8 @@ from mmmae_kernels.attention.op import BACKENDS, explain_call
 from mmmae_kernels.gpu import architecture
 from mmmae_kernels.gpu.config import family_of
 
+from .precision import describe_precision
+
 PACKAGES = (
     *("mmmae", "torch", "triton", "lightning"),
     *("flash-attn-4", "flash-attn-3", "flash-attn", "xformers"),
@@ -29,7 +31,10 @@ PACKAGES = (
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 NEEDED = {"triton": f", {'.'.join(map(str, dispatch.OLDEST_TRITON))} or newer is needed for GPU kernels"}
 HEAD_WIDTH = 64  # of the presets
-VARIABLES = ("MMMAE_KERNELS", "MMMAE_ATTENTION", "MMMAE_NATIVE", "MMMAE_AUTOTUNE", "MMMAE_TUNE_CPU", "MMMAE_DEBUG")
+VARIABLES = (
+    *("MMMAE_KERNELS", "MMMAE_ATTENTION", "MMMAE_NATIVE", "MMMAE_AUTOTUNE"),
+    *("MMMAE_TF32", "MMMAE_TUNE_CPU", "MMMAE_DEBUG"),
+)
 
 
 def print_info(console: Console | None = None) -> None:
@@ -46,6 +51,7 @@ def print_info(console: Console | None = None) -> None:
         memory = properties.total_memory / 2**30
         machine.add_row(f"cuda:{number}", f"{properties.name}, capability {capability}, {memory:.0f} GiB")
         machine.add_row("", kernels_on(architecture.target_of(torch.device("cuda", number))))
+        machine.add_row("", describe_precision(torch.device("cuda", number)))
     if torch.cuda.is_available():
         machine.add_row("autotuning", autotuning())
     else:

@@ -15,7 +15,8 @@ PACKAGES = {"mmmae_kernels": ROOT / "kernels", "mmmae": ROOT, "bench": ROOT, "te
 PAGE = ROOT / "docs" / "architecture.md"
 ROWS = (  # a room imports only from rows before its own
     ("mmmae_kernels", "mmmae.checks", "mmmae.extras", "mmmae.files", "mmmae.tuning"),
-    ("mmmae.config", "mmmae.data", "mmmae.info"),
+    ("mmmae.config", "mmmae.data", "mmmae.precision"),
+    ("mmmae.info",),
     ("mmmae.model", "mmmae.phantom"),
     ("mmmae.cost",),
     ("mmmae.training",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import shlex
@@ -22,6 +23,7 @@ from ..data import Normalization
 from ..data.subjects import Subjects
 from ..files import check_can_write, write_json
 from ..model.fast import FastModel, fast_model
+from ..precision import best_precision, use_tf32
 from ..tuning import tune_cpu
 from .averages import Average
 from .checkpoints import (
@@ -70,7 +72,8 @@ def pretrain(
     The folder then holds `config.json`, `normalization.json`, `checkpoints/last.ckpt`, `logs/` (CSV, and TensorBoard if
     it is installed), `model/` for `mmmae.FastModel.from_pretrained`, `encoder/` for
     `mmmae.HSIEncoder.from_pretrained`, and `reconstruction.png`. Started by torchrun, the processes train one model
-    together, and the first one writes. The process keeps freed memory from here on, see `mmmae.tune_cpu`.
+    together, and the first one writes. From here on, the process keeps freed memory, see `mmmae.tune_cpu`, and with
+    precision 32 on a GPU with TF32 it multiplies in TF32, see `mmmae.precision.use_tf32`.
 
     Args:
         config: the model's config, with the bands and modalities of the subjects.
@@ -114,11 +117,16 @@ def pretrain(
     data = SubjectData(subjects, settings, world.ranks)
     check_can_write(out)
     checkpoint = find_checkpoint(out, resume)
+    device = _device(settings, world)
+    settings = _with_precision(settings, device, checkpoint)
     run = describe(config, settings, world.ranks, subjects.names)
     if checkpoint is not None:
         checkpoint.check_resumes(run)
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     _check_normalization(out, normalization, resumed=checkpoint is not None)
+    in_tf32 = settings.precision == "32" and use_tf32(device)
+    if world.rank == 0 and device.type != "cpu":
+        print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
     torch.manual_seed(settings.seed)
     model = fast_model(config)
     if checkpoint is not None and checkpoint.is_finished(settings):
@@ -236,6 +244,16 @@ def _trainer(
         return _lightning_trainer(settings, world, loggers, callbacks, WholeCheckpoints(resumed))
     except (MisconfigurationException, ValueError) as error:
         raise ValueError(f"device is {settings.device!r}, which can't be used: {error}") from error
+
+
+def _with_precision(
+    settings: PretrainSettings, device: torch.device, checkpoint: Checkpoint | None
+) -> PretrainSettings:
+    """Return the settings with what `auto` stands for: the precision of the run to resume, else the device's best."""
+    if settings.precision != "auto":
+        return settings
+    resumed = None if checkpoint is None else checkpoint.settings.get("precision")
+    return dataclasses.replace(settings, precision=resumed or best_precision(device))
 
 
 def _precision(settings: PretrainSettings, world: World) -> Precision:

@@ -25,7 +25,7 @@ FREE_SETTINGS = (
     "cuda_graph",
     "activation_checkpointing",
 )
-Precision: TypeAlias = Literal["32", "bf16", "16"]
+Precision: TypeAlias = Literal["auto", "32", "bf16", "16"]
 Strategy: TypeAlias = Literal["ddp", "fsdp"]
 MODES_WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # record CUDA graphs of their own
 
@@ -46,7 +46,8 @@ class PretrainSettings:
         clip: largest norm of the gradient
         ema: decay per step of the moving average of the weights, which is then what is validated and saved in the end;
             0: no average
-        precision: 32 bits, or autocast to bf16 or 16 bits, the latter with a loss scaler
+        precision: 32 bits, or autocast to bf16 or 16 bits, the latter with a loss scaler; auto: bf16 on GPUs that have
+            matrix units for it (compute capability 8.0 and above), else 32, and when resuming that of the run
         crop: smallest share of an image's area that a random crop keeps; 1: no crops
         flip: mirror and transpose subjects at random, all images of a subject alike
         validation: subjects held out to measure the loss on with each checkpoint
@@ -77,7 +78,7 @@ class PretrainSettings:
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.0
-    precision: Precision = "32"
+    precision: Precision = "auto"
     crop: float = 1.0
     flip: bool = False
     validation: int = 0

@@ -145,7 +145,9 @@ def test_options_override_a_file_and_a_file_the_defaults(run, tmp_path):
     command = ["pretrain", "--config", str(tmp_path / "file.yaml"), "--no-flip", "--ema", "0", "--set", "depth=2"]
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     found = described_run(tmp_path / "run")
-    assert found["settings"] == dataclasses.asdict(PretrainSettings(learning_rate=1e-3, steps=2, batch=1, warmup=0))
+    assert found["settings"] == dataclasses.asdict(
+        PretrainSettings(learning_rate=1e-3, steps=2, batch=1, warmup=0, precision="32")
+    )
     expected = {"depth": 2, "dim": 64, "patch": [3, 8, 8], "target": "embedding"}
     assert expected.items() <= found["model"].items()
 

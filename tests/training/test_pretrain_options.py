@@ -232,7 +232,7 @@ def test_each_image_may_be_missing_and_features_do_not_depend_on_batch_mates(tmp
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"precision": "8"}, "precision is '8', must be one of 32, bf16, 16"),
+        ({"precision": "8"}, "precision is '8', must be one of auto, 32, bf16, 16"),
         ({"strategy": "zero"}, "strategy is 'zero', must be one of ddp, fsdp"),
         ({"strategy": "fsdp", "ema": 0.9}, "ema is 0.9, which averages whole weights"),
         ({"strategy": "fsdp", "precision": "16"}, "with 'fsdp' it must be 'bf16'"),

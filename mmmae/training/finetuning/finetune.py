@@ -21,6 +21,7 @@ from ...data.subjects import Subjects
 from ...files import check_can_write, write_json
 from ...model.encoder import HSIEncoder
 from ...model.finetuned import FinetunedModel, build, load_finetuned, save_finetuned
+from ...precision import use_tf32
 from ...tuning import tune_cpu
 from ..module import learning_rate_factor, reading_waits
 from ..pictures import check_rgb
@@ -94,6 +95,8 @@ def finetune(
         raise ValueError(f"{out} holds a run already; name another folder (--out)")
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     trainer = _trainer(out, settings)
+    if use_tf32(trainer.strategy.root_device):
+        print("precision 32, matrix products in TF32")
     torch.manual_seed(settings.seed)
     model = build(labels.task, encoder, len(labels.classes), freeze_encoder=settings.mode == "probe")
     sides = {"training": training, "validation": held_out}
