@@ -212,6 +212,24 @@ def reset() -> None:
         op.reset()
 
 
+@contextlib.contextmanager
+def assume_available(backend: str) -> Iterator[None]:
+    """Choose implementations inside the `with` block as if those of `backend` could run on this machine.
+
+    Calls of them can then be traced or recorded, but not run.
+    """
+    changed = [(op, op.implementations[backend]) for op in _ops if backend in op.implementations]
+    for op, implementation in changed:
+        op.implementations[backend] = dataclasses.replace(implementation, unavailable=lambda: None)
+    reset()
+    try:
+        yield
+    finally:
+        for op, implementation in changed:
+            op.implementations[backend] = implementation
+        reset()
+
+
 def in_debug_mode() -> bool:
     """Return whether `MMMAE_DEBUG=1` asks for checks that cost a pass over the data or a device synchronisation."""
     return os.environ.get("MMMAE_DEBUG", "0") not in ("", "0")

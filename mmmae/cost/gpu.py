@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -15,9 +14,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
 
-from mmmae_kernels import dispatch
 from mmmae_kernels.attention import call
 from mmmae_kernels.attention.op import FLASH
+from mmmae_kernels.dispatch import assume_available
 from mmmae_kernels.gpu.executors import execute_by
 from mmmae_kernels.operators import watch_launches
 
@@ -49,7 +48,8 @@ def on_gpu(target: str, receive: Callable[[Launch], None] = lambda launch: None)
 
     devices = [*_foreach_utils._get_foreach_kernels_supported_devices(), "cpu"]
     with (
-        _installed(ATTENTION),
+        assume_available(ATTENTION),
+        mock.patch.object(FLASH[ATTENTION], "unavailable", return_value=None),
         mock.patch.object(call, "target_of", return_value=target),
         execute_by(_Receiver(target, receive)),
         watch_launches(),
@@ -89,19 +89,3 @@ class _AsOnCuda(TorchFunctionMode):
 
 def _is_half(argument: Any) -> bool:
     return isinstance(argument, Tensor) and argument.dtype in (torch.bfloat16, torch.float16)
-
-
-@contextlib.contextmanager
-def _installed(backend: str) -> Iterator[None]:
-    """Choose implementations inside the block as if `backend` could run here."""
-    changed = [(op, op.implementations[backend]) for op in dispatch._ops if backend in op.implementations]
-    for op, implementation in changed:
-        op.implementations[backend] = dataclasses.replace(implementation, unavailable=lambda: None)
-    dispatch.reset()
-    try:
-        with mock.patch.object(FLASH[backend], "unavailable", return_value=None):
-            yield
-    finally:
-        for op, implementation in changed:
-            op.implementations[backend] = implementation
-        dispatch.reset()
