@@ -82,9 +82,12 @@ def declare_operator(folder: str, schema: str, fake: Callable[..., Any], *, name
         computed = getattr(_direct[call[-1]], kernel)(*given)
         if not isinstance(computed, tuple):
             return computed
-        # A kernel returns None for a result that was not requested; an operator has to return an empty tensor.
-        some = next(argument for argument in given if isinstance(argument, Tensor))
-        return tuple(some.new_empty(0) if result is None else result for result in computed)
+        if not any(result is None for result in computed):
+            return computed
+        # A kernel returns None for a result that was not requested or that its backend has no use for; an operator has
+        # to return the tensor that its fake promises.
+        promised = fake(*given)
+        return tuple(other if result is None else result for result, other in zip(computed, promised, strict=True))
 
     definition = f"{name or kernel}({arguments}, str backend) -> {results}"
     packet = define(definition, run, lambda *call: fake(*call[:-1]))

@@ -43,9 +43,10 @@ def assert_close(ours: Tensor, expected: Tensor, scale: Tensor | None = None) ->
 
 
 def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, grad_total, grad_norm, shift=None) -> None:
-    total, norm, mean, rstd = add_layer_norm_forward(x, residual, shift, weight, bias, EPSILON, torch.float32)
+    total, norm, statistics, none = add_layer_norm_forward(x, residual, shift, weight, bias, EPSILON, torch.float32)
+    mean, rstd = statistics
     if residual is None:
-        assert total.numel() == 0
+        assert total is None
         total = x
     added = residual if shift is None else residual + shift
     assert torch.equal(total, x if residual is None else x + added)
@@ -54,10 +55,9 @@ def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, grad
     assert_close(mean, expected_mean, total.double().abs().mean(-1))
     assert_close(rstd, expected_rstd)
     *gradients, no_sum, nothing, no_residual = add_layer_norm_backward(
-        grad_total, grad_norm, total, weight, None, mean, rstd, None, None
+        grad_total, grad_norm, total, weight, None, statistics, none, None, None
     )
-    assert no_sum.numel() == nothing.numel() == 0
-    assert no_residual is None
+    assert no_sum is nothing is no_residual is None
     rows = norm.flatten(0, -2)
     weight_scale = grad_norm.flatten(0, -2).abs().sum(0) * max(float(rows.abs().max()), 1) if rows.numel() else None
     bias_scale = grad_norm.flatten(0, -2).abs().sum(0)
@@ -69,7 +69,7 @@ def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, grad
     ):
         assert_close(ours, hand, scale)
     *again, row_sum, recomputed, no_residual = add_layer_norm_backward(
-        grad_total, grad_norm, total, weight, bias, mean, rstd, torch.float32, torch.float32
+        grad_total, grad_norm, total, weight, bias, statistics, none, torch.float32, torch.float32
     )
     assert no_residual is None
     assert all(map(torch.equal, again, gradients))
@@ -99,9 +99,9 @@ def test_tensors_may_have_any_number_of_axes(shape):
 
 def test_a_single_row_has_one_axis():
     x, residual, weight, bias = torch.randn(4, 7)
-    total, norm, mean, rstd = add_layer_norm_forward(x, residual, None, weight, bias, EPSILON, torch.float32)
+    total, norm, *saved = add_layer_norm_forward(x, residual, None, weight, bias, EPSILON, torch.float32)
     assert_close(norm, norm_by_hand(total, weight, bias)[0])
-    grad_x, *_ = add_layer_norm_backward(None, x, total, weight, None, mean, rstd, None, None)
+    grad_x, *_ = add_layer_norm_backward(None, x, total, weight, None, *saved, None, None)
     assert_close(grad_x, gradients_by_hand(None, x[None], total[None], weight)[0][0])
 
 
@@ -109,13 +109,13 @@ def test_a_single_row_has_one_axis():
 def test_nothing_gives_nothing(shape):
     x = torch.empty(shape)
     weight, bias = parameters(shape[-1])
-    total, norm, mean, rstd = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
+    total, norm, *saved = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
     assert total.shape == norm.shape == shape
     grad_x, grad_weight, grad_bias, row_sum, again, grad_residual = add_layer_norm_backward(
-        x, x, total, weight, bias, mean, rstd, torch.float32, torch.bfloat16
+        x, x, total, weight, bias, *saved, torch.float32, torch.bfloat16
     )
     assert grad_x.shape == again.shape == grad_residual.shape == shape
-    assert mean.shape == rstd.shape == (shape[0] * shape[1],)
+    assert saved[0].shape == (2, shape[0] * shape[1])
     assert not grad_weight.any()
     assert not grad_bias.any()
     assert not row_sum.any()
@@ -125,7 +125,7 @@ def test_a_row_far_from_zero_keeps_what_its_numbers_hold():
     """Mean 1000, deviation 1: a variance taken as the difference of two means of squares would be off by a tenth."""
     x = torch.randn(1, 9, 768) + 1000
     weight, bias = torch.ones(768), torch.zeros(768)
-    _, norm, _, rstd = add_layer_norm_forward(x, None, None, weight, bias, EPSILON, torch.float32)
+    _, norm, (_, rstd), _ = add_layer_norm_forward(x, None, None, weight, bias, EPSILON, torch.float32)
     expected, _, expected_rstd = norm_by_hand(x, weight, bias)
     assert float((norm - expected).abs().max()) <= 1000 * 2**-22
     assert_close(rstd, expected_rstd)
@@ -155,8 +155,8 @@ def test_a_gradient_that_is_one_number_expanded_is_right(value):
     x = torch.randn(2, 65, 300)
     weight, bias = parameters(300)
     grad = torch.tensor(value).expand(x.shape)
-    total, _, mean, rstd = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
-    arguments = (total, weight, None, mean, rstd, None, None)
+    total, _, *saved = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
+    arguments = (total, weight, None, *saved, None, None)
     expected = add_layer_norm_backward(grad.clone(), grad.clone(), *arguments)[:3]
     assert all(map(torch.equal, add_layer_norm_backward(grad, grad, *arguments)[:3], expected))
 
@@ -165,8 +165,8 @@ def test_a_gradient_that_is_one_number_expanded_is_right(value):
 def test_the_gradient_of_the_residual_is_that_of_x_in_another_dtype(dtype):
     x, grad = torch.randn(2, 3, 7, 33)
     weight, bias = parameters(33)
-    total, _, mean, rstd = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
-    grad_x, *_, grad_residual = add_layer_norm_backward(grad, grad, total, weight, None, mean, rstd, None, dtype)
+    total, _, *saved = add_layer_norm_forward(x, x, None, weight, bias, EPSILON, torch.float32)
+    grad_x, *_, grad_residual = add_layer_norm_backward(grad, grad, total, weight, None, *saved, None, dtype)
     assert torch.equal(grad_residual, grad_x.to(dtype))
 
 
@@ -177,9 +177,9 @@ def test_results_are_the_same_for_any_number_of_threads_and_every_time(on_thread
 
     def run() -> list[Tensor]:
         outputs = add_layer_norm_forward(x, residual, bias, weight, bias, EPSILON, torch.float32)
-        total, _, *statistics = outputs
-        arguments = (grad_total, grad_norm, total, weight, bias, *statistics, torch.float32, torch.bfloat16)
-        return [*outputs, *add_layer_norm_backward(*arguments)]
+        total, norm, *saved = outputs
+        arguments = (grad_total, grad_norm, total, weight, bias, *saved, torch.float32, torch.bfloat16)
+        return [total, norm, saved[0], *add_layer_norm_backward(*arguments)]
 
     on_threads(1)
     expected = run()
@@ -213,9 +213,9 @@ def test_no_output_is_a_view_of_another_tensor():
     x = torch.randn(2, 3, 7)
     for some in (x, x.transpose(0, 1)):
         outputs = add_layer_norm_forward(some, some, None, *parameters(7), EPSILON, torch.float32)
-        total, _, mean, rstd = outputs
-        grads = add_layer_norm_backward(some, some, total, *parameters(7), mean, rstd, torch.float32, torch.bfloat16)
-        assert not any(output._is_view() for output in (*outputs, *grads))
+        total, _, *saved = outputs
+        grads = add_layer_norm_backward(some, some, total, *parameters(7), *saved, torch.float32, torch.bfloat16)
+        assert not any(output._is_view() for output in (*outputs[:3], *grads))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

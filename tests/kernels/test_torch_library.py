@@ -81,8 +81,8 @@ OPERATORS = {
             rand(2, 3, 6),
             rand(6),
             rand(6),
-            torch.zeros(6),
-            torch.ones(6),
+            torch.ones(2, 6),
+            torch.zeros(32, dtype=torch.int32),
             torch.float32,
             torch.bfloat16,
             "native",
@@ -120,7 +120,7 @@ OPERATORS = {
     "gelu": (ops.gelu, (rand(2, 3, 6), rand(6), "native")),
     "gelu_backward": (
         ops.gelu_backward,
-        (rand(2, 3, 6), rand(2, 3, 6), rand(6), "native"),
+        (rand(2, 3, 6), rand(2, 3, 6), rand(6), torch.zeros(32, dtype=torch.int32), "native"),
     ),
 }
 

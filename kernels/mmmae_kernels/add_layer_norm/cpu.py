@@ -22,11 +22,11 @@ def add_layer_norm_forward(
     bias: Tensor,
     epsilon: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sum, its layer norm, and mean and 1 / standard deviation of each row.
+) -> tuple[Tensor | None, Tensor, Tensor, None]:
+    """Return the sum, its layer norm, mean and 1 / standard deviation of each row `[2, ROWS]`, and None for counters.
 
     Args:
-        x, residual: `[..., D]`, any strides. Without residual the returned sum is an empty tensor.
+        x, residual: `[..., D]`, any strides. Without residual the returned sum is None.
         residual_bias: `[D]`, or None for zero.
         weight, bias: `[D]`.
         epsilon: added to the variance.
@@ -35,9 +35,9 @@ def add_layer_norm_forward(
     width = weight.numel()
     rows = x.numel() // width if width else math.prod(x.shape[:-1])
     norm = empty_like(x, memory_format=CONTIGUOUS)
-    total = x.new_empty(0) if residual is None else empty_like(x, memory_format=CONTIGUOUS)
-    mean = x.new_empty(rows)
-    rstd = empty_like(mean)
+    total = None if residual is None else empty_like(x, memory_format=CONTIGUOUS)
+    statistics = x.new_empty(2, rows)
+    mean = statistics.data_ptr()
     sizes, x_strides, residual_strides = (1, rows, width), (0, width), (0, width)
     if not (x.is_contiguous() and (residual is None or residual.is_contiguous())):
         x = library.to_three_axes(x)
@@ -57,14 +57,14 @@ def add_layer_norm_forward(
         weight.data_ptr(),
         bias.data_ptr(),
         epsilon,
-        total.data_ptr(),
+        0 if total is None else total.data_ptr(),
         norm.data_ptr(),
-        mean.data_ptr(),
-        rstd.data_ptr(),
+        mean,
+        mean + 4 * rows,
         sizes,
         get_num_threads(),
     )
-    return total, norm, mean, rstd
+    return total, norm, statistics, None
 
 
 def add_layer_norm_backward(
@@ -73,28 +73,30 @@ def add_layer_norm_backward(
     total: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
+    counters: Tensor | None,
     sum_dtype: torch.dtype | None,
     residual_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of x, weight, bias and residual_bias, the layer norm computed again, and that of residual.
 
     Args:
         grad_total, grad_norm: gradients of the outputs, `[..., D]`, any strides; None for `grad_total` means zero.
-        total, mean, rstd: outputs of `add_layer_norm_forward`.
+        total, statistics: outputs of `add_layer_norm_forward`.
         weight: `[D]`.
-        bias: `[D]` to compute the norm again in the same pass; None returns an empty tensor for it.
-        sum_dtype: dtype of the gradient of residual_bias, always float32; None returns an empty tensor for it.
+        bias: `[D]` to compute the norm again in the same pass; None returns None for it.
+        counters: not used here.
+        sum_dtype: dtype of the gradient of residual_bias, always float32; None returns None for it.
         residual_dtype: dtype of the gradient of residual; None or float32 returns None, as that of x is the same.
     """
     width = weight.numel()
     grad_x = empty_like(total, memory_format=CONTIGUOUS)
-    norm = total.new_empty(0) if bias is None else empty_like(total, memory_format=CONTIGUOUS)
+    norm = None if bias is None else empty_like(total, memory_format=CONTIGUOUS)
     grad_weight = total.new_empty(width)
     grad_bias = empty_like(grad_weight)
-    row_sum = total.new_empty(0) if sum_dtype is None else empty_like(grad_weight)
-    sizes, strides = (1, mean.numel(), width), (0, width)
+    row_sum = None if sum_dtype is None else empty_like(grad_weight)
+    rows, mean = statistics.size(1), statistics.data_ptr()
+    sizes, strides = (1, rows, width), (0, width)
     grad_total_strides = grad_norm_strides = total_strides = strides
     if not (total.is_contiguous() and grad_norm.is_contiguous() and (grad_total is None or grad_total.is_contiguous())):
         total, grad_norm = library.to_three_axes(total), library.to_three_axes(grad_norm)
@@ -116,13 +118,13 @@ def add_layer_norm_backward(
         total_strides,
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
-        mean.data_ptr(),
-        rstd.data_ptr(),
+        mean,
+        mean + 4 * rows,
         grad_x.data_ptr(),
         grad_weight.data_ptr(),
         grad_bias.data_ptr(),
-        row_sum.data_ptr(),
-        norm.data_ptr(),
+        0 if row_sum is None else row_sum.data_ptr(),
+        0 if norm is None else norm.data_ptr(),
         sizes,
         get_num_threads(),
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.config import Launch, row_config
+from ..gpu.config import Launch, element_config, next_power_of_2, row_config
+from ..gpu.groups import COUNTERS, GROUP, TILE, rows_of_a_program
 from ..gpu.launch import launch
-from ..gpu.partial_sums import sum_partials
-
-PROGRAMS = 1024  # upper limit in backward, enough for any GPU
-ROWS = 8  # lower limit of rows a program in backward: its partial sums are then a fraction of what it writes
+from ..gpu.partial_sums import end_sums
 
 
 def add_layer_norm_forward(
@@ -23,30 +23,29 @@ def add_layer_norm_forward(
     bias: Tensor,
     epsilon: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sum (empty without residual), the norm in `dtype`, and mean and 1 / standard deviation `[ROWS]`.
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Return the sum (None without residual), the norm in `dtype`, the statistics, and counters for backward.
 
-    One launch.
+    The statistics are mean and 1 / standard deviation `[2, ROWS]`. One launch.
     """
-    shape, total_dtype = x.shape, x.dtype
+    shape = x.shape
     width = shape[-1]
     rows = x.numel() // width if width else 0
-    if residual is None:
-        total = x.new_empty(0)
-    else:
-        if residual.dtype != total_dtype:
-            total_dtype = torch.promote_types(total_dtype, residual.dtype)
+    total = None
+    if residual is not None:
+        dtypes = x.dtype, residual.dtype
+        total_dtype = dtypes[0] if dtypes[0] == dtypes[1] else torch.promote_types(*dtypes)
         total = x.new_empty(*shape, dtype=total_dtype)
     norm = x.new_empty(*shape, dtype=dtype)
-    mean = x.new_empty(rows, dtype=torch.float32)
-    rstd = torch.empty_like(mean)
+    statistics = x.new_empty(2, rows, dtype=torch.float32)
+    counters = x.new_empty(COUNTERS, dtype=torch.int32)
     x, stride_x = _rows(x, width)
     residual, stride_residual = (None, 0) if residual is None else _rows(residual, width)
     tensors = (
         norm,
-        None if residual is None else total,
-        mean,
-        rstd,
+        total,
+        statistics,
+        counters,
         x,
         residual,
         None if residual_bias is None else residual_bias.contiguous(),
@@ -54,7 +53,7 @@ def add_layer_norm_forward(
         bias.contiguous(),
     )
     launch(_describe_forward, tensors, (rows, width, float(epsilon), stride_x, stride_residual))
-    return total, norm, mean, rstd
+    return total, norm, statistics, counters
 
 
 def add_layer_norm_backward(
@@ -63,52 +62,65 @@ def add_layer_norm_backward(
     total: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
+    counters: Tensor,
     sum_dtype: torch.dtype | None,
     residual_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of x, weight, bias and residual_bias, the layer norm computed again, and that of residual.
 
-    The gradient of residual_bias has dtype `sum_dtype` and is empty if that is None. The norm has the dtype of its
-    gradient and is empty without `bias`. The gradient of residual is that of x rounded to `residual_dtype`; None if
-    that is None or the dtype of `total`. Two launches; deterministic.
+    The gradient of residual_bias has dtype `sum_dtype` and is None if that is. The norm has the dtype of its gradient
+    and is None without `bias`. The gradient of residual is that of x rounded to `residual_dtype`; None if that is None
+    or the dtype of `total`. One launch; deterministic.
     """
     shape = total.shape
     width = shape[-1]
     rows = total.numel() // width if width else 0
+    rows_per_program, programs = _programs(rows, width)
+    new_sum = weight.new_empty if rows else weight.new_zeros  # without rows nothing is launched
     grad_x = total.new_empty(*shape)
     grad_residual = None
     if residual_dtype is not None and residual_dtype != total.dtype:
         grad_residual = total.new_empty(*shape, dtype=residual_dtype)
-    norm = grad_norm.new_empty(0) if bias is None else grad_norm.new_empty(*shape)
-    rows_per_program = max(ROWS, -(-rows // PROGRAMS))
-    programs = -(-rows // rows_per_program)
-    sums = [weight.new_empty(width), weight.new_empty(width)]
-    if sum_dtype is not None:
-        sums.append(weight.new_empty(width, dtype=sum_dtype))
-    partials = total.new_empty(programs, len(sums), width, dtype=torch.float32)
+    norm = None if bias is None else grad_norm.new_empty(*shape)
+    grad_weight, grad_bias = new_sum(width), new_sum(width)
+    row_sum = None if sum_dtype is None else new_sum(width, dtype=sum_dtype)
+    sums = 2 if row_sum is None else 3
+    partials = total.new_empty(programs, sums, width, dtype=torch.float32)
     total, stride_total = _rows(total, width)
     grad_norm, stride_grad_norm = _rows(grad_norm, width)
     grad_total, stride_grad_total = (None, 0) if grad_total is None else _rows(grad_total, width)
     tensors = (
         grad_x,
         grad_residual,
+        grad_weight,
+        grad_bias,
+        row_sum,
+        norm,
         partials,
-        None if bias is None else norm,
+        counters,
         grad_total,
         grad_norm,
         total,
-        mean,
-        rstd,
+        statistics,
         weight.contiguous(),
         None if bias is None else bias.contiguous(),
     )
-    numbers = rows, width, rows_per_program, stride_grad_total, stride_grad_norm, stride_total, len(sums)
+    numbers = rows, width, rows_per_program, programs, stride_grad_total, stride_grad_norm, stride_total, sums
     launch(_describe_backward, tensors, numbers)
-    sum_partials(partials, sums)
-    row_sum = grad_x.new_empty(0) if sum_dtype is None else sums[2]
-    return grad_x, sums[0], sums[1], row_sum, norm, grad_residual
+    return grad_x, grad_weight, grad_bias, row_sum, norm, grad_residual
+
+
+@functools.lru_cache(maxsize=4096)
+def _programs(rows: int, width: int) -> tuple[int, int]:
+    """Return the rows of a program in backward, and the number of programs."""
+    rows_per_program = rows_of_a_program(rows, _rows_together(width))
+    return rows_per_program, -(-rows // rows_per_program)
+
+
+def _rows_together(width: int) -> int:
+    """Return how many rows a program has in registers at once in backward."""
+    return max(1, min(32, TILE // next_power_of_2(width)))
 
 
 def _rows(tensor: Tensor, width: int) -> tuple[Tensor, int]:
@@ -124,7 +136,14 @@ def _rows(tensor: Tensor, width: int) -> tuple[Tensor, int]:
 def _describe_forward(
     target: str, rows: int, width: int, epsilon: float, stride_x: int, stride_residual: int
 ) -> Launch:
-    arguments = {"D": width, "epsilon": epsilon, "stride_x": stride_x, "stride_residual": stride_residual}
+    arguments = {
+        "ROWS": rows,
+        "D": width,
+        "epsilon": epsilon,
+        "stride_x": stride_x,
+        "stride_residual": stride_residual,
+        "COUNTERS": COUNTERS,
+    }
     return Launch(_add_layer_norm_forward, lambda c: (rows,), arguments, (row_config(width, target),))
 
 
@@ -133,6 +152,7 @@ def _describe_backward(
     rows: int,
     width: int,
     rows_per_program: int,
+    programs: int,
     stride_grad_total: int,
     stride_grad_norm: int,
     stride_total: int,
@@ -147,25 +167,27 @@ def _describe_backward(
         "stride_total": stride_total,
         "SUMS": sums,
     }
-    # A thread holds 8 numbers of each of eight rows, and addresses: more than the 64 registers of full occupancy. With
-    # fewer than 128 some of the combinations of dtypes under autocast would spill.
-    config = row_config(width, target)._replace(registers=128)
-    return Launch(_add_layer_norm_backward, lambda c: (triton.cdiv(rows, rows_per_program),), arguments, (config,))
+    together, block = _rows_together(width), next_power_of_2(width)
+    constants = {"BLOCK_R": together, "BLOCK_D": block, "GROUP": GROUP}
+    # A thread holds 8 numbers of each of a dozen tiles, those asked for early included, and addresses.
+    config = element_config(constants, together * block, target)._replace(registers=128)
+    return Launch(_add_layer_norm_backward, lambda c: (programs,), arguments, (config,))
 
 
 @triton.jit
 def _add_layer_norm_forward(
     norm_ptr,          # [ROWS, D]
     total_ptr,         # [ROWS, D], or None without residual
-    mean_ptr,          # [ROWS] float32
-    rstd_ptr,          # [ROWS] float32, 1 / standard deviation
+    statistics_ptr,    # [2, ROWS] float32, mean and 1 / standard deviation
+    counter_ptr,       # [COUNTERS] int32, zeroed for backward
     x_ptr,             # [ROWS, D]
     residual_ptr,      # [ROWS, D] or None
     residual_bias_ptr,  # [D] or None
     weight_ptr,        # [D]
     bias_ptr,          # [D]
-    D, epsilon,
+    ROWS, D, epsilon,
     stride_x, stride_residual,  # between rows
+    COUNTERS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -188,61 +210,87 @@ def _add_layer_norm_forward(
     bias = tl.load(bias_ptr + d, mask=has_channel, other=0).to(tl.float32)
     norm = centred * rstd * weight + bias
     tl.store(norm_ptr + row * D + d, norm.to(norm_ptr.dtype.element_ty), mask=has_channel)
-    tl.store(mean_ptr + row, mean)
-    tl.store(rstd_ptr + row, rstd)
+    tl.store(statistics_ptr + row, mean)
+    tl.store(statistics_ptr + ROWS + row, rstd)
+    if row == 0:
+        tl.store(counter_ptr + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))
 
 
 @triton.jit
 def _add_layer_norm_backward(
     grad_x_ptr,        # [ROWS, D]
     grad_residual_ptr,  # [ROWS, D] the same in another dtype, or None
-    partial_ptr,       # [programs, SUMS, D] each program's sums: gradients of weight, bias and, if 3, residual_bias
+    grad_weight_ptr,   # [D]
+    grad_bias_ptr,     # [D]
+    row_sum_ptr,       # [D] gradient of residual_bias, or None
     norm_ptr,          # [ROWS, D] the norm computed again, or None
+    partial_ptr,       # [programs, SUMS, D] float32, each program's part of these sums
+    counter_ptr,       # [2*GROUP] int32
     grad_total_ptr,    # [ROWS, D] or None
     grad_norm_ptr,     # [ROWS, D]
     total_ptr,         # [ROWS, D]
-    mean_ptr,          # [ROWS]
-    rstd_ptr,          # [ROWS]
+    statistics_ptr,    # [2, ROWS]
     weight_ptr,        # [D]
     bias_ptr,          # [D], or None if norm_ptr is
     ROWS, D,
     rows_per_program,
     stride_grad_total, stride_grad_norm, stride_total,  # between rows
     SUMS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
-    program = tl.program_id(0)
+    first = tl.program_id(0) * rows_per_program
+    end = tl.minimum(first + rows_per_program, ROWS)
     d = tl.arange(0, BLOCK_D)
     has_channel = d < D
-    weight = tl.load(weight_ptr + d, mask=has_channel, other=0).to(tl.float32)
+    weight = tl.load(weight_ptr + d, mask=has_channel, other=0).to(tl.float32)[None, :]
     if norm_ptr is not None:
-        bias = tl.load(bias_ptr + d, mask=has_channel, other=0).to(tl.float32)
-    weight_sum, bias_sum = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
-    row_sum = tl.zeros((BLOCK_D,), tl.float32)
-    for place in range(program * rows_per_program, tl.minimum((program + 1) * rows_per_program, ROWS)):
-        row = tl.cast(place, tl.int64)
-        total = tl.load(total_ptr + row * stride_total + d, mask=has_channel, other=0).to(tl.float32)
-        rstd = tl.load(rstd_ptr + row)
-        unit = tl.where(has_channel, (total - tl.load(mean_ptr + row)) * rstd, 0.0)
+        bias = tl.load(bias_ptr + d, mask=has_channel, other=0).to(tl.float32)[None, :]
+    weight_sum, bias_sum = tl.zeros((BLOCK_R, BLOCK_D), tl.float32), tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    row_sum = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    next_total = _load_rows(total_ptr, first, end, stride_total, d, D, BLOCK_R)
+    next_grad_norm = _load_rows(grad_norm_ptr, first, end, stride_grad_norm, d, D, BLOCK_R)
+    for start in range(first, end, BLOCK_R):
+        total, grad_norm = next_total.to(tl.float32), next_grad_norm.to(tl.float32)
+        if grad_total_ptr is not None:
+            grad_total = _load_rows(grad_total_ptr, start, end, stride_grad_total, d, D, BLOCK_R)
+        # What the next rows begin with is asked for before these are computed.
+        next_total = _load_rows(total_ptr, start + BLOCK_R, end, stride_total, d, D, BLOCK_R)
+        next_grad_norm = _load_rows(grad_norm_ptr, start + BLOCK_R, end, stride_grad_norm, d, D, BLOCK_R)
+        row = start + tl.arange(0, BLOCK_R)
+        has_row = row < end
+        place, mask = row.to(tl.int64)[:, None] * D + d[None, :], has_row[:, None] & has_channel[None, :]
+        mean = tl.load(statistics_ptr + row, mask=has_row, other=0)
+        rstd = tl.load(statistics_ptr + ROWS + row, mask=has_row, other=0)[:, None]
+        unit = tl.where(mask, (total - mean[:, None]) * rstd, 0.0)
         if norm_ptr is not None:
-            norm = (unit * weight + bias).to(norm_ptr.dtype.element_ty)
-            tl.store(norm_ptr + row * D + d, norm, mask=has_channel)
-        grad_norm = tl.load(grad_norm_ptr + row * stride_grad_norm + d, mask=has_channel, other=0).to(tl.float32)
+            tl.store(norm_ptr + place, (unit * weight + bias).to(norm_ptr.dtype.element_ty), mask=mask)
         weight_sum += grad_norm * unit
         bias_sum += grad_norm
         grad_unit = grad_norm * weight
         # Ba et al., "Layer normalization", 2016: subtract the components along the mean and along the row itself.
-        grad_x = (grad_unit - (tl.sum(grad_unit) + unit * tl.sum(grad_unit * unit)) / D) * rstd
+        along_mean, along_row = tl.sum(grad_unit, axis=1)[:, None], tl.sum(grad_unit * unit, axis=1)[:, None]
+        grad_x = (grad_unit - (along_mean + unit * along_row) / D) * rstd
         if grad_total_ptr is not None:
-            grad_x += tl.load(grad_total_ptr + row * stride_grad_total + d, mask=has_channel, other=0).to(tl.float32)
+            grad_x += grad_total.to(tl.float32)
         if SUMS == 3:
             row_sum += grad_x
-        tl.store(grad_x_ptr + row * D + d, grad_x.to(grad_x_ptr.dtype.element_ty), mask=has_channel)
+        tl.store(grad_x_ptr + place, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
         if grad_residual_ptr is not None:
-            grad_residual = grad_x.to(grad_residual_ptr.dtype.element_ty)
-            tl.store(grad_residual_ptr + row * D + d, grad_residual, mask=has_channel)
-    partial_at = partial_ptr + program.to(tl.int64) * SUMS * D + d
-    tl.store(partial_at, weight_sum, mask=has_channel)
-    tl.store(partial_at + D, bias_sum, mask=has_channel)
+            tl.store(grad_residual_ptr + place, grad_x.to(grad_residual_ptr.dtype.element_ty), mask=mask)
+    partial_at = partial_ptr + tl.program_id(0).to(tl.int64) * SUMS * D + d
+    tl.store(partial_at, tl.sum(weight_sum, axis=0), mask=has_channel)
+    tl.store(partial_at + D, tl.sum(bias_sum, axis=0), mask=has_channel)
     if SUMS == 3:
-        tl.store(partial_at + 2 * D, row_sum, mask=has_channel)
+        tl.store(partial_at + 2 * D, tl.sum(row_sum, axis=0), mask=has_channel)
+    end_sums(
+        grad_weight_ptr, grad_bias_ptr, row_sum_ptr, partial_ptr, counter_ptr, D, d, has_channel, SUMS, GROUP
+    )
+
+
+@triton.jit
+def _load_rows(pointer, start, end, stride, d, D, BLOCK_R: tl.constexpr):
+    """Return BLOCK_R rows from `start` on, zero outside of rows before `end` and channels before D."""
+    row = start + tl.arange(0, BLOCK_R)
+    mask = (row < end)[:, None] & (d < D)[None, :]
+    return tl.load(pointer + row.to(tl.int64)[:, None] * stride + d[None, :], mask=mask, other=0)

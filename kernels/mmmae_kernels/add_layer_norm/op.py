@@ -12,6 +12,7 @@ from torch import Tensor
 from ..autocast import is_autocast
 from ..checks import check_device, check_epsilon, check_floating, check_like, check_shape, check_tensor, check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
+from ..gpu.groups import COUNTERS
 from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import add_layer_norm_reference
 
@@ -121,8 +122,8 @@ class _AddLayerNorm(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Any:
         *call, backend = arguments
         x, residual, residual_bias, weight, *_ = call
-        total, norm, mean, rstd = kernels_for(x, backend).add_layer_norm_forward(*call)
-        ctx.save_for_backward(x if residual is None else total, weight, mean, rstd)
+        total, norm, statistics, counters = kernels_for(x, backend).add_layer_norm_forward(*call)
+        ctx.save_for_backward(x if residual is None else total, weight, statistics, counters)
         ctx.set_materialize_grads(False)
         ctx.dtypes, ctx.backend = dtypes_of(x, residual, residual_bias), backend
         return norm if residual is None else (total, norm)
@@ -133,10 +134,10 @@ class _AddLayerNorm(torch.autograd.Function):
         grad_total, grad_norm = grads if len(grads) == 2 else (None, grads[0])
         grad, grad_weight, grad_bias, row_sum, grad_residual = grad_total, None, None, None, None
         if grad_norm is not None:
-            total, weight, mean, rstd = ctx.saved_tensors
+            total, weight, statistics, counters = ctx.saved_tensors
             backward = kernels_for(total, ctx.backend).add_layer_norm_backward
             grad, grad_weight, grad_bias, row_sum, _, grad_residual = backward(
-                *(grad_total, grad_norm, total, weight, None, mean, rstd), ctx.dtypes[2], ctx.dtypes[1]
+                *(grad_total, grad_norm, total, weight, None, statistics, counters), ctx.dtypes[2], ctx.dtypes[1]
             )
         return *summand_gradients(grad, row_sum, ctx.dtypes, grad_residual), grad_weight, grad_bias, None, None, None
 
@@ -186,11 +187,12 @@ def _forward_fake(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tenso
     dtype = rest[-1]
     rows = math.prod(x.shape[:-1])
     total = x.new_empty((0,) if residual is None else x.shape, dtype=total_dtype(x, residual))
-    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return total, x.new_empty(x.shape, dtype=dtype), mean, rstd
+    statistics, counters = x.new_empty(2, rows, dtype=torch.float32), x.new_zeros(COUNTERS, dtype=torch.int32)
+    return total, x.new_empty(x.shape, dtype=dtype), statistics, counters
 
 
-# Returns the sum (empty without residual), the norm in `dtype`, and in float32 mean and 1 / deviation `[ROWS]`.
+# Returns the sum (empty without residual), the norm in `dtype`, in float32 mean and 1 / standard deviation `[2, ROWS]`,
+# and zeros, which a GPU's backward kernel counts with and leaves as they were (see gpu/partial_sums.py).
 declare_operator(
     "add_layer_norm",
     "add_layer_norm_forward(Tensor x, Tensor? residual, Tensor? residual_bias, Tensor weight, Tensor bias, "
@@ -218,7 +220,7 @@ def _backward_fake(
 declare_operator(
     "add_layer_norm",
     "add_layer_norm_backward(Tensor? grad_total, Tensor grad_norm, Tensor total, Tensor weight, Tensor? bias, "
-    "Tensor mean, Tensor rstd, ScalarType? sum_dtype, ScalarType? residual_dtype) "
+    "Tensor statistics, Tensor? counters, ScalarType? sum_dtype, ScalarType? residual_dtype) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_fake,
 )

@@ -16,6 +16,8 @@ def cost(launch: Launch) -> tuple[int, int]:
     kernel = launch.kernel.fn.__name__.lstrip("_")
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     moved = {name: value.numel() * value.element_size() for name, value in tensors.items()}
+    if "counter_ptr" in tensors and "partial_ptr" in tensors:
+        moved["partial_ptr"] *= 2  # stored, and added up at the end
     flops = 0
     rows, width = arguments.get("ROWS", 0), arguments.get("D", 0)
     if "P" in arguments:

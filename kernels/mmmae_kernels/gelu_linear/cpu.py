@@ -14,8 +14,8 @@ _backward = library.function("gelu_backward")
 CONTIGUOUS = torch.contiguous_format
 
 
-def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
-    """Return `gelu(hidden + hidden_bias)`, the exact GELU.
+def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, None]:
+    """Return `gelu(hidden + hidden_bias)`, the exact GELU, and None for counters.
 
     Args:
         hidden: `[..., H]`, any strides.
@@ -27,16 +27,19 @@ def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
         hidden_bias = hidden_bias.contiguous()
     bias = 0 if hidden_bias is None else hidden_bias.data_ptr()
     _forward(rows.data_ptr(), strides, bias, activated.data_ptr(), sizes, get_num_threads())
-    return activated
+    return activated, None
 
 
-def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def gelu_backward(
+    grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None, counters: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Multiply `grad` in place by `gelu'(hidden + hidden_bias)`; return the activation and the gradient of the bias.
 
     Args:
         grad: `[..., H]`, contiguous; overwritten.
         hidden: `[..., H]`, any strides.
-        hidden_bias: `[H]`, or None for zero; its gradient is then an empty tensor.
+        hidden_bias: `[H]`, or None for zero; its gradient is then None.
+        counters: not used here.
 
     Raises:
         ValueError: `grad` does not have the shape of `hidden`, or is not contiguous float32.
@@ -49,7 +52,7 @@ def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> t
     activated = empty_like(hidden, memory_format=CONTIGUOUS)
     rows, strides, sizes = _rows(hidden)
     if hidden_bias is None:
-        bias, grad_bias = 0, hidden.new_empty(0)
+        bias, grad_bias = 0, None
     else:
         hidden_bias = hidden_bias.contiguous()
         bias, grad_bias = hidden_bias.data_ptr(), empty_like(hidden_bias)
@@ -59,7 +62,7 @@ def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> t
         strides,
         bias,
         activated.data_ptr(),
-        grad_bias.data_ptr(),
+        0 if grad_bias is None else grad_bias.data_ptr(),
         sizes,
         get_num_threads(),
     )

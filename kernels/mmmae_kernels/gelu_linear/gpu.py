@@ -8,67 +8,76 @@ import triton.language as tl
 from torch import Tensor
 
 from ..gpu.config import Launch, element_config
+from ..gpu.groups import COUNTERS, GROUP, TILE, rows_of_a_program
 from ..gpu.launch import launch
-from ..gpu.partial_sums import sum_partials
+from ..gpu.partial_sums import end_sums
+from .op import BLOCK_H
 
-PROGRAMS = 1024  # upper limit along the rows; with a few blocks of channels each, enough for any GPU
-ROWS = 8  # lower limit of rows a program: its partial sum is then at most a sixteenth of what it writes
+PROGRAMS = 1024  # upper limit along the rows in forward; with a few blocks of channels each, enough for any GPU
+ROWS = 8  # lower limit of rows a program in forward
+TOGETHER = TILE // BLOCK_H  # rows that a program has in registers at once in backward
 
 
-def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> Tensor:
-    """Return `gelu(hidden + hidden_bias)`, contiguous, in one launch."""
+def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return `gelu(hidden + hidden_bias)`, contiguous, in one launch, and counters for backward (None without bias)."""
     hidden = hidden.contiguous()
-    activated = torch.empty_like(hidden)
+    activated, counters = torch.empty_like(hidden), None
+    width, rows = hidden.shape[-1], _rows(hidden)
     if hidden_bias is not None:
         hidden_bias = hidden_bias.contiguous()
-    launch(_describe_forward, (activated, hidden, hidden_bias), _sizes(hidden))
-    return activated
+        counters = hidden.new_empty(-(-width // BLOCK_H) * COUNTERS, dtype=torch.int32)
+    numbers = rows, width, min(PROGRAMS, -(-rows // ROWS))
+    launch(_describe_forward, (activated, counters, hidden, hidden_bias), numbers)
+    return activated, counters
 
 
-def gelu_backward(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def gelu_backward(
+    grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None, counters: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Multiply `grad` in place by `gelu'(hidden + hidden_bias)`; return the activation and the gradient of the bias.
 
-    The gradient of the bias is an empty tensor if there is no bias. One launch, two with a bias; deterministic.
+    The gradient of the bias is None if there is no bias. One launch; deterministic.
     """
     if not grad.is_contiguous():
         raise ValueError(f"grad has strides {list(grad.stride())}, expected a contiguous tensor")
     hidden = hidden.contiguous()
     activated = torch.empty_like(hidden)
-    numbers = _sizes(hidden)
-    if hidden_bias is None:
-        launch(_describe_backward, (activated, grad, None, hidden, None), numbers)
-        return activated, hidden.new_empty(0)
-    _, width, programs = numbers
-    partials = grad.new_empty(programs, 1, width, dtype=torch.float32)
-    grad_bias = hidden_bias.new_empty(width)
-    launch(_describe_backward, (activated, grad, partials, hidden, hidden_bias.contiguous()), numbers)
-    sum_partials(partials, (grad_bias,))
+    width, rows = hidden.shape[-1], _rows(hidden)
+    rows_per_program = rows_of_a_program(rows, TOGETHER)
+    programs = -(-rows // rows_per_program)
+    partials = grad_bias = None
+    if hidden_bias is not None:
+        hidden_bias = hidden_bias.contiguous()
+        partials = grad.new_empty(programs, width, dtype=torch.float32)
+        # Without rows nothing is launched.
+        grad_bias = hidden_bias.new_empty(width) if rows else hidden_bias.new_zeros(width)
+    tensors = activated, grad, grad_bias, partials, counters, hidden, hidden_bias
+    launch(_describe_backward, tensors, (rows, width, rows_per_program, programs))
     return activated, grad_bias
 
 
-def _sizes(hidden: Tensor) -> tuple[int, int, int]:
-    """Return the number of rows, their width, and the number of programs along the rows."""
-    width, count = hidden.shape[-1], hidden.numel()
-    rows = count // width if count else 0
-    return rows, width, min(PROGRAMS, -(-rows // ROWS))
+def _rows(hidden: Tensor) -> int:
+    count = hidden.numel()
+    return count // hidden.shape[-1] if count else 0
 
 
 def _describe_forward(target: str, rows: int, width: int, programs: int) -> Launch:
-    return _describe(_gelu_forward, target, rows, width, programs)
+    arguments = {
+        "ROWS": rows,
+        "H": width,
+        "rows_per_program": triton.cdiv(rows, max(programs, 1)),
+        "COUNTERS": COUNTERS,
+    }
+    config = element_config({"BLOCK_H": BLOCK_H}, BLOCK_H, target)
+    return Launch(_gelu_forward, lambda c: (programs, triton.cdiv(width, BLOCK_H)), arguments, (config,))
 
 
-def _describe_backward(target: str, rows: int, width: int, programs: int) -> Launch:
-    return _describe(_gelu_backward, target, rows, width, programs)
-
-
-def _describe(kernel: triton.JITFunction, target: str, rows: int, width: int, programs: int) -> Launch:
-    """Describe a launch with one program for each block of channels and group of rows.
-
-    There is only one config: backward overwrites its input, so autotuning can't run it repeatedly.
-    """
-    arguments = {"ROWS": rows, "H": width, "rows_per_program": triton.cdiv(rows, max(programs, 1))}
-    config = element_config({"BLOCK_H": 512}, 512, target)
-    return Launch(kernel, lambda c: (programs, triton.cdiv(width, c["BLOCK_H"])), arguments, (config,))
+def _describe_backward(target: str, rows: int, width: int, rows_per_program: int, programs: int) -> Launch:
+    """Describe a launch with one config: it overwrites its input, so autotuning can't run it repeatedly."""
+    arguments = {"ROWS": rows, "H": width, "rows_per_program": rows_per_program}
+    constants = {"BLOCK_R": TOGETHER, "BLOCK_H": BLOCK_H, "GROUP": GROUP, "COUNTERS": COUNTERS}
+    config = element_config(constants, TILE, target)
+    return Launch(_gelu_backward, lambda c: (programs, triton.cdiv(width, BLOCK_H)), arguments, (config,))
 
 
 @triton.jit
@@ -81,10 +90,12 @@ def _normal(x):
 @triton.jit
 def _gelu_forward(
     activated_ptr,     # [ROWS, H]
+    counter_ptr,       # [blocks of H, COUNTERS] int32, zeroed for backward, or None
     hidden_ptr,        # [ROWS, H]
     bias_ptr,          # [H] or None
     ROWS, H,
     rows_per_program,
+    COUNTERS: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -98,33 +109,46 @@ def _gelu_forward(
         hidden = tl.load(hidden_ptr + place, mask=has_channel, other=0).to(tl.float32) + bias
         cumulative, _ = _normal(hidden)
         tl.store(activated_ptr + place, (hidden * cumulative).to(activated_ptr.dtype.element_ty), mask=has_channel)
+    if counter_ptr is not None:
+        counter = tl.program_id(1) * COUNTERS + tl.arange(0, COUNTERS)
+        tl.store(counter_ptr + counter, tl.zeros((COUNTERS,), tl.int32), mask=program == 0)
 
 
 @triton.jit
 def _gelu_backward(
     activated_ptr,     # [ROWS, H]
     grad_ptr,          # [ROWS, H] gradient of the activation, overwritten by that of hidden
-    partial_ptr,       # [programs, H] float32, each program's sum of the gradient of hidden; None without bias
+    grad_bias_ptr,     # [H], or None without bias
+    partial_ptr,       # [programs, H] float32, each program's part of grad_bias, or None
+    counter_ptr,       # [blocks of H, COUNTERS] int32 or None
     hidden_ptr,        # [ROWS, H]
     bias_ptr,          # [H] or None
     ROWS, H,
     rows_per_program,
-    BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
+    GROUP: tl.constexpr, COUNTERS: tl.constexpr,
 ):
     program = tl.program_id(0)
+    first = program * rows_per_program
+    end = tl.minimum(first + rows_per_program, ROWS)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     has_channel = h < H
-    bias, bias_sum = tl.zeros((BLOCK_H,), tl.float32), tl.zeros((BLOCK_H,), tl.float32)
+    bias_sum = tl.zeros((BLOCK_R, BLOCK_H), tl.float32)
+    bias = tl.zeros((BLOCK_H,), tl.float32)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + h, mask=has_channel, other=0).to(tl.float32)
-    for row in range(program * rows_per_program, tl.minimum((program + 1) * rows_per_program, ROWS)):
-        place = tl.cast(row, tl.int64) * H + h
-        hidden = tl.load(hidden_ptr + place, mask=has_channel, other=0).to(tl.float32) + bias
-        grad = tl.load(grad_ptr + place, mask=has_channel, other=0).to(tl.float32)
+    for start in range(first, end, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        place = row.to(tl.int64)[:, None] * H + h[None, :]
+        mask = (row < end)[:, None] & has_channel[None, :]
+        hidden = tl.load(hidden_ptr + place, mask=mask, other=0).to(tl.float32) + bias[None, :]
+        grad = tl.load(grad_ptr + place, mask=mask, other=0).to(tl.float32)
         cumulative, density = _normal(hidden)
-        tl.store(activated_ptr + place, (hidden * cumulative).to(activated_ptr.dtype.element_ty), mask=has_channel)
+        tl.store(activated_ptr + place, (hidden * cumulative).to(activated_ptr.dtype.element_ty), mask=mask)
         grad *= cumulative + hidden * density
         bias_sum += grad
-        tl.store(grad_ptr + place, grad.to(grad_ptr.dtype.element_ty), mask=has_channel)
+        tl.store(grad_ptr + place, grad.to(grad_ptr.dtype.element_ty), mask=mask)
     if partial_ptr is not None:
-        tl.store(partial_ptr + program.to(tl.int64) * H + h, bias_sum, mask=has_channel)
+        tl.store(partial_ptr + program.to(tl.int64) * H + h, tl.sum(bias_sum, axis=0), mask=has_channel)
+        counters = counter_ptr + tl.program_id(1) * COUNTERS
+        end_sums(grad_bias_ptr, None, None, partial_ptr, counters, H, h, has_channel, 1, GROUP)

@@ -12,9 +12,12 @@ from ..add_layer_norm.op import dispatch_key
 from ..autocast import cast, matmul_dtype
 from ..checks import check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
+from ..gpu.groups import COUNTERS
 from ..linear import check_linear, linear_gradients, linear_no_grad, matmuls_for, refuse_native_product
 from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import gelu_linear_reference
+
+BLOCK_H = 512  # channels of a GPU program
 
 
 def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_bias: Tensor | None = None) -> Tensor:
@@ -69,16 +72,18 @@ class _GeluLinear(torch.autograd.Function):
         ctx.matmuls, ctx.backend = matmuls_for(hidden, dtype, weight.dtype), backend
         if weight.dtype != dtype:
             weight, bias = cast(weight, dtype), None if bias is None else cast(bias, dtype)
-        ctx.save_for_backward(hidden, weight, hidden_bias)
-        return linear_no_grad(kernels_for(hidden, backend).gelu_forward(hidden, hidden_bias), weight, bias)
+        activated, counters = kernels_for(hidden, backend).gelu_forward(hidden, hidden_bias)
+        ctx.save_for_backward(hidden, weight, hidden_bias, counters)
+        return linear_no_grad(activated, weight, bias)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        hidden, weight, hidden_bias = ctx.saved_tensors
+        hidden, weight, hidden_bias, counters = ctx.saved_tensors
         # First the gradient of the activation; gelu_backward overwrites it with that of hidden.
         grad_hidden = linear_no_grad(grad, weight.t())
-        activated, grad_hidden_bias = kernels_for(hidden, ctx.backend).gelu_backward(grad_hidden, hidden, hidden_bias)
+        backward = kernels_for(hidden, ctx.backend).gelu_backward
+        activated, grad_hidden_bias = backward(grad_hidden, hidden, hidden_bias, counters)
         grad_weight, grad_bias = linear_gradients(grad, activated, ctx.needs_input_grad[1:3], ctx.matmuls)
         return grad_hidden, grad_weight, grad_bias, None if hidden_bias is None else grad_hidden_bias, None, None
 
@@ -86,17 +91,22 @@ class _GeluLinear(torch.autograd.Function):
 _apply = fast_apply(_GeluLinear)
 
 
-# Returns `gelu(hidden + hidden_bias)`, contiguous, in the dtype of `hidden`.
+def _forward_fake(hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    blocks = 0 if hidden_bias is None else -(-hidden.shape[-1] // BLOCK_H)
+    return hidden.new_empty(hidden.shape), hidden.new_zeros(blocks * COUNTERS, dtype=torch.int32)
+
+
+# Returns `gelu(hidden + hidden_bias)`, contiguous, in the dtype of `hidden`, and zeros, which a GPU's backward kernel
+# counts with and leaves as they were (see gpu/partial_sums.py; empty without `hidden_bias`).
 declare_operator(
     "gelu_linear",
-    "gelu_forward(Tensor hidden, Tensor? hidden_bias) -> Tensor",
-    lambda hidden, *rest: hidden.new_empty(hidden.shape),
+    "gelu_forward(Tensor hidden, Tensor? hidden_bias) -> (Tensor, Tensor)",
+    _forward_fake,
     name="gelu",
 )
 
 
-def _backward_fake(grad: Tensor, hidden: Tensor, *rest: Tensor | None) -> tuple[Tensor, Tensor]:
-    (hidden_bias,) = rest
+def _backward_fake(grad: Tensor, hidden: Tensor, hidden_bias: Tensor | None, *rest: object) -> tuple[Tensor, Tensor]:
     return hidden.new_empty(hidden.shape), hidden.new_empty(0) if hidden_bias is None else torch.empty_like(hidden_bias)
 
 
@@ -104,7 +114,7 @@ def _backward_fake(grad: Tensor, hidden: Tensor, *rest: Tensor | None) -> tuple[
 # dtype of `hidden`, and the gradient with respect to `hidden_bias` (an empty tensor without).
 declare_operator(
     "gelu_linear",
-    "gelu_backward(Tensor(a!) grad, Tensor hidden, Tensor? hidden_bias) -> (Tensor, Tensor)",
+    "gelu_backward(Tensor(a!) grad, Tensor hidden, Tensor? hidden_bias, Tensor? counters) -> (Tensor, Tensor)",
     _backward_fake,
 )
 

@@ -88,12 +88,12 @@ class _NormLinear(torch.autograd.Function):
         backend: str,
     ) -> Any:
         forward = kernels_for(x, backend).add_layer_norm_forward
-        total, norm, mean, rstd = forward(x, residual, residual_bias, norm_weight, norm_bias, epsilon, dtype)
+        total, norm, statistics, counters = forward(x, residual, residual_bias, norm_weight, norm_bias, epsilon, dtype)
         ctx.dtypes, ctx.backend = dtypes_of(x, residual, residual_bias), backend
         ctx.matmuls = matmuls_for(x, dtype, weight.dtype)
         if weight.dtype != dtype:
             weight, bias = cast(weight, dtype), None if bias is None else cast(bias, dtype)
-        ctx.save_for_backward(x if residual is None else total, mean, rstd, norm_weight, norm_bias, weight)
+        ctx.save_for_backward(x if residual is None else total, statistics, counters, norm_weight, norm_bias, weight)
         ctx.set_materialize_grads(False)
         out = linear_no_grad(norm, weight, bias)
         return out if residual is None else (total, out)
@@ -105,10 +105,10 @@ class _NormLinear(torch.autograd.Function):
         dtypes = ctx.dtypes
         if grad_out is None:
             return *summand_gradients(grad_total, None, dtypes), *(None,) * 7
-        total, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
+        total, statistics, counters, norm_weight, norm_bias, weight = ctx.saved_tensors
         backward = kernels_for(total, ctx.backend).add_layer_norm_backward
         grad, grad_norm_weight, grad_norm_bias, row_sum, norm, grad_residual = backward(
-            *(grad_total, linear_no_grad(grad_out, weight.t()), total, norm_weight, norm_bias, mean, rstd),
+            *(grad_total, linear_no_grad(grad_out, weight.t()), total, norm_weight, norm_bias, statistics, counters),
             *(dtypes[2], dtypes[1]),
         )
         grad_weight, grad_bias = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7], ctx.matmuls)

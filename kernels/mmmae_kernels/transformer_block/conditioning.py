@@ -149,15 +149,16 @@ class FusedConditioning(torch.autograd.Function):
         norms = (w.norm_weight, w.norm_bias, epsilon, dtype)
         qkv_weight, qkv_bias, proj_weight, proj_bias = (cast(weight, dtype) for weight in weights[2:])
         batch, tokens, width = x.shape
-        total, norm, mean, rstd = kernels.add_layer_norm_forward(x, residual, residual_bias, *norms)
-        _, guide, guide_mean, guide_rstd = kernels.add_layer_norm_forward(vectors, None, None, *norms)
+        total, norm, statistics, counters = kernels.add_layer_norm_forward(x, residual, residual_bias, *norms)
+        _, guide, guide_statistics, guide_counters = kernels.add_layer_norm_forward(vectors, None, None, *norms)
         qkv = project(norm, qkv_weight, qkv_bias).view(batch, tokens, 3, heads, width // heads)
         kv = project(guide, qkv_weight[width:], qkv_bias[width:])
         kv = kv.view(batch, vectors.shape[1], 2, heads, width // heads)
         mixed, lse = kernels.attention_forward([qkv], None, plan.attention)
         lse = kernels.merge_vectors(qkv.select(2, 0), mixed, lse, kv, present)
         ctx.save_for_backward(
-            *(present, x if residual is None else total, mean, rstd, vectors, guide_mean, guide_rstd),
+            *(present, x if residual is None else total, statistics, counters),
+            *(vectors, guide_statistics, guide_counters),
             *(qkv, kv, mixed, lse, w.norm_weight, w.norm_bias, qkv_weight, proj_weight),
         )
         ctx.set_materialize_grads(False)
@@ -169,7 +170,8 @@ class FusedConditioning(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         grad_total, grad_out = grads if len(grads) == 2 else (None, grads[0])
-        present, total, mean, rstd, vectors, guide_mean, guide_rstd, qkv, kv, mixed, lse, *weights = ctx.saved_tensors
+        present, total, statistics, counters, vectors, guide_statistics, guide_counters, *rest = ctx.saved_tensors
+        qkv, kv, mixed, lse, *weights = rest
         norm_weight, norm_bias, qkv_weight, proj_weight = weights
         plan, dtypes = ctx.plan, ctx.plan.dtypes
         *_, qkv_bias_dtype, _, proj_bias_dtype = dtypes
@@ -197,12 +199,12 @@ class FusedConditioning(torch.autograd.Function):
 
         grad, grad_norm_weight, grad_norm_bias, grad_residual_bias, norm, grad_residual = norm_backward(
             None if grad_total is None else grad_total.reshape(rows, width),
-            *(matmuls.input_gradient(grad_qkv, qkv_weight), total.reshape(rows, width), mean, rstd),
+            *(matmuls.input_gradient(grad_qkv, qkv_weight), total.reshape(rows, width), statistics, counters),
             *(dtypes[2], dtypes[1]),
         )
         grad_vectors, guide_norm_weight, guide_norm_bias, _, guide, _ = norm_backward(
             *(None, matmuls.input_gradient(grad_kv, qkv_weight[width:]), vectors.reshape(guide_rows, width)),
-            *(guide_mean, guide_rstd, None, None),
+            *(guide_statistics, guide_counters, None, None),
         )
         # The vectors' part is added in place to the tokens' part.
         grad_qkv_weight = matmuls.weight_gradient(grad_qkv, norm)

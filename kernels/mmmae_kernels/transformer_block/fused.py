@@ -23,14 +23,15 @@ class Saved(NamedTuple):
 
     ids: Tensor | None  # [B, M]
     total1: Tensor  # [B, N, D], the stream before attention
-    mean1: Tensor  # [B*N]
-    rstd1: Tensor
+    statistics1: Tensor  # [2, B*N]
+    counters1: Tensor | None  # zeros that backward on a GPU counts with
     mixed: Tensor  # [B, M, h, d], attention's output
     lse: Tensor  # [B, h, M]
     total2: Tensor  # [B, M, D], the stream after attention
-    mean2: Tensor  # [B*M]
-    rstd2: Tensor
+    statistics2: Tensor  # [2, B*M]
+    counters2: Tensor | None
     hidden: Tensor  # [B, M, H], output of fc1 without its bias
+    hidden_counters: Tensor | None
     norm1_weight: Tensor
     norm1_bias: Tensor
     qkv_weight: Tensor
@@ -72,7 +73,7 @@ class FusedBlock(torch.autograd.Function):
         batch, tokens, width = x.shape
         head = width // heads
 
-        total1, norm1, mean1, rstd1 = kernels.add_layer_norm_forward(
+        total1, norm1, *saved1 = kernels.add_layer_norm_forward(
             x, residual, residual_bias, w.norm1_weight, w.norm1_bias, epsilon, dtype
         )
         rows = total1 = x if residual is None else total1
@@ -84,15 +85,17 @@ class FusedBlock(torch.autograd.Function):
             projected, rows = (q, kv), take(total1, ids)
         del norm1
         mixed, lse = kernels.attention_forward(projected, None, plan.attention)
-        total2, norm2, mean2, rstd2 = kernels.add_layer_norm_forward(
+        total2, norm2, *saved2 = kernels.add_layer_norm_forward(
             rows, project(mixed.flatten(2), proj_weight), w.proj_bias, w.norm2_weight, w.norm2_bias, epsilon, dtype
         )
         hidden = project(norm2, fc1_weight)
         del norm2
-        out = project(kernels.gelu_forward(hidden, w.fc1_bias), fc2_weight)
+        activated, hidden_counters = kernels.gelu_forward(hidden, w.fc1_bias)
+        out = project(activated, fc2_weight)
+        del activated
 
         ctx.save_for_backward(
-            *(ids, total1, mean1, rstd1, mixed, lse, total2, mean2, rstd2, hidden),
+            *(ids, total1, *saved1, mixed, lse, total2, *saved2, hidden, hidden_counters),
             *(w.norm1_weight, w.norm1_bias, qkv_weight, proj_weight, w.norm2_weight, w.norm2_bias),
             *(fc1_weight, w.fc1_bias, fc2_weight),
             *projected,  # after the fields of Saved
@@ -122,7 +125,7 @@ class FusedBlock(torch.autograd.Function):
         grad_out = grad_out.reshape(rows, width)
         grad_hidden = matmuls.input_gradient(grad_out, saved.fc2_weight)
         activated, grad_fc1_bias = kernels.gelu_backward(
-            grad_hidden, saved.hidden.view(rows, saved.hidden.shape[2]), saved.fc1_bias
+            grad_hidden, saved.hidden.view(rows, saved.hidden.shape[2]), saved.fc1_bias, saved.hidden_counters
         )
         grad_fc2_weight = weight_gradient(FC2_WEIGHT, grad_out, activated)
         del activated
@@ -130,7 +133,8 @@ class FusedBlock(torch.autograd.Function):
             None if grad_total is None else grad_total.reshape(rows, width),
             matmuls.input_gradient(grad_hidden, saved.fc1_weight),
             saved.total2.view(rows, width),
-            *(saved.norm2_weight, saved.norm2_bias, saved.mean2, saved.rstd2, dtypes[PROJ_BIAS], plan.dtype),
+            *(saved.norm2_weight, saved.norm2_bias, saved.statistics2, saved.counters2),
+            *(dtypes[PROJ_BIAS], plan.dtype),
         )
         grad_fc1_weight = weight_gradient(FC1_WEIGHT, grad_hidden, norm2)
         del grad_hidden, norm2
@@ -159,7 +163,8 @@ class FusedBlock(torch.autograd.Function):
             grad_stream,
             grad_norm,
             saved.total1.reshape(all_rows, width),
-            *(saved.norm1_weight, saved.norm1_bias, saved.mean1, saved.rstd1, dtypes[RESIDUAL_BIAS], dtypes[RESIDUAL]),
+            *(saved.norm1_weight, saved.norm1_bias, saved.statistics1, saved.counters1),
+            *(dtypes[RESIDUAL_BIAS], dtypes[RESIDUAL]),
         )
         grad_qkv_weight, grad_qkv_bias = weight_gradient(QKV_WEIGHT, grad_kv, norm1), None
         if needs[QKV_BIAS]:
