@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*/*.$(ending) kernels/mmmae_kernels/*/*/*.$(ending)))
 
 .DELETE_ON_ERROR:
-.PHONY: install demo test aot verify-gpu soak bench bench-full lint types sanitize clean help
+.PHONY: install demo test aot verify-gpu test-versions test-lowest test-newest soak bench bench-full lint types sanitize clean help
 
 install: $(VENV)/.native ## install the package with all extras and the tools of development into .venv
 
@@ -29,6 +29,25 @@ aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and 
 
 verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulator, for each architecture and type (5 minutes)
 	$(BIN)/python -m pytest tests/kernels/test_emulated.py --all-targets -n auto $(ARGS)
+
+# In build/versions, outside .venv: with the oldest torch and triton that pyproject.toml admits, and with the newest that pip
+# finds. With CUDA's libraries each takes about 6 GB; LOWEST= and NEWEST= ask for other versions, such as a CPU build of torch.
+# Triton's interpreter of 3.6 can't work with numpy 2.4.
+VERSIONS := build/versions
+LOWEST ?= $(shell sed -n 's/^ *"\(torch\|triton\)>=\([0-9.]*\).*/\1==\2.*/p' pyproject.toml) 'numpy<2.4'
+NEWEST ?= torch triton
+VERSION_TESTS = $(addprefix tests/kernels/test_,architectures.py autotune.py gpu_launch.py launch_path.py torch_library.py emulated.py)
+test-versions: test-lowest test-newest ## test the GPU kernels with the oldest and the newest torch and triton (downloads 6 GB)
+test-lowest: REQUIRED = $(LOWEST)
+test-newest: REQUIRED = $(NEWEST)
+test-lowest test-newest: test-%:
+	$(PYTHON) -m venv $(VERSIONS)/$*
+	sed -n '/^dependencies = /,/^]/s/^ *"\(.*\)",$$/\1/p' pyproject.toml > $(VERSIONS)/requirements.txt
+	$(VERSIONS)/$*/bin/python -m pip install -q -U -r $(VERSIONS)/requirements.txt pytest pytest-benchmark pytest-xdist $(REQUIRED)
+	@$(VERSIONS)/$*/bin/python -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
+	export OMP_NUM_THREADS=1 PYTHONPATH=kernels && \
+	  $(VERSIONS)/$*/bin/python -m pytest $(VERSION_TESTS) -k 'not broken' $(ARGS) && \
+	  TRITON_INTERPRET=1 $(VERSIONS)/$*/bin/python -m pytest tests/kernels/test_equality_of_ops.py tests/kernels/test_autotune.py $(ARGS)
 
 soak: $(VENV)/.native ## run the tests that take long: 10,000 random calls, base in all cases, four processes, a run killed twenty times (25 minutes)
 	$(BIN)/python -m pytest tests/soak --soak $(ARGS)
