@@ -96,10 +96,11 @@ def _stored(file: Path) -> str:
 
 
 def _parsed(text: str) -> str:
+    """Return the config in the text of a file, or an empty string if there is none."""
     with contextlib.suppress(ValueError):
         result = json.loads(text)
-        if isinstance(result, dict) and isinstance(result.get("config"), str):
-            return result["config"]
+        config = result.get("config") if isinstance(result, dict) else None
+        return config if isinstance(config, str) else ""
     return ""
 
 
