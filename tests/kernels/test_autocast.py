@@ -1,5 +1,6 @@
 """Copies of weights under autocast: which are made, which ops use them, and whom the gradients reach."""
 
+import copy
 import threading
 
 import pytest
@@ -9,12 +10,16 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+pytest.importorskip("triton", reason="needs triton")
+
+import mmmae
+from mmmae.model import encoder
 from mmmae_kernels import use_backend
 from mmmae_kernels.autocast import ALIGNMENT, cast, cast_once, copy_of, current_copies, use_copies
 from mmmae_kernels.gpu.executors import execute_by
 from mmmae_kernels.linear import linear, matmuls_for
-
-pytest.importorskip("triton", reason="needs triton")
+from mmmae_kernels.transformer_block import fused
+from tests.emulator.gpu import Emulator, emulated
 
 
 class AcceptsLaunches:
@@ -187,3 +192,64 @@ def test_a_weights_gradient_has_the_dtype_of_the_weight(dtype):
     found = matmuls_for(x, torch.bfloat16, dtype).weight_gradient(grad, x)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), grad.float().t() @ x.float(), rtol=1e-2, atol=1e-2)
+
+
+SIZES = {"image_size": 32, "patch": (3, 8, 8), "dim": 32, "heads": 2, "depth": 2, "aux": {"ir": 1}}
+SIZES |= {"aux_dim": 16, "aux_depth": 1, "aux_patch": 16, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1}
+
+
+@pytest.fixture
+def on_emulator(on_gpu):
+    """Run Triton's kernels on the emulator and attention on a stand-in, as on a GPU."""
+    on_gpu("sm80", "flash_attn_2")
+    with emulated(Emulator("sm80")):
+        yield
+
+
+def inputs(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    hsi = torch.randn(2, 1, 12, 32, 32, generator=generator)
+    return hsi.to(dtype), {"ir": torch.randn(2, 1, 32, 32, generator=generator).to(dtype)}
+
+
+def train(model, half=torch.bfloat16, dtype=torch.float32):
+    """Return prediction, loss and gradients of a step."""
+    with torch.autocast("cpu", half, enabled=dtype == torch.float32):
+        out = model(*inputs(dtype), seed=0)
+    model.zero_grad()
+    out.loss.backward()
+    return {"prediction": out.prediction.detach(), "loss": out.loss.detach()} | {
+        name: parameter.grad for name, parameter in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_a_block_takes_the_copies_in_forward_and_when_recomputed(on_emulator, monkeypatch, recompute):
+    model = mmmae.fast_model("tiny", **SIZES, activation_checkpointing=recompute)
+    taken = []
+    monkeypatch.setattr(fused, "cast", lambda weight, dtype: taken.append(copy_of(weight)) or cast(weight, dtype))
+    keys = [*model.state_dict()]
+    found = train(model)
+    assert len(taken) == 5 * (4 + (3 if recompute else 0))  # weights of two blocks, one of the decoder, one of an image
+    assert all(copy is not None for copy in taken)
+    assert [*model.state_dict()] == keys
+    # Each weight cast by itself.
+    monkeypatch.setattr(encoder, "cast_once", lambda weights: {id(w): (w, w.detach().bfloat16()) for w in weights})
+    expected = train(model)
+    for name, value in found.items():
+        assert value.dtype == expected[name].dtype
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_step_errs_at_most_twice_as_much_as_the_reference_in_bfloat16(on_emulator):
+    reference = mmmae.reference_model("tiny", **SIZES)
+    fast = mmmae.fast_model(copy.deepcopy(reference))
+    exact, theirs, ours = train(copy.deepcopy(reference).double(), dtype=torch.float64), train(reference), train(fast)
+
+    def error(found, names):
+        return sum(float((found[name].double() - exact[name]).square().sum()) for name in names) ** 0.5
+
+    parts = {name: [key for key in exact if key.startswith(f"{name}.")] for name, _ in reference.named_children()}
+    for part, names in {**parts, "prediction": ["prediction"], "loss": ["loss"]}.items():
+        allowed = 2 * error(theirs, names) + 1e-6
+        assert error(ours, names) <= allowed, (part, error(ours, names), allowed)
