@@ -55,12 +55,15 @@ Result cuPointerGetAttribute(void *data, int attribute, uint64_t pointer) { retu
 Result cuCtxGetCurrent(void **current) { return *current = &context, 0; }
 Result cuDevicePrimaryCtxRetain(void **retained, int device) { return *retained = &context, 0; }
 Result cuDeviceGet(int *device, int number) { return *device = number, 0; }
+Result cuCtxGetDevice(int *device) { return *device = 0, 0; }
+Result cuStreamIsCapturing(void *stream, int *status) { return *status = 0, 0; }
 Result cuCtxGetLimit(size_t *size, int limit) { return *size = 1 << 20, 0; }
 Result cuGetErrorString(int code, const char **text) { return *text = "an error that the stub never makes", 0; }
 Result cuDriverGetVersion(int *version) { return *version = 13000, 0; }
 Result cuOccupancyMaxActiveClusters(int *count) { return *count = 1, 0; }
 Result cuLaunchKernel(void) { return ++launches, 0; }
 Result cuInit(unsigned flags) { return 0; }
+Result cuModuleUnload(void *module) { return 0; }
 Result cuFuncSetAttribute(void) { return 0; }
 Result cuFuncSetCacheConfig(void) { return 0; }
 Result cuCtxSetCurrent(void *current) { return 0; }
