@@ -6,44 +6,45 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from bench.device_time import copies_for, is_queued, queued
+
 Shape = tuple[int, int, int, int]  # batch, rows, inner, columns
 PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}  # position of the first factor
 ROUNDS = 5
-COLD_BYTES = 256 * 2**20  # more than a core's caches hold
+# Sizes at which a copy and a square product run at their full speed: more than all caches hold, all cores at work.
+COLD_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
+SQUARE = {"cpu": 2048, "cuda": 8192}
 
 
-def synchronize(device: str) -> None:
-    """Wait for a GPU."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def median_seconds(run: Callable[[], object], device: str = "cpu", rounds: int = ROUNDS) -> float:
-    """Return the median time of a few runs, after one to warm up."""
-    seconds = []
-    for _ in range(rounds + 1):
-        synchronize(device)
-        start = time.perf_counter()
+def median_seconds(runs: Sequence[Callable[[], object]], device: str = "cpu", rounds: int = ROUNDS) -> float:
+    """Return the median time of a few rounds, which take `runs` in turn, after one of each to warm up."""
+    if is_queued(device):
+        return statistics.median(queued(runs, rounds))
+    for run in runs:
         run()
-        synchronize(device)
+    seconds = []
+    for number in range(rounds):
+        start = time.perf_counter()
+        runs[number % len(runs)]()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    return statistics.median(seconds)
 
 
 def copy_speed(device: str) -> float:
     """Return the bytes a second that a copy of cold memory reads and writes together."""
-    source = torch.ones(COLD_BYTES // 4, device=device)
+    source = torch.ones(COLD_BYTES[device] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * COLD_BYTES / median_seconds(lambda: target.copy_(source), device)
+    return 2 * COLD_BYTES[device] / median_seconds([lambda: target.copy_(source)], device)
 
 
-def gemm_speed(device: str, dtype: str, size: int = 2048) -> float:
+def gemm_speed(device: str, dtype: str) -> float:
     """Return the operations a second of a square matrix product, two a multiply-add."""
+    size = SQUARE[device]
     return 2 * size**3 / seconds_alone({(1, size, size, size): 1}, device, dtype)
 
 
@@ -73,17 +74,22 @@ def seconds_alone(shapes: Mapping[Shape, int], device: str, dtype: str) -> float
 def _seconds_of_product(shape: Shape, device: str, dtype: str) -> float:
     batch, rows, inner, columns = shape
     element = getattr(torch, dtype)
-    left = torch.randn(batch, rows, inner, device=device).to(element)
-    right = torch.randn(batch, inner, columns, device=device).to(element)
-    out = torch.empty(batch, rows, columns, device=device, dtype=element)
-    if batch > 1:
-        return median_seconds(lambda: torch.bmm(left, right, out=out), device)
-    seconds = median_seconds(lambda: torch.mm(left[0], right[0], out=out[0]), device)
+    moved = element.itemsize * batch * (rows * inner + inner * columns + rows * columns)
+
+    def product() -> Callable[[], object]:
+        left = torch.randn(batch, rows, inner, device=device).to(element)
+        right = torch.randn(batch, inner, columns, device=device).to(element)
+        out = torch.empty(batch, rows, columns, device=device, dtype=element)
+        if batch > 1:
+            return lambda: torch.bmm(left, right, out=out)
+        return lambda: torch.mm(left[0], right[0], out=out[0])
+
+    seconds = median_seconds([product() for _ in range(copies_for(moved) if is_queued(device) else 1)], device)
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device == "cpu" and dtype == "float32" and has_onednn:
-        transposed = right[0].t().contiguous()
+    if batch == 1 and device == "cpu" and dtype == "float32" and has_onednn:
+        left, transposed = torch.randn(rows, inner), torch.randn(columns, inner)
         by_onednn = torch.ops.mkldnn._linear_pointwise
-        seconds = min(seconds, median_seconds(lambda: by_onednn(left[0], transposed, None, "none", [], ""), device))
+        seconds = min(seconds, median_seconds([lambda: by_onednn(left, transposed, None, "none", [], "")]))
     return seconds
 
 

@@ -28,6 +28,7 @@ from mmmae_kernels import (
 from mmmae_kernels.attention.call import Call, target_of
 from mmmae_kernels.attention.op import BACKENDS as ATTENTION
 from mmmae_kernels.attention.op import explain_call
+from mmmae_kernels.autocast import autocast_dtype
 
 SDPA = "F.scaled_dot_product_attention"
 
@@ -293,7 +294,8 @@ def concat_attention_of_visible_tokens(batch: int, place: Place) -> OpWork:
 
 def attention_variants(plain: Callable[[], Tensor], by: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> OpWork:
     """Return the work of PyTorch's function as one would call it, and of each backend that serves the call here."""
-    device, dtype = inputs[0].device.type, inputs[0].dtype
+    device = inputs[0].device.type
+    dtype = autocast_dtype(device) or inputs[0].dtype
     reasons = explain_call(Call(target_of(device, None), dtype, CONFIG.dim // CONFIG.heads), here=True)
     runs = {SDPA: ForwardBackward(plain, inputs)}
     for backend, reason in reasons.items():

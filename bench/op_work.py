@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import mmmae
 from mmmae_kernels import TokenMask, explain, random_masking, use_backend
+from mmmae_kernels.autocast import autocast_dtype
 
 Run = Callable[[], Sequence[Tensor]]
 CONFIG = mmmae.MMMAEConfig()
@@ -39,8 +41,8 @@ class Place:
     rounded: torch.dtype | None = None
 
     def data(self, *shape: int) -> Tensor:
-        """Return normal numbers, the same on every device under the same seed."""
-        return torch.randn(*shape).to(self.rounded or self.dtype).to(self.device, self.dtype)
+        """Return normal numbers, the same in every type under the same seed."""
+        return torch.randn(*shape, device=self.device).to(self.rounded or self.dtype).to(self.dtype)
 
     def leaf(self, *shape: int) -> Tensor:
         """Return the same as a leaf that requires a gradient."""
@@ -52,17 +54,24 @@ class Place:
 
 
 class ForwardBackward:
-    """A run of a function forward and backward, from fixed gradients of its outputs, which returns all of both."""
+    """A run of a function forward and backward, from fixed gradients of its outputs, which returns all of both.
+
+    What is made under autocast runs forward under autocast.
+    """
 
     def __init__(self, function: Callable[[], Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> None:
         self.function, self.inputs = function, inputs
+        self.autocast = autocast_dtype(inputs[0].device.type)
         torch.manual_seed(1)
         # By shape: the same for outputs of any strides.
-        self.upstream = [torch.randn(out.shape).to(out.device, out.dtype) for out in self.outputs()]
+        self.upstream = [torch.randn(out.shape, device=out.device).to(out.dtype) for out in self.outputs()]
 
     def outputs(self) -> tuple[Tensor, ...]:
         """Return the outputs as a tuple, even a single one."""
-        out = self.function()
+        device, dtype = self.inputs[0].device.type, self.autocast
+        # A cast that the cache holds would be freed with it, while a graph still reads it.
+        with contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype, cache_enabled=False):
+            out = self.function()
         return out if isinstance(out, tuple) else (out,)
 
     def __call__(self) -> Sequence[Tensor]:

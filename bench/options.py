@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
-
-import pytest
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.results import FOLDER
 from mmmae.config import PRESETS
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Options(NamedTuple):
