@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*/*.$(ending) kernels/mmmae_kernels/*/*/*.$(ending)))
 
 .DELETE_ON_ERROR:
-.PHONY: install demo test aot verify-gpu test-versions test-lowest test-newest soak bench bench-full lint types sanitize clean help
+.PHONY: install demo test aot verify-gpu test-versions test-lowest test-newest soak bench bench-full gpu lint types sanitize clean help
 
 install: $(VENV)/.native ## install the package with all extras and the tools of development into .venv
 
@@ -57,6 +57,10 @@ bench: $(VENV)/.native ## run the benches: every op, and the model against the r
 
 bench-full: $(VENV)/.native $(VENV)/.peers ## the same with every preset, peers, scaling and switches (45 minutes)
 	$(BIN)/python -m pytest bench/ --benchmark --full $(ARGS)
+
+# Nothing is installed: it takes .venv where there is one, and whatever $(PYTHON) has where there is none.
+gpu: ## on a machine with a GPU: check every kernel and step, then take times (8 minutes; ARGS=--dry-run: on the CPU)
+	PYTHONPATH=.:kernels $$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m bench.gpu $(ARGS)
 
 lint: $(VENV)/.installed ## check style and format
 	$(BIN)/ruff check

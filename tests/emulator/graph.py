@@ -33,7 +33,9 @@ class EmulatedGraph:
 class Recording(TorchDispatchMode):
     """Records the operations of a block, and undoes at its end what they wrote into memory from before."""
 
-    def __init__(self, graph: EmulatedGraph, *, pool: object, stream: object, capture_error_mode: str) -> None:
+    def __init__(
+        self, graph: EmulatedGraph, *, stream: object, capture_error_mode: str, pool: object = "no pool"
+    ) -> None:
         super().__init__()
         self.graph, self.before = graph, list[tuple[Tensor, Tensor]]()
         self.described = f"record into {pool} on {stream}, {capture_error_mode}"
@@ -99,7 +101,7 @@ def emulate(monkeypatch: Any) -> list[str]:
         "graph_pool_handle": lambda: "the pool",
         "Stream": EmulatedStream,
         "stream": emulated_stream,
-        "current_stream": lambda device: CURRENT,
+        "current_stream": lambda device=None: CURRENT,
         "set_stream": lambda stream: LOG.append(f"back to {stream}"),
     }
     for name, part in parts.items():

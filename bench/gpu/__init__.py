@@ -1,0 +1,1 @@
+"""One command for every visit to a machine with a GPU: what is broken there, and what is slow."""
