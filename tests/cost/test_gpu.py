@@ -16,8 +16,8 @@ from mmmae_kernels import explain, gelu_linear, use_backend
 pytest.importorskip("triton", reason="needs triton")
 
 # By auxiliary images: launches of forward and backward, and how many of them only convert a dtype. They may only fall.
-MOST = {"three images": (1840, 513), "no images": (793, 259)}
-MOST_OF_UPDATE = 80  # launches of the optimizer with clipping, and of the figures of a step
+MOST = {"three images": (1181, 35), "no images": (483, 11)}
+MOST_OF_UPDATE = 64  # launches of the optimizer with clipping, and of the figures of a step
 TARGET, BATCH = "sm90", 8
 
 
