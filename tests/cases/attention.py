@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmmae_kernels import attention, concat_attention
 from mmmae_kernels.attention.guidance import merging_backend
-from mmmae_kernels.operators import first_derivative_only, kernels_for
+from mmmae_kernels.operators import fast_apply, first_derivative_only, kernels_for
 from tests.cases.case import Case, Inputs, draw
 
 LAYOUTS = ("packed", "packed keys", "apart", "heads first", "expanded", "inside")
@@ -160,7 +160,7 @@ def _merge_inputs(tokens: int, vectors: int, width: int, first: int, batch: int)
 def merge(inputs: Inputs) -> list[Tensor]:
     """Return q plus the merged `out`, by the kernels that serve."""
     arguments = (inputs["out"], inputs["lse"].float(), inputs["vectors"], inputs["present"])
-    return [_Merge.apply(inputs["qkv"].select(2, 0), *arguments)]
+    return [fast_apply(_Merge)(inputs["qkv"].select(2, 0), *arguments)]
 
 
 class _Merge(torch.autograd.Function):
