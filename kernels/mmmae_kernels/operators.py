@@ -64,7 +64,9 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
     return packet
 
 
-def declare_operator(folder: str, schema: str, fake: Callable[..., Any], *, name: str | None = None) -> None:
+def declare_operator(
+    folder: str, schema: str, fake: Callable[..., Any], *, name: str | None = None, fake_needs_backend: bool = False
+) -> None:
     """Declare a kernel that an op's `gpu.py` and `cpu.py` both define, and define its operator.
 
     Args:
@@ -72,6 +74,7 @@ def declare_operator(folder: str, schema: str, fake: Callable[..., Any], *, name
         schema: schema of the kernel, as for `define`. The operator takes one more argument, the backend.
         fake: takes the kernel's arguments and returns empty tensors of the results' shapes and dtypes.
         name: name of the operator; None means the kernel's name.
+        fake_needs_backend: whether `fake` takes the backend as a last argument, because a result depends on it.
     """
     kernel, rest = schema.split("(", 1)
     arguments, results = rest.split(") -> ", 1)
@@ -86,11 +89,12 @@ def declare_operator(folder: str, schema: str, fake: Callable[..., Any], *, name
             return computed
         # A kernel returns None for a result that was not requested or that its backend has no use for; an operator has
         # to return the tensor that its fake promises.
-        promised = fake(*given)
+        promised = promise(*call)
         return tuple(other if result is None else result for result, other in zip(computed, promised, strict=True))
 
     definition = f"{name or kernel}({arguments}, str backend) -> {results}"
-    packet = define(definition, run, lambda *call: fake(*call[:-1]))
+    promise = fake if fake_needs_backend else lambda *call: fake(*call[:-1])
+    packet = define(definition, run, promise)
     for backend, operators in _traced.items():
         setattr(operators, kernel, _bound(packet, backend))
 

@@ -184,21 +184,23 @@ def in_dtype(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _forward_fake(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = rest[-1]
+    *_, dtype, backend = rest
     rows = math.prod(x.shape[:-1])
     total = x.new_empty((0,) if residual is None else x.shape, dtype=total_dtype(x, residual))
-    statistics, counters = x.new_empty(2, rows, dtype=torch.float32), x.new_zeros(COUNTERS, dtype=torch.int32)
+    statistics = x.new_empty(2, rows, dtype=torch.float32)
+    counters = x.new_zeros(COUNTERS if backend == "triton" else 0, dtype=torch.int32)
     return total, x.new_empty(x.shape, dtype=dtype), statistics, counters
 
 
 # Returns the sum (empty without residual), the norm in `dtype`, in float32 mean and 1 / standard deviation `[2, ROWS]`,
-# and zeros, which a GPU's backward kernel counts with and leaves as they were (see gpu/partial_sums.py).
+# and zeros, which a GPU's backward kernel counts with and leaves as they were (see gpu/partial_sums.py; else empty).
 declare_operator(
     "add_layer_norm",
     "add_layer_norm_forward(Tensor x, Tensor? residual, Tensor? residual_bias, Tensor weight, Tensor bias, "
     "float epsilon, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward_fake,
     name="add_layer_norm",
+    fake_needs_backend=True,
 )
 
 

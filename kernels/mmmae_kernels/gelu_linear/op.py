@@ -91,18 +91,19 @@ class _GeluLinear(torch.autograd.Function):
 _apply = fast_apply(_GeluLinear)
 
 
-def _forward_fake(hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    blocks = 0 if hidden_bias is None else -(-hidden.shape[-1] // BLOCK_H)
+def _forward_fake(hidden: Tensor, hidden_bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    blocks = -(-hidden.shape[-1] // BLOCK_H) if hidden_bias is not None and backend == "triton" else 0
     return hidden.new_empty(hidden.shape), hidden.new_zeros(blocks * COUNTERS, dtype=torch.int32)
 
 
 # Returns `gelu(hidden + hidden_bias)`, contiguous, in the dtype of `hidden`, and zeros, which a GPU's backward kernel
-# counts with and leaves as they were (see gpu/partial_sums.py; empty without `hidden_bias`).
+# counts with and leaves as they were (see gpu/partial_sums.py; else, and without `hidden_bias`, empty).
 declare_operator(
     "gelu_linear",
     "gelu_forward(Tensor hidden, Tensor? hidden_bias) -> (Tensor, Tensor)",
     _forward_fake,
     name="gelu",
+    fake_needs_backend=True,
 )
 
 
