@@ -1,6 +1,8 @@
-"""The least time of a training step on a GPU, from what it runs and from the speeds that were measured there."""
+"""What a training step would run on a GPU, counted: with the speeds that are measured there, its least time."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import torch
 
@@ -17,24 +19,34 @@ from .setting import Setting
 DRY_TARGET = "sm90"
 
 
-def step_floor(
-    records: Records, setting: Setting, case: str, preset: str, batch: int, speeds: dict[str, float]
-) -> None:
-    """Record, for fast model and reference, the time of each operator's products or bytes, whichever take longer.
+def step_counts(records: Records, setting: Setting, preset: str, batch: str) -> None:
+    """Count the steps of fast model and reference, operator by operator, under autocast.
 
     The fast model is taken with a flash backend of attention, whether one is installed or not.
     """
     config = setting.config(preset)
-    target = DRY_TARGET if setting.dry_run else target_of(setting.device, None)
     with torch.device("meta"):
         models: dict[str, Model] = {
             "fast": mmmae.FastModel(config, kernels="triton", attention=ATTENTION),
             BASELINE: mmmae.ReferenceModel(config, "sdpa"),
         }
     for name, model in models.items():
-        counted = count_step(model, batch, autocast=torch.bfloat16, target=target)
-        costs = [operator.cost for operator in counted.operators]
-        seconds = sum(max(2 * cost.macs / speeds["gemm"], cost.bytes / speeds["copy"]) for cost in costs)
-        total = counted.total
-        counts = {"macs": total.macs, "bytes": total.bytes, "launches": total.launches, "casts": counted.casts}
-        records.add("floor", case=case, contender=name, seconds=seconds, **counts)
+        what = f"counts of {name}, {preset}, batch {batch}"
+        records.attempt(what, _count, records, setting, name, model, f"{preset}, batch {batch}", int(batch))
+
+
+def _count(records: Records, setting: Setting, name: str, model: Model, task: str, batch: int) -> None:
+    target = DRY_TARGET if setting.dry_run else target_of(setting.device, None)
+    counted = count_step(model, setting.batch(batch), autocast=torch.bfloat16, target=target)
+    total = counted.total
+    operators = Counter((operator.cost.macs, operator.cost.bytes) for operator in counted.operators)
+    records.add(
+        "counts",
+        task=task,
+        contender=name,
+        macs=total.macs,
+        bytes=total.bytes,
+        launches=total.launches,
+        casts=counted.casts,
+        operators=[(macs, moved, times) for (macs, moved), times in operators.items()],
+    )

@@ -19,6 +19,7 @@ from mmmae_kernels import use_backend
 from .profiling import kernels_of
 from .records import Records
 from .setting import Setting
+from .summary import COPY, PRODUCT
 
 ROUNDS, REPEAT = 9, 20
 
@@ -35,13 +36,13 @@ def peaks(records: Records, setting: Setting, speeds: dict[str, float]) -> None:
     """Measure and record the speed of a copy and of products; set those of `bench.op_race.measure_speeds`."""
     device = setting.device
     speeds |= measure_speeds(device, "bfloat16")
-    found = {"copy, GB/s": speeds["copy"] / 1e9, "bf16, TFLOP/s": speeds["gemm"] / 1e12}
+    found = {COPY: speeds["copy"] / 1e9, PRODUCT: speeds["gemm"] / 1e12}
     before = torch.get_float32_matmul_precision()
     for name, precision in (("tf32", "high"), ("float32", "highest")):
         torch.set_float32_matmul_precision(precision)
         found[f"{name}, TFLOP/s"] = gemm_speed(device, "float32") / 1e12
     torch.set_float32_matmul_precision(before)
-    records.add("fact", name="peaks", value={name: round(value, 1) for name, value in found.items()})
+    records.add("fact", name="peaks", value={name: float(f"{value:.4g}") for name, value in found.items()})
 
 
 def _times(records: Records, setting: Setting, op: str, batch: int, speeds: dict[str, float]) -> None:

@@ -21,6 +21,7 @@ TASKS = {
     "step": ("step_checks", "one_step"),
     "graph": ("step_checks", "captured_steps"),
     "compile": ("step_times", "compile_reference"),
+    "counts": ("floors", "step_counts"),
     "sanitizer": ("sanitizer", "sanitizer"),
     "sanitized": ("sanitizer", "sanitized"),
     "ops": ("op_times", "op_times"),

@@ -17,24 +17,22 @@ from .environment import SANITIZER, sanitizer_path
 from .records import Records, read_records
 from .setting import Setting
 
-TOOLS = {"memcheck": "1", "racecheck": "0"}  # and whether memory is allocated without PyTorch's cache
 STATUS = 86  # of a run in which the tool has found something
-TYPES_CHECKED = ("fp32", "bf16")
 
 
-def sanitizer(records: Records, setting: Setting) -> None:
-    """Run the small cases under each tool, or say that there is none."""
+def sanitizer(records: Records, setting: Setting, tool: str, types: str) -> None:
+    """Run the small cases under a tool, or say that there is none."""
     path = sanitizer_path()
     if path is None:
-        records.add("skipped", what=SANITIZER, reason=f"{SANITIZER} is neither on the PATH nor in a folder of CUDA")
+        records.add("skipped", what=SANITIZER, reason="it is neither on the PATH nor in a folder of CUDA")
         return
-    for tool, uncached in TOOLS.items():
-        for types in TYPES_CHECKED:
-            what = f"{tool}, small cases in {types}"
-            records.attempt(what, _run, records, setting, path, what, tool, uncached, types)
+    what = f"{tool}, small cases in {types}"
+    records.attempt(what, _run, records, setting, path, what, tool, types)
 
 
-def _run(records: Records, setting: Setting, path: str, what: str, tool: str, uncached: str, types: str) -> None:
+def _run(records: Records, setting: Setting, path: str, what: str, tool: str, types: str) -> None:
+    # Memory that PyTorch's cache gives out has neighbours that may be accessed: memcheck would see no error.
+    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
     with tempfile.TemporaryDirectory() as folder:
         inner = Path(folder) / "records"
         dry = ["--dry-run"] if setting.dry_run else []
@@ -43,7 +41,7 @@ def _run(records: Records, setting: Setting, path: str, what: str, tool: str, un
                 *(path, "--tool", tool, "--error-exitcode", str(STATUS), "--print-limit", "20"),
                 *(sys.executable, "-m", "bench.gpu.part", *dry, str(inner), "sanitized", types),
             ],
-            env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": uncached},
+            env={**os.environ, **uncached},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -61,7 +61,10 @@ class Setting:
     def ours(self, variants: Iterable[str], op: str) -> list[str]:
         """Return those of an op's variants that are ours: Triton's kernels, or each backend of attention."""
         wanted = BACKENDS if "attention" in op else (self.quick,)
-        return [variant for variant in variants if variant in wanted]
+        found = [variant for variant in variants if variant in wanted]
+        if not found:
+            raise RuntimeError(f"{op} runs on none of {', '.join(wanted)}: see the reasons of the part `environment`")
+        return found
 
     def ops(self, ops: Iterable[str]) -> list[str]:
         """Return those of the ops that are looked at, at the shapes of models."""

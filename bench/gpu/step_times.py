@@ -15,14 +15,13 @@ from bench.limits import gemms_of, seconds_alone
 from bench.race import BASELINE
 from bench.results import Measurement
 
-from .floors import step_floor
 from .op_times import peaks
 from .profiling import TOP, kernels_of, summed
 from .records import Records
 from .setting import Setting
 from .step_checks import data_of, training_step
+from .summary import CAPTURED, CASE, COMPILED, EAGER
 
-EAGER, CAPTURED, COMPILED = "fast", "fast, captured", "reference, SDPA, compiled"
 DTYPE = "bfloat16"
 ROUNDS, REPEAT, WARM_UPS = 7, 5, 6
 Step = Callable[[], object]
@@ -63,7 +62,7 @@ def step_times(records: Records, setting: Setting, preset: str, batch: str) -> N
     speeds: dict[str, float] = {}
     steps: dict[str, Step] = {}
     memory: dict[str, int] = {}
-    case = f"{preset}, batch {batch}, all auxiliary images, {DTYPE}"
+    case = CASE.format(preset, batch)
 
     def make(name: str) -> None:
         torch.cuda.empty_cache()
@@ -90,7 +89,6 @@ def step_times(records: Records, setting: Setting, preset: str, batch: str) -> N
             records.attempt(f"kernels of {name}: {case}", _kernels, records, case, name, steps[name])
     if EAGER in steps:
         records.attempt(f"products of {case}", _products, records, setting, case, steps[EAGER])
-    records.attempt(f"floor of {case}", step_floor, records, setting, case, preset, setting.batch(int(batch)), speeds)
     records.attempt(f"{COMPILED}: {case}", make, COMPILED, needed=True)
     if COMPILED in steps:
         records.attempt(f"times of {case}, with the compiled one", take)

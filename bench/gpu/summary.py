@@ -15,6 +15,7 @@ LINES = 10
 CASE = "{}, batch {}, all auxiliary images, bfloat16"
 EAGER, CAPTURED = "fast", "fast, captured"
 REFERENCE, COMPILED = "reference, SDPA", "reference, SDPA, compiled"
+COPY, PRODUCT = "copy, GB/s", "bf16, TFLOP/s"  # names of peaks
 SHOWN = 40  # rows of what is wrong, on the page
 
 
@@ -130,14 +131,28 @@ def _op_ratios(report: Report) -> Iterator[tuple[str, str, float]]:
 
 
 def _floors(report: Report) -> Iterator[str]:
-    for floor in records_of(report, "floor"):
-        times = medians(report, floor["case"])
-        known = {name: times[name] for name in (EAGER, CAPTURED) if name in times}
-        if floor["contender"] == EAGER and known and floor["case"] == CASE.format("base", 64):
-            name = min(known, key=lambda name: known[name])
-            times = known[name] / floor["seconds"]
-            milliseconds = 1e3 * floor["seconds"]
-            yield f"floor: step of base, batch 64: {name} takes {times:.2f} times its floor of {milliseconds:.1f} ms"
+    case = CASE.format("base", 64)
+    floor, times = floors(report).get((case, EAGER)), medians(report, case)
+    known = {name: times[name] for name in (EAGER, CAPTURED) if name in times}
+    if floor and known:
+        name = min(known, key=lambda name: known[name])
+        ratio = known[name] / floor
+        yield f"floor: step of base, batch 64: {name} takes {ratio:.2f} times its floor of {1e3 * floor:.1f} ms"
+
+
+def floors(report: Report) -> dict[tuple[str, str], float]:
+    """Return the least seconds of a step by case and contender: of each operator the products or the bytes."""
+    peaks = [fact["value"] for fact in records_of(report, "fact") if fact["name"] == "peaks"]
+    if not peaks:
+        return {}
+    speed = {name: max(found[name] for found in peaks) for name in (COPY, PRODUCT)}
+    return {
+        (CASE.format(*counts["task"].split(", batch ")), counts["contender"]): sum(
+            times * max(2 * macs / (1e12 * speed[PRODUCT]), moved / (1e9 * speed[COPY]))
+            for macs, moved, times in counts["operators"]
+        )
+        for counts in records_of(report, "counts")
+    }
 
 
 def medians(report: Report, case: str) -> dict[str, float]:
@@ -172,6 +187,7 @@ def page(report: Report) -> str:
         "Training steps": _steps(report, "training step"),
         "Encoding": _steps(report, "encoding"),
         "Ops": _ops(report),
+        "Counts": _counts(report),
         "Kernels": _kernels(report),
     }
     text = "\n\n".join(f"## {title}\n\n{content}" for title, content in sections.items() if content)
@@ -231,13 +247,13 @@ def _checks(report: Report) -> str:
 
 
 def _steps(report: Report, group: str) -> str:
-    floors = {(floor["case"], floor["contender"]): floor for floor in records_of(report, "floor")}
+    least = floors(report)
     rows = []
     for case, measured in _cases(report, group).items():
         times = {one["contender"]: _median(one) for one in measured}
         for one in measured:
             name = one["contender"]
-            floor = floors.get((case, EAGER if name == CAPTURED else name))
+            floor = least.get((case, EAGER if name == CAPTURED else REFERENCE if name == COMPILED else name))
             rows.append(
                 (
                     case,
@@ -246,8 +262,8 @@ def _steps(report: Report, group: str) -> str:
                     f"{1e3 * min(one['seconds']):.2f} to {1e3 * max(one['seconds']):.2f}",
                     f"{times[REFERENCE] / times[name]:.2f}" if REFERENCE in times else "",
                     f"{one['peak_bytes'] / 1e9:.2f}" if one["peak_bytes"] else "",
-                    f"{1e3 * floor['seconds']:.2f}" if floor else "",
-                    f"{100 * floor['seconds'] / times[name]:.0f} %" if floor else "",
+                    f"{1e3 * floor:.2f}" if floor else "",
+                    f"{100 * floor / times[name]:.0f} %" if floor else "",
                 )
             )
     heads = (
@@ -281,6 +297,21 @@ def _ops(report: Report) -> str:
             )
     heads = ("case", "by", "ms on the device", "times as fast", "share of the limit", "ms with the host", "note")
     return _table(heads, rows)
+
+
+def _counts(report: Report) -> str:
+    rows = (
+        (
+            one["task"],
+            one["contender"],
+            f"{one['macs'] / 1e9:.1f}",
+            f"{one['bytes'] / 1e9:.2f}",
+            one["launches"],
+            one["casts"],
+        )
+        for one in records_of(report, "counts")
+    )
+    return _table(("step", "contender", "GMAC", "GB", "launches", "casts"), rows)
 
 
 def _kernels(report: Report) -> str:

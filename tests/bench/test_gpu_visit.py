@@ -13,7 +13,9 @@ from bench import device_time
 from bench.gpu.dry import pretend
 from bench.gpu.plan import stages
 from bench.gpu.records import Records, read_records
-from bench.gpu.summary import BARS, CASE, is_broken, lines, page
+from bench.gpu.sanitizer import sanitizer
+from bench.gpu.setting import Setting
+from bench.gpu.summary import BARS, CASE, COPY, PRODUCT, floors, is_broken, lines, page
 from bench.gpu.visit import Job, Part, Stage, Visit
 from bench.op_race import OpRace
 from bench.options import Options
@@ -73,7 +75,7 @@ def test_every_part_goes_through_on_a_bare_machine(tmp_path):
     assert raised["status"] == "done"
     assert {record["error"] for record in raised["records"]} == {"KeyError: 'fp31'"}
     kinds = {record["kind"] for part in results["parts"] for record in part["records"]}
-    assert kinds == {"fact", "check", "measurement", "kernels", "floor", "failure", "skipped"}
+    assert kinds == {"fact", "check", "measurement", "kernels", "counts", "failure", "skipped"}
     assert broken
     assert len(told) <= 10
     assert told[0].startswith("dry run, no GPU: broken: ")
@@ -252,6 +254,40 @@ def test_a_result_that_is_not_a_number_is_wrong_and_the_worst():
     assert "2 cases, worst b: nan" in found[1]
 
 
+def test_a_floor_is_of_products_or_bytes_operator_by_operator():
+    peaks = {"kind": "fact", "name": "peaks", "value": {COPY: 1000.0, PRODUCT: 100.0}}
+    operators = [[10**9, 10**6, 3], [10**6, 10**9, 2]]  # the first bound by products, 20 us, the second by bytes, 1 ms
+    counts = {"kind": "counts", "task": "base, batch 64", "contender": "fast", "operators": operators}
+    counts |= {"macs": 3 * 10**9, "bytes": 2 * 10**9, "launches": 5, "casts": 0}
+    case = CASE.format("base", 64)
+    found = report(peaks, counts, *measured(case, **{"fast": 0.005, "fast_captured": 0.004, "reference_SDPA": 0.006}))
+    assert floors(found) == {(case, "fast"): pytest.approx(2.06e-3)}
+    assert "floor: step of base, batch 64: fast, captured takes 1.94 times its floor of 2.1 ms" in lines(found)
+    assert "| 2.06 | 41 % |" in page(found)
+
+
+@pytest.mark.parametrize(
+    ("printed", "status", "expected"),
+    [
+        ("========= ERROR SUMMARY: 0 errors", 0, {"kind": "check", "ok": True, "error": 0.0, "cases": 1}),
+        ("========= Invalid read\n========= ERROR SUMMARY: 2 errors", 86, {"kind": "check", "ok": False, "error": 2.0}),
+        ("RACECHECK SUMMARY: 3 hazards displayed (1 error, 2 warnings)", 86, {"kind": "check", "error": 1.0}),
+        ("========= Error: Device not supported", 1, {"kind": "skipped"}),
+    ],
+)
+def test_what_the_sanitizer_prints_is_read(tmp_path, monkeypatch, printed, status, expected):
+    tool = tmp_path / "compute-sanitizer"
+    begun = """*/records) echo '{"kind": "begin", "what": "a"}' > "$argument";;"""
+    tool.write_text(
+        f"#!/bin/sh\nfor argument; do case $argument in {begun} esac; done\necho '{printed}'\nexit {status}\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    sanitizer(Records(tmp_path / "found"), Setting(dry_run=True), "memcheck", "bf16")
+    _, found = read_records(tmp_path / "found")
+    assert found.items() >= expected.items()
+
+
 def test_lines_that_find_no_room_are_counted():
     failures = [{"kind": "failure", "what": "a", "error": "b"}]
     many = report(*failures)
@@ -267,7 +303,7 @@ def test_the_time_is_divided_among_what_is_to_be_done():
         parts = [part for stage in stages(cores) for part in stage.parts]
         assert len({part.name for part in parts}) == len(parts)
         assert sum(stage.seconds for stage in stages(cores)) <= 8 * 60
-        assert all(len(stage.parts) == 1 for stage in stages(cores)[1:])  # times are taken alone
+        assert all(len(stage.parts) == 1 for stage in stages(cores)[1:-1])  # times are taken alone
     assert [part.name for stage in stages(4, "encoder") for part in stage.parts] == ["encoder, base"]
 
 
