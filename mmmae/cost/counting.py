@@ -158,10 +158,8 @@ def count_step(model: Model, batch: int, *, autocast: torch.dtype | None = None,
     storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        # Operators return counters in int32 for kernels of a GPU, which kernels of a CPU do not have.
-        if target is not None or tensor.dtype != torch.int32:
-            storage = tensor.untyped_storage()
-            storages[storage._cdata] = storage
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
         return tensor
 
     traced = Traced(model)
