@@ -224,9 +224,11 @@ def _merge_vectors_backward(
     present_ptr += b * stride_present_b
     for first in range(0, M, BLOCK_M):  # once, unless there are very many vectors
         vectors = tl.minimum(M - first, BLOCK_M)
+        first_key_ptr = vectors_ptr + tl.cast(first, tl.int64) * stride_vectors_m
+        first_flag_ptr = present_ptr + tl.cast(first, tl.int64) * stride_present_m
         grad_keys = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         grad_values = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        flag_ptr, count = present_ptr, 0
+        flag_ptr, count = first_flag_ptr, 0
         for _ in range(vectors):
             count += tl.load(flag_ptr).to(tl.int32)
             flag_ptr += stride_present_m
@@ -244,7 +246,7 @@ def _merge_vectors_backward(
                 grad_q = tl.load(grad_q_at, mask=inside, other=0).to(tl.float32)
                 lse = tl.load(lse_ptr + n, mask=has_token, other=0)
                 delta = tl.sum(grad * out, 1)
-                key_ptr, flag_ptr = vectors_ptr, present_ptr
+                key_ptr, flag_ptr = first_key_ptr, first_flag_ptr
                 for vector in range(vectors):
                     if tl.load(flag_ptr):
                         key_at = key_ptr + d[None, :] * stride_vectors_d
@@ -266,6 +268,4 @@ def _merge_vectors_backward(
         mask = (place < vectors)[:, None] & has_channel
         tl.store(at, grad_keys.to(grad_vectors_ptr.dtype.element_ty), mask=mask)
         tl.store(at + H * D, grad_values.to(grad_vectors_ptr.dtype.element_ty), mask=mask)
-        vectors_ptr += stride_vectors_m * BLOCK_M
-        present_ptr += stride_present_m * BLOCK_M
         tl.debug_barrier()  # other threads may read what these have added to the gradient of q
