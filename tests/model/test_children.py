@@ -10,6 +10,7 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
 import mmmae
+from mmmae.model.layers import product_parameters
 
 CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), aux_patch=16, depth=2, decoder_depth=2)
 LINEARS = ("blocks.0.attn.qkv", "blocks.1.attn.proj", "blocks.1.mlp.fc1", "decoder_blocks.1.attn.qkv")
@@ -263,3 +264,18 @@ def test_a_flop_counter_sees_the_block_that_runs_without_it():
         assert fast.blocks[0]._made.holds(fast.blocks[0])
         fast(hsi, aux, seed=0)
     assert counter.get_total_flops() > 0
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", [*TREATMENTS, "another module for a block"])
+def test_parameters_to_cast_are_found_whatever_was_changed(name):
+    _, fast = models()
+    if name in TREATMENTS:
+        TREATMENTS[name](fast)
+    else:
+        for path in ("blocks.0", "decoder_blocks.1", "aux_encoders.ir", "conditioning.0", "decoder_embed"):
+            replace(fast, path, nn.Sequential(fast.get_submodule(path)))
+    known = {id(parameter) for parameter in fast.parameters()}
+    found = [parameter for parameter in product_parameters(fast.product_layers(["ir"])) if parameter is not None]
+    assert found
+    assert all(id(parameter) in known for parameter in found)
