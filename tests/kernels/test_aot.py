@@ -30,6 +30,7 @@ RIGHT = {
     "config": "M64",
     "registers": 128,
     "spills": 0,
+    "scalar_spills": 0,
     "shared": 99 << 10,
     "matrix_instructions": 16,
     "load_bytes": 16,
@@ -42,6 +43,7 @@ RIGHT = {
     [
         ({}, None),
         ({"spills": 8}, "spills 8 bytes"),
+        ({"scalar_spills": 6, "target": "gfx1100", "shared": 0}, "spills 6 scalar registers"),
         ({"shared": (99 << 10) + 1}, "asks for 101377 bytes of shared memory, the limit is 101376"),
         ({"matrix_instructions": 0}, "has no matrix instructions"),
         ({"matrix_instructions": 0, "target": "gfx1100", "shared": 0}, "has no matrix instructions"),

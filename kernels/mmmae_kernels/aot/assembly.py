@@ -58,6 +58,11 @@ def registers_and_spills(asm: Mapping[str, Any]) -> tuple[int, int]:
     return _number(r"REG:(\d+)", used), _number(r"STACK:(\d+)", used) + _number(r"LOCAL:(\d+)", used)
 
 
+def scalar_spills(asm: Mapping[str, Any]) -> int:
+    """Return the scalar registers that AMD's code spills, to lanes of vector registers; NVIDIA's has none."""
+    return _number(r"\.sgpr_spill_count:\s+(\d+)", asm["amdgcn"]) if "amdgcn" in asm else 0
+
+
 def _text(asm: Mapping[str, Any]) -> str:
     return str(asm["ptx"] if "ptx" in asm else asm["amdgcn"])
 

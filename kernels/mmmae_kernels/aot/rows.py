@@ -15,7 +15,7 @@ from ..gpu.compilation import compile_kernel
 from ..gpu.config import SHARED_MEMORY, Config, Launch
 from ..gpu.executors import execute_by
 from . import assembly
-from .assembly import load_bytes, matrix_instructions, registers_and_spills
+from .assembly import load_bytes, matrix_instructions, registers_and_spills, scalar_spills
 from .cases import CASES, DTYPES
 from .costs import cost
 
@@ -28,6 +28,7 @@ HEADS: tuple[str, ...] = (
     "config",
     "registers",
     "spills",
+    "scalar_spills",
     "shared",
     "matrix_instructions",
 )
@@ -76,6 +77,7 @@ def _rows_of(op: str, target: str, dtype: str) -> Iterator[Row]:
             "config": _text(launch, config),
             "registers": found["registers"],
             "spills": found["spills"],
+            "scalar_spills": found["scalar_spills"],
             "shared": compiled.metadata.shared,
             "matrix_instructions": found["matrix_instructions"],
             "load_bytes": found["load_bytes"],
@@ -96,6 +98,7 @@ def _findings(compiled: Any) -> dict[str, int]:
     found = {
         "registers": registers,
         "spills": spills,
+        "scalar_spills": scalar_spills(compiled.asm),
         "matrix_instructions": matrix_instructions(compiled.asm),
         "load_bytes": load_bytes(compiled.asm),
     }
@@ -110,6 +113,8 @@ def faults_of(row: Row) -> list[str]:
     faults = []
     if row["spills"]:
         faults.append(f"{name} spills {row['spills']} bytes")
+    if row["scalar_spills"]:
+        faults.append(f"{name} spills {row['scalar_spills']} scalar registers")
     if row["shared"] > limit:
         faults.append(f"{name} asks for {row['shared']} bytes of shared memory, the limit is {limit}")
     if f"_{row['kernel']}" in GEMMS and not row["matrix_instructions"] and has_matrix_instruction(row):

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.config import Launch, element_config, strides
+from ..gpu.config import Config, Launch, element_config, family_of, strides
 from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 from .patch_rows import patch_arguments, patch_corners, patch_offsets, project_patches
@@ -161,9 +161,16 @@ def _describe_weight(
     table = tiles(target, dtype, precision, width, elements, splits)
     # The loop gathers by indices that it loads itself; without the limit ptxas would spill a few registers.
     configs = tuple(config._replace(registers=255) for config in table)
+    if family_of(target) == "rdna" and dtype == torch.bfloat16:  # the masks of 32 rows would spill scalar registers
+        configs = tuple(map(_shallow, configs))
     return Launch(
         _patch_embed_weight_gradient, lambda c: (tile_count(c, width, elements), splits), arguments, configs
     )
+
+
+def _shallow(config: Config) -> Config:
+    """Return the config with half the depth of its tiles."""
+    return config._replace(constants={**config.constants, "BLOCK_K": config.constants["BLOCK_K"] // 2})
 
 
 def _describe_volume(
@@ -190,6 +197,8 @@ def _describe_volume(
     }
     table = tiles(target, dtype, precision, rows, elements)
     configs = tuple(config._replace(registers=255) for config in table)  # as for the weight
+    if target == "gfx942" and dtype == torch.bfloat16:  # as for the weight, with tiles of 128 rows
+        configs = tuple(_shallow(config) if config.constants["BLOCK_M"] == 128 else config for config in configs)
     return Launch(_patch_embed_volume_gradient, lambda c: (tile_count(c, rows, elements),), arguments, configs)
 
 
