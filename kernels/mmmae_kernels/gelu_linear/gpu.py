@@ -110,8 +110,9 @@ def _gelu_forward(
         cumulative, _ = _normal(hidden)
         tl.store(activated_ptr + place, (hidden * cumulative).to(activated_ptr.dtype.element_ty), mask=has_channel)
     if counter_ptr is not None:
-        counter = tl.program_id(1) * COUNTERS + tl.arange(0, COUNTERS)
-        tl.store(counter_ptr + counter, tl.zeros((COUNTERS,), tl.int32), mask=program == 0)
+        counter = tl.arange(0, COUNTERS)
+        is_first = program + 0 * counter == 0  # a mask of the block's shape, as the interpreter of Triton 3.9 asks for
+        tl.store(counter_ptr + tl.program_id(1) * COUNTERS + counter, tl.zeros((COUNTERS,), tl.int32), mask=is_first)
 
 
 @triton.jit
