@@ -17,7 +17,7 @@ from tests.emulator.stub_driver.checked import checked
 
 
 def main(target: str) -> None:
-    """Run three steps of each model; only in the first should there be kernels without a plan."""
+    """Run three steps of each model, of some under autocast; only in the first should kernels lack a plan."""
     driver = install(target)
     import mmmae
     from mmmae_kernels import random_masking, use_backend
@@ -26,7 +26,8 @@ def main(target: str) -> None:
     sizes |= {"decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 2, "aux_patch": 16}
     first: Counter[str] = Counter()
     planned: Counter[str] = Counter()
-    for options in ({}, {"target": "pixels"}, {"target": "pixels", "normalize_target": True}):
+    pixels: dict[str, Any] = {"target": "pixels"}
+    for options, autocast in (({}, True), (pixels, False), ({**pixels, "normalize_target": True}, True)):
         config = mmmae.MMMAEConfig.preset("base", **sizes, **options)
         model = mmmae.fast_model(config, kernels="triton")
         hsi = torch.randn(2, 1, config.bands, config.image_size, config.image_size)
@@ -38,7 +39,9 @@ def main(target: str) -> None:
             for _ in range(3):
                 with use_backend("triton"):
                     random_masking(2, config.tokens, config.keep, seed=0)
-                model(hsi, aux, valid=valid, mask=mask).loss.backward()
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    loss = model(hsi, aux, valid=valid, mask=mask).loss
+                loss.backward()
         first += launches.first
         planned += launches.planned
     print(json.dumps({"first": first, "planned": planned, "launches": driver.launches}))
