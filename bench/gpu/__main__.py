@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     now = datetime.datetime.now(datetime.timezone.utc)
     file = options.out / f"gpu-{now:%Y%m%d-%H%M%S}.json"
     print(f"results: {file} and {file.with_suffix('.md').name}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an interrupt: ends the parts and writes what they had
     with tempfile.TemporaryDirectory() as folder:
         visit = Visit(
             chosen,

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -89,6 +90,7 @@ def test_every_part_goes_through_on_a_bare_machine(tmp_path):
 class Toy(Job):
     """A part without torch, whose task is Python code; `found` are its records and `item` begins an item."""
 
+    started: ClassVar = []  # processes of the parts of a test
     begin = """
 import os, signal, sys
 from pathlib import Path
@@ -109,6 +111,7 @@ good = lambda: records.add("check", **check)
                 cwd=ROOT,
                 start_new_session=True,
             )
+        self.started.append(self.process)
 
 
 GOOD = "records.attempt('first', good)\nrecords.attempt('second', good)\n"
@@ -120,9 +123,11 @@ def visit(folder, *tasks, clock=lambda: 0.0, slots=1):
     numbers = iter(range(99))
     chosen = [Stage(tuple(Part(str(next(numbers)), (code,)) for code in codes), 1.0) for codes in grouped]
     told = []
+    Toy.started.clear()
     run = Visit(chosen, folder / "r.json", folder, 1, start=Toy, clock=clock, slots=slots, tell=told.append)
     results = run.run()
     assert json.loads((folder / "r.json").read_text()) == results
+    assert all(process.poll() is not None for process in Toy.started)
     return {part["name"]: part for part in results["parts"]}, results
 
 
