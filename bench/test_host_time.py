@@ -85,7 +85,7 @@ def test_an_op_takes_at_most_one_and_a_half_times_the_host_time_of_plain_pytorch
     host_times.check(op, "native", 1.5 * slack)
 
 
-# In Triton the norms' backward is two launches; they were aimed at 1.5 too, see docs/performance.md.
+# In Triton the norms were aimed at 1.5 too, see docs/performance.md.
 @pytest.mark.parametrize(
     ("op", "bound"), [("add_layer_norm", 2.0), ("norm_linear", 2.0), ("gelu_linear", 1.5), ("patch_embed", 1.5)]
 )
