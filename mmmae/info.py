@@ -45,6 +45,7 @@ def print_info(console: Console | None = None) -> None:
     for package in PACKAGES:
         machine.add_row(package, version(package) + NEEDED.get(package, ""))
     machine.add_row("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    machine.add_row("", describe_precision(torch.device("cpu")))
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         capability = f"{properties.major}.{properties.minor}"
