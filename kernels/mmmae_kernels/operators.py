@@ -93,7 +93,7 @@ def declare_operator(
         return tuple(other if result is None else result for result, other in zip(computed, promised, strict=True))
 
     definition = f"{name or kernel}({arguments}, str backend) -> {results}"
-    promise = fake if fake_needs_backend else lambda *call: fake(*call[:-1])
+    promise: Callable[..., Any] = fake if fake_needs_backend else lambda *call: fake(*call[:-1])
     packet = define(definition, run, promise)
     for backend, operators in _traced.items():
         setattr(operators, kernel, _bound(packet, backend))
