@@ -53,7 +53,7 @@ def test_guidance_copies_nothing_of_the_tokens_and_adds_to_their_queries_in_plac
     events = copies(run)
     assert [name for name, _ in events].count("aten::cat") == 1  # of the gradients of the vectors' keys and values
     assert not any([2, 50, 3, 2, 8] in shapes for _, shapes in events)
-    assert events[-1] == ("aten::add_", [[2, 50, 2, 8], [2, 50, 2, 8], []])
+    assert ("aten::add_", [[2, 50, 2, 8], [2, 50, 2, 8], []]) in events
 
 
 @pytest.mark.parametrize("backend", HERE[:2])  # `eager` is traced below, by export
