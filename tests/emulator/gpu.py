@@ -33,9 +33,11 @@ class Emulator:
 
     def __init__(self, target: str, choice: int = 0, mutated: str = "", mutate: Mutation | None = None) -> None:
         self.target, self.choice, self.mutated, self.mutate = target, choice, mutated, mutate
+        self.most_configs = 1  # that a launch had to choose from
 
     def __call__(self, launch: Launch) -> Config:
         name = launch.kernel.fn.__name__
+        self.most_configs = max(self.most_configs, len(launch.configs))
         config = launch.configs[min(self.choice, len(launch.configs) - 1)]
         grid = launch.grid(config.constants)
         arguments = {**launch.arguments, **config.constants}  # registers are the assembler's: the PTX has no number
@@ -54,12 +56,12 @@ class Emulator:
 
 
 @contextlib.contextmanager
-def emulated(emulator: Emulator) -> Iterator[None]:
-    """Run every op of the block on the emulator; memory from torch.empty is filled with NaN."""
+def emulated(emulator: Emulator) -> Iterator[Emulator]:
+    """Run every op of the block on the emulator, and yield it; memory from torch.empty is filled with NaN."""
     torch.use_deterministic_algorithms(True)
     try:
         with execute_by(emulator), use_backend("triton"):
-            yield
+            yield emulator
     finally:
         torch.use_deterministic_algorithms(False)
 

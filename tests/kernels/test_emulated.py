@@ -31,6 +31,7 @@ from tests.emulator.ptx import EmulatorError
 SMALL = [case for case in CASES if case.small]
 TARGETS = ["sm80", "sm86", "sm89", "sm90", "sm100", "sm120"]
 ASYNCHRONOUS = {"sm90": HOPPER, "sm100": BLACKWELL}  # those that multiply asynchronously, and how to break that
+SEVERAL = ("patch_embed", "patch_l2_loss", "decoder_tokens")  # ops that choose among configs
 PRODUCTS = ["_patch_embed_forward", "_patch_embed_weight_gradient", "_patch_embed_volume_gradient", "_patch_l2_forward"]
 
 
@@ -38,25 +39,32 @@ def pytest_generate_tests(metafunc):
     everything = metafunc.config.getoption("--all-targets")
     if "target" in metafunc.fixturenames:
         metafunc.parametrize("target", TARGETS if everything else ["sm80"])
-    if "types" in metafunc.fixturenames:
-        metafunc.parametrize("types", TYPES if everything else ["mixed bf16"])
+    types = list(TYPES) if everything else ["mixed bf16"]
     if "choice" in metafunc.fixturenames:
-        metafunc.parametrize("choice", [0, 1, 2] if everything else [0])
+        metafunc.parametrize(("case", "types", "choice"), [each for case in SMALL for each in executions(case, types)])
+    elif "types" in metafunc.fixturenames:
+        metafunc.parametrize("types", types)
     if "broken_product" in metafunc.fixturenames:
         mutations = {target: {**MUTATIONS, **more} for target, more in ASYNCHRONOUS.items()}
         each = [(kernel, target, name) for kernel in PRODUCTS for target in ASYNCHRONOUS for name in mutations[target]]
         metafunc.parametrize("broken_product", each if everything else [], ids="-".join)
 
 
-def of_one_process(case):
-    """Return a case as a parameter: what several targets and types have in common is executed once in a process."""
-    return pytest.param(case, id=str(case), marks=pytest.mark.xdist_group(str(case)))
+def executions(case, types):
+    """Yield a case in all types, and in a single type by all configs: mixed types change none of what these differ in.
+
+    All of a case run in one process, because what several targets and types have in common is executed once there.
+    """
+    for name in types:
+        for choice in (0, 1, 2) if case.op in SEVERAL and not TYPES[name].autocast else (0,):
+            group = pytest.mark.xdist_group(str(case))
+            yield pytest.param(case, name, choice, id=f"{case}-{name}-{choice}", marks=group)
 
 
-@pytest.mark.parametrize("case", [of_one_process(case) for case in SMALL])
 def test_compiled_kernels_compute_what_the_definition_says(case, target, types, choice):
-    with emulated(Emulator(target, choice)):
+    with emulated(Emulator(target, choice)) as emulator:
         check(case, TYPES[types])
+    assert emulator.most_configs == 1 or case.op in SEVERAL
 
 
 @pytest.mark.parametrize("asynchronous", ASYNCHRONOUS)
