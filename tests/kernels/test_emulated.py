@@ -1,8 +1,8 @@
 """The compiled Triton kernels on the emulator: every op against its definition, and every kernel broken on purpose.
 
 By default on one architecture in bfloat16, mixed as under autocast, and one product on each of the two architectures
-that multiply asynchronously; with --all-targets (make verify-gpu) on all architectures, in all types, by every config
-of the launch tables.
+that multiply asynchronously; with --all-targets (make verify-gpu) on all architectures, in all types, and in single
+types by every config of the launch tables.
 """
 
 from __future__ import annotations
