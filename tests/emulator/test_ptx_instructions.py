@@ -270,6 +270,14 @@ def test_a_fused_multiply_add_rounds_once():
     assert of_word(run("mul.f32 %o, %a, %b; add.f32 %o, %o, %c;", *columns)[0]) == 0
 
 
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+def test_factors_in_half_precision_are_multiplied_exactly(half):
+    columns = [[word(x)] * 32 for x in (1 + 2.0**-7, 1 + 2.0**-7, -(1 + 2.0**-6))]
+    factors = f"cvt.rn.{half}.f32 %h0, %a; cvt.rn.{half}.f32 %h1, %b;"
+    assert of_word(run(f"{factors} fma.rn.f32.{half} %o, %h0, %h1, %c;", *columns)[0]) == 2.0**-14
+    assert of_word(run(f"{factors} add.f32.{half} %o, %h0, %c;", *columns)[0]) == 2.0**-7 - 2.0**-6
+
+
 def test_saturation():
     got = [of_word(bits) for bits in run("add.sat.f32 %o, %a, 0f00000000;", [word(x) for x in FLOATS])]
     assert got == [0.0 if math.isnan(x) else min(max(of_word(word(x)), 0.0), 1.0) for x in FLOATS]

@@ -55,10 +55,10 @@ def by_ufunc(state: State, instruction: Instruction, function: np.ufunc, *types:
 def _floats(state: State, instruction: Instruction, function: Callable[..., Array]) -> Step:
     """Return a step for a function of any float type, saturated if the instruction has `.sat`."""
     types = (instruction.types[-1],) * len(instruction.operands)
-    if len(instruction.types) == 2:  # f32 = (f16 or bf16) with f32
+    if len(instruction.types) == 2:  # the last operand and the result are f32, the others f16 or bf16
         if instruction.types[0] != "f32" or instruction.types[1] not in ("f16", "bf16"):
             raise instruction.refused("types")
-        types = ("f32", instruction.types[1], "f32")
+        types = ("f32", *instruction.types[1:] * (len(instruction.operands) - 2), "f32")
     saturate = instruction.has("sat")
     if isinstance(function, np.ufunc) and types[0] in _DIRECT and len(set(types)) == 1 and not saturate:
         return by_ufunc(state, instruction, function, *types)
@@ -276,7 +276,7 @@ DECODERS = {
     "mul": Decoder(_multiply, f"{_ROUNDING} lo hi wide", _ALL, (3,)),
     "mad": Decoder(_multiply_add, f"{_ROUNDING} lo hi wide cc", _ALL, (4,)),
     "madc": Decoder(_with_carry_in, "lo hi cc", "u32 s32", (4,)),
-    "fma": Decoder(_fused, _ROUNDING, _FLOATS, (4,)),
+    "fma": Decoder(_fused, _ROUNDING, _FLOATS, (4,), (1, 2)),
     "div": Decoder(_divide, f"{_ROUNDING} approx full", f"{_INTEGERS} f32 f64", (3,)),
     "rem": Decoder(_rest, "", _INTEGERS, (3,)),
     "max": Decoder(_larger(np.fmax, np.maximum), "ftz NaN xorsign abs", _ALL, (3, 4)),
