@@ -68,16 +68,7 @@ def _describe_forward(
     present: Strides,
 ) -> Launch:
     """Describe a launch with one program for each head and tile of tokens; one config, as it overwrites an input."""
-    arguments = {
-        "N": tokens,
-        "M": count,
-        "H": heads,
-        "D": width,
-        "scale": scale,
-        **strides("q", "bnhd", q),
-        **strides("vectors", "bmphd", vectors),
-        **strides("present", "bm", present),
-    }
+    arguments = _arguments(tokens, count, heads, width, scale, q=q, vectors=vectors, present=present)
     tile = _tile(width)
     config = element_config(tile, tile["BLOCK_N"] * tile["BLOCK_D"], target)
     return Launch(
@@ -100,23 +91,23 @@ def _describe_backward(
     present: Strides,
 ) -> Launch:
     """Describe a launch with one program for each sample and head; one config, as it overwrites an input."""
-    arguments = {
-        "N": tokens,
-        "M": count,
-        "H": heads,
-        "D": width,
-        "scale": scale,
-        **strides("grad_q", "bnhd", grad_q),
-        **strides("grad", "bnhd", grad),
-        **strides("q", "bnhd", q),
-        **strides("vectors", "bmphd", vectors),
-        **strides("present", "bm", present),
-    }
+    sizes = tokens, count, heads, width, scale
+    arguments = _arguments(*sizes, grad_q=grad_q, grad=grad, q=q, vectors=vectors, present=present)
     tile = _tile(width)
     config = element_config({**tile, "BLOCK_M": VECTORS}, tile["BLOCK_N"] * tile["BLOCK_D"], target)
     # Two programs a multiprocessor; for some architectures ptxas would spill a few registers so that a third one fits.
     config = config._replace(registers=96 if tile["BLOCK_D"] <= 128 else None)
     return Launch(_merge_vectors_backward, lambda c: (batch * heads,), arguments, (config,))
+
+
+def _arguments(
+    tokens: int, count: int, heads: int, width: int, scale: float, **layouts: Strides
+) -> dict[str, int | float]:
+    """Return the sizes and the strides of tensors, by the names of the kernels' arguments."""
+    arguments = {"N": tokens, "M": count, "H": heads, "D": width, "scale": scale}
+    for name, values in layouts.items():
+        arguments |= strides(name, {"vectors": "bmphd", "present": "bm"}.get(name, "bnhd"), values)
+    return arguments
 
 
 def _tile(width: int) -> dict[str, int]:
