@@ -12,14 +12,11 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import Arrays, ArraysLayout
 from .wavelengths import to_nanometres
 from .windows import Window
 
 CONTAINER_SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".he5")
-
-Arrays = tuple[
-    npt.NDArray[Any], npt.NDArray[np.float32] | None, npt.NDArray[np.bool_] | None
-]  # values, wavelengths, nodata
 
 Part: TypeAlias = EllipsisType | tuple[slice, ...]
 
@@ -34,7 +31,13 @@ class _Entry(NamedTuple):
     unit: str | None = None
 
 
-def read_container(path: Path, dataset: str | None, axes: str | None, window: Window | None = None) -> Arrays:
+def read_container(
+    path: Path,
+    dataset: str | None,
+    axes: str | None,
+    window: Window | None = None,
+    wavelengths: npt.NDArray[np.float32] | None = None,
+) -> Arrays:
     """Read one array as values `[T, H, W]`, wavelengths in nm `[T]` or None, and nodata `[T, H, W]` or None.
 
     Args:
@@ -43,6 +46,7 @@ def read_container(path: Path, dataset: str | None, axes: str | None, window: Wi
         axes: the order of the three axes in the file, "THW" or any permutation; None means "HWT" for .mat (MATLAB's
             own order, also for the v7.3 files that store it reversed) and "THW" otherwise. A 2-D array is one band.
         window: the rows and columns to read; None for all. Of .npy and HDF5 files nothing else is read.
+        wavelengths: those of the bands in nm, instead of what the file tells; None: as the file tells.
     """
     with _entries(path) as entries:
         entry, axes = _choose(entries, path, dataset, axes)
@@ -59,17 +63,21 @@ def read_container(path: Path, dataset: str | None, axes: str | None, window: Wi
         nodata, value = None, entry.nodata
         if value is not None:
             nodata = np.isnan(values) if np.isnan(value) else values == value
-        return values, _wavelengths(entries, len(values), entry.shape, axes), nodata
+        if wavelengths is None:
+            wavelengths = _wavelengths(entries, len(values), entry.shape, axes)
+        return Arrays(values, wavelengths, nodata)
 
 
 def container_layout(
-    path: Path, dataset: str | None, axes: str | None
-) -> tuple[tuple[int, int, int], npt.NDArray[np.float32] | None]:
+    path: Path, dataset: str | None, axes: str | None, wavelengths: npt.NDArray[np.float32] | None = None
+) -> ArraysLayout:
     """Read the sizes (T, H, W) and the wavelengths of the array that `read_container` would read."""
     with _entries(path) as entries:
         entry, axes = _choose(entries, path, dataset, axes)
         shape = _shape(entry, axes)
-        return shape, _wavelengths(entries, shape[0], entry.shape, axes)
+        if wavelengths is None:
+            wavelengths = _wavelengths(entries, shape[0], entry.shape, axes)
+        return ArraysLayout(shape, wavelengths)
 
 
 @contextmanager

@@ -1,16 +1,18 @@
 """Read a spectral cube, a window of it, or only its layout, from a file of any supported format."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .arrays import Arrays, equal_to
 from .containers import CONTAINER_SUFFIXES, container_layout, read_container
 from .rasters import ENVI_DATA_SUFFIXES, TIFF_SUFFIXES, raster_layout, read_raster
 from .windows import Window
@@ -25,11 +27,13 @@ class Cube(NamedTuple):
         values: `[T, H, W]` float32, finite, 0 where `nodata`.
         wavelengths: `[T]` float32 in nm, or None if the file does not tell.
         nodata: `[T, H, W]` bool, True where the file declares that nothing was measured.
+        notes: phrases that say what was left out, scaled or dropped, as in "band 2 is marked as bad (bbl)".
     """
 
     values: Tensor
     wavelengths: Tensor | None
     nodata: Tensor
+    notes: tuple[str, ...] = ()
 
 
 class Layout(NamedTuple):
@@ -38,10 +42,12 @@ class Layout(NamedTuple):
     Attributes:
         shape: (T, H, W).
         wavelengths: `[T]` float32 in nm, or None if the file does not tell.
+        notes: as in `Cube`.
     """
 
     shape: tuple[int, int, int]
     wavelengths: Tensor | None
+    notes: tuple[str, ...] = ()
 
 
 def read_cube(
@@ -49,6 +55,9 @@ def read_cube(
     *,
     dataset: str | None = None,
     axes: str | None = None,
+    nodata: float | None = None,
+    scale: float | None = None,
+    wavelengths: Sequence[float] | None = None,
     check_finite: bool = True,
     window: Window | None = None,
 ) -> Cube:
@@ -59,6 +68,9 @@ def read_cube(
         dataset: the name of the array in a file of several; not needed if only one is 3-D.
         axes: the order of the axes of a 3-D array, "THW", "HWT" or another permutation. None: "HWT" for .mat, "THW" for
             .npy, .npz and HDF5. Not for rasters. 2-D arrays are one band.
+        nodata: a value, as the file stores it, that means nodata, besides those that the file declares.
+        scale: factor of the values, instead of the scale and offset that the file declares.
+        wavelengths: of the file's bands in nm, instead of those that it tells.
         check_finite: False treats undeclared NaN and infinite values as nodata instead of raising an error.
         window: the pixels to read; None for all. Compressed arrays (.npz, .mat before v7.3) are read completely and
             cropped; of other files only the window is read.
@@ -82,20 +94,52 @@ def read_cube(
     """
     path = Path(path)
     with _errors_with_path(path, dataset, axes) as raster:
-        values, wavelengths, nodata = (
-            read_raster(path, window) if raster else read_container(path, dataset, axes, window)
-        )
-        if 0 in values.shape:
-            raise ValueError(f"the array has shape {list(values.shape)}, expected at least one value")
-        return _to_cube(values, wavelengths, nodata, check_finite)
+        given = _checked_wavelengths(wavelengths)
+        arrays = read_raster(path, window) if raster else read_container(path, dataset, axes, window, given)
+        if 0 in arrays.values.shape:
+            raise ValueError(f"the array has shape {list(arrays.values.shape)}, expected at least one value")
+        if nodata is not None:
+            equal = equal_to(arrays.values, nodata)
+            arrays = arrays._replace(nodata=equal if arrays.nodata is None else arrays.nodata | equal)
+        if scale is not None:
+            if not math.isfinite(scale) or scale == 0:
+                raise ValueError(f"scale is {scale:g}, expected a number other than 0")
+            arrays = arrays._replace(scale=scale, offset=0.0)
+        return _to_cube(arrays, _fitting(given, arrays.wavelengths, len(arrays.values)), check_finite)
 
 
-def read_layout(path: str | os.PathLike[str], *, dataset: str | None = None, axes: str | None = None) -> Layout:
+def read_layout(
+    path: str | os.PathLike[str],
+    *,
+    dataset: str | None = None,
+    axes: str | None = None,
+    nodata: float | None = None,
+    scale: float | None = None,
+    wavelengths: Sequence[float] | None = None,
+) -> Layout:
     """Read sizes and wavelengths without the values; arguments and errors are those of `read_cube`."""
     path = Path(path)
     with _errors_with_path(path, dataset, axes) as raster:
-        shape, wavelengths = raster_layout(path) if raster else container_layout(path, dataset, axes)
-        return Layout(shape, None if wavelengths is None else torch.from_numpy(wavelengths))
+        given = _checked_wavelengths(wavelengths)
+        layout = raster_layout(path) if raster else container_layout(path, dataset, axes, given)
+        return Layout(layout.shape, _fitting(given, layout.wavelengths, layout.shape[0]), layout.notes)
+
+
+def _checked_wavelengths(wavelengths: Sequence[float] | None) -> npt.NDArray[np.float32] | None:
+    if wavelengths is None:
+        return None
+    given = np.array(wavelengths, dtype=np.float32)
+    if not (np.isfinite(given) & (given > 0)).all():
+        raise ValueError("wavelengths has a value that is not a positive number of nm")
+    return given
+
+
+def _fitting(given: npt.NDArray[np.float32] | None, found: npt.NDArray[np.float32] | None, bands: int) -> Tensor | None:
+    """Return the wavelengths given, or those found in the file."""
+    if given is not None and len(given) != bands:
+        raise ValueError(f"{len(given)} wavelengths are given, the file has {bands} bands")
+    chosen = found if given is None else given
+    return None if chosen is None else torch.from_numpy(chosen)
 
 
 @contextmanager
@@ -121,13 +165,15 @@ def _errors_with_path(path: Path, dataset: str | None, axes: str | None) -> Iter
         raise ValueError(f"{path}: cannot be read as a {_kind(suffix)} file: {kind}{detail}") from error
 
 
-def _to_cube(
-    values: npt.NDArray[Any],
-    wavelengths: npt.NDArray[np.float32] | None,
-    nodata: npt.NDArray[np.bool_] | None,
-    check_finite: bool,
-) -> Cube:
-    hidden = np.zeros(values.shape, dtype=bool) if nodata is None else nodata
+def _to_cube(arrays: Arrays, wavelengths: Tensor | None, check_finite: bool) -> Cube:
+    values = arrays.values
+    scale, offset = (np.asarray(factor, np.float64).reshape(-1, 1, 1) for factor in (arrays.scale, arrays.offset))
+    with np.errstate(over="ignore", invalid="ignore"):
+        if (scale != 1).any():
+            values = values * scale
+        if (offset != 0).any():
+            values = values + offset
+    hidden = np.zeros(values.shape, dtype=bool) if arrays.nodata is None else arrays.nodata
     if values.dtype.kind == "f":
         broken = ~np.isfinite(values)
         if broken.any():
@@ -136,12 +182,12 @@ def _to_cube(
             hidden = hidden | broken
     with np.errstate(over="ignore", invalid="ignore"):
         converted = np.ascontiguousarray(values, dtype=np.float32)
-    if converted is values or not converted.flags.writeable:
+    if converted is arrays.values or not converted.flags.writeable:
         converted = converted.copy()
     converted[hidden] = 0
     _refuse(np.isinf(converted), "values too large for float32", "")
-    kept = None if wavelengths is None else torch.from_numpy(wavelengths)
-    return Cube(torch.from_numpy(converted), kept, torch.from_numpy(np.ascontiguousarray(hidden)))
+    hidden = np.ascontiguousarray(hidden)
+    return Cube(torch.from_numpy(converted), wavelengths, torch.from_numpy(hidden), arrays.notes)
 
 
 def _refuse(broken: npt.NDArray[np.bool_], what: str, why: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import Arrays, ArraysLayout
 from .wavelengths import parse_wavelength, to_nanometres
 from .windows import Window
 
@@ -17,15 +18,11 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 ENVI_DATA_SUFFIXES = (".img", ".dat", ".bsq", ".bil", ".bip", ".raw")
 
 
-def read_raster(
-    path: Path, window: Window | None = None
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None, npt.NDArray[np.bool_]]:
-    """Read every band of a raster, or a window of it; a declared scale and offset are applied.
+def read_raster(path: Path, window: Window | None = None) -> Arrays:
+    """Read every band of a raster, or a window of it.
 
-    Returns:
-        values `[T, H, W]` in a real type, wavelengths in nm `[T]` or None, nodata `[T, H, W]`: pixels that equal the
-        declared nodata value or that the file's mask hides. An alpha band is a band, not a mask: writers tag the fourth
-        band of any 8-bit file so.
+    Pixels that equal the declared nodata value or that the file's mask hides are nodata. An alpha band is a band, not a
+    mask: writers tag the fourth band of any 8-bit file so.
     """
     from rasterio.enums import MaskFlags
     from rasterio.windows import Window as RasterWindow
@@ -40,16 +37,13 @@ def read_raster(
         for band, flags in enumerate(source.mask_flag_enums):
             if MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags:
                 nodata[band] = source.read_masks(band + 1, window=place) == 0
-        scales, offsets = np.array(source.scales), np.array(source.offsets)
-        if (scales != 1).any() or (offsets != 0).any():
-            values = values * scales[:, None, None] + offsets[:, None, None]
-        return values, _wavelengths(source), nodata
+        return Arrays(values, _wavelengths(source), nodata, np.array(source.scales), np.array(source.offsets))
 
 
-def raster_layout(path: Path) -> tuple[tuple[int, int, int], npt.NDArray[np.float32] | None]:
+def raster_layout(path: Path) -> ArraysLayout:
     """Read the sizes (T, H, W) and the wavelengths of a raster, but no values."""
     with _open(path) as source:
-        return (source.count, source.height, source.width), _wavelengths(source)
+        return ArraysLayout((source.count, source.height, source.width), _wavelengths(source))
 
 
 @contextmanager
