@@ -33,7 +33,7 @@ NEEDED = {"triton": f", {'.'.join(map(str, dispatch.OLDEST_TRITON))} or newer is
 HEAD_WIDTH = 64  # of the presets
 VARIABLES = (
     *("MMMAE_KERNELS", "MMMAE_ATTENTION", "MMMAE_NATIVE", "MMMAE_AUTOTUNE"),
-    *("MMMAE_TF32", "MMMAE_TUNE_CPU", "MMMAE_DEBUG"),
+    *("MMMAE_PRECISION", "MMMAE_TF32", "MMMAE_TUNE_CPU", "MMMAE_DEBUG"),
 )
 
 

@@ -15,6 +15,7 @@ from mmmae_kernels import dispatch
 
 # A tuned process keeps all memory that it frees, and one that has run thousands of tests could no longer fork workers.
 os.environ["MMMAE_TUNE_CPU"] = "0"
+os.environ["MMMAE_PRECISION"] = "32"  # not by a measurement, whose result is not the same on all machines
 MUCH = 10**9  # bytes
 
 

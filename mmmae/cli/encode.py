@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..checks import check_whole
+from ..precision import Precision
 from .trained import TrainedDataOptions, load_encoder
 
 
@@ -18,6 +19,7 @@ def run(
     batch: int = 8,
     workers: int = 0,
     device: str = "cpu",
+    precision: Precision = "auto",
 ) -> None:
     """Write the features of cubes.
 
@@ -28,10 +30,11 @@ def run(
         batch: cubes in a batch
         workers: processes that read data
         device: cpu or cuda
+        precision: 32 bits, or autocast to bf16 or 16 bits; auto: bf16 where it is faster
     """
     from ..training.inference.encode import encode
 
     check_whole("--workers", workers, 0)
     model, subjects = load_encoder(data, encoder)
-    shape = encode(model, subjects, out, pool=pool, batch=batch, workers=workers, device=device)
+    shape = encode(model, subjects, out, pool=pool, batch=batch, workers=workers, device=device, precision=precision)
     print(f"{subjects!r}\nwrote features [{', '.join(map(str, shape))}] into {out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..precision import Precision
 from .options import colours
 from .trained import TrainedDataOptions, trained_subjects
 
@@ -19,6 +20,7 @@ def run(
     mask_ratio: float | None = None,
     rgb: tuple[int, ...] | None = None,
     device: str = "cpu",
+    precision: Precision = "auto",
 ) -> None:
     """Draw what a model predicts, and write its errors band by band.
 
@@ -30,6 +32,7 @@ def run(
         mask_ratio: share of the tokens that is masked; None: the model's
         rgb: bands that pictures show as red, green and blue
         device: cpu or cuda
+        precision: 32 bits, or autocast to bf16 or 16 bits; auto: bf16 where it is faster
     """
     from ..model.fast import FastModel
     from ..training.inference.encode import usable_device
@@ -41,7 +44,7 @@ def run(
     changes: dict[str, Any] = {} if mask_ratio is None else {"mask_ratio": mask_ratio}
     loaded = FastModel.from_pretrained(model, **changes).to(usable_device(device))
     subjects = trained_subjects(data, loaded.config, model)
-    for row in reconstruct(loaded, subjects, out, first=first, seed=seed, rgb=shown):
+    for row in reconstruct(loaded, subjects, out, first=first, seed=seed, rgb=shown, precision=precision):
         if row["subject"] == ALL:
             print("  ".join(f"{name} {value}" for name, value in list(row.items())[1:] if value != ""))
     print(f"wrote pictures and errors.csv into {out}")

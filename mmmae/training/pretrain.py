@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import Precision
 from torch import distributed
 
 from ..config import MMMAEConfig
@@ -23,7 +23,7 @@ from ..data import Normalization
 from ..data.subjects import Subjects
 from ..files import check_can_write, write_json
 from ..model.fast import FastModel, fast_model
-from ..precision import best_precision, use_tf32
+from ..precision import resolve_precision, use_tf32
 from ..tuning import tune_cpu
 from .averages import Average
 from .checkpoints import (
@@ -39,6 +39,7 @@ from .distributed import World, choose_strategy, find_world, gather_objects, who
 from .graph import graph_refuses
 from .module import Pretraining, trains_by_itself
 from .pictures import check_rgb, draw, save_figure
+from .precision import find_device, precision_plugin
 from .progress import StepProgress
 from .reports import Pictures, Throughput
 from .sampling import SubjectData
@@ -118,14 +119,14 @@ def pretrain(
     check_can_write(out)
     checkpoint = find_checkpoint(out, resume)
     device = _device(settings, world)
-    settings = _with_precision(settings, device, checkpoint)
+    settings = _with_precision(settings, device, config.dim, checkpoint)
     run = describe(config, settings, world.ranks, subjects.names)
     if checkpoint is not None:
         checkpoint.check_resumes(run)
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     _check_normalization(out, normalization, resumed=checkpoint is not None)
     in_tf32 = settings.precision == "32" and use_tf32(device)
-    if world.rank == 0 and device.type != "cpu":
+    if world.rank == 0 and (device.type != "cpu" or settings.precision != "32"):
         print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
     torch.manual_seed(settings.seed)
     model = fast_model(config)
@@ -163,12 +164,16 @@ class RunFolder(Callback):
     ) -> None:
         self.out, self.described, self.normalization = out, described, normalization
         self.first = 0 if checkpoint is None else checkpoint.step
+        self.precision: str = described["settings"]["precision"]
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Write config, settings and statistics."""
-        first = gather_objects(self.first)  # after this no process looks for another run in the folder
+        # After this no process looks for another run in the folder.
+        first, precisions = zip(*gather_objects((self.first, self.precision)), strict=True)
         if len(set(first)) > 1:
-            raise ValueError(f"the processes begin after the steps {first}; {self.out} must be one folder for all")
+            raise ValueError(f"the processes begin after the steps {[*first]}; {self.out} must be one folder for all")
+        if len(set(precisions)) > 1:  # of `auto` on CPUs that are not alike
+            raise ValueError(f"the processes chose the precisions {[*precisions]}; give --precision 32 or bf16")
         if trainer.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
             remove_partial(self.out)
@@ -247,29 +252,24 @@ def _trainer(
 
 
 def _with_precision(
-    settings: PretrainSettings, device: torch.device, checkpoint: Checkpoint | None
+    settings: PretrainSettings, device: torch.device, width: int, checkpoint: Checkpoint | None
 ) -> PretrainSettings:
     """Return the settings with what `auto` stands for: the precision of the run to resume, else the device's best."""
     if settings.precision != "auto":
         return settings
     resumed = None if checkpoint is None else checkpoint.settings.get("precision")
-    return dataclasses.replace(settings, precision=resumed or best_precision(device))
+    return dataclasses.replace(settings, precision=resumed or resolve_precision("auto", device, width))
 
 
 def _precision(settings: PretrainSettings, world: World) -> Precision:
     if settings.precision == "32" or trains_by_itself(settings, world.ranks):  # which casts by itself
         return Precision()
-    # By hand, because Lightning would take bf16 for fp16 on a CPU.
-    device, half = _device(settings, world).type, settings.precision == "16"
-    scaler = torch.amp.GradScaler(device) if half else None
-    return MixedPrecision("16-mixed" if half else "bf16-mixed", device, scaler)
+    return precision_plugin(settings.precision, _device(settings, world))
 
 
 def _device(settings: PretrainSettings, world: World) -> torch.device:
     """Return the device of this process."""
-    if settings.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", world.rank % world.ranks_of_node)
+    return find_device(settings.device, world.rank % world.ranks_of_node)
 
 
 def _checkpoints(out: Path, settings: PretrainSettings) -> LastCheckpoint:

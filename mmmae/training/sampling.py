@@ -15,7 +15,17 @@ from ..data import Batch, Sample, Subjects, collate
 from ..data.augment import augment
 from .settings import PretrainSettings
 
-HOLD_OUT_STREAM = 1  # makes this draw independent of others from the same seed
+HOLD_OUT_STREAM, ORDER_STREAM = 1, 2  # make these draws independent of others from the same seed
+
+
+def shuffled(count: int, seed: int, number: int) -> list[int]:
+    """Return the numbers from 0 to `count - 1` in the order that belongs to (seed, number of the pass).
+
+    NumPy mixes all bits of both numbers into the state of its generator; torch's generator for the CPU keeps the lower
+    32 bits of one.
+    """
+    order: list[int] = np.random.default_rng([seed, number, ORDER_STREAM]).permutation(count).tolist()
+    return order
 
 
 class StepSampler(Sampler[list[int]]):
@@ -54,8 +64,7 @@ class StepSampler(Sampler[list[int]]):
         for step in range(self.start, self.steps):
             number, place = divmod(step, a_pass)
             if place == 0 or step == self.start:
-                generator = torch.Generator().manual_seed(self.seed * 2**31 + number)
-                order = torch.randperm(self.subjects, generator=generator).tolist()
+                order = shuffled(self.subjects, self.seed, number)
             first = (place * self.ranks + self.rank) * self.batch
             yield [number * self.subjects + subject for subject in order[first : first + self.batch]]
 

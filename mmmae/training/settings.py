@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from ..checks import check_choice, check_number, check_whole
 from ..model.fast import COMPILE_MODES, CompileMode
+from ..precision import Precision
 from .graph import CUDA_GRAPH_CHOICES, CUDAGraph
 
 # Settings and config fields that may change when a run is resumed: they change its losses by rounding alone. So may the
@@ -25,7 +26,6 @@ FREE_SETTINGS = (
     "cuda_graph",
     "activation_checkpointing",
 )
-Precision: TypeAlias = Literal["auto", "32", "bf16", "16"]
 Strategy: TypeAlias = Literal["ddp", "fsdp"]
 MODES_WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # record CUDA graphs of their own
 
@@ -47,7 +47,8 @@ class PretrainSettings:
         ema: decay per step of the moving average of the weights, which is then what is validated and saved in the end;
             0: no average
         precision: 32 bits, or autocast to bf16 or 16 bits, the latter with a loss scaler; auto: bf16 on GPUs that have
-            matrix units for it (compute capability 8.0 and above), else 32, and when resuming that of the run
+            matrix units for it (compute capability 8.0 and above) and on CPUs where a short measurement shows that it
+            is faster, else 32, and when resuming that of the run
         crop: smallest share of an image's area that a random crop keeps; 1: no crops
         flip: mirror and transpose subjects at random, all images of a subject alike
         validation: subjects held out to measure the loss on with each checkpoint

@@ -21,10 +21,11 @@ from ...data.subjects import Subjects
 from ...files import check_can_write, write_json
 from ...model.encoder import HSIEncoder
 from ...model.finetuned import FinetunedModel, build, load_finetuned, save_finetuned
-from ...precision import use_tf32
+from ...precision import resolve_precision, use_tf32
 from ...tuning import tune_cpu
 from ..module import learning_rate_factor, reading_waits
 from ..pictures import check_rgb
+from ..precision import find_device, precision_plugin
 from .labelled import Item, Labelled, loader
 from .labels import UNLABELLED, Labels, split
 from .maps import write_maps
@@ -94,9 +95,14 @@ def finetune(
     if (out / "config.json").exists():
         raise ValueError(f"{out} holds a run already; name another folder (--out)")
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
-    trainer = _trainer(out, settings)
-    if use_tf32(trainer.strategy.root_device):
-        print("precision 32, matrix products in TF32")
+    device = find_device(settings.device)
+    settings = dataclasses.replace(
+        settings, precision=resolve_precision(settings.precision, device, encoder.config.dim)
+    )
+    trainer = _trainer(out, settings, device)
+    in_tf32 = settings.precision == "32" and use_tf32(trainer.strategy.root_device)
+    if in_tf32 or settings.precision != "32":
+        print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
     torch.manual_seed(settings.seed)
     model = build(labels.task, encoder, len(labels.classes), freeze_encoder=settings.mode == "probe")
     sides = {"training": training, "validation": held_out}
@@ -282,7 +288,7 @@ def _check(
     check_rgb(rgb, subjects.bands)
 
 
-def _trainer(out: Path, settings: FinetuneSettings) -> lightning.Trainer:
+def _trainer(out: Path, settings: FinetuneSettings, device: torch.device) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         return lightning.Trainer(
@@ -292,6 +298,7 @@ def _trainer(out: Path, settings: FinetuneSettings) -> lightning.Trainer:
             check_val_every_n_epoch=settings.epochs if settings.keep == "last" else 1,
             gradient_clip_val=settings.clip,
             logger=CSVLogger(out, name="logs"),
+            plugins=precision_plugin(settings.precision, device),
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_checkpointing=False,

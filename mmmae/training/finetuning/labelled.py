@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ...data import Sample
 from ...data.augment import augment
 from ...data.subjects import Subjects
+from ..sampling import shuffled
 from .labels import UNLABELLED, Labels
 from .settings import FinetuneSettings
 
@@ -79,9 +80,8 @@ class Order(Sampler[list[int]]):
         return math.ceil(self.subjects / self.batch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 2**31 + self.epoch)
-        order = torch.randperm(self.subjects, generator=generator) if self.shuffled else torch.arange(self.subjects)
-        visits = (order + self.epoch * self.subjects).tolist()
+        order = shuffled(self.subjects, self.seed, self.epoch) if self.shuffled else range(self.subjects)
+        visits = [self.epoch * self.subjects + subject for subject in order]
         self.epoch += 1
         yield from (visits[start : start + self.batch] for start in range(0, self.subjects, self.batch))
 

@@ -8,7 +8,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ...data import Batch, collate
 from ...data.subjects import Subjects
 from ...files import check_can_write, write_atomically
 from ...model.encoder import HSIEncoder
+from ...precision import Precision, autocast, resolve_precision
 
 POOLS = ("mean", "spatial", "tokens")
 SUFFIXES = (".safetensors", ".npz")
@@ -36,6 +37,7 @@ def encode(
     batch: int = 8,
     workers: int = 0,
     device: str = "cpu",
+    precision: Precision = "auto",
 ) -> tuple[int, ...]:
     """Write the features of all subjects into one file, atomically.
 
@@ -51,6 +53,8 @@ def encode(
         batch: subjects a forward pass. A subject's features do not depend on the others, apart from rounding.
         workers: processes that read data.
         device: the device to compute on.
+        precision: `32`, or autocast to `bf16` or `16`; `auto`: what `mmmae.precision.best_precision` says. The
+            features of two precisions differ by rounding.
 
     Returns:
         The shape of `features`, which is float32.
@@ -83,14 +87,15 @@ def encode(
         raise ValueError("there are no subjects, expected at least one")
     if subjects.bands != config.bands:
         raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {config.bands}")
-    usable_device(device)
+    check_choice("precision", precision, get_args(Precision))
+    precision = resolve_precision(precision, usable_device(device), config.dim)
     check_can_write(out.parent)
     groups, height, width = config.grid
     row = {"mean": (), "spatial": (height, width), "tokens": (groups, height, width)}[pool]
     shape = (len(subjects), *row, config.dim)
     _ = subjects.normalization  # computed before workers start
     out.parent.mkdir(parents=True, exist_ok=True)
-    rows = features(encoder, subjects, pool, batch, workers, device)
+    rows = features(encoder, subjects, pool, batch, workers, device, precision)
     write = _write_npz if out.suffix == ".npz" else _write_safetensors
     write_atomically(out, lambda path: write(path, rows, shape, list(subjects.names), pool))
     return shape
@@ -109,7 +114,13 @@ def usable_device(name: str) -> torch.device:
 
 
 def features(
-    encoder: HSIEncoder, subjects: Subjects, pool: str, batch: int, workers: int, device: str
+    encoder: HSIEncoder,
+    subjects: Subjects,
+    pool: str,
+    batch: int,
+    workers: int,
+    device: str,
+    precision: Precision = "32",
 ) -> Iterator[Tensor]:
     """Yield the features of one batch after another, float32 on the CPU, and show the progress."""
     loader: DataLoader[Batch] = DataLoader(
@@ -124,7 +135,8 @@ def features(
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress, torch.inference_mode():
         bar = progress.add_task("", total=len(subjects))
         for samples in loader:
-            tokens = encoder(samples.hsi.to(device)).float()
+            with autocast(precision, torch.device(device)):
+                tokens = encoder(samples.hsi.to(device)).float()
             yield pooled(tokens.unflatten(1, encoder.config.grid), pool).cpu()
             progress.advance(bar, len(samples))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from mmmae_kernels import patch_embed
 from mmmae_kernels.masked_loss.reference import normalize_target
 
-from ...checks import check_whole
+from ...checks import check_choice, check_whole
 from ...data import Batch, collate
 from ...data.subjects import Subjects
 from ...files import check_can_write, write_atomically
@@ -21,6 +21,7 @@ from ...model.fast import FastModel
 from ...model.inputs import Output, decoded_ids
 from ...model.losses import token_weights
 from ...model.resize import resize
+from ...precision import Precision, autocast, resolve_precision
 from ..pictures import check_rgb, draw_embeddings, draw_pixels, pixel_mask, restore, save_figure
 
 ALL = "all subjects"
@@ -36,6 +37,7 @@ def reconstruct(
     first: int | None = None,
     seed: int = 0,
     rgb: tuple[int, int, int] | None = None,
+    precision: Precision = "auto",
 ) -> list[dict[str, Any]]:
     """Write a picture of each subject and `errors.csv` into a folder.
 
@@ -50,6 +52,8 @@ def reconstruct(
         first: number of subjects, from the first on; None means all.
         seed: seed of the masks; the mask of a subject also depends on its number.
         rgb: bands that pictures show as red, green and blue; None spreads three over the spectrum.
+        precision: `32`, or autocast to `bf16` or `16`; `auto`: what `mmmae.precision.best_precision` says. Errors are
+            summed in float64 whatever it is.
 
     Returns:
         The rows of `errors.csv`.
@@ -60,17 +64,21 @@ def reconstruct(
     """
     out, config = Path(out), model.config
     _check(model, subjects, first, rgb)
+    check_choice("precision", precision, get_args(Precision))
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)
     model.eval()
     in_pixels = config.target == "pixels"
     device = next(model.parameters()).device
+    precision = resolve_precision(precision, device, config.dim)
     count = len(subjects) if first is None else min(first, len(subjects))
     measured = []
     for index in range(count):
         batch = collate([subjects[index]], list(subjects.modalities)).to(device)
         with torch.no_grad():
-            output = model(batch.hsi, batch.aux, batch.present, batch.valid, seed=seed * 2**32 + index)
+            with autocast(precision, device):
+                output = model(batch.hsi, batch.aux, batch.present, batch.valid, seed=seed * 2**32 + index)
+            output = output._replace(prediction=output.prediction.float())
             sums = pixel_sums(model, subjects, batch, output) if in_pixels else token_sums(model, batch, output)
         measured.append((batch.names[0], sums.cpu()))
         figure = (draw_pixels if in_pixels else draw_embeddings)(model, subjects, batch, output, rgb)
