@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .dispatch import current_backend, triton_refuses, triton_unavailable
+from .dispatch import current_backend, native_refuses, native_unavailable, triton_refuses, triton_unavailable
 
 PLAIN = (Tensor, torch.nn.Parameter)
 ALIGNMENT = 64  # elements between the beginnings of two copies: 128 bytes in half precision, for aligned loads
@@ -97,7 +97,7 @@ def cast_once(weights: Iterable[Tensor | None]) -> Copies:
             continue
         if not kept:
             dtype = matmul_dtype(weight)
-            if weight.dtype == dtype or current_backend() not in ("auto", "triton") or _triton_refuses(weight):
+            if weight.dtype == dtype or _kernels_refuse(weight, dtype):
                 return {}
         elif weight.dtype != kept[0].dtype or weight.device != kept[0].device:
             continue
@@ -113,5 +113,11 @@ def cast_once(weights: Iterable[Tensor | None]) -> Copies:
     return {id(weight): (weight, copy) for weight, copy in zip(kept, made, strict=True)}
 
 
-def _triton_refuses(weight: Tensor) -> bool:
-    return (triton_unavailable() or triton_refuses([("weight", weight)])) is not None
+def _kernels_refuse(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether no kernels of this package would compute with a product of this weight in `dtype`."""
+    backend = current_backend()
+    if backend in ("auto", "triton") and (triton_unavailable() or triton_refuses([("weight", weight)])) is None:
+        return False
+    if backend not in ("auto", "native") or native_unavailable() is not None:
+        return True
+    return native_refuses([("weight", weight.new_empty(0, dtype=dtype))]) is not None

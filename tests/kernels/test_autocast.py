@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="needs triton")
 
 import mmmae
 from mmmae.model import encoder
-from mmmae_kernels import use_backend
+from mmmae_kernels import autocast, use_backend
 from mmmae_kernels.autocast import ALIGNMENT, cast, cast_once, copy_of, current_copies, use_copies
 from mmmae_kernels.gpu.executors import execute_by
 from mmmae_kernels.linear import linear, matmuls_for
@@ -90,10 +90,24 @@ def test_weights_that_ops_have_to_cast_are_left_out(gpu):
     assert [weight is plain for weight, _ in cast_once([None, plain, *others]).values()] == [True]
 
 
-def test_nothing_is_copied_where_no_kernel_takes_it():
+def test_weights_are_copied_for_native_kernels_that_take_half_precision(monkeypatch):
     weights = [parameter(4, 4)]
+    monkeypatch.setattr(autocast, "native_unavailable", lambda: None)
+    for reason, copies in ((None, 1), ("native kernels take float32", 0)):
+        monkeypatch.setattr(autocast, "native_refuses", lambda tensors, reason=reason: reason)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert len(cast_once(weights)) == copies
+            for backend, expected in (("native", copies), ("eager", 0), ("triton", 0)):
+                with use_backend(backend):
+                    assert len(cast_once(weights)) == expected
+        assert cast_once(weights) == {}
+
+
+def test_nothing_is_copied_where_no_kernel_takes_it(monkeypatch):
+    weights = [parameter(4, 4)]
+    monkeypatch.setattr(autocast, "native_unavailable", lambda: "the native library was not built")
     with torch.autocast("cpu", torch.bfloat16):
-        assert cast_once(weights) == {}  # on a CPU, where PyTorch's layers run
+        assert cast_once(weights) == {}  # PyTorch's layers run
     with execute_by(AcceptsLaunches()):
         assert cast_once(weights) == {}
         with torch.autocast("cpu", torch.bfloat16):
