@@ -14,6 +14,7 @@ import mmmae
 from mmmae.data import Normalization
 from mmmae.phantom import Phantom
 from mmmae.training.checkpoints import read_checkpoint
+from mmmae.training.finetuning.labelled import Order
 from mmmae.training.pictures import draw
 from mmmae.training.pretrain import Pretraining, pretrain
 from mmmae.training.sampling import StepSampler
@@ -360,6 +361,13 @@ def test_every_pass_shows_each_subject_once_and_no_batch_holds_one_twice():
         shown = batches[first] + batches[first + 1]
         assert len(set(shown)) == 6
     assert batches[0] != batches[2]
+
+
+@pytest.mark.parametrize("seeds", [range(24), [seed + 2**30 for seed in range(24)]])
+def test_each_seed_has_orders_of_its_own(seeds):
+    orders = {tuple(map(tuple, StepSampler(12, 4, 3, seed))) for seed in seeds}
+    epochs = {tuple(map(tuple, Order(12, 4, seed, shuffled=True))) for seed in seeds}
+    assert len(orders) == len(epochs) == 24
 
 
 def test_ranks_share_the_batches_of_one_process():
