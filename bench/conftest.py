@@ -35,6 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUITE] = Suite(options, tell=lambda text: show(config, text))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if Options.of(session.config).benchmark and session.config.getoption("dist", "no") != "no":
+        reason = "--benchmark times one measurement after another; run it without -n and --dist"
+        pytest.exit(reason, returncode=pytest.ExitCode.USAGE_ERROR)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     only = Options.of(config).only
     for item in items:

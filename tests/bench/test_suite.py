@@ -116,6 +116,7 @@ def test_times_are_taken_only_when_asked_for(run):
         (("--batch", "0"), "argument --batch: invalid"),
         (("--device", "tpu"), "argument --device: invalid choice: 'tpu'"),
         (("--results", __file__), "test_suite.py, which is not a folder"),
+        (("-n", "2"), "--benchmark times one measurement after another; run it without -n and --dist"),
     ],
 )
 def test_a_wrong_option_is_refused_before_any_work(run, option, complaint):
