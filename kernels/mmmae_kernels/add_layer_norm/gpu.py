@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..gpu.config import Launch, element_config, next_power_of_2, row_config
-from ..gpu.groups import COUNTERS, GROUP, TILE, rows_of_a_program
+from ..gpu.groups import COUNTERS, GROUP, TILE, rows_of_a_program, stacked
 from ..gpu.launch import launch
 from ..gpu.partial_sums import end_sums
 
@@ -27,9 +27,11 @@ def add_layer_norm_forward(
     """Return the sum (None without residual), the norm in `dtype`, the statistics, and counters for backward.
 
     The statistics are mean and 1 / standard deviation `[2, ROWS]`. One launch.
+
+    Weight and biases may be stacks `[W, D]`: then the first of W equal parts of the rows has the first ones, and so on.
     """
     shape = x.shape
-    width = shape[-1]
+    width, weights = shape[-1], stacked(weight)
     rows = x.numel() // width if width else 0
     total = None
     if residual is not None:
@@ -38,7 +40,7 @@ def add_layer_norm_forward(
         total = x.new_empty(*shape, dtype=total_dtype)
     norm = x.new_empty(*shape, dtype=dtype)
     statistics = x.new_empty(2, rows, dtype=torch.float32)
-    counters = x.new_empty(COUNTERS, dtype=torch.int32)
+    counters = x.new_empty(weights * COUNTERS, dtype=torch.int32)
     x, stride_x = _rows(x, width)
     residual, stride_residual = (None, 0) if residual is None else _rows(residual, width)
     tensors = (
@@ -52,7 +54,7 @@ def add_layer_norm_forward(
         weight.contiguous(),
         bias.contiguous(),
     )
-    launch(_describe_forward, tensors, (rows, width, float(epsilon), stride_x, stride_residual))
+    launch(_describe_forward, tensors, (rows, weights, width, float(epsilon), stride_x, stride_residual))
     return total, norm, statistics, counters
 
 
@@ -71,22 +73,22 @@ def add_layer_norm_backward(
 
     The gradient of residual_bias has dtype `sum_dtype` and is None if that is. The norm has the dtype of its gradient
     and is None without `bias`. The gradient of residual is that of x rounded to `residual_dtype`; None if that is None
-    or the dtype of `total`. One launch; deterministic.
+    or the dtype of `total`. One launch; deterministic. For stacks of weights see `add_layer_norm_forward`.
     """
     shape = total.shape
-    width = shape[-1]
+    width, weights = shape[-1], stacked(weight)
     rows = total.numel() // width if width else 0
-    rows_per_program, programs = _programs(rows, width)
+    rows_per_program, programs = _programs(rows, weights, width)
     new_sum = weight.new_empty if rows else weight.new_zeros  # without rows nothing is launched
     grad_x = total.new_empty(*shape)
     grad_residual = None
     if residual_dtype is not None and residual_dtype != total.dtype:
         grad_residual = total.new_empty(*shape, dtype=residual_dtype)
     norm = None if bias is None else grad_norm.new_empty(*shape)
-    grad_weight, grad_bias = new_sum(width), new_sum(width)
-    row_sum = None if sum_dtype is None else new_sum(width, dtype=sum_dtype)
+    grad_weight, grad_bias = new_sum(weight.shape), new_sum(weight.shape)
+    row_sum = None if sum_dtype is None else new_sum(weight.shape, dtype=sum_dtype)
     sums = 2 if row_sum is None else 3
-    partials = total.new_empty(programs, sums, width, dtype=torch.float32)
+    partials = total.new_empty(weights, programs, sums, width, dtype=torch.float32)
     total, stride_total = _rows(total, width)
     grad_norm, stride_grad_norm = _rows(grad_norm, width)
     grad_total, stride_grad_total = (None, 0) if grad_total is None else _rows(grad_total, width)
@@ -106,16 +108,16 @@ def add_layer_norm_backward(
         weight.contiguous(),
         None if bias is None else bias.contiguous(),
     )
-    numbers = rows, width, rows_per_program, programs, stride_grad_total, stride_grad_norm, stride_total, sums
-    launch(_describe_backward, tensors, numbers)
+    strides = stride_grad_total, stride_grad_norm, stride_total
+    launch(_describe_backward, tensors, (rows, weights, width, rows_per_program, programs, *strides, sums))
     return grad_x, grad_weight, grad_bias, row_sum, norm, grad_residual
 
 
 @functools.lru_cache(maxsize=4096)
-def _programs(rows: int, width: int) -> tuple[int, int]:
-    """Return the rows of a program in backward, and the number of programs."""
+def _programs(rows: int, weights: int, width: int) -> tuple[int, int]:
+    """Return the rows of a program in backward, and the number of programs for each weight."""
     rows_per_program = rows_of_a_program(rows, _rows_together(width))
-    return rows_per_program, -(-rows // rows_per_program)
+    return rows_per_program, -(-(rows // weights) // rows_per_program)
 
 
 def _rows_together(width: int) -> int:
@@ -134,22 +136,24 @@ def _rows(tensor: Tensor, width: int) -> tuple[Tensor, int]:
 
 
 def _describe_forward(
-    target: str, rows: int, width: int, epsilon: float, stride_x: int, stride_residual: int
+    target: str, rows: int, weights: int, width: int, epsilon: float, stride_x: int, stride_residual: int
 ) -> Launch:
+    rows_of_weight = rows // weights
     arguments = {
-        "ROWS": rows,
+        "ROWS": rows_of_weight,
         "D": width,
         "epsilon": epsilon,
         "stride_x": stride_x,
         "stride_residual": stride_residual,
         "COUNTERS": COUNTERS,
     }
-    return Launch(_add_layer_norm_forward, lambda c: (rows,), arguments, (row_config(width, target),))
+    return Launch(_add_layer_norm_forward, lambda c: (rows_of_weight, weights), arguments, (row_config(width, target),))
 
 
 def _describe_backward(
     target: str,
     rows: int,
+    weights: int,
     width: int,
     rows_per_program: int,
     programs: int,
@@ -159,7 +163,7 @@ def _describe_backward(
     sums: int,
 ) -> Launch:
     arguments = {
-        "ROWS": rows,
+        "ROWS": rows // weights,
         "D": width,
         "rows_per_program": rows_per_program,
         "stride_grad_total": stride_grad_total,
@@ -171,33 +175,34 @@ def _describe_backward(
     constants = {"BLOCK_R": together, "BLOCK_D": block, "GROUP": GROUP}
     # A thread holds 8 numbers of each of a dozen tiles, those asked for early included, and addresses.
     config = element_config(constants, together * block, target)._replace(registers=128)
-    return Launch(_add_layer_norm_backward, lambda c: (programs,), arguments, (config,))
+    return Launch(_add_layer_norm_backward, lambda c: (programs, weights), arguments, (config,))
 
 
 @triton.jit
 def _add_layer_norm_forward(
-    norm_ptr,          # [ROWS, D]
-    total_ptr,         # [ROWS, D], or None without residual
-    statistics_ptr,    # [2, ROWS] float32, mean and 1 / standard deviation
-    counter_ptr,       # [COUNTERS] int32, zeroed for backward
-    x_ptr,             # [ROWS, D]
-    residual_ptr,      # [ROWS, D] or None
-    residual_bias_ptr,  # [D] or None
-    weight_ptr,        # [D]
-    bias_ptr,          # [D]
+    norm_ptr,          # [W*ROWS, D]
+    total_ptr,         # [W*ROWS, D], or None without residual
+    statistics_ptr,    # [2, W*ROWS] float32, mean and 1 / standard deviation
+    counter_ptr,       # [W, COUNTERS] int32, zeroed for backward
+    x_ptr,             # [W*ROWS, D]
+    residual_ptr,      # [W*ROWS, D] or None
+    residual_bias_ptr,  # [W, D] or None
+    weight_ptr,        # [W, D]
+    bias_ptr,          # [W, D]
     ROWS, D, epsilon,
     stride_x, stride_residual,  # between rows
     COUNTERS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    which = tl.program_id(1)
+    row = tl.cast(which, tl.int64) * ROWS + tl.program_id(0)
     d = tl.arange(0, BLOCK_D)
     has_channel = d < D
     total = tl.load(x_ptr + row * stride_x + d, mask=has_channel, other=0)
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + row * stride_residual + d, mask=has_channel, other=0).to(tl.float32)
         if residual_bias_ptr is not None:
-            residual += tl.load(residual_bias_ptr + d, mask=has_channel, other=0)
+            residual += tl.load(residual_bias_ptr + which * D + d, mask=has_channel, other=0)
         total = total.to(tl.float32) + residual
         # The statistics are of the sum as it is stored, so that backward computes with the same values.
         total = total.to(total_ptr.dtype.element_ty)
@@ -206,32 +211,32 @@ def _add_layer_norm_forward(
     mean = tl.sum(total) / D
     centred = tl.where(has_channel, total - mean, 0.0)
     rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred) / D + epsilon)
-    weight = tl.load(weight_ptr + d, mask=has_channel, other=0).to(tl.float32)
-    bias = tl.load(bias_ptr + d, mask=has_channel, other=0).to(tl.float32)
+    weight = tl.load(weight_ptr + which * D + d, mask=has_channel, other=0).to(tl.float32)
+    bias = tl.load(bias_ptr + which * D + d, mask=has_channel, other=0).to(tl.float32)
     norm = centred * rstd * weight + bias
     tl.store(norm_ptr + row * D + d, norm.to(norm_ptr.dtype.element_ty), mask=has_channel)
     tl.store(statistics_ptr + row, mean)
-    tl.store(statistics_ptr + ROWS + row, rstd)
-    if row == 0:
-        tl.store(counter_ptr + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))
+    tl.store(statistics_ptr + tl.num_programs(1) * ROWS + row, rstd)
+    if tl.program_id(0) == 0:
+        tl.store(counter_ptr + which * COUNTERS + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))
 
 
 @triton.jit
 def _add_layer_norm_backward(
-    grad_x_ptr,        # [ROWS, D]
-    grad_residual_ptr,  # [ROWS, D] the same in another dtype, or None
-    grad_weight_ptr,   # [D]
-    grad_bias_ptr,     # [D]
-    row_sum_ptr,       # [D] gradient of residual_bias, or None
-    norm_ptr,          # [ROWS, D] the norm computed again, or None
-    partial_ptr,       # [programs, SUMS, D] float32, each program's part of these sums
-    counter_ptr,       # [2*GROUP] int32
-    grad_total_ptr,    # [ROWS, D] or None
-    grad_norm_ptr,     # [ROWS, D]
-    total_ptr,         # [ROWS, D]
-    statistics_ptr,    # [2, ROWS]
-    weight_ptr,        # [D]
-    bias_ptr,          # [D], or None if norm_ptr is
+    grad_x_ptr,        # [W*ROWS, D]
+    grad_residual_ptr,  # [W*ROWS, D] the same in another dtype, or None
+    grad_weight_ptr,   # [W, D]
+    grad_bias_ptr,     # [W, D]
+    row_sum_ptr,       # [W, D] gradient of residual_bias, or None
+    norm_ptr,          # [W*ROWS, D] the norm computed again, or None
+    partial_ptr,       # [W, programs, SUMS, D] float32, each program's part of these sums
+    counter_ptr,       # [W, 2*GROUP] int32
+    grad_total_ptr,    # [W*ROWS, D] or None
+    grad_norm_ptr,     # [W*ROWS, D]
+    total_ptr,         # [W*ROWS, D]
+    statistics_ptr,    # [2, W*ROWS]
+    weight_ptr,        # [W, D]
+    bias_ptr,          # [W, D], or None if norm_ptr is
     ROWS, D,
     rows_per_program,
     stride_grad_total, stride_grad_norm, stride_total,  # between rows
@@ -239,13 +244,14 @@ def _add_layer_norm_backward(
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    first = tl.program_id(0) * rows_per_program
-    end = tl.minimum(first + rows_per_program, ROWS)
+    which = tl.program_id(1)
+    first = which * ROWS + tl.program_id(0) * rows_per_program
+    end = tl.minimum(first + rows_per_program, (which + 1) * ROWS)
     d = tl.arange(0, BLOCK_D)
     has_channel = d < D
-    weight = tl.load(weight_ptr + d, mask=has_channel, other=0).to(tl.float32)[None, :]
+    weight = tl.load(weight_ptr + which * D + d, mask=has_channel, other=0).to(tl.float32)[None, :]
     if norm_ptr is not None:
-        bias = tl.load(bias_ptr + d, mask=has_channel, other=0).to(tl.float32)[None, :]
+        bias = tl.load(bias_ptr + which * D + d, mask=has_channel, other=0).to(tl.float32)[None, :]
     weight_sum, bias_sum = tl.zeros((BLOCK_R, BLOCK_D), tl.float32), tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     row_sum = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     next_total = _load_rows(total_ptr, first, end, stride_total, d, D, BLOCK_R)
@@ -261,7 +267,7 @@ def _add_layer_norm_backward(
         has_row = row < end
         place, mask = row.to(tl.int64)[:, None] * D + d[None, :], has_row[:, None] & has_channel[None, :]
         mean = tl.load(statistics_ptr + row, mask=has_row, other=0)
-        rstd = tl.load(statistics_ptr + ROWS + row, mask=has_row, other=0)[:, None]
+        rstd = tl.load(statistics_ptr + tl.num_programs(1) * ROWS + row, mask=has_row, other=0)[:, None]
         unit = tl.where(mask, (total - mean[:, None]) * rstd, 0.0)
         if norm_ptr is not None:
             tl.store(norm_ptr + place, (unit * weight + bias).to(norm_ptr.dtype.element_ty), mask=mask)
@@ -278,13 +284,16 @@ def _add_layer_norm_backward(
         tl.store(grad_x_ptr + place, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
         if grad_residual_ptr is not None:
             tl.store(grad_residual_ptr + place, grad_x.to(grad_residual_ptr.dtype.element_ty), mask=mask)
+    partial_ptr += tl.cast(which, tl.int64) * tl.num_programs(0) * SUMS * D
     partial_at = partial_ptr + tl.program_id(0).to(tl.int64) * SUMS * D + d
     tl.store(partial_at, tl.sum(weight_sum, axis=0), mask=has_channel)
     tl.store(partial_at + D, tl.sum(bias_sum, axis=0), mask=has_channel)
     if SUMS == 3:
         tl.store(partial_at + 2 * D, tl.sum(row_sum, axis=0), mask=has_channel)
+        row_sum_ptr += which * D
     end_sums(
-        grad_weight_ptr, grad_bias_ptr, row_sum_ptr, partial_ptr, counter_ptr, D, d, has_channel, SUMS, GROUP
+        grad_weight_ptr + which * D, grad_bias_ptr + which * D, row_sum_ptr,
+        partial_ptr, counter_ptr + which * 2 * GROUP, D, d, has_channel, SUMS, GROUP,
     )
 
 

@@ -115,7 +115,7 @@ def total_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
     return torch.promote_types(dtype, residual.dtype)
 
 
-class _AddLayerNorm(torch.autograd.Function):
+class AddLayerNorm(torch.autograd.Function):
     """Returns sum and norm, or only the norm if there is no residual to add."""
 
     @staticmethod
@@ -142,7 +142,7 @@ class _AddLayerNorm(torch.autograd.Function):
         return *summand_gradients(grad, row_sum, ctx.dtypes, grad_residual), grad_weight, grad_bias, None, None, None
 
 
-_apply = fast_apply(_AddLayerNorm)
+_apply = fast_apply(AddLayerNorm)
 
 
 def dtypes_of(*summands: Tensor | None) -> Dtypes:
@@ -183,17 +183,20 @@ def in_dtype(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad if grad.dtype == dtype else grad.to(dtype)
 
 
-def _forward_fake(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_fake(
+    x: Tensor, residual: Tensor | None, residual_bias: object, weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *_, dtype, backend = rest
     rows = math.prod(x.shape[:-1])
     total = x.new_empty((0,) if residual is None else x.shape, dtype=total_dtype(x, residual))
     statistics = x.new_empty(2, rows, dtype=torch.float32)
-    counters = x.new_zeros(COUNTERS if backend == "triton" else 0, dtype=torch.int32)
+    counters = x.new_zeros(weight.shape[:-1].numel() * COUNTERS if backend == "triton" else 0, dtype=torch.int32)
     return total, x.new_empty(x.shape, dtype=dtype), statistics, counters
 
 
 # Returns the sum (empty without residual), the norm in `dtype`, in float32 mean and 1 / standard deviation `[2, ROWS]`,
 # and zeros, which a GPU's backward kernel counts with and leaves as they were (see gpu/partial_sums.py; else empty).
+# On a GPU weight and biases may be stacks `[W, D]`, each for one of W equal parts of the rows.
 declare_operator(
     "add_layer_norm",
     "add_layer_norm_forward(Tensor x, Tensor? residual, Tensor? residual_bias, Tensor weight, Tensor bias, "

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..gpu.config import Launch, element_config
-from ..gpu.groups import COUNTERS, GROUP, TILE, rows_of_a_program
+from ..gpu.groups import COUNTERS, GROUP, TILE, rows_of_a_program, stacked
 from ..gpu.launch import launch
 from ..gpu.partial_sums import end_sums
 from .op import BLOCK_H
@@ -19,15 +19,17 @@ TOGETHER = TILE // BLOCK_H  # rows that a program has in registers at once in ba
 
 
 def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return `gelu(hidden + hidden_bias)`, contiguous, in one launch, and counters for backward (None without bias)."""
+    """Return `gelu(hidden + hidden_bias)`, contiguous, in one launch, and counters for backward (None without bias).
+
+    The bias may be a stack `[W, H]`: then the first of W equal parts of the rows has the first bias and so on.
+    """
     hidden = hidden.contiguous()
     activated, counters = torch.empty_like(hidden), None
-    width, rows = hidden.shape[-1], _rows(hidden)
+    width, rows, biases = hidden.shape[-1], _rows(hidden), stacked(hidden_bias)
     if hidden_bias is not None:
         hidden_bias = hidden_bias.contiguous()
-        counters = hidden.new_empty(-(-width // BLOCK_H) * COUNTERS, dtype=torch.int32)
-    numbers = rows, width, min(PROGRAMS, -(-rows // ROWS))
-    launch(_describe_forward, (activated, counters, hidden, hidden_bias), numbers)
+        counters = hidden.new_empty(biases * -(-width // BLOCK_H) * COUNTERS, dtype=torch.int32)
+    launch(_describe_forward, (activated, counters, hidden, hidden_bias), (rows, biases, width))
     return activated, counters
 
 
@@ -36,23 +38,24 @@ def gelu_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """Multiply `grad` in place by `gelu'(hidden + hidden_bias)`; return the activation and the gradient of the bias.
 
-    The gradient of the bias is None if there is no bias. One launch; deterministic.
+    The gradient of the bias is None if there is no bias. One launch; deterministic. For stacks of biases see
+    `gelu_forward`.
     """
     if not grad.is_contiguous():
         raise ValueError(f"grad has strides {list(grad.stride())}, expected a contiguous tensor")
     hidden = hidden.contiguous()
     activated = torch.empty_like(hidden)
-    width, rows = hidden.shape[-1], _rows(hidden)
+    width, rows, biases = hidden.shape[-1], _rows(hidden), stacked(hidden_bias)
     rows_per_program = rows_of_a_program(rows, TOGETHER)
-    programs = -(-rows // rows_per_program)
+    programs = -(-(rows // biases) // rows_per_program)
     partials = grad_bias = None
     if hidden_bias is not None:
         hidden_bias = hidden_bias.contiguous()
-        partials = grad.new_empty(programs, width, dtype=torch.float32)
+        partials = grad.new_empty(biases, programs, width, dtype=torch.float32)
         # Without rows nothing is launched.
-        grad_bias = hidden_bias.new_empty(width) if rows else hidden_bias.new_zeros(width)
+        grad_bias = (hidden_bias.new_empty if rows else hidden_bias.new_zeros)(hidden_bias.shape)
     tensors = activated, grad, grad_bias, partials, counters, hidden, hidden_bias
-    launch(_describe_backward, tensors, (rows, width, rows_per_program, programs))
+    launch(_describe_backward, tensors, (rows, biases, width, rows_per_program, programs))
     return activated, grad_bias
 
 
@@ -61,23 +64,27 @@ def _rows(hidden: Tensor) -> int:
     return count // hidden.shape[-1] if count else 0
 
 
-def _describe_forward(target: str, rows: int, width: int, programs: int) -> Launch:
+def _describe_forward(target: str, rows: int, biases: int, width: int) -> Launch:
+    rows_of_bias = rows // biases
+    programs = min(triton.cdiv(PROGRAMS, biases), triton.cdiv(rows_of_bias, ROWS))
     arguments = {
-        "ROWS": rows,
+        "ROWS": rows_of_bias,
         "H": width,
-        "rows_per_program": triton.cdiv(rows, max(programs, 1)),
+        "rows_per_program": triton.cdiv(rows_of_bias, max(programs, 1)),
         "COUNTERS": COUNTERS,
     }
     config = element_config({"BLOCK_H": BLOCK_H}, BLOCK_H, target)
-    return Launch(_gelu_forward, lambda c: (programs, triton.cdiv(width, BLOCK_H)), arguments, (config,))
+    return Launch(_gelu_forward, lambda c: (programs, triton.cdiv(width, BLOCK_H), biases), arguments, (config,))
 
 
-def _describe_backward(target: str, rows: int, width: int, rows_per_program: int, programs: int) -> Launch:
+def _describe_backward(
+    target: str, rows: int, biases: int, width: int, rows_per_program: int, programs: int
+) -> Launch:
     """Describe a launch with one config: it overwrites its input, so autotuning can't run it repeatedly."""
-    arguments = {"ROWS": rows, "H": width, "rows_per_program": rows_per_program}
+    arguments = {"ROWS": rows // biases, "H": width, "rows_per_program": rows_per_program}
     constants = {"BLOCK_R": TOGETHER, "BLOCK_H": BLOCK_H, "GROUP": GROUP, "COUNTERS": COUNTERS}
     config = element_config(constants, TILE, target)
-    return Launch(_gelu_backward, lambda c: (programs, triton.cdiv(width, BLOCK_H)), arguments, (config,))
+    return Launch(_gelu_backward, lambda c: (programs, triton.cdiv(width, BLOCK_H), biases), arguments, (config,))
 
 
 @triton.jit
@@ -89,22 +96,24 @@ def _normal(x):
 
 @triton.jit
 def _gelu_forward(
-    activated_ptr,     # [ROWS, H]
-    counter_ptr,       # [blocks of H, COUNTERS] int32, zeroed for backward, or None
-    hidden_ptr,        # [ROWS, H]
-    bias_ptr,          # [H] or None
+    activated_ptr,     # [W*ROWS, H]
+    counter_ptr,       # [W, blocks of H, COUNTERS] int32, zeroed for backward, or None
+    hidden_ptr,        # [W*ROWS, H]
+    bias_ptr,          # [W, H] or None
     ROWS, H,
     rows_per_program,
     COUNTERS: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    program = tl.program_id(0)
+    program, which = tl.program_id(0), tl.program_id(2)
+    first = which * ROWS + program * rows_per_program
+    end = tl.minimum(first + rows_per_program, (which + 1) * ROWS)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     has_channel = h < H
     bias = tl.zeros((BLOCK_H,), tl.float32)
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + h, mask=has_channel, other=0).to(tl.float32)
-    for row in range(program * rows_per_program, tl.minimum((program + 1) * rows_per_program, ROWS)):
+        bias = tl.load(bias_ptr + which * H + h, mask=has_channel, other=0).to(tl.float32)
+    for row in range(first, end):
         place = tl.cast(row, tl.int64) * H + h
         hidden = tl.load(hidden_ptr + place, mask=has_channel, other=0).to(tl.float32) + bias
         cumulative, _ = _normal(hidden)
@@ -112,32 +121,33 @@ def _gelu_forward(
     if counter_ptr is not None:
         counter = tl.arange(0, COUNTERS)
         is_first = program + 0 * counter == 0  # a mask of the block's shape, as the interpreter of Triton 3.9 asks for
-        tl.store(counter_ptr + tl.program_id(1) * COUNTERS + counter, tl.zeros((COUNTERS,), tl.int32), mask=is_first)
+        counters = counter_ptr + (which * tl.num_programs(1) + tl.program_id(1)) * COUNTERS
+        tl.store(counters + counter, tl.zeros((COUNTERS,), tl.int32), mask=is_first)
 
 
 @triton.jit
 def _gelu_backward(
-    activated_ptr,     # [ROWS, H]
-    grad_ptr,          # [ROWS, H] gradient of the activation, overwritten by that of hidden
-    grad_bias_ptr,     # [H], or None without bias
-    partial_ptr,       # [programs, H] float32, each program's part of grad_bias, or None
-    counter_ptr,       # [blocks of H, COUNTERS] int32 or None
-    hidden_ptr,        # [ROWS, H]
-    bias_ptr,          # [H] or None
+    activated_ptr,     # [W*ROWS, H]
+    grad_ptr,          # [W*ROWS, H] gradient of the activation, overwritten by that of hidden
+    grad_bias_ptr,     # [W, H], or None without bias
+    partial_ptr,       # [W, programs, H] float32, each program's part of grad_bias, or None
+    counter_ptr,       # [W, blocks of H, COUNTERS] int32 or None
+    hidden_ptr,        # [W*ROWS, H]
+    bias_ptr,          # [W, H] or None
     ROWS, H,
     rows_per_program,
     BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
     GROUP: tl.constexpr, COUNTERS: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    first = program * rows_per_program
-    end = tl.minimum(first + rows_per_program, ROWS)
+    program, which = tl.program_id(0), tl.program_id(2)
+    first = which * ROWS + program * rows_per_program
+    end = tl.minimum(first + rows_per_program, (which + 1) * ROWS)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     has_channel = h < H
     bias_sum = tl.zeros((BLOCK_R, BLOCK_H), tl.float32)
     bias = tl.zeros((BLOCK_H,), tl.float32)
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + h, mask=has_channel, other=0).to(tl.float32)
+        bias = tl.load(bias_ptr + which * H + h, mask=has_channel, other=0).to(tl.float32)
     for start in range(first, end, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
         place = row.to(tl.int64)[:, None] * H + h[None, :]
@@ -150,6 +160,7 @@ def _gelu_backward(
         bias_sum += grad
         tl.store(grad_ptr + place, grad.to(grad_ptr.dtype.element_ty), mask=mask)
     if partial_ptr is not None:
+        partial_ptr += tl.cast(which, tl.int64) * tl.num_programs(0) * H
         tl.store(partial_ptr + program.to(tl.int64) * H + h, tl.sum(bias_sum, axis=0), mask=has_channel)
-        counters = counter_ptr + tl.program_id(1) * COUNTERS
-        end_sums(grad_bias_ptr, None, None, partial_ptr, counters, H, h, has_channel, 1, GROUP)
+        counters = counter_ptr + (which * tl.num_programs(1) + tl.program_id(1)) * COUNTERS
+        end_sums(grad_bias_ptr + which * H, None, None, partial_ptr, counters, H, h, has_channel, 1, GROUP)

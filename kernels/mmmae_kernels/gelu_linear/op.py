@@ -92,12 +92,15 @@ _apply = fast_apply(_GeluLinear)
 
 
 def _forward_fake(hidden: Tensor, hidden_bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    blocks = -(-hidden.shape[-1] // BLOCK_H) if hidden_bias is not None and backend == "triton" else 0
-    return hidden.new_empty(hidden.shape), hidden.new_zeros(blocks * COUNTERS, dtype=torch.int32)
+    counters = 0
+    if hidden_bias is not None and backend == "triton":
+        counters = hidden_bias.shape[:-1].numel() * -(-hidden.shape[-1] // BLOCK_H) * COUNTERS
+    return hidden.new_empty(hidden.shape), hidden.new_zeros(counters, dtype=torch.int32)
 
 
 # Returns `gelu(hidden + hidden_bias)`, contiguous, in the dtype of `hidden`, and zeros, which a GPU's backward kernel
-# counts with and leaves as they were (see gpu/partial_sums.py; else, and without `hidden_bias`, empty).
+# counts with and leaves as they were (see gpu/partial_sums.py; else, and without `hidden_bias`, empty). On a GPU the
+# bias may be a stack `[W, H]`, each for one of W equal parts of the rows.
 declare_operator(
     "gelu_linear",
     "gelu_forward(Tensor hidden, Tensor? hidden_bias) -> (Tensor, Tensor)",
