@@ -19,6 +19,7 @@ from .checks import check_number, check_whole, is_whole
 Preset: TypeAlias = Literal["base", "vit", "tiny"]
 AuxEncoder: TypeAlias = Literal["vit", "cnn"]
 Target: TypeAlias = Literal["embedding", "pixels"]
+StreamType: TypeAlias = Literal["float32", "bfloat16"]
 PRESETS: dict[Preset, dict[str, Any]] = {
     "base": {},
     "vit": {"mlp_ratio": 4.0},
@@ -71,6 +72,9 @@ class MMMAEConfig:
         symmetric: contrast images against volumes too, and average both directions
         activation_checkpointing: in training, keep only the input of each transformer block of encoder and decoder,
             and compute the rest again in backward: less memory for more time
+        residual_stream: type of the fast model's residual streams in encoder and decoder under autocast to bfloat16,
+            `float32` or `bfloat16`: fewer bytes to move and to save for backward, for rounding at every addition; no
+            effect without such autocast
 
     Raises:
         ValueError: a value is not allowed; the message names the field, the value and what is expected.
@@ -103,6 +107,7 @@ class MMMAEConfig:
     contrastive_weight: float = 0.1
     symmetric: bool = False
     activation_checkpointing: bool = False
+    residual_stream: StreamType = "float32"
 
     # The MLP ratio of the decoder and the auxiliary encoders; `mlp_ratio` is that of the HSI encoder only.
     plain_mlp_ratio: ClassVar[float] = 4.0
@@ -141,6 +146,7 @@ class MMMAEConfig:
         check_number("config: contrastive_weight", self.contrastive_weight, ">= 0")
         for field in ("normalize_target", "symmetric", "activation_checkpointing"):
             self._expect(field, isinstance(getattr(self, field), bool), "true or false")
+        self._expect("residual_stream", self.residual_stream in ("float32", "bfloat16"), "'float32' or 'bfloat16'")
         _ = self.dropout_threshold  # computed here, as the checks above compute the other counts
 
     def _check_wavelengths(self) -> None:

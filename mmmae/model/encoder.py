@@ -20,7 +20,7 @@ from ..checks import check_whole
 from ..config import MMMAEConfig
 from .initialisation import initialise
 from .inputs import check_hsi
-from .layers import EPSILON, Block, PatchEmbed, Stream, materialised, norm, product_parameters
+from .layers import EPSILON, Block, PatchEmbed, begin_stream, materialised, norm, product_parameters
 from .position import position_table
 from .pretrained import Pretrained
 from .resize import resize
@@ -155,7 +155,7 @@ class HSIEncoder(Backbone):
         maps: dict[int, Tensor] = {}
         with self.backend(), self.weights_cast_once():
             volume = resize(hsi, self.config.image_size)
-            stream = Stream(self.embed(volume, None, self.embed_by_module(volume)))
+            stream = begin_stream(self.embed(volume, None, self.embed_by_module(volume)), self.config)
             for number, block in enumerate(self.blocks):
                 stream = block(*stream)
                 if number in wanted:

@@ -33,7 +33,7 @@ from .inputs import (
     draw_seed,
     is_distributed,
 )
-from .layers import EPSILON, Block, Conditioning, Stream, is_plain, materialised, norm, project
+from .layers import EPSILON, Block, Conditioning, Stream, begin_stream, is_plain, materialised, norm, project
 from .losses import contrastive_loss, share_of_rank, token_weights
 from .position import position_table, resize_positions
 from .reference import ReferenceModel, reference_model
@@ -213,7 +213,7 @@ class FastModel(Backbone):
         Returns:
             `[B, K, D]`.
         """
-        stream = Stream(tokens)
+        stream = begin_stream(tokens, self.config)
         if guides is not None and len(self.conditioning) > 0:
             stacked = self.project_vectors(vectors)
             for step in self.conditioning:
@@ -246,7 +246,7 @@ class FastModel(Backbone):
             tokens = torch.cat([visible, self.mask_token.expand(batch, decoded, -1)], dim=1)
             tokens = tokens + F.embedding(torch.cat([mask.ids_keep, ids_predicted], dim=1), position)
             ids_predicted = torch.arange(keep, keep + decoded, device=tokens.device).expand(batch, -1)  # among tokens
-        stream = Stream(tokens)  # [B, N, width], or [B, K + M', width]
+        stream = begin_stream(tokens, self.config)  # [B, N, width], or [B, K + M', width]
         *earlier, last = self.decoder_blocks
         for block in earlier:
             stream = block(*stream)

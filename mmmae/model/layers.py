@@ -25,7 +25,7 @@ from mmmae_kernels import (
     attention,
     use_backend,
 )
-from mmmae_kernels.autocast import current_copies, use_copies
+from mmmae_kernels.autocast import autocast_dtype, current_copies, use_copies
 from mmmae_kernels.dispatch import current_backend
 from mmmae_kernels.linear import linear
 from mmmae_kernels.transformer_block.conditioning import ConditioningCall, ConditioningWeights, run_conditioning
@@ -46,6 +46,12 @@ class Stream(NamedTuple):
     x: Tensor
     residual: Tensor | None = None
     residual_bias: Tensor | None = None
+
+
+def begin_stream(tokens: Tensor, config: MMMAEConfig) -> Stream:
+    """Return the residual stream that begins with tokens `[B, N, D]`, in the type of the config's `residual_stream`."""
+    in_bf16 = config.residual_stream == "bfloat16" and autocast_dtype(tokens.device.type) == torch.bfloat16
+    return Stream(tokens.to(torch.bfloat16) if in_bf16 else tokens)
 
 
 class Attention(nn.Module):
@@ -319,4 +325,5 @@ def materialised(stream: Stream) -> Tensor:
     x, residual, residual_bias = stream
     if residual is None:
         return x
-    return x + (residual if residual_bias is None else residual + residual_bias)
+    total = x + (residual if residual_bias is None else residual + residual_bias)
+    return total.to(torch.promote_types(x.dtype, residual.dtype))  # the bias does not widen the stream

@@ -25,6 +25,7 @@ FREE_SETTINGS = (
     "compile",
     "cuda_graph",
     "activation_checkpointing",
+    "residual_stream",
 )
 Strategy: TypeAlias = Literal["ddp", "fsdp"]
 MODES_WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # record CUDA graphs of their own

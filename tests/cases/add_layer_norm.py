@@ -58,6 +58,8 @@ def add_layer_norm_cases() -> Iterator[Case]:
     yield case("with residual and its bias", (2, 9, 521), shifted=True, products=both, small=True)
     yield case("with a float32 bias", (2, 3, 40), shifted=True, shift_dtype=torch.float32, small=True)
     yield case("the sum is not read", (2, 5, 72), shifted=True, norm_alone=True, small=True)
+    every = ("x", "residual")
+    yield case("all in autocast's dtype", (2, 5, 72), shifted=True, products=every, norm_alone=True, small=True)
     yield case("gradient expanded", (2, 3, 40), strided="expanded", small=True)
     yield case("gradient transposed", (2, 3, 40), strided="transposed", small=True)
     for rows in (1, 7, 63, 65, 783):

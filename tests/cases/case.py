@@ -82,6 +82,11 @@ class Case:
         return {name: converted(tensor, dtype_of(name)) for name, tensor in self.make().items()}
 
 
+def with_half_stream(case: Case, stream: str = "x") -> Case:
+    """Return the case with its residual stream in autocast's dtype, as of a model with `residual_stream="bfloat16"`."""
+    return dataclasses.replace(case, name=f"{case.name}, stream in autocast's dtype", products=case.products | {stream})
+
+
 def draw(*shape: int, seed: int = 0) -> Tensor:
     """Return normal random numbers in float64."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

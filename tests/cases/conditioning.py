@@ -10,7 +10,7 @@ from mmmae_kernels.transformer_block.conditioning import (
     conditioning_reference,
     run_conditioning,
 )
-from tests.cases.case import Case, Inputs, draw
+from tests.cases.case import Case, Inputs, draw, with_half_stream
 
 # name -> batch, tokens, vectors, width, heads
 SHAPES = {
@@ -56,3 +56,4 @@ def conditioning_case(shape: str, form: str) -> Case:
 
 
 CASES = [conditioning_case(shape, form) for shape in SHAPES for form in FORMS]
+CASES += [with_half_stream(conditioning_case("odd", form)) for form in ("", ", without residual")]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mmmae_kernels
 from mmmae_kernels.norm_linear.reference import norm_linear_reference
-from tests.cases.case import LINEAR_SHAPES, SMALL_LINEAR, Case, Inputs, draw
+from tests.cases.case import LINEAR_SHAPES, SMALL_LINEAR, Case, Inputs, draw, with_half_stream
 
 # what a case says -> inputs that it leaves out
 FORMS = {"": ["hidden_bias"], ", with a bias of residual": ["bias"], ", without residual": ["residual", "hidden_bias"]}
@@ -66,3 +66,4 @@ CASES += [
     for case in CASES
     if case.name == "odd, with a bias of residual"
 ]
+CASES += [with_half_stream(case) for case in CASES if case.name.startswith("odd, with a bias of residual")]

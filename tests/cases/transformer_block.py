@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmmae_kernels import BlockWeights, transformer_block
 from mmmae_kernels.transformer_block.reference import transformer_block_reference
-from tests.cases.case import Case, Inputs, draw, draw_ids
+from tests.cases.case import Case, Inputs, draw, draw_ids, with_half_stream
 
 # name -> batch, tokens, width, heads, hidden width
 SHAPES = {
@@ -63,3 +63,4 @@ def draw_weights(width: int, hidden: int) -> dict[str, Tensor]:
 
 
 CASES = [block_case(shape, form) for shape in SHAPES for form in FORMS]
+CASES += [with_half_stream(block_case("odd", form)) for form in FORMS]

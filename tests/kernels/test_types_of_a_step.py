@@ -24,6 +24,7 @@ MODELS = [
     {"target": "pixels", "normalize_target": True},
     {"decode_fraction": 0.5},
     {"activation_checkpointing": True},
+    {"residual_stream": "bfloat16"},
 ]
 
 

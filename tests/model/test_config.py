@@ -88,6 +88,7 @@ def test_a_config_written_before_a_field_existed_has_its_default():
             "wavelengths is 3 numbers, 450 to 650, expected one in nm for each of bands = 12",
         ),
         ({"activation_checkpointing": 1}, "activation_checkpointing is 1, expected true or false"),
+        ({"residual_stream": "fp8"}, "residual_stream is 'fp8', expected 'float32' or 'bfloat16'"),
         ({"target": "voxels"}, "target is 'voxels', expected 'embedding' or 'pixels'"),
         ({"temperature": 0}, "temperature is 0, expected a number > 0"),
         ({"contrastive_weight": -0.1}, "contrastive_weight is -0.1, expected a number >= 0"),

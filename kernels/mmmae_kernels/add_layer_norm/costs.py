@@ -50,6 +50,10 @@ def _compile_mixed_cases() -> None:
         (stream, None, None, half),
         (stream, None, None, single),
         (product, None, None, half),
+        # The stream in bfloat16 too.
+        (product, product, None, half),
+        (product, product, weight, half),
+        (product, product, weight, single),
     ):
         gpu.add_layer_norm_forward(x, residual, bias, weight, weight, 1e-6, dtype)
     for grad_total, grad_norm, total, norm_bias, *dtypes in (
@@ -61,6 +65,10 @@ def _compile_mixed_cases() -> None:
         (None, product, product, weight, None, None),
         (None, stream, stream, None, single, half),
         (None, stream, stream, None, None, None),
+        (product, product, product, weight, None, None),
+        (product, product, product, weight, single, None),
+        (None, product, product, weight, single, None),
+        (None, stream, product, None, single, None),
     ):
         gpu.add_layer_norm_backward(grad_total, grad_norm, total, weight, norm_bias, *saved, *dtypes)
     stream, product, weight = _mixed_inputs(2, LONGEST_ROW)
