@@ -193,7 +193,7 @@ def test_axes_say_which_axis_is_which(tmp_path, values, name, axes):
 def test_wavelengths_that_fit_another_axis_show_that_the_axes_are_wrong(tmp_path, values):
     np.savez(tmp_path / "a.npz", cube=values.transpose(1, 2, 0), wavelengths=NM)
     with pytest.raises(ValueError, match=r"5 entries .* read as THW has 6 bands.*axes="):
-        read_cube(tmp_path / "a.npz")
+        read_cube(tmp_path / "a.npz", axes="THW")
     assert len(read_cube(tmp_path / "a.npz", axes="HWT").wavelengths) == 5
 
 

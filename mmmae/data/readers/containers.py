@@ -1,34 +1,66 @@
-"""Read cubes from .npy, .npz, .mat and HDF5 files: find the array, and order its axes."""
+"""Read cubes from .npy, .npz, .mat, HDF5 and netCDF files: find the arrays, and order their axes."""
 
-import math
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from types import EllipsisType
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .arrays import Arrays, ArraysLayout
-from .wavelengths import to_nanometres
+from .axes import HINT, axes_by_name, axes_by_size, axes_by_wavelengths, checked_axes
+from .declared import Scaling, declared_nodata, declared_scaling, is_nodata, is_unsigned, numbers_in
+from .matrices import Matrix, find_matrix
+from .products import Piece, find_product, matching
+from .stored import CONTAINER_SUFFIXES, Part, StoredArray, StoredArrays, listing, open_arrays
+from .wavelengths import find_wavelengths, to_nanometres, wavelength_vectors
 from .windows import Window
 
-CONTAINER_SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".he5")
+__all__ = ["CONTAINER_SUFFIXES", "container_layout", "read_container"]
 
-Part: TypeAlias = EllipsisType | tuple[slice, ...]
+Nanometres = npt.NDArray[np.float32]
 
 
-class _Entry(NamedTuple):
-    """One array of a container, not read yet; `read` is called with slices, or `...` for all of it."""
+class _Piece(NamedTuple):
+    """An array of the file that is a cube, or some bands of it.
 
-    shape: tuple[int, ...]
-    numeric: bool
-    read: Callable[[Part], npt.NDArray[Any]]
-    nodata: float | None = None
-    unit: str | None = None
+    Attributes:
+        array: where its values are.
+        axes: "THW" in the order of the file, two letters for one band.
+        shape: (T, H, W), with the bands that are not kept.
+        matrix: how it holds pixels if it is a matrix of bands x pixels.
+        wavelengths: `[T]` in nm, or None.
+        kept: numbers of the bands that it has.
+        bad: numbers of those of them without data.
+        nodata: stored values that mean nothing.
+        unsigned: whether integers are meant without sign.
+        scaling: how stored values become measured ones.
+    """
+
+    array: StoredArray
+    axes: str
+    shape: tuple[int, int, int]
+    matrix: Matrix | None
+    wavelengths: Nanometres | None
+    kept: list[int]
+    bad: list[int]
+    nodata: list[float]
+    unsigned: bool
+    scaling: Scaling
+
+
+class _Plan(NamedTuple):
+    """What is read from a file: pieces with bands in the order `order`, and their wavelengths."""
+
+    pieces: list[_Piece]
+    order: npt.NDArray[np.intp]
+    wavelengths: Nanometres | None
+    notes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.order), *self.pieces[0].shape[1:]
 
 
 def read_container(
@@ -36,214 +68,288 @@ def read_container(
     dataset: str | None,
     axes: str | None,
     window: Window | None = None,
-    wavelengths: npt.NDArray[np.float32] | None = None,
+    wavelengths: Nanometres | None = None,
 ) -> Arrays:
-    """Read one array as values `[T, H, W]`, wavelengths in nm `[T]` or None, and nodata `[T, H, W]` or None.
+    """Read the cube of a file as it is stored, with what the file says about it.
 
     Args:
         path: an existing file with one of `CONTAINER_SUFFIXES`.
-        dataset: the array's name; None takes the only 3-D numeric array, or, if there is none, the only 2-D one.
-        axes: the order of the three axes in the file, "THW" or any permutation; None means "HWT" for .mat (MATLAB's
-            own order, also for the v7.3 files that store it reversed) and "THW" otherwise. A 2-D array is one band.
+        dataset: the array's name; None takes those of a known product, or the only 3-D numeric array, or, if there is
+            none, the only 2-D one.
+        axes: the order of the three axes in the file, "THW" or any permutation. None: by the names of its axes, the
+            number of its wavelengths, or its sizes; .mat files, also those of v7.3, which store it reversed, are "HWT".
+            A 2-D array is one band, "HW" or "WH".
         window: the rows and columns to read; None for all. Of .npy and HDF5 files nothing else is read.
         wavelengths: those of the bands in nm, instead of what the file tells; None: as the file tells.
     """
-    with _entries(path) as entries:
-        entry, axes = _choose(entries, path, dataset, axes)
-        shape = _shape(entry, axes)
-        part: Part = ...
+    with _plan(path, dataset, axes, wavelengths) as plan:
         if window is not None:
-            window.check_within(*shape[1:])
-            slices = dict(zip("HW", window.slices, strict=True))
-            part = tuple(slices.get(axis, slice(None)) for axis in axes)
-        values = entry.read(part)
-        if values.dtype.kind not in "biuf":
-            raise ValueError(f"the array has type {values.dtype}, expected real numbers")
-        values = values[None] if values.ndim == 2 else values.transpose([axes.index(axis) for axis in "THW"])
-        nodata, value = None, entry.nodata
-        if value is not None:
-            nodata = np.isnan(values) if np.isnan(value) else values == value
-        if wavelengths is None:
-            wavelengths = _wavelengths(entries, len(values), entry.shape, axes)
-        return Arrays(values, wavelengths, nodata)
+            window.check_within(*plan.shape[1:])
+        read = [_read(piece, window) for piece in plan.pieces]
+        values = _joined([values for values, _ in read], plan.order)
+        nodata = None
+        if any(hidden is not None for _, hidden in read):
+            masks = [np.zeros(values.shape, bool) if hidden is None else hidden for values, hidden in read]
+            nodata = _joined(masks, plan.order)
+        scale, offset = (_by_band(plan, field) for field in ("scale", "offset"))
+        return Arrays(values, plan.wavelengths, nodata, scale, offset, plan.notes)
 
 
 def container_layout(
-    path: Path, dataset: str | None, axes: str | None, wavelengths: npt.NDArray[np.float32] | None = None
+    path: Path, dataset: str | None, axes: str | None, wavelengths: Nanometres | None = None
 ) -> ArraysLayout:
-    """Read the sizes (T, H, W) and the wavelengths of the array that `read_container` would read."""
-    with _entries(path) as entries:
-        entry, axes = _choose(entries, path, dataset, axes)
-        shape = _shape(entry, axes)
-        if wavelengths is None:
-            wavelengths = _wavelengths(entries, shape[0], entry.shape, axes)
-        return ArraysLayout(shape, wavelengths)
+    """Read the sizes (T, H, W) and the wavelengths of the cube that `read_container` would read."""
+    with _plan(path, dataset, axes, wavelengths) as plan:
+        return ArraysLayout(plan.shape, plan.wavelengths, plan.notes)
 
 
 @contextmanager
-def _entries(path: Path) -> Iterator[dict[str, _Entry]]:
-    """Yield the arrays of a file by name, and keep it open while they are read."""
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        yield {"array": _npy_entry(path)}
-    elif suffix == ".npz":
-        with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
-            yield _npz_entries(archive, arrays)
-    else:
-        import h5py
-
-        if suffix == ".mat" and not h5py.is_hdf5(path):
-            yield _matlab_entries(path)
+def _plan(path: Path, dataset: str | None, axes: str | None, given: Nanometres | None) -> Iterator[_Plan]:
+    matlab = path.suffix.lower() == ".mat"
+    with open_arrays(path) as arrays:
+        notes: list[str] = []
+        product, pieces = find_product(arrays)
+        if dataset is not None:
+            pieces = [(name, piece) for name, piece in pieces if name == dataset.strip("/")]
+        if pieces:
+            notes.append(f"read as {product}")
+            planned = [_product_piece(arrays, name, piece, axes, given, notes) for name, piece in pieces]
         else:
-            with h5py.File(path, "r") as file:
-                yield _hdf5_entries(file, matlab=suffix == ".mat")
+            name = _chosen_name(arrays, dataset)
+            planned = [_any_piece(arrays, name, axes, given, notes, matlab=matlab)]
+        sizes = {piece.shape[1:] for piece in planned}
+        if len(sizes) > 1:
+            raise ValueError(f"the arrays of the cube are of several sizes, {sizes}; name one by dataset= (--dataset)")
+        yield _ordered(planned, given, notes)
 
 
-def _choose(entries: dict[str, _Entry], path: Path, dataset: str | None, axes: str | None) -> tuple[_Entry, str]:
-    """Return the array to read and the order of its axes; two letters for a 2-D array."""
-    axes = axes or ("HWT" if path.suffix.lower() == ".mat" else "THW")
-    if sorted(axes) != ["H", "T", "W"]:
-        raise ValueError(f'axes is {axes!r}, expected the letters T, H and W in the order of the file, as in "HWT"')
-    name = _chosen_name(entries, dataset)
-    shape = entries[name].shape
-    if len(shape) not in (2, 3):
-        raise ValueError(f"array {name!r} has shape {list(shape)}, expected 2 or 3 dimensions")
-    return entries[name], axes if len(shape) == 3 else "HW"
+def _ordered(pieces: list[_Piece], given: Nanometres | None, notes: list[str]) -> _Plan:
+    """Return the plan for pieces, whose bands are ordered by wavelength if there are several."""
+    counts = [len(piece.kept) for piece in pieces]
+    order = np.arange(sum(counts))
+    wavelengths = given
+    if given is None:
+        known = [piece.wavelengths[piece.kept] for piece in pieces if piece.wavelengths is not None]
+        wavelengths = np.concatenate(known) if len(known) == len(pieces) else None
+        if wavelengths is not None and len(pieces) > 1:
+            order = np.argsort(wavelengths, kind="stable")
+            wavelengths = wavelengths[order]
+    return _Plan(pieces, order, wavelengths, tuple(note for note in dict.fromkeys(notes) if note))
 
 
-def _shape(entry: _Entry, axes: str) -> tuple[int, int, int]:
-    sizes = dict(zip(axes, entry.shape, strict=True))
-    return sizes.get("T", 1), sizes["H"], sizes["W"]
+def _product_piece(
+    arrays: StoredArrays, name: str, piece: Piece, axes: str | None, given: Nanometres | None, notes: list[str]
+) -> _Piece:
+    """Return an array of a known product as its layout says."""
+    array = _readable(arrays, name)
+    if len(array.shape) != 3:
+        raise ValueError(f"array {name!r} has shape {list(array.shape)}, expected 3 dimensions")
+    axes = checked_axes(axes or piece.axes, 3)
+    shape = _shape(array, axes)
+    root = array.attributes()[-1]
+    kept, bad = list(range(shape[0])), []
+    wavelengths = None
+    if given is None:
+        if piece.wavelengths is None:
+            found = find_wavelengths(arrays, name, (shape[0],))
+            wavelengths = None if found is None else found.nanometres()
+        elif piece.wavelengths.startswith("@"):
+            attribute = piece.wavelengths.removeprefix("@")
+            centres = np.array(numbers_in(attribute, root.get(attribute, ())), np.float64)
+            _check_count(centres.size, shape[0], attribute, array, axes)
+            kept = [int(band) for band in np.flatnonzero(centres > 0)]
+            if len(kept) < shape[0]:
+                notes.append(f"{shape[0] - len(kept)} bands of {name.rsplit('/', 1)[-1]} have no wavelength, left out")
+            wavelengths = np.where(centres > 0, centres, 1).astype(np.float32)
+        else:
+            source = matching(arrays, piece.wavelengths)[0]
+            vector = next((vector for vector in wavelength_vectors(arrays, name) if vector.name == source), None)
+            wavelengths = to_nanometres(_readable(arrays, source).read(...), vector.unit if vector else None)
+            _check_count(int(np.prod(arrays[source].shape)), shape[0], source, array, axes)
+    if piece.good is not None:
+        for source in matching(arrays, piece.good):
+            good = np.asarray(_readable(arrays, source).read(...)).reshape(-1)
+            if good.size == shape[0]:
+                bad = [int(band) for band in np.flatnonzero(good == 0)]
+    if bad:
+        notes.append(f"{len(bad)} bands are marked as bad ({piece.good})")
+    own = array.attributes()[0]
+    scaling = declared_scaling(own, shape[0]) if piece.scaling is None else piece.scaling(root)
+    nodata, remarks = declared_nodata(arrays, name)
+    notes += [*remarks, scaling.note]
+    nodata = nodata if piece.nodata is None else [*nodata, piece.nodata]
+    return _Piece(array, axes, shape, None, wavelengths, kept, bad, nodata, is_unsigned(own), scaling)
 
 
-def _chosen_name(entries: dict[str, _Entry], dataset: str | None) -> str:
-    listing = ", ".join(f"{name} {list(entry.shape)}" for name, entry in entries.items()) or "no array"
-    if dataset is not None:
-        wanted = dataset.strip("/")
-        if wanted not in entries:
-            raise ValueError(f"no array {dataset!r}; the file has {listing}")
-        return wanted
-    if len(entries) == 1:
-        return next(iter(entries))
-    for ndim in (3, 2):
-        candidates = [
-            name
-            for name, entry in entries.items()
-            if entry.numeric and len(entry.shape) == ndim and not (ndim == 2 and min(entry.shape) == 1)
-        ]
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            shapes = ", ".join(f"{name} {list(entries[name].shape)}" for name in candidates)
-            raise ValueError(f"several {ndim}-D arrays, name one by dataset=: {shapes}")
-    raise ValueError(f"expected a 3-D array of numbers, the file has {listing}")
+def _any_piece(
+    arrays: StoredArrays, name: str, axes: str | None, given: Nanometres | None, notes: list[str], *, matlab: bool
+) -> _Piece:
+    """Return an array of an unknown layout by the general rules."""
+    array = _readable(arrays, name)
+    ndim = len(array.shape)
+    if ndim not in (2, 3):
+        raise ValueError(f"array {name!r} has shape {list(array.shape)}, expected 2 or 3 dimensions")
+    matrix = None
+    if axes is not None:
+        axes = checked_axes(axes, ndim)
+    elif ndim == 3:
+        axes, how = _found_axes(arrays, name, given, matlab=matlab)
+        if axes != ("HWT" if matlab else "THW"):
+            notes.append(f"axes are {axes} by {how}")
+    else:
+        axes, matrix = "HW", _found_matrix(arrays, name, given, matlab=matlab)
+    shape = _shape(array, axes)
+    if matrix is not None:
+        shape = (array.shape[0 if matrix.bands_first else 1], matrix.height, matrix.width)
+        notes.append(f"a matrix of {shape[0]} bands x {shape[1]} x {shape[2]} pixels, column by column")
+    wavelengths = None if given is not None else _found_wavelengths(arrays, name, shape[0], axes, notes)
+    own = array.attributes()[0]
+    scaling = declared_scaling(own, shape[0])
+    nodata, remarks = declared_nodata(arrays, name)
+    notes += [*remarks, scaling.note]
+    kept = list(range(shape[0]))
+    return _Piece(array, axes, shape, matrix, wavelengths, kept, [], nodata, is_unsigned(own), scaling)
 
 
-def _wavelengths(
-    entries: dict[str, _Entry], bands: int, sizes: tuple[int, ...], axes: str
-) -> npt.NDArray[np.float32] | None:
-    vectors = {
-        name: entry
-        for name, entry in entries.items()
-        if name.rsplit("/", 1)[-1].lower() in ("wavelength", "wavelengths")
-        and entry.numeric
-        and 0 < math.prod(entry.shape) == max(entry.shape, default=0)
-    }
-    for entry in vectors.values():
-        if math.prod(entry.shape) == bands:
-            return to_nanometres(entry.read(...), entry.unit)
-    for name, entry in vectors.items():
-        length = math.prod(entry.shape)
-        if len(sizes) == 3 and length in sizes:
-            raise ValueError(
-                f"{name!r} has {length} entries but the array {list(sizes)} read as {axes} has {bands} bands; "
-                "give the order of the axes by axes="
-            )
-    if len(vectors) == 1 and bands > 1:
-        name, entry = vectors.popitem()
-        raise ValueError(f"{name!r} has {math.prod(entry.shape)} entries, but the array has {bands} bands")
+def _found_axes(arrays: StoredArrays, name: str, given: Nanometres | None, *, matlab: bool) -> tuple[str, str]:
+    """Return the order of three axes, and what tells it."""
+    array = arrays[name]
+    named = axes_by_name(array.dimensions)
+    if named is not None:
+        return named, "their names"
+    if given is not None:
+        count = len(given) if len(given) in array.shape else None
+    else:
+        vector = find_wavelengths(arrays, name, set(array.shape))
+        count = None if vector is None else len(vector.values)
+    if count is not None:
+        return axes_by_wavelengths(array.shape, count, matlab=matlab), "the number of wavelengths"
+    return axes_by_size(array.shape, matlab=matlab), "the sizes"
+
+
+def _found_matrix(arrays: StoredArrays, name: str, given: Nanometres | None, *, matlab: bool) -> Matrix | None:
+    """Return how a 2-D array holds pixels, or None for an image of one band; raise ValueError in doubt."""
+    sizes = arrays[name].shape
+    matrix = find_matrix(arrays, name)
+    if matrix is not None and matlab:
+        return matrix
+    lengths = {size for size in sizes if size > 1}
+    vector = find_wavelengths(arrays, name, lengths) if given is None else None
+    if matrix is not None or vector is not None or (given is not None and len(given) in lengths):
+        raise ValueError(
+            f"array {name!r} {list(sizes)} could be a matrix of bands x pixels, whose order the file does not tell; "
+            'store it with three axes, or say by axes="HW" (--axes HW) that it is an image of one band'
+        )
     return None
 
 
-def _npy_entry(path: Path) -> _Entry:
-    with path.open("rb") as stream:
-        shape, dtype = _npy_header(stream)
-
-    def read(part: Part) -> npt.NDArray[Any]:
-        if part is not ...:
-            return np.lib.format.open_memmap(path, mode="r")[part]
-        with path.open("rb") as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
-
-    return _Entry(shape, dtype.kind in "biuf", read)
-
-
-def _npz_entries(archive: zipfile.ZipFile, arrays: Any) -> dict[str, _Entry]:
-    entries: dict[str, _Entry] = {}
-    for member in archive.namelist():
-        if not member.endswith(".npy"):
-            continue
-        with archive.open(member) as stream:
-            shape, dtype = _npy_header(stream)
-        name = member.removesuffix(".npy")
-        entries[name] = _Entry(shape, dtype.kind in "biuf", partial(_read_member, arrays, name))
-    declared = entries.get("nodata")
-    if len(entries) > 1 and declared is not None and declared.shape == () and declared.numeric:
-        value = float(entries.pop("nodata").read(...))
-        return {name: entry._replace(nodata=value) for name, entry in entries.items()}
-    return entries
+def _found_wavelengths(arrays: StoredArrays, name: str, bands: int, axes: str, notes: list[str]) -> Nanometres | None:
+    """Return the wavelengths of an array; raise ValueError if those that must be its own are not as many."""
+    vector = find_wavelengths(arrays, name, (bands,))
+    if vector is not None:
+        found = vector.nanometres()
+        if found is None:
+            notes.append(f"{vector.name} is not used, its unit is {vector.unit or 'unknown'}")
+        return found
+    if bands > 1:
+        others = {
+            size
+            for other, array in arrays.items()
+            if other != name
+            for size in array.shape[:3]
+            if len(array.shape) == 3
+        }
+        for vector in wavelength_vectors(arrays, name):
+            if len(vector.values) not in others:
+                _check_count(len(vector.values), bands, vector.name, arrays[name], axes)
+    return None
 
 
-def _read_member(arrays: Any, name: str, part: Part) -> npt.NDArray[Any]:
-    return np.asarray(arrays[name][part])
+def _check_count(count: int, bands: int, source: str, array: StoredArray, axes: str) -> None:
+    if count == bands:
+        return
+    if len(array.shape) == 3 and count in array.shape:
+        raise ValueError(
+            f"{source!r} has {count} entries but the array {list(array.shape)} read as {axes} has {bands} bands; {HINT}"
+        )
+    raise ValueError(f"{source!r} has {count} entries, but the array has {bands} bands")
 
 
-def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    return shape, dtype
+def _readable(arrays: StoredArrays, name: str) -> StoredArray:
+    array = arrays[name]
+    if array.refusal is not None:
+        raise ValueError(array.refusal)
+    return array
 
 
-def _matlab_entries(path: Path) -> dict[str, _Entry]:
-    import scipy.io
-
-    numeric = {"double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
-
-    def load(name: str, part: Part) -> npt.NDArray[Any]:
-        return np.asarray(scipy.io.loadmat(path, variable_names=[name], appendmat=False)[name])[part]
-
-    return {
-        name: _Entry(tuple(shape), kind in numeric, partial(load, name))
-        for name, shape, kind in scipy.io.whosmat(path, appendmat=False)
-    }
+def _shape(array: StoredArray, axes: str) -> tuple[int, int, int]:
+    sizes = dict(zip(axes, array.shape, strict=True))
+    return sizes.get("T", 1), sizes["H"], sizes["W"]
 
 
-def _hdf5_entries(file: Any, *, matlab: bool) -> dict[str, _Entry]:
-    import h5py
-
-    entries: dict[str, _Entry] = {}
-
-    def visit(name: str, item: Any) -> None:
-        kind = _text(item.attrs.get("MATLAB_class", b"")) if matlab else ""
-        if not isinstance(item, h5py.Dataset) or name.startswith("#refs#") or item.shape is None:
-            return
-        numeric = item.dtype.kind in "biuf" and kind not in ("char", "cell") and "MATLAB_empty" not in item.attrs
-        fill = np.asarray(item.attrs.get("_FillValue", "none")).reshape(-1)
-        nodata = float(fill[0]) if fill.size and fill.dtype.kind in "iuf" else None
-        unit = _text(item.attrs.get("units", "")) or None
-        shape = tuple(reversed(item.shape)) if matlab else item.shape
-
-        def read(part: Part) -> npt.NDArray[Any]:
-            if not matlab:
-                return np.asarray(item[part])
-            return np.asarray(item[part if part is ... else tuple(reversed(part))]).T
-
-        entries[name] = _Entry(shape, numeric, read, nodata, unit)
-
-    file.visititems(visit)
-    return entries
+def _chosen_name(arrays: StoredArrays, dataset: str | None) -> str:
+    if dataset is not None:
+        wanted = dataset.strip("/")
+        if wanted not in arrays:
+            raise ValueError(f"no array {dataset!r}; the file has {listing(arrays)}")
+        return wanted
+    if len(arrays) == 1:
+        return next(iter(arrays))
+    for ndim in (3, 2):
+        candidates = {
+            name: array
+            for name, array in arrays.items()
+            if array.numeric and len(array.shape) == ndim and not (ndim == 2 and min(array.shape) == 1)
+        }
+        if len(candidates) == 1:
+            return next(iter(candidates))
+        if candidates:
+            raise ValueError(f"several {ndim}-D arrays, name one by --dataset or dataset=: {listing(candidates)}")
+    raise ValueError(f"expected a 3-D array of numbers, the file has {listing(arrays)}")
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+def _read(piece: _Piece, window: Window | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Read the kept bands of a piece as `[T, H, W]`, and where they are nodata, or None."""
+    part: Part = ...
+    if window is not None and piece.matrix is None:
+        slices = dict(zip("HW", window.slices, strict=True))
+        part = tuple(slices.get(axis, slice(None)) for axis in piece.axes)
+    values = _as_thw(piece, piece.array.read(part), window)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"the array has type {values.dtype}, expected real numbers")
+    if piece.unsigned and values.dtype.kind == "i":
+        values = values.astype(values.dtype.newbyteorder("=")).view(f"u{values.dtype.itemsize}")
+    hidden = is_nodata(values, piece.nodata)
+    if piece.array.unwritten is not None:
+        unwritten = _as_thw(piece, piece.array.unwritten(part), window)
+        hidden = unwritten if hidden is None else hidden | unwritten
+    if piece.bad:
+        hidden = np.zeros(values.shape, bool) if hidden is None else hidden.copy()
+        hidden[piece.bad] = True
+    if len(piece.kept) < len(values):
+        values, hidden = values[piece.kept], None if hidden is None else hidden[piece.kept]
+    return values, hidden
+
+
+def _as_thw(piece: _Piece, values: npt.NDArray[Any], window: Window | None) -> npt.NDArray[Any]:
+    if piece.matrix is not None:
+        matrix = values if piece.matrix.bands_first else values.T
+        cube = matrix.reshape(len(matrix), piece.matrix.width, piece.matrix.height).transpose(0, 2, 1)
+        return cube if window is None else cube[(slice(None), *window.slices)]
+    if len(piece.axes) == 2:
+        return values[None] if piece.axes == "HW" else values.T[None]
+    return values.transpose([piece.axes.index(axis) for axis in "THW"])
+
+
+def _joined(parts: list[npt.NDArray[Any]], order: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)[order]
+
+
+def _by_band(plan: _Plan, field: str) -> float | npt.NDArray[np.float64]:
+    """Return scale or offset as one number if all bands have it, else one for each band."""
+    each = [
+        np.broadcast_to(np.asarray(getattr(piece.scaling, field), np.float64), (piece.shape[0],))[piece.kept]
+        for piece in plan.pieces
+    ]
+    numbers = np.concatenate(each)[plan.order]
+    return float(numbers[0]) if numbers.size and (numbers == numbers[0]).all() else numbers

@@ -1,9 +1,14 @@
-"""Wavelengths in nanometres, whatever unit a file writes them in."""
+"""Wavelengths in nanometres, whatever unit a file writes them in and wherever it holds them."""
 
 import re
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from .declared import numbers_in, plain
+from .stored import StoredArrays, text
 
 NANOMETRES = {
     "nanometers": 1.0, "nanometres": 1.0, "nanometer": 1.0, "nanometre": 1.0, "nm": 1.0,
@@ -14,6 +19,33 @@ NANOMETRES = {
 }  # fmt: skip
 _UNIT_IN_TEXT = "|".join(sorted((re.escape(unit) for unit in NANOMETRES if len(unit) > 1), key=len, reverse=True))
 _NUMBER_WITH_UNIT = re.compile(rf"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*({_UNIT_IN_TEXT})\b", re.IGNORECASE)
+
+# The words of a name such as "center_wavelengths_nm"; other words, as in "good_wavelengths", make it something else.
+_WAVELENGTH = {"wavelength", "wavelengths", "wl", "wvl", "wave", "waves", "lambda", "lambdas"}
+_UNITS = {"nm", "um", "nanometers", "micrometers", "nanometres", "micrometres"}
+_NEUTRAL = {"center", "centre", "centers", "centres", "central", "mean", "band", "bands", "list", "of", "3d", "sensor"}
+
+
+class Vector(NamedTuple):
+    """A vector that holds wavelengths, by its name.
+
+    Attributes:
+        name: of the array, or of the attribute.
+        values: numbers in a unit.
+        unit: as the file writes it, or None.
+        distance: groups to go up and down from the array whose wavelengths are looked for; -1 for its own attribute.
+        named: whether its name holds that of the array.
+    """
+
+    name: str
+    values: npt.NDArray[np.float64]
+    unit: str | None
+    distance: tuple[int, int]
+    named: bool
+
+    def nanometres(self) -> npt.NDArray[np.float32] | None:
+        """Return it in nm, or None if it is in another unit than those of length."""
+        return to_nanometres(self.values, self.unit)
 
 
 def to_nanometres(values: npt.ArrayLike, unit: str | None) -> npt.NDArray[np.float32] | None:
@@ -36,3 +68,97 @@ def parse_wavelength(text: str) -> tuple[float, str] | None:
     """Find the first number in `text` with a unit of length: "Band 3 (0.55 um)" gives 0.55 and "um"; else None."""
     match = _NUMBER_WITH_UNIT.search(text)
     return (float(match[1]), match[2]) if match else None
+
+
+def find_wavelengths(arrays: StoredArrays, name: str, lengths: Collection[int]) -> Vector | None:
+    """Return the vector with the wavelengths of an array, or None if the file has none.
+
+    The array's own attribute comes first, then the vector in the nearest group: its own and those in it, then the group
+    above. What lies in the group of another cube, or is called after one, is that cube's.
+
+    Args:
+        arrays: those of the file.
+        name: of the array.
+        lengths: how many entries the vector may have.
+
+    Raises:
+        ValueError: several vectors are equally near and differ.
+    """
+    fitting = sorted(
+        (vector for vector in wavelength_vectors(arrays, name) if len(vector.values) in lengths),
+        key=lambda vector: (vector.distance, not vector.named),
+    )
+    if not fitting:
+        return None
+    first = fitting[0]
+    for other in fitting[1:]:
+        if (other.distance, other.named) == (first.distance, first.named):
+            one, two = first.nanometres(), other.nanometres()
+            if (one is None) != (two is None) or (one is not None and not np.array_equal(one, two)):  # type: ignore[arg-type]
+                raise ValueError(
+                    f"{first.name!r} and {other.name!r} could both be the wavelengths of {name!r}; give them by "
+                    "wavelengths= (--wavelengths FILE)"
+                )
+    return first
+
+
+def wavelength_vectors(arrays: StoredArrays, name: str) -> Iterator[Vector]:
+    """Yield the vectors of a file that hold wavelengths, except those of other cubes."""
+    group = _group(name)
+    own_words = set(_words(name))
+    others = {_group(other) for other, array in arrays.items() if array.numeric and len(array.shape) == 3} - {group}
+    for level, attributes in enumerate(arrays[name].attributes()):
+        yield from _in_attributes(attributes, (level - 1, -1))
+    for other, array in arrays.items():
+        words = _words(other.rsplit("/", 1)[-1])
+        if not array.is_vector or array.refusal or not _is_wavelength(words, own_words):
+            continue
+        place = _group(other)
+        shared = next((n for n in range(len(group), 0, -1) if group[:n] == place[:n]), 0)
+        if any(place[:depth] in others for depth in range(shared + 1, len(place) + 1)):
+            continue
+        own = array.attributes()[0]
+        unit = next((text(value) for key, value in own.items() if plain(key) in ("units", "unit")), None)
+        named = bool(own_words & set(words) - _NEUTRAL - _UNITS - _WAVELENGTH)
+        distance = (len(group) - shared, len(place) - shared)
+        values = np.asarray(array.read(...), np.float64).reshape(-1)
+        yield Vector(other, values, unit or _unit(words), distance, named)
+
+
+def _in_attributes(attributes: Any, distance: tuple[int, int]) -> Iterator[Vector]:
+    for key, value in attributes.items():
+        words = _words(key)
+        if not _is_wavelength(words, set()):
+            continue
+        try:
+            values = np.array(numbers_in(key, value), np.float64)
+        except ValueError:
+            continue
+        if values.size < 2:
+            continue
+        unit = next((text(other) for name, other in attributes.items() if plain(name) in _unit_names(key)), None)
+        yield Vector(key, values, unit or _unit(words), distance, False)
+
+
+def _unit_names(key: str) -> set[str]:
+    stem = plain(key).removesuffix("s")
+    return {f"{stem}{plural}unit{end}" for plural in ("", "s") for end in ("", "s")}
+
+
+def _is_wavelength(words: list[str], own: set[str]) -> bool:
+    left = set(words) - _WAVELENGTH
+    return len(left) < len(set(words)) and left <= _NEUTRAL | _UNITS | own
+
+
+def _unit(words: list[str]) -> str | None:
+    return next((word for word in words if word in _UNITS), None)
+
+
+def _group(name: str) -> tuple[str, ...]:
+    return tuple(name.split("/")[:-1])
+
+
+def _words(name: str) -> list[str]:
+    """Split a name at what is no letter or digit, and where small letters end: "bandWavelengths" has two words."""
+    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    return re.findall(r"[^\W_]+", parts.lower())
