@@ -180,6 +180,11 @@ class PairedFolder(Subjects):
         readers = {"hsi": self._hsi, **self._aux}
         return {modality: reader.files[scene] for modality, reader in readers.items() if scene in reader}
 
+    def cube_size(self, index: int) -> tuple[int, int]:
+        """Return height and width of the cube, or scene, that a subject is read from."""
+        _, height, width = self._hsi.layout(self.positions[index].scene if self.positions else self.names[index]).shape
+        return height, width
+
     def _tiles_of(self, scene: str, overlap: int) -> list[Position]:
         assert self.tile is not None
         height, width = self._hsi.layout(scene).shape[1:]

@@ -63,3 +63,7 @@ class Subjects(Dataset[Sample], ABC):
     def files(self, index: int) -> dict[str, Path]:
         """Return the source files of a subject, for error messages and to notice changes: modality -> path."""
         return {}
+
+    def cube_size(self, index: int) -> tuple[int, int] | None:
+        """Return height and width of a subject's cube before it is resized, or None if they are not known."""
+        return None

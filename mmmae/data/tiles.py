@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,12 +37,8 @@ def untile(tiles: Iterable[Tensor], positions: Sequence[Position]) -> dict[str, 
     Raises:
         ValueError: the numbers of tiles and positions differ, or a tile does not have three dimensions.
     """
-    sizes: dict[str, tuple[int, int]] = {}
-    for scene, (row, column, height, width) in positions:
-        bottom, right = sizes.get(scene, (0, 0))
-        sizes[scene] = max(bottom, row + height), max(right, column + width)
-    maps: dict[str, Tensor] = {}
-    counts: dict[str, Tensor] = {}
+    sizes = scene_sizes(positions)
+    mosaics: dict[str, Mosaic] = {}
     placed = 0
     for tile in tiles:
         if placed == len(positions):
@@ -49,19 +46,49 @@ def untile(tiles: Iterable[Tensor], positions: Sequence[Position]) -> dict[str, 
         if tile.ndim != 3:
             raise ValueError(f"a tile has shape {list(tile.shape)}, expected [C, H, W]")
         scene, window = positions[placed]
-        values, size = tile.float(), (window.height, window.width)
-        if tuple(values.shape[1:]) != size:
-            values = F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
-        if scene not in maps:
-            maps[scene] = values.new_zeros((len(values), *sizes[scene]))
-            counts[scene] = values.new_zeros(sizes[scene])
-        rows, columns = window.slices
-        maps[scene][:, rows, columns] += values
-        counts[scene][rows, columns] += 1
+        if scene not in mosaics:
+            mosaics[scene] = Mosaic(len(tile), sizes[scene], tile.device)
+        mosaics[scene].add(tile, window)
         placed += 1
     if placed < len(positions):
         raise ValueError(f"there are {placed} tiles for {len(positions)} positions")
-    return {scene: total / counts[scene] for scene, total in maps.items()}
+    return {scene: mosaic.mean() for scene, mosaic in mosaics.items()}
+
+
+class Mosaic:
+    """The map of one scene, put together tile by tile; where tiles overlap, it is their mean.
+
+    Args:
+        channels: C.
+        size: (height, width) of the scene.
+        device: device of the tiles.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], device: torch.device) -> None:
+        self._total = torch.zeros(channels, *size, device=device)
+        self._count = torch.zeros(*size, device=device)
+
+    def add(self, tile: Tensor, window: Window) -> None:
+        """Add a tile `[C, h, w]`; it is resized bilinearly to the window if it has another size."""
+        values, size = tile.float(), (window.height, window.width)
+        if tuple(values.shape[1:]) != size:
+            values = F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+        rows, columns = window.slices
+        self._total[:, rows, columns] += values
+        self._count[rows, columns] += 1
+
+    def mean(self) -> Tensor:
+        """Return the map `[C, H, W]` float32; NaN where no tile lies."""
+        return self._total / self._count
+
+
+def scene_sizes(positions: Iterable[Position]) -> dict[str, tuple[int, int]]:
+    """Return scene -> (height, width) of the rectangle from its upper left corner that holds all its tiles."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for scene, (row, column, height, width) in positions:
+        bottom, right = sizes.get(scene, (0, 0))
+        sizes[scene] = max(bottom, row + height), max(right, column + width)
+    return sizes
 
 
 def grid_factor(cube: tuple[int, int], image: tuple[int, int], tile: int, overlap: int) -> Fraction:

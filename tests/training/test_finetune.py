@@ -13,13 +13,15 @@ import torch
 import mmmae
 from mmmae.cli import main
 from mmmae.data import PairedFolder, Sample, Subjects
+from mmmae.data.readers.windows import Window
+from mmmae.data.tiles import Position
 from mmmae.model.finetuned import build, load_finetuned
 from mmmae.phantom import write_phantom
 from mmmae.training.finetuning.finetune import Finetuning, class_weights, finetune, parameter_groups
 from mmmae.training.finetuning.labelled import Item, Labelled, Order
 from mmmae.training.finetuning.labels import UNLABELLED, Labels, read_class_labels, read_mask_labels
 from mmmae.training.finetuning.maps import class_colours
-from mmmae.training.finetuning.scores import Scores
+from mmmae.training.finetuning.scores import SceneScores, Scores
 from mmmae.training.finetuning.settings import FinetuneSettings
 from tests.emulator.device_waits import DeviceWaits
 from tests.model.test_device_waits import meta  # noqa: F401
@@ -238,6 +240,31 @@ def test_scores_are_those_of_their_definition_and_absent_classes_do_not_count():
     assert found["miou"] == pytest.approx((2 / 3 + 1 / 3) / 2)
     assert found["f1_macro"] == pytest.approx((4 / 5 + 2 / 4) / 2)
     assert found["classes"]["a"] == {"labelled": 3, "f1": pytest.approx(4 / 5), "iou": pytest.approx(2 / 3)}
+
+
+def test_a_pixel_in_several_tiles_is_scored_once_by_the_mean_of_their_logits():
+    scores = Scores("segmentation", ["a", "b"])
+    places = {"s@0,0": Position("s", Window(0, 0, 2, 2)), "s@0,1": Position("s", Window(0, 1, 2, 2))}
+    scenes = SceneScores(scores, {**places, "t@0,0": Position("t", Window(0, 0, 2, 2))})
+    sure_of_a, leaning_to_b = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 1.0])
+    logits = [choice[:, None, None].expand(2, 2, 2) for choice in (sure_of_a, leaning_to_b, leaning_to_b)]
+    targets = [torch.tensor(rows) for rows in ([[0, 0], [1, UNLABELLED]], [[0, 1], [0, UNLABELLED]], [[1, 1], [1, 1]])]
+    for part in (slice(0, 1), slice(1, 3)):  # batches that do not end with a scene
+        scenes.update([*scenes.positions][part], torch.stack(logits[part]), torch.stack(targets[part]))
+    scenes.finish()
+    # Scene s: columns 0 and 1 are taken for a, column 2 for b; its last pixel has no label.
+    assert scores.compute()["confusion"] == [[3, 0], [1, 5]]
+
+
+def test_losses_of_epochs_that_are_not_validated_are_logged(tmp_path, capsys):
+    squares = Squares(4)
+    settings = FinetuneSettings(epochs=3, batch=3, keep="last")
+    finetune(encoder(), squares, squares.labels(), tmp_path, settings, validation=["square0"], maps=0)
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["loss"]) for row in rows] == [True] * 3
+    assert [bool(row["validation_miou"]) for row in rows] == [False, False, True]
+    assert capsys.readouterr().out.count("epoch ") == 3
 
 
 def test_a_class_that_no_training_subject_has_is_named(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from mmmae.data import PairedFolder
 from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels, scene_names, split
 
-SUBJECTS = SimpleNamespace(names=["a", "b", "c"], positions=())
+SUBJECTS = SimpleNamespace(names=["a", "b", "c"], positions=(), cube_size=lambda index: None)
 
 
 @pytest.fixture
@@ -105,10 +105,10 @@ def test_a_tile_has_its_window_of_the_mask(scenes):
     [
         ([[0.5, 1], [1, 1]], "values that are not classes"),
         ([[-1, 1], [1, 1]], "values that are not classes"),
-        ([[[1, 1]], [[1, 1]]], "has 2 bands, expected one band of classes"),
+        (np.ones((2, 8, 8)), "has 2 bands, expected one band of classes"),
         ([[255, 255]], "for none of the subjects"),
     ],
-    ids=str,
+    ids=["fractions", "negative", "bands", "nothing"],
 )
 def test_a_mask_that_is_none_is_refused(tmp_path, mask, message):
     with pytest.raises(ValueError, match=message):
@@ -120,8 +120,29 @@ def test_a_mask_smaller_than_its_scene_and_wrong_names_are_refused(scenes):
     with pytest.raises(ValueError, match="there are 2 names of classes"):
         read_mask_labels(folder, subjects, names=["x", "y"])
     np.save(folder / "north.npy", np.ones((20, 40)))
-    with pytest.raises(ValueError, match=r"north.npy, subject 'north@8,0': the window of 16 x 16"):
+    with pytest.raises(ValueError, match=r"north.npy, subject 'north@0,0': the labels are 20 x 40, the cube is 24"):
         read_mask_labels(folder, subjects)
+
+
+@pytest.mark.parametrize("factor", [2, 0.5])
+def test_a_tile_has_its_window_of_a_mask_of_another_resolution(scenes, factor):
+    subjects, folder = scenes
+    fine = np.kron(np.arange(6 * 10).reshape(6, 10), np.ones((4, 4)))
+    for name in ("north", "south"):
+        np.save(folder / f"{name}.npy", fine.repeat(2, 0).repeat(2, 1) if factor == 2 else fine[::2, ::2])
+    labels = read_mask_labels(folder, subjects)
+    for index, (_, window) in enumerate(subjects.positions):
+        assert labels.target(index, (16, 16)).tolist() == fine[window.slices].tolist()
+
+
+def test_a_mask_of_another_aspect_than_its_cube_is_refused(tmp_path):
+    (tmp_path / "hsi").mkdir()
+    np.save(tmp_path / "hsi" / "a.npy", np.ones((3, 24, 40)))
+    subjects = PairedFolder(tmp_path / "hsi", image_size=32)
+    with pytest.raises(ValueError, match=r"a.npy, subject 'a': the labels are 8 x 8, the cube is 24 x 40;"):
+        read_mask_labels(written(tmp_path, a=np.arange(64).reshape(8, 8)), subjects)
+    np.save(tmp_path / "masks" / "a.npy", np.arange(60).reshape(6, 10))
+    read_mask_labels(tmp_path / "masks", subjects)
 
 
 def test_the_tiles_of_a_scene_are_held_out_together(scenes):

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data.subjects import Subjects
+from ...data.tiles import Position
 from ...files import check_can_write, write_json
 from ...model.encoder import HSIEncoder
 from ...model.finetuned import FinetunedModel, build, load_finetuned, save_finetuned
@@ -29,7 +30,7 @@ from ..precision import find_device, precision_plugin
 from .labelled import Item, Labelled, loader
 from .labels import UNLABELLED, Labels, split
 from .maps import write_maps
-from .scores import Scores, main_score, write_confusion
+from .scores import SceneScores, Scores, main_score, write_confusion
 from .settings import FinetuneSettings
 
 READ_EVERY = 50  # steps between checks of the losses, if these make the host wait for the device
@@ -117,7 +118,8 @@ def finetune(
 
     train = Labelled(subjects, labels, training, settings, augmented=settings.augment)
     validate = Labelled(subjects, labels, held_out, settings, augmented=False)
-    module = Finetuning(model, labels, training, out, settings)
+    places = {subjects.names[index]: subjects.positions[index] for index in held_out} if subjects.positions else {}
+    module = Finetuning(model, labels, training, out, settings, places)
     with warnings.catch_warnings():
         for message in ("does not have many workers", "LeafSpec", "smaller than the logging interval", "exists and is"):
             warnings.filterwarnings("ignore", message=f".*{message}.*")
@@ -146,17 +148,26 @@ def finetune(
 class Finetuning(lightning.LightningModule):
     """The Lightning module of fine-tuning: losses, optimiser and schedule, and the scores of each epoch.
 
+    The scores of a segmentation of tiles are those of whole scenes if `positions` has the place of each tile.
+
     Attributes:
         report: the scores of the epoch whose model is kept.
         kept: the number of that epoch, from 1.
     """
 
     def __init__(
-        self, model: FinetunedModel, labels: Labels, training: Sequence[int], out: Path, settings: FinetuneSettings
+        self,
+        model: FinetunedModel,
+        labels: Labels,
+        training: Sequence[int],
+        out: Path,
+        settings: FinetuneSettings,
+        positions: Mapping[str, Position] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.labels, self.out, self.settings = model, labels, out, settings
         self.scores = Scores(labels.task, labels.classes)
+        self.scenes = SceneScores(self.scores, positions) if positions and labels.task == "segmentation" else None
         self.register_buffer("class_weights", class_weights(labels, training, settings), persistent=False)
         self.report: dict[str, Any] = {}
         self.kept = 0
@@ -199,10 +210,16 @@ class Finetuning(lightning.LightningModule):
 
     def validation_step(self, batch: Item, batch_idx: int) -> None:
         """Collect predictions."""
-        self.scores.update(self.model(batch.hsi), batch.target)
+        logits = self.model(batch.hsi)
+        if self.scenes is None:
+            self.scores.update(logits, batch.target)
+        else:
+            self.scenes.update(batch.name, logits, batch.target)
 
     def on_validation_epoch_end(self) -> None:
         """Score the epoch, and save its model if it is the best or the last one is kept."""
+        if self.scenes is not None:
+            self.scenes.finish()
         scores = self.scores.compute()
         self.scores.reset()
         loss = torch.stack(self.losses).mean()
@@ -219,6 +236,15 @@ class Finetuning(lightning.LightningModule):
             f"{scores['accuracy']:.4f}{', kept' if keep else ''}",
             flush=True,
         )
+
+    def on_train_epoch_end(self) -> None:
+        """Log and print the loss of an epoch that is not validated."""
+        if self.losses:
+            self._check_losses()
+            loss = torch.stack(self.losses).mean()
+            self.losses.clear()
+            self.log("loss", loss)
+            print(f"epoch {self.current_epoch + 1}/{self.settings.epochs}  loss {loss:.4f}", flush=True)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with lower learning rates in earlier blocks, a linear warm-up and half a cosine to 0."""

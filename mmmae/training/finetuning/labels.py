@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ...data import read_cube
 from ...data.pairing import pair_files
 from ...data.subjects import Subjects
+from ...data.tiles import scene_sizes
 
 UNLABELLED = -100  # target that cross_entropy ignores
 IGNORE = 255  # value in a raster for pixels without a label
@@ -43,10 +44,17 @@ class Labels:
     def target(self, index: int, size: tuple[int, int]) -> Tensor:
         """Return the target of a subject: int64 `[]`, or `[*size]`, resized by the nearest pixel."""
         target = self._read(index)
-        if target.dim() == 0 or tuple(target.shape) == size:
-            return target
-        # nearest-exact takes the pixel under the centre, where the bilinear resizing of the cubes is centred too
-        return F.interpolate(target[None, None].double(), size, mode="nearest-exact")[0, 0].long()
+        return target if target.dim() == 0 else resize_labels(target, size)
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map of whole numbers `[H, W]` by the nearest pixel.
+
+    That is the pixel under the centre (nearest-exact), where the bilinear resizing of the cubes is centred too.
+    """
+    if tuple(labels.shape) == size:
+        return labels
+    return F.interpolate(labels[None, None].double(), size, mode="nearest-exact")[0, 0].long()
 
 
 def read_class_labels(path: str | Path, subjects: Subjects) -> Labels:
@@ -100,7 +108,8 @@ def read_mask_labels(
 
     Args:
         folder: folder of rasters of whole numbers in one band, in any format of `read_cube`.
-        subjects: a tile uses its window of the scene's raster, which must have the size of the scene.
+        subjects: a tile uses its window of the scene's raster. A raster of another size than its cube is resized to the
+            nearest pixel; its aspect must be that of the cube.
         ignore: the number that means "not labelled", besides the nodata that a file declares.
         names: names of the classes, in ascending order of their numbers; None uses the numbers.
 
@@ -177,23 +186,27 @@ class _Masks:
     def __init__(self, files: dict[str, Path], subjects: Subjects, ignore: int) -> None:
         self.files, self.ignore = files, ignore
         self.names, self.scenes = list(subjects.names), scene_names(subjects)
-        self.positions = subjects.positions
+        self.cube_size = subjects.cube_size
+        self.positions, self.sizes = subjects.positions, scene_sizes(subjects.positions)
         self.last: tuple[Path | None, Tensor] = (None, torch.empty(0))
 
     def raw(self, index: int) -> Tensor:
         """Read the numbers `[H, W]` in the raster of a subject, or in its tile; `UNLABELLED` where there is none."""
         path = self.files[self.scenes[index]]
         if self.last[0] != path:
-            self.last = (path, _read_mask(path, self.ignore))
+            self.last = (path, self._fitting(path, _read_mask(path, self.ignore), index))
         mask = self.last[1]
-        if not self.positions:
-            return mask
-        window = self.positions[index].window
-        try:
-            window.check_within(*mask.shape)
-        except ValueError as error:
-            raise ValueError(f"{path}, subject {self.names[index]!r}: {error}") from error
-        return mask[window.slices].contiguous()
+        return mask[self.positions[index].window.slices].contiguous() if self.positions else mask
+
+    def _fitting(self, path: Path, mask: Tensor, index: int) -> Tensor:
+        """Return the raster in the size of its scene if tiles are cut from it; both must have one aspect."""
+        height, width = size = self.sizes.get(self.scenes[index]) or self.cube_size(index) or mask.shape
+        if mask.shape[0] * width != mask.shape[1] * height:
+            raise ValueError(
+                f"{path}, subject {self.names[index]!r}: the labels are {mask.shape[0]} x {mask.shape[1]}, the cube is "
+                f"{height} x {width}; expected the same aspect"
+            )
+        return resize_labels(mask, size) if self.positions else mask
 
     def target(self, numbers: Tensor, index: int) -> Tensor:
         """Return the target `[H, W]` of a subject: places of its numbers in the ascending `numbers` of all classes."""
@@ -211,7 +224,7 @@ def _order(labels: set[str]) -> Callable[[str], tuple[int, str]]:
 
 
 def _read_mask(path: Path, ignore: int) -> Tensor:
-    cube = read_cube(path)
+    cube = read_cube(path, classes=True)
     if len(cube.values) != 1:
         raise ValueError(f"{path} has {len(cube.values)} bands, expected one band of classes")
     values, unknown = cube.values[0], cube.nodata[0] | (cube.values[0] == ignore)

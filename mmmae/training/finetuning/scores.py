@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from torchmetrics.classification import (
     MulticlassJaccardIndex,
 )
 
+from ...data.tiles import Mosaic, Position, scene_sizes
 from ...files import write_atomically
 from ..pictures import save_figure
-from .labels import UNLABELLED
+from .labels import UNLABELLED, resize_labels
 
 
 class Scores(nn.Module):
@@ -66,6 +67,39 @@ class Scores(nn.Module):
         means = {mean: float(scores[score][occurs].mean()) if occurs.any() else 0.0 for score, mean in names.items()}
         confusion = scores["confusion"].tolist()
         return {"accuracy": float(scores["accuracy"]), **means, "classes": by_class, "confusion": confusion}
+
+
+class SceneScores:
+    """Scores a segmentation of tiles by whole scenes, so that pixels that several tiles share count once.
+
+    Args:
+        scores: the scores that predictions are added to.
+        positions: name of a tile -> its position. The tiles of a scene follow each other in the batches.
+    """
+
+    def __init__(self, scores: Scores, positions: Mapping[str, Position]) -> None:
+        self.scores, self.positions, self._sizes = scores, positions, scene_sizes(positions.values())
+        self._scene: str | None = None
+
+    def update(self, names: Sequence[str], logits: Tensor, targets: Tensor) -> None:
+        """Add logits `[B, classes, h, w]` of tiles and their targets `[B, h, w]`."""
+        for name, tile, target in zip(names, logits, targets, strict=True):
+            scene, window = self.positions[name]
+            if scene != self._scene:
+                self.finish()
+                self._scene = scene
+                self._mosaic = Mosaic(len(tile), self._sizes[scene], tile.device)
+                self._target = torch.full(self._sizes[scene], UNLABELLED, device=target.device)
+            self._mosaic.add(tile, window)
+            known = resize_labels(target, (window.height, window.width))
+            part = self._target[window.slices]
+            part.copy_(torch.where(known == UNLABELLED, part, known))
+
+    def finish(self) -> None:
+        """Score the scene whose tiles came last."""
+        if self._scene is not None:
+            self.scores.update(self._mosaic.mean()[None], self._target[None])
+            self._scene = None
 
 
 def main_score(task: str) -> str:
