@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+from PIL import Image
+
 import mmmae
 from mmmae.extras import EXTRAS
 
@@ -117,9 +119,10 @@ def test_by_a_bare_install_each_command_works_or_names_the_extra_that_it_needs()
 
 
 def test_without_readers_and_writers_of_files_the_message_names_their_extra(tmp_path):
-    for package, suffix in (("rasterio", ".tif"), ("h5py", ".h5")):
+    for package in ("rasterio", "h5py"):
         (tmp_path / package).mkdir()
-        (tmp_path / package / f"cube{suffix}").write_bytes(b"?")
+    Image.new("L", (4, 4)).save(tmp_path / "rasterio" / "cube.tif")
+    (tmp_path / "h5py" / "cube.h5").write_bytes(b"?")
     expected = {
         f"data check {tmp_path / 'rasterio'}": "mmmae data check: needs rasterio: pip install 'mmmae[data]'\n",
         f"data check {tmp_path / 'h5py'}": "mmmae data check: needs h5py: pip install 'mmmae[data]'\n",

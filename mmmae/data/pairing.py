@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .readers.cube import SUFFIXES
-from .readers.rasters import ENVI_DATA_SUFFIXES, envi_header
+from .readers.envi import ENVI_DATA_SUFFIXES, envi_data_files, envi_header
+from .readers.pictures import PICTURE_SUFFIXES
 
 _FOLDER_AND_BANDS = re.compile(r"(?P<folder>.+):(?P<bands>\d+(?:,\d+)*)")
 
@@ -78,6 +79,9 @@ def split_location(location: str | os.PathLike[str]) -> tuple[Path, tuple[int, .
 def images_in(modality: str, folder: Path) -> list[tuple[str, Path]]:
     """List the image files of a folder with their stems, sorted by name; an ENVI pair is one.
 
+    What stands beside another image of the same stem is no image: a header without ENVI data, and a PNG or JPEG file,
+    which is a preview.
+
     Raises:
         ValueError: the folder does not exist or has no image.
     """
@@ -86,6 +90,8 @@ def images_in(modality: str, folder: Path) -> list[tuple[str, Path]]:
         raise ValueError(f"modality {modality!r}: the folder {folder} {what}")
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
     images = [(stem, path) for path in files if (stem := _stem(path)) is not None]
+    with_image = {stem for stem, path in images if not _may_be_companion(path)}
+    images = [(stem, path) for stem, path in images if stem not in with_image or not _may_be_companion(path)]
     if not images:
         raise ValueError(f"modality {modality!r}: no image in {folder}, expected files ending in {' '.join(SUFFIXES)}")
     return images
@@ -98,6 +104,11 @@ def _files_by_stem(modality: str, folder: Path) -> dict[str, Path]:
             raise ValueError(f"modality {modality!r}, subject {stem!r}: two files, {files[stem]} and {path}")
         files[stem] = path
     return files
+
+
+def _may_be_companion(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in PICTURE_SUFFIXES or (suffix == ".hdr" and not envi_data_files(path))
 
 
 def _stem(path: Path) -> str | None:

@@ -64,7 +64,7 @@ def test_a_compressed_tiled_geotiff_cut_short_is_refused(tmp_path, write_raster)
     whole = path.read_bytes()
     for length in np.linspace(0, len(whole) - 1, 30).astype(int):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="cannot be read as a GeoTIFF"):
+        with pytest.raises(ValueError, match="cannot be read as a TIFF"):
             read_cube(path)
 
 
@@ -160,7 +160,9 @@ def test_axes_that_are_no_permutation_or_not_for_the_format_are_refused(tmp_path
     np.save(tmp_path / "a.npy", values)
     with pytest.raises(ValueError, match="expected the letters T, H and W"):
         read_cube(tmp_path / "a.npy", axes="TWX")
-    with pytest.raises(ValueError, match=r"a\.tif: dataset= and axes= are for"):
+    with pytest.raises(ValueError, match=r"a\.img: dataset= and axes= \(--dataset, --axes\) are for"):
+        read_cube(write_raster(tmp_path / "a.img", values), axes="HWT")
+    with pytest.raises(ValueError, match=r"a\.tif.*axes= \(--axes\) is for TIFF files of several pages"):
         read_cube(write_raster(tmp_path / "a.tif", values), axes="HWT")
 
 

@@ -1,10 +1,23 @@
 """What the reader of a format found in a file, before it becomes a cube."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+
+LARGE = 1e30  # beyond, a nodata value is often written with few digits, as in -3.40282e+38
+
+
+class Reading(TypedDict, total=False):
+    """Arguments of `read_cube` for what files do not tell, or tell wrongly."""
+
+    dataset: str | None
+    axes: str | None
+    nodata: float | None
+    scale: float | None
+    wavelengths: Sequence[float] | None
 
 
 class Arrays(NamedTuple):
@@ -36,10 +49,19 @@ class ArraysLayout(NamedTuple):
 
 def equal_to(values: npt.NDArray[Any], nodata: float) -> npt.NDArray[np.bool_]:
     """Return where values are `nodata`, rounded to their type if they are floats; NaN equals NaN here."""
+    none = np.zeros(values.shape, dtype=bool)
     if values.dtype.kind != "f":
-        return np.asarray(values == nodata)
+        if not math.isfinite(nodata) or nodata != int(nodata):
+            return none
+        low, high = (0, 1) if values.dtype.kind == "b" else (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max)
+        return np.asarray(values == int(nodata)) if low <= nodata <= high else none
     if math.isnan(nodata):
         return np.isnan(values)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         rounded = values.dtype.type(nodata)
-    return np.asarray(values == rounded) if np.isfinite(rounded) or math.isinf(nodata) else np.zeros(values.shape, bool)
+        if math.isinf(rounded) and not math.isinf(nodata):
+            return none
+        same = values == rounded
+        if LARGE < abs(nodata) < math.inf:
+            same |= np.abs(values / rounded - 1) < 1e-5
+    return np.asarray(same)

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from .arrays import Arrays, equal_to
 from .containers import CONTAINER_SUFFIXES, container_layout, read_container
-from .rasters import ENVI_DATA_SUFFIXES, TIFF_SUFFIXES, raster_layout, read_raster
+from .envi import ENVI_DATA_SUFFIXES, envi_layout, read_envi
+from .pictures import PICTURE_SUFFIXES, picture_layout, read_picture
+from .rasters import TIFF_SUFFIXES, read_tiff, tiff_layout
 from .windows import Window
 
-SUFFIXES = (*TIFF_SUFFIXES, ".hdr", *ENVI_DATA_SUFFIXES, *CONTAINER_SUFFIXES)
+SUFFIXES = (*TIFF_SUFFIXES, ".hdr", *ENVI_DATA_SUFFIXES, *CONTAINER_SUFFIXES, *PICTURE_SUFFIXES)
 
 
 class Cube(NamedTuple):
@@ -60,20 +62,25 @@ def read_cube(
     wavelengths: Sequence[float] | None = None,
     check_finite: bool = True,
     window: Window | None = None,
+    classes: bool = False,
 ) -> Cube:
-    """Read a GeoTIFF, ENVI, .npy, .npz, .mat (v4 to v7.3) or HDF5 file as a `Cube`; the suffix tells the format.
+    """Read a TIFF, ENVI, PNG, JPEG, .npy, .npz, .mat (v4 to v7.3) or HDF5 file; the suffix tells the format.
 
     Args:
         path: the file; for ENVI the data file or its header.
-        dataset: the name of the array in a file of several; not needed if only one is 3-D.
+        dataset: the name of the array in a file of several; not needed if only one is 3-D. Of a TIFF file the number of
+            a page, from 0, to read it alone.
         axes: the order of the axes of a 3-D array, "THW", "HWT" or another permutation. None: "HWT" for .mat, "THW" for
-            .npy, .npz and HDF5. Not for rasters. 2-D arrays are one band.
+            .npy, .npz and HDF5. For TIFF files of several pages, what pages, rows and columns are. 2-D arrays are one
+            band.
         nodata: a value, as the file stores it, that means nodata, besides those that the file declares.
         scale: factor of the values, instead of the scale and offset that the file declares.
         wavelengths: of the file's bands in nm, instead of those that it tells.
         check_finite: False treats undeclared NaN and infinite values as nodata instead of raising an error.
         window: the pixels to read; None for all. Compressed arrays (.npz, .mat before v7.3) are read completely and
             cropped; of other files only the window is read.
+        classes: whether the values are numbers of classes: those of a palette in a PNG file are read instead of its
+            colours, and JPEG, which changes values, is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -93,9 +100,16 @@ def read_cube(
         tensor(1)
     """
     path = Path(path)
-    with _errors_with_path(path, dataset, axes) as raster:
+    with _errors_with_path(path, dataset, axes) as suffix:
         given = _checked_wavelengths(wavelengths)
-        arrays = read_raster(path, window) if raster else read_container(path, dataset, axes, window, given)
+        if suffix in CONTAINER_SUFFIXES:
+            arrays = read_container(path, dataset, axes, window, given)
+        elif suffix in TIFF_SUFFIXES:
+            arrays = read_tiff(path, dataset, axes, window, given)
+        elif suffix in PICTURE_SUFFIXES:
+            arrays = read_picture(path, window, classes=classes)
+        else:
+            arrays = read_envi(path, window, given)
         if 0 in arrays.values.shape:
             raise ValueError(f"the array has shape {list(arrays.values.shape)}, expected at least one value")
         if nodata is not None:
@@ -119,9 +133,16 @@ def read_layout(
 ) -> Layout:
     """Read sizes and wavelengths without the values; arguments and errors are those of `read_cube`."""
     path = Path(path)
-    with _errors_with_path(path, dataset, axes) as raster:
+    with _errors_with_path(path, dataset, axes) as suffix:
         given = _checked_wavelengths(wavelengths)
-        layout = raster_layout(path) if raster else container_layout(path, dataset, axes, given)
+        if suffix in CONTAINER_SUFFIXES:
+            layout = container_layout(path, dataset, axes, given)
+        elif suffix in TIFF_SUFFIXES:
+            layout = tiff_layout(path, dataset, axes, given)
+        elif suffix in PICTURE_SUFFIXES:
+            layout = picture_layout(path)
+        else:
+            layout = envi_layout(path, given)
         return Layout(layout.shape, _fitting(given, layout.wavelengths, layout.shape[0]), layout.notes)
 
 
@@ -143,8 +164,8 @@ def _fitting(given: npt.NDArray[np.float32] | None, found: npt.NDArray[np.float3
 
 
 @contextmanager
-def _errors_with_path(path: Path, dataset: str | None, axes: str | None) -> Iterator[bool]:
-    """Refuse a path that cannot be an image, and name it in errors of the block; yield whether it is a raster."""
+def _errors_with_path(path: Path, dataset: str | None, axes: str | None) -> Iterator[str]:
+    """Refuse a path that cannot be an image, and name it in errors of the block; yield its suffix."""
     suffix = path.suffix.lower()
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a file")
@@ -152,11 +173,13 @@ def _errors_with_path(path: Path, dataset: str | None, axes: str | None) -> Iter
         raise FileNotFoundError(f"{path}: no such file")
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown suffix {suffix!r}, expected one of {' '.join(SUFFIXES)}")
-    raster = suffix not in CONTAINER_SUFFIXES
-    if raster and (dataset is not None or axes not in (None, "THW")):
-        raise ValueError(f"{path}: dataset= and axes= are for .npy, .npz, .mat and HDF5 files, not for rasters")
+    if suffix not in (*CONTAINER_SUFFIXES, *TIFF_SUFFIXES) and (dataset is not None or axes not in (None, "THW")):
+        raise ValueError(
+            f"{path}: dataset= and axes= (--dataset, --axes) are for .npy, .npz, .mat, HDF5 and TIFF files, "
+            f"not for {_kind(suffix)}"
+        )
     try:
-        yield raster
+        yield suffix
     except ImportError:
         raise
     except Exception as error:  # a damaged file makes the format libraries raise nearly anything
@@ -186,7 +209,7 @@ def _to_cube(arrays: Arrays, wavelengths: Tensor | None, check_finite: bool) -> 
         converted = converted.copy()
     converted[hidden] = 0
     _refuse(np.isinf(converted), "values too large for float32", "")
-    hidden = np.ascontiguousarray(hidden)
+    hidden = np.require(hidden, requirements=["C", "W"])
     return Cube(torch.from_numpy(converted), wavelengths, torch.from_numpy(hidden), arrays.notes)
 
 
@@ -200,7 +223,9 @@ def _refuse(broken: npt.NDArray[np.bool_], what: str, why: str) -> None:
 
 def _kind(suffix: str) -> str:
     if suffix in TIFF_SUFFIXES:
-        return "GeoTIFF"
+        return "TIFF"
+    if suffix in PICTURE_SUFFIXES:
+        return "PNG" if suffix == ".png" else "JPEG"
     if suffix in CONTAINER_SUFFIXES:
         return "HDF5" if suffix in (".h5", ".hdf5", ".he5") else suffix
     return "ENVI"

@@ -1,133 +1,225 @@
-"""Read GeoTIFF and ENVI rasters as arrays `[T, H, W]`, with wavelengths and declared nodata."""
+"""Read TIFF files, and what GDAL opens besides, as arrays `[T, H, W]` with wavelengths, declared nodata and scale."""
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .arrays import Arrays, ArraysLayout
+from .tiff_pages import Page, chosen_pages, tiff_pages
 from .wavelengths import parse_wavelength, to_nanometres
 from .windows import Window
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-ENVI_DATA_SUFFIXES = (".img", ".dat", ".bsq", ".bil", ".bip", ".raw")
+
+NO_WAVELENGTHS = np.zeros(0, dtype=np.float32)
+
+Wavelengths = npt.NDArray[np.float32] | None
 
 
-def read_raster(path: Path, window: Window | None = None) -> Arrays:
-    """Read every band of a raster, or a window of it.
+def read_tiff(
+    path: Path,
+    dataset: str | None = None,
+    axes: str | None = None,
+    window: Window | None = None,
+    wavelengths: Wavelengths = None,
+) -> Arrays:
+    """Read every band of a TIFF file, or a window of it: the bands of its only page, or one band from each page.
 
-    Pixels that equal the declared nodata value or that the file's mask hides are nodata. An alpha band is a band, not a
-    mask: writers tag the fourth band of any 8-bit file so.
+    Pixels that equal the declared nodata value, that the file's mask hides or that are transparent are nodata.
+
+    Args:
+        path: an existing file.
+        dataset: number of a page, from 0, to read it alone.
+        axes: what pages, rows and columns of a stack of pages are; None means "THW".
+        window: the pixels to read; None for all.
+        wavelengths: of the bands in nm, instead of those that the file tells.
+
+    Raises:
+        ValueError: the file is damaged, or its pages are no stack of bands.
     """
-    from rasterio.enums import MaskFlags
-    from rasterio.windows import Window as RasterWindow
-
-    with _open(path) as source:
-        place = None
-        if window is not None:
-            window.check_within(source.height, source.width)
-            place = RasterWindow(window.column, window.row, window.width, window.height)
-        values = source.read(window=place)
-        nodata = np.zeros(values.shape, dtype=bool)
-        for band, flags in enumerate(source.mask_flag_enums):
-            if MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags:
-                nodata[band] = source.read_masks(band + 1, window=place) == 0
-        return Arrays(values, _wavelengths(source), nodata, np.array(source.scales), np.array(source.offsets))
+    pages, names = _names(path, dataset, axes)
+    order = _order(pages, axes)
+    if order == "THW":
+        return read_bands(names, "GTiff", window, wavelengths, pages)
+    stack = read_bands(names, "GTiff", None, NO_WAVELENGTHS if wavelengths is None else wavelengths, pages)
+    values, nodata = (array.transpose([order.index(axis) for axis in "THW"]) for array in (stack.values, stack.nodata))
+    if window is not None:
+        window.check_within(*values.shape[1:])
+        values, nodata = (array[(slice(None), *window.slices)] for array in (values, nodata))
+    return Arrays(values, wavelengths, nodata, notes=stack.notes)
 
 
-def raster_layout(path: Path) -> ArraysLayout:
-    """Read the sizes (T, H, W) and the wavelengths of a raster, but no values."""
-    with _open(path) as source:
-        return ArraysLayout((source.count, source.height, source.width), _wavelengths(source))
+def tiff_layout(
+    path: Path, dataset: str | None = None, axes: str | None = None, wavelengths: Wavelengths = None
+) -> ArraysLayout:
+    """Read the sizes (T, H, W) and the wavelengths of what `read_tiff` would read, but no values."""
+    pages, names = _names(path, dataset, axes)
+    order = _order(pages, axes)
+    if order == "THW":
+        return bands_layout(names, "GTiff", wavelengths, pages)
+    sizes = dict(zip(order, (len(pages), pages[0].height, pages[0].width), strict=True))
+    return ArraysLayout((sizes["T"], sizes["H"], sizes["W"]), wavelengths)
+
+
+def _names(path: Path, dataset: str | None, axes: str | None) -> tuple[list[Page], list[str]]:
+    """Return the pages to read of a TIFF file, and the names by which GDAL opens them."""
+    known = tiff_pages(path)
+    pages = chosen_pages(known, dataset, axes)
+    absolute = os.path.abspath(path)  # because rasterio takes "s3:x.tif" for a URL
+    if len(known) == 1:
+        return pages, [absolute]
+    return pages, [f"GTIFF_DIR:off:{page.offset}:{absolute}" for page in pages]
+
+
+def _order(pages: Sequence[Page], axes: str | None) -> str:
+    if axes in (None, "THW"):
+        return "THW"
+    if sorted(axes) != ["H", "T", "W"]:
+        raise ValueError(f'axes is {axes!r}, expected the letters T, H and W in the order of the file, as in "HWT"')
+    if len(pages) == 1:
+        raise ValueError("axes= (--axes) is for TIFF files of several pages: this one has one page")
+    return axes
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def open_raster(name: str, driver: str) -> Iterator[Any]:
+    """Open a raster with a driver of GDAL, which the file can't choose itself; raise ValueError if it is complex."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    tiff = path.suffix.lower() in TIFF_SUFFIXES
-    data = path if tiff else envi_data_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        # An absolute path, because rasterio takes "s3:x.tif" for a URL; a driver, so that a file cannot choose its own.
-        with rasterio.open(os.path.abspath(data), driver="GTiff" if tiff else "ENVI") as source:
+        with rasterio.open(name, driver=driver) as source:
             if any(dtype.startswith("complex") for dtype in source.dtypes):
                 raise ValueError(f"the values are {source.dtypes[0]}, expected real numbers")
-            if not tiff:
-                _check_envi_complete(source.tags(ns="ENVI"), np.dtype(source.dtypes[0]).itemsize, data)
             yield source
 
 
-def envi_header(path: Path) -> Path | None:
-    """Find the header of an ENVI data file, `cube.hdr` or `cube.img.hdr` for `cube.img`; None if there is none."""
-    candidates = [path.with_name(stem + suffix) for stem in (path.stem, path.name) for suffix in (".hdr", ".HDR")]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+class _Band(NamedTuple):
+    """What a file tells of one band."""
+
+    wavelength: tuple[float, str] | None
+    scale: float
+    offset: float
 
 
-def envi_data_file(path: Path) -> Path:
-    """Find the data file of an ENVI pair by its header or itself; raise ValueError if there is no such pair."""
-    if path.suffix.lower() != ".hdr":
-        header = envi_header(path)
-        if header is None:
-            raise ValueError(f"no ENVI header beside it, expected {path.with_suffix('.hdr').name}")
-        data = path
-    else:
-        header = path
-        suffixes = ["", *(s for suffix in ENVI_DATA_SUFFIXES for s in (suffix, suffix.upper()))]
-        candidates = [path.with_suffix(suffix) for suffix in suffixes]
-        # By inode: where letter case does not count, cube.img and cube.IMG are one file.
-        found = list({candidate.stat().st_ino: candidate for candidate in candidates if candidate.is_file()}.values())
-        if len(found) != 1:
-            names = ", ".join(candidate.name for candidate in found) or "none"
-            expected = ", ".join(ENVI_DATA_SUFFIXES)
-            raise ValueError(f"expected one data file beside this ENVI header ({expected} or no suffix), found {names}")
-        data = found[0]
-    text = header.read_text(encoding="latin-1")
-    if text.count("{") != text.count("}"):
-        raise ValueError(f"the ENVI header {header.name} is truncated: a list in braces does not end")
-    return data
+def read_bands(
+    names: Sequence[str], driver: str, window: Window | None, given: Wavelengths, pages: Sequence[Page]
+) -> Arrays:
+    """Read all bands of the rasters `names` one after another, or a window of them, without alpha.
+
+    Args:
+        names: as GDAL opens them.
+        driver: of GDAL.
+        window: the pixels to read; None for all.
+        given: wavelengths of the bands in nm, instead of those that the rasters tell.
+        pages: those of the file that the rasters are, if it has several.
+    """
+    values, nodata, bands, notes = [], [], [], []
+    for number, name in enumerate(
+        names
+    ):  # one open file at a time: a stack may have more pages than a process has files
+        with open_raster(name, driver) as source:
+            described, notes = _describe(source, pages, number)
+            bands += described
+            for found, array in zip((values, nodata), _values(source, window), strict=True):
+                found.append(array)
+    wavelengths = _wavelengths(bands, notes) if given is None else given
+    scale, offset = np.array([band.scale for band in bands]), np.array([band.offset for band in bands])
+    return Arrays(np.concatenate(values), wavelengths, np.concatenate(nodata), scale, offset, tuple(notes))
 
 
-def _check_envi_complete(header: dict[str, str], itemsize: int, data: Path) -> None:
-    """Raise ValueError if data or header are incomplete: GDAL fills with zeros and guesses without a word."""
-    missing = [key for key in ("samples", "lines", "bands", "data_type", "interleave") if key not in header]
-    if missing:
-        raise ValueError(f"the ENVI header lacks {', '.join(key.replace('_', ' ') for key in missing)}")
-    if header.get("file_compression", "0") not in ("", "0"):
-        raise ValueError("compressed ENVI files are not supported")
-    listed = [part for part in header.get("wavelength", "").strip("{} ").split(",") if part.strip()]
-    if listed and len(listed) != int(header["bands"]):
-        raise ValueError(f"the ENVI header lists {len(listed)} wavelengths for {header['bands']} bands")
-    pixels = int(header["samples"]) * int(header["lines"]) * int(header["bands"])
-    expected = int(header.get("header_offset") or 0) + pixels * itemsize
-    if data.stat().st_size < expected:
-        raise ValueError(f"truncated: {data.name} has {data.stat().st_size} bytes, expected {expected} by its header")
+def bands_layout(names: Sequence[str], driver: str, given: Wavelengths, pages: Sequence[Page]) -> ArraysLayout:
+    """Read the sizes and wavelengths of what `read_bands` would read, but no values."""
+    bands, notes, size = [], [], (0, 0)
+    for number, name in enumerate(names):
+        with open_raster(name, driver) as source:
+            described, notes = _describe(source, pages, number)
+            bands += described
+            size = source.height, source.width
+    wavelengths = _wavelengths(bands, notes) if given is None else given
+    return ArraysLayout((len(bands), *size), wavelengths, tuple(notes))
 
 
-def _wavelengths(source: Any) -> npt.NDArray[np.float32] | None:
-    """Read wavelengths from band tags, else descriptions, else GDAL's IMAGERY domain (rounded to 1 nm, so last)."""
-    dataset_unit = {key.lower(): text for key, text in source.tags().items()}.get("wavelength_units")
-    values: list[float] = []
-    for band, description in enumerate(source.descriptions, start=1):
-        tags = {key.lower(): text for key, text in source.tags(band).items()}
-        number, unit = tags.get("wavelength", ""), tags.get("wavelength_units", dataset_unit)
-        imagery = source.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM", "")
-        parsed = parse_wavelength(number) or parse_wavelength(description or "")
-        if _is_number(number):
-            parsed = (float(number), unit or "")
-        elif parsed is None and _is_number(imagery):
-            parsed = (float(imagery), "um")
-        value = to_nanometres(parsed[0], parsed[1]) if parsed else None
-        if value is None:
+def _describe(source: Any, pages: Sequence[Page], number: int) -> tuple[list[_Band], list[str]]:
+    """Return what one page tells of its bands that are kept, and notes on it."""
+    notes, bands = [], []
+    kept, alpha = _kept(source), _alpha(source)
+    if alpha is not None:
+        notes.append(f"band {alpha} is tagged as alpha and is {'read as a band' if alpha in kept else 'left out'}")
+    if pages and pages[number].orientation not in (0, 1):
+        notes.append(f"the file's orientation, {pages[number].orientation}, is not applied")
+    dataset_unit = {key.lower(): text for key, text in source.tags().items()}.get("wavelength_units", "")
+    for band in kept:
+        tags = {key.lower(): text for key, text in source.tags(band + 1).items()}
+        number_given, imagery = tags.get("wavelength", ""), source.tags(band + 1, ns="IMAGERY")
+        texts = [number_given, source.descriptions[band] or "", *(pages[number].texts if len(pages) > 1 else ())]
+        wavelength = next(filter(None, map(parse_wavelength, texts)), None)
+        if _is_number(number_given):
+            wavelength = float(number_given), tags.get("wavelength_units", dataset_unit).strip().lower()
+        elif wavelength is None and _is_number(micrometres := imagery.get("CENTRAL_WAVELENGTH_UM", "")):
+            wavelength = float(micrometres), "um"  # rounded by GDAL to 1 nm, so last
+        bands.append(_Band(wavelength, source.scales[band], source.offsets[band]))
+    return bands, notes
+
+
+def _values(source: Any, window: Window | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read values and nodata of the bands that are kept."""
+    from rasterio.enums import MaskFlags
+    from rasterio.windows import Window as RasterWindow
+
+    place = None
+    if window is not None:
+        window.check_within(source.height, source.width)
+        place = RasterWindow(window.column, window.row, window.width, window.height)
+    kept, alpha, flags = _kept(source), _alpha(source), source.mask_flag_enums
+    values = source.read([band + 1 for band in kept], window=place)
+    nodata = np.zeros(values.shape, dtype=bool)
+    for number, band in enumerate(kept):
+        if MaskFlags.all_valid not in flags[band] and MaskFlags.alpha not in flags[band]:
+            nodata[number] = source.read_masks(band + 1, window=place) == 0
+    if alpha is not None and alpha not in kept:
+        nodata |= source.read(alpha + 1, window=place) == 0
+    return values, nodata
+
+
+def _alpha(source: Any) -> int | None:
+    """Return the number of the band that is tagged as alpha."""
+    from rasterio.enums import ColorInterp
+
+    meanings = source.colorinterp
+    return meanings.index(ColorInterp.alpha) if ColorInterp.alpha in meanings else None
+
+
+def _kept(source: Any) -> list[int]:
+    """Return the bands without alpha. A fourth 8-bit band is kept: writers of GeoTIFF tag any as alpha."""
+    any_fourth = source.driver == "GTiff" and source.count == 4 and source.dtypes[0] == "uint8"
+    left_out = None if any_fourth else _alpha(source)
+    return [band for band in range(source.count) if band != left_out]
+
+
+def _wavelengths(bands: Sequence[_Band], notes: list[str]) -> Wavelengths:
+    """Return wavelengths in nm; those of one unit are converted together, as a missing unit is guessed from them."""
+    known = [band.wavelength for band in bands if band.wavelength is not None]
+    if len(known) < len(bands):
+        if known:
+            notes.append(f"only {len(known)} of {len(bands)} bands tell their wavelength, so none is used")
+        return None
+    values, units = np.array([value for value, _ in known]), np.array([unit for _, unit in known])
+    converted = np.zeros(len(known), dtype=np.float32)
+    for unit in sorted(set(units.tolist())):
+        nm = to_nanometres(values[units == unit], unit)
+        if nm is None:
+            notes.append(f"the wavelengths have the unit {unit!r} or are not positive, and are not used")
             return None
-        values.append(float(value[0]))
-    return np.array(values, dtype=np.float32)
+        converted[units == unit] = nm
+    return converted
 
 
 def _is_number(text: str) -> bool:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...files import check_can_write, write_atomically, write_json
-from ..readers.rasters import envi_data_file
+from ..readers.envi import envi_pair
 from ..subjects import Subjects
 from .stored import (
     INDEX_NAME,
@@ -131,7 +131,7 @@ def write_cache(subjects: Subjects, folder: str | os.PathLike[str], *, workers: 
 def _source_files(subjects: Subjects) -> dict[str, list[int]]:
     """Return size and time of change of each source file: path -> [bytes, nanoseconds]."""
     paths = {path for index in range(len(subjects)) for path in subjects.files(index).values()}
-    paths |= {envi_data_file(path) for path in paths if path.suffix.lower() == ".hdr"}
+    paths |= {envi_pair(path)[1] for path in paths if path.suffix.lower() == ".hdr"}
     return {str(path): [(found := path.stat()).st_size, found.st_mtime_ns] for path in sorted(paths)}
 
 
