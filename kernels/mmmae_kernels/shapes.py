@@ -7,8 +7,8 @@ from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# Nothing is computed, so a small batch is enough.
-BATCH, TOKENS, KEEP, WIDTH, DECODER_WIDTH, HIDDEN = 2, 784, 196, 768, 512, 768
+# Nothing is computed. The batch decides how many programs there are, and with that which tiles.
+BATCH, TOKENS, KEEP, WIDTH, DECODER_WIDTH, HIDDEN = 8, 784, 196, 768, 512, 768
 BANDS, SIZE, PATCH = 12, 224, (3, 16, 16)
 
 

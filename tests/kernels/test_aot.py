@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -18,8 +19,10 @@ from mmmae_kernels.aot import rows
 from mmmae_kernels.aot.__main__ import main
 from mmmae_kernels.aot.assembly import load_bytes, matrix_instructions
 from mmmae_kernels.aot.cases import CASES
+from mmmae_kernels.aot.occupancy import MULTIPROCESSORS, occupancy, resident_programs, waves
 from mmmae_kernels.aot.rows import HEADS, Recorder, faults_of
-from mmmae_kernels.gpu.compilation import gpu_target
+from mmmae_kernels.gpu.compilation import compile_kernel, gpu_target
+from mmmae_kernels.gpu.config import SHARED_MEMORY
 from mmmae_kernels.gpu.executors import execute_by
 
 RIGHT = {
@@ -144,6 +147,57 @@ def test_the_width_of_loads_is_read_from_amd_code(asm, width):
 def test_matrix_instructions_are_counted():
     assert matrix_instructions({"ptx": "mma.sync.aligned x; wgmma.mma_async y; tcgen05.mma.cta z; fma.rn.f32 a;"}) == 3
     assert matrix_instructions({"amdgcn": "v_mfma_f32_16x16x16_f16 a\nv_wmma_f32_16x16x16_bf16 b\nv_fma_f32 c"}) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "registers", "shared", "warps", "programs"),
+    [
+        # Of NVIDIA's occupancy calculator: by warps, by registers (a warp takes 40 or 256 for each thread), by shared
+        # memory and by programs.
+        ("sm80", 32, 0, 4, 16),
+        ("sm80", 33, 0, 4, 12),
+        ("sm90", 255, 0, 8, 1),
+        ("sm86", 32, 40 << 10, 4, 2),
+        ("sm90", 32, 113 << 10, 4, 2),
+        ("sm86", 16, 0, 1, 16),
+        ("sm89", 16, 0, 1, 24),
+        ("sm120", 40, 0, 8, 6),
+        ("gfx90a", 64, 0, 4, 8),
+        ("gfx942", 65, 0, 4, 7),
+        ("gfx942", 129, 0, 4, 3),
+        ("gfx90a", 32, 24 << 10, 4, 2),
+        ("gfx942", 32, 0, 1, 32),  # one wave waits at no barrier
+        ("gfx1100", 96, 0, 4, 16),
+        ("gfx1100", 97, 0, 4, 12),
+        ("gfx1100", 32, 32 << 10, 4, 4),
+    ],
+)
+def test_programs_that_a_multiprocessor_holds(target, registers, shared, warps, programs):
+    assert resident_programs(target, registers, shared, warps) == programs
+
+
+def test_occupancy_and_waves_are_parts_of_what_a_gpu_holds():
+    assert occupancy("sm90", 4, 8) == 0.5
+    assert waves("sm90", 4, 132) == 0.25
+    assert waves("gfx942", 1, 456) == 1.5
+
+
+def test_every_architecture_has_a_multiprocessor_with_room_for_the_largest_program():
+    assert set(MULTIPROCESSORS) == set(SHARED_MEMORY)
+    for target, shared in SHARED_MEMORY.items():
+        assert resident_programs(target, 64, shared, 8) >= 1
+
+
+@pytest.mark.parametrize("target", [target for target in SHARED_MEMORY if target.startswith("gfx")])
+def test_registers_leave_room_for_as_many_waves_as_llvm_says(target):
+    recorder = Recorder(target)
+    with execute_by(recorder):
+        CASES["decoder_tokens"](torch.bfloat16)
+        CASES["concat_attention"](torch.bfloat16)
+    for launch, config in recorder.launches.values():
+        code = compile_kernel(launch.kernel, launch.arguments, config, target).asm["amdgcn"]
+        registers, by_llvm = (int(re.search(rf"{name}: +(\d+)", code)[1]) for name in (".vgpr_count", "; Occupancy"))
+        assert resident_programs(target, registers, 0, 1) // MULTIPROCESSORS[target].schedulers == by_llvm
 
 
 def test_the_shapes_are_those_of_base():

@@ -1,7 +1,8 @@
 """The page on kernels: every op has a section, every number follows from its formula, and every row is counted anew.
 
 `MMMAE_REWRITE=1 pytest tests/kernels/test_kernels_page.py` writes the numbers anew; with `MMMAE_AOT=rows.json` the
-compiler's table too, from what `python -m mmmae_kernels.aot --json` printed.
+compiler's table too, from what `python -m mmmae_kernels.aot --json` printed; with `MMMAE_FLOORS=1` the tables of how
+kernels fill a GPU, for which they are compiled (some minutes).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from mmmae_kernels.masked_loss.reference import masked_l2_loss_reference, patch_
 from mmmae_kernels.norm_linear.reference import norm_linear_reference
 from mmmae_kernels.patch_embed.reference import patch_embed_reference, patchify_reference
 from mmmae_kernels.random_masking.reference import random_masking_reference
+from tests.kernels import floors
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 SECTION = re.compile(r"^### `(\w+)`$(.*?)(?=^##)", re.MULTILINE | re.DOTALL)
@@ -49,6 +51,7 @@ AMOUNT = re.compile(r"\| `([^`|]*[*+ \d][^`|]*)` \| ([\d,]+|\?) (?=\|)")  # a fo
 SYMBOLS = re.compile(r"<!-- symbols: (.*?) -->")
 SUMS = re.compile(r"(<!-- sums -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 AOT = re.compile(r"(<!-- aot -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+FLOORS = re.compile(r"(<!-- floors -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NO_OPS = {"BlockWeights", "TokenMask", "explain", "use_backend"}
 NVIDIA = [target for target in SHARED_MEMORY if target.startswith("sm")]
 AMD = [target for target in SHARED_MEMORY if not target.startswith("sm")]
@@ -310,6 +313,8 @@ def page() -> str:
         if "MMMAE_AOT" in os.environ:
             rows = json.loads(Path(os.environ["MMMAE_AOT"]).read_text())
             text = AOT.sub(lambda match: f"{match[1]}{aot_table(rows)}{match[3]}", text)
+        if "MMMAE_FLOORS" in os.environ:
+            text = FLOORS.sub(lambda match: f"{match[1]}{floors.floors()}{match[3]}", text)
         PAGE.write_text(text)
     return text
 
@@ -370,6 +375,36 @@ def test_the_compilers_table_takes_the_first_config():
     assert "| a | 2·1.5·2·16 | ? |" in text
     assert "| b | 4·1.5·2·16 | ? |" in text
     assert "- a (sm80): why" in text
+
+
+def test_the_tables_of_floors_have_every_kernel_with_its_bytes_and_programs(page):
+    tables = floor_tables(page)
+    lines, compact = tables[0][1], tables[-1][1]
+    assert [head for head, _ in tables] == [*[f"{floors.DETAILED}, {dtype}" for dtype in floors.DTYPES], "bf16"]
+    assert compiled_kernels() == set(lines) == set(compact)
+    for kernel, cells in lines.items():
+        assert cells[:2] == floors.launched(kernel, "bf16"), kernel
+
+
+def test_the_tables_of_floors_are_what_is_compiled(page, request):
+    """By default one line of one architecture and dtype."""
+    detailed, compact = zip(floors.DTYPES, floor_tables(page), strict=False), floor_tables(page)[-1][1]
+    everything = request.config.getoption("--all-targets")
+    for dtype, (_, lines) in detailed if everything else [next(detailed)]:
+        for kernel in lines if everything else ["decoder_tokens_backward"]:
+            assert floors.detailed(kernel, dtype) == f"| {kernel} | {' | '.join(lines[kernel])} |"
+    for kernel in compact if everything else ():
+        assert compact[kernel] == [floors.compact(floors.rows_of(kernel, "bf16", target)) for target in SHARED_MEMORY]
+
+
+def floor_tables(page: str) -> list[tuple[str, dict[str, list[str]]]]:
+    """Return head and lines of each table."""
+    (_, text, _), *_ = FLOORS.findall(page)
+    tables = []
+    for table in text.strip().split("\n\n"):
+        head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        tables.append((head[0], {line[0]: line[1:] for line in lines}))
+    return tables
 
 
 def compiled_kernels() -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from . import assembly
 from .assembly import load_bytes, matrix_instructions, registers_and_spills, scalar_spills
 from .cases import CASES, DTYPES
 from .costs import cost
+from .occupancy import occupancy, resident_programs, waves
 
 Row = dict[str, Any]
 HEADS: tuple[str, ...] = (
@@ -32,7 +34,7 @@ HEADS: tuple[str, ...] = (
     "shared",
     "matrix_instructions",
 )
-HEADS += ("load_bytes", "bytes", "flops", "note")
+HEADS += ("load_bytes", "bytes", "flops", "programs", "resident", "occupancy", "waves", "note")
 
 _READERS = hashlib.sha256(Path(assembly.__file__).read_bytes()).hexdigest()[:16]
 GEMMS = {"_patch_embed_forward", "_patch_embed_weight_gradient", "_patch_embed_volume_gradient", "_patch_l2_forward"}
@@ -65,26 +67,30 @@ def _rows_of(op: str, target: str, dtype: str) -> Iterator[Row]:
     with execute_by(recorder):
         CASES[op](DTYPES[dtype])
     for launch, config in recorder.launches.values():
-        compiled = compile_kernel(launch.kernel, launch.arguments, config, target)
-        found = _findings(compiled)
-        flops, moved = cost(launch)
-        kernel = launch.kernel.fn.__name__
-        row = {
-            "op": op,
-            "kernel": kernel.lstrip("_"),
-            "target": target,
-            "dtype": dtype,
-            "config": _text(launch, config),
-            "registers": found["registers"],
-            "spills": found["spills"],
-            "scalar_spills": found["scalar_spills"],
-            "shared": compiled.metadata.shared,
-            "matrix_instructions": found["matrix_instructions"],
-            "load_bytes": found["load_bytes"],
-            "bytes": moved,
-            "flops": flops,
-        }
-        yield row | {"note": _note(kernel, row, launch)}
+        row = {"op": op, "dtype": dtype, **row_of(launch, config, target)}
+        yield row | {"note": _note(launch.kernel.fn.__name__, row, launch)}
+
+
+def row_of(launch: Launch, config: Config, target: str) -> Row:
+    """Return what a launch with this config needs on an architecture, for which its kernel is compiled."""
+    compiled = compile_kernel(launch.kernel, launch.arguments, config, target)
+    found, shared = _findings(compiled), compiled.metadata.shared
+    flops, moved = cost(launch)
+    programs = math.prod(launch.grid(config.constants))
+    resident = resident_programs(target, found["registers"], shared, config.warps)
+    return {
+        "kernel": launch.kernel.fn.__name__.lstrip("_"),
+        "target": target,
+        "config": _text(launch, config),
+        **found,
+        "shared": shared,
+        "bytes": moved,
+        "flops": flops,
+        "programs": programs,
+        "resident": resident,
+        "occupancy": round(occupancy(target, resident, config.warps), 3),
+        "waves": round(waves(target, resident, programs), 2),
+    }
 
 
 def _findings(compiled: Any) -> dict[str, int]:
