@@ -363,6 +363,13 @@ def attention_backward(
 def attention_levels() -> list[str]:
     """Return the instruction sets that attention was compiled for and that this CPU has, best first."""
 
+# The same for tensors in bfloat16; lse is float32.
+attention_forward_bfloat16 = attention_forward
+attention_backward_bfloat16 = attention_backward
+
+def attention_levels_bfloat16() -> list[str]:
+    """Return the same for bfloat16; last a model of AMX in plain C++, which the tests compare with AMX."""
+
 def gelu(
     hidden: int,
     hidden_strides: tuple[int, int],

@@ -1,4 +1,4 @@
-"""Attention on the CPU in float32, forward and backward, without the scores in memory."""
+"""Attention on the CPU in float32 and bfloat16, forward and backward, without the scores in memory."""
 
 from __future__ import annotations
 
@@ -11,39 +11,46 @@ from ..call import Call
 from .flash import Triple
 
 HEAD_WIDTH_LIMIT = 256
+_FORWARD = {
+    torch.float32: library.function("attention_forward"),
+    torch.bfloat16: library.function("attention_forward_bfloat16"),
+}
+_BACKWARD = {
+    torch.float32: library.function("attention_backward"),
+    torch.bfloat16: library.function("attention_backward_bfloat16"),
+}
 
 
 def refuses(call: Call) -> Reason:
     if call.target != "cpu":
         return f"the tensors are on {call.target}, native kernels run on the CPU"
-    if call.dtype != torch.float32:
-        return f"the tensors have dtype {call.dtype}, native kernels take float32"
+    if call.dtype not in _FORWARD:
+        return f"the tensors have dtype {call.dtype}, native kernels take float32 and bfloat16"
     if call.head_width > HEAD_WIDTH_LIMIT:
         return f"the head width is {call.head_width}, native kernels take up to {HEAD_WIDTH_LIMIT}"
     return None
 
 
 unavailable = library.unavailable_reason
-_forward = library.function("attention_forward")
-_backward = library.function("attention_backward")
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return attention and the log-sum-exp of each row of scores.
 
     Args:
-        q: `[B, Nq, h, d]`, d at most HEAD_WIDTH_LIMIT.
+        q: `[B, Nq, h, d]`, float32 or bfloat16, d at most HEAD_WIDTH_LIMIT.
         k, v: `[B, Nk, h, d]`.
         key_present: `[B, Nk]` bool, which keys are present; None means all. Absent keys and values are not read.
 
     Returns:
-        out: `[B, Nq, h, d]`, zero for a sample without keys.
-        lse: `[B, h, Nq]`, minus infinity for a sample without keys.
+        out: `[B, Nq, h, d]` in the dtype of q, zero for a sample without keys.
+        lse: `[B, h, Nq]` float32, minus infinity for a sample without keys.
     """
     batch, queries, heads, width = q.shape
-    out, lse = q.new_empty(batch, queries, heads, width), q.new_empty(batch, heads, queries)
+    out = q.new_empty(batch, queries, heads, width)
+    lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     (q, q_strides), (k, k_strides), (v, v_strides) = _heads(q), _heads(k), _heads(v)
-    _forward(
+    _FORWARD[q.dtype](
         q.data_ptr(),
         q_strides,
         k.data_ptr(),
@@ -72,7 +79,7 @@ def attention_backward(
         gradients: tensors like q, k and v, any strides with a contiguous last axis.
 
     Raises:
-        ValueError: a gradient does not have the shape of its tensor, or is not float32 with a contiguous last axis.
+        ValueError: a gradient does not have the shape or the dtype of its tensor, or its last axis is not contiguous.
     """
     q, k, v = qkv
     (q, q_strides), (k, k_strides), (v, v_strides) = _heads(q), _heads(k), _heads(v)
@@ -84,12 +91,12 @@ def attention_backward(
         grad_q.shape == shape
         and grad_k.shape == keys
         and grad_v.shape == keys
-        and grad_q.dtype is grad_k.dtype is grad_v.dtype is torch.float32
+        and grad_q.dtype is grad_k.dtype is grad_v.dtype is grad.dtype is q.dtype
         and (strides[0][3] == strides[1][3] == strides[2][3] == 1 or shape[3] == 1)
     ):
-        raise ValueError(_unwritable(gradients, shape, keys))
+        raise ValueError(_unwritable(gradients, grad, q, keys))
     batch, queries, heads, width = shape
-    _backward(
+    _BACKWARD[q.dtype](
         grad.data_ptr(),
         grad_strides,
         q.data_ptr(),
@@ -123,6 +130,7 @@ def _heads(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return tensor, tensor.stride()
 
 
-def _unwritable(gradients: Triple, shape: torch.Size, keys: torch.Size) -> str:
+def _unwritable(gradients: Triple, grad: Tensor, q: Tensor, keys: torch.Size) -> str:
     given = ", ".join(f"{grad.dtype} {list(grad.shape)} of strides {list(grad.stride())}" for grad in gradients)
-    return f"gradients are {given}; expected float32 {list(shape)} and twice {list(keys)}, with a contiguous last axis"
+    expected = f"{str(q.dtype).removeprefix('torch.')} {list(q.shape)} and twice {list(keys)}, with a contiguous last axis"
+    return f"gradients are {given}, of a gradient in {grad.dtype}; expected {expected}"

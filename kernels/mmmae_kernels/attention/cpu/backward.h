@@ -49,7 +49,7 @@ int64_t backward_scratch(int64_t keys, int64_t width) {
 
 // Packs the queries and gradients of a block as rows and as columns, and computes delta, the sum of grad * out. Padding
 // rows and rows without keys become zero with an infinite log-sum-exp, so that all their weights are zero.
-void pack_queries(const Backward& task, int64_t begin, int64_t count, const BackwardScratch& parts) {
+template <class T> void pack_queries(const Backward<T>& task, int64_t begin, int64_t count, const BackwardScratch& parts) {
     const int64_t width = task.keys.width, step = padded(width), rows = padded(count);
     const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
     for (int64_t i = 0; i < rows; ++i) {
@@ -68,7 +68,7 @@ void pack_queries(const Backward& task, int64_t begin, int64_t count, const Back
         }
         pack_row(task.q.data + (begin + i) * task.q.stride, q, width, scale);
         pack_row(task.grad.data + (begin + i) * task.grad.stride, grad, width, 1.0f);
-        const float* out = task.out.data + (begin + i) * task.out.stride;
+        const T* out = task.out.data + (begin + i) * task.out.stride;
         Vec delta{};
         int64_t c = 0;
         for (; c + W <= width; c += W) delta += load(grad + c) * load(out + c);
@@ -126,21 +126,21 @@ MMMAE_INLINE void add_product(const float* left, const float* right, float* to, 
 }
 
 // Writes packed rows to the present keys and zeros to the others.
-void unpack_rows(const float* from, const Keys& keys, WritableRows to) {
+template <class T> void unpack_rows(const float* from, const Keys<T>& keys, WritableRows<T> to) {
     const int64_t step = padded(keys.width);
     int64_t next = 0;
     for (int64_t key = 0; key < keys.total; ++key) {
-        float* row = to.data + key * to.stride;
+        T* row = to.data + key * to.stride;
         if (next < keys.count && number(keys, next) == key)
             unpack_row(from + next++ * step, row, keys.width, 1.0f);
         else
-            for (int64_t c = 0; c < keys.width; ++c) row[c] = 0;
+            for (int64_t c = 0; c < keys.width; ++c) row[c] = {};
     }
 }
 
-void backward(const Backward& task, float* scratch) {
+template <class T> void backward(const Backward<T>& task, float* scratch) {
     BackwardScratch parts;
-    const Keys& keys = task.keys;
+    const Keys<T>& keys = task.keys;
     divide(scratch, keys.total, keys.width, parts);
     const int64_t width = keys.width, step = padded(width), all = padded(keys.count);
     pack_rows(keys, keys.v, parts.k);

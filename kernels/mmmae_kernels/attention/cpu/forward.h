@@ -12,6 +12,7 @@ namespace {
 // sets.
 constexpr int64_t FORWARD_KEYS = 512, VALUE_KEYS = 128, SCORE_STEP = FORWARD_KEYS + 16;
 constexpr int64_t QUERY_STEP = 144, QUERY_ROWS = 128;
+constexpr int64_t MAX_QUERIES = 120, ROW_STEP = 12;
 static_assert(MAX_QUERIES <= QUERY_ROWS && QUERY_ROWS <= QUERY_STEP);
 
 struct ForwardScratch {
@@ -49,7 +50,7 @@ int64_t forward_scratch(int64_t keys, int64_t width) {
     return divide(nullptr, keys, width, parts);
 }
 
-void pack_keys(const Keys& keys, const ForwardScratch& parts) {
+template <class T> void pack_keys(const Keys<T>& keys, const ForwardScratch& parts) {
     // Panels are made from packed rows, for which the memory of the values is used first.
     pack_rows(keys, keys.k, parts.v);
     pack_panels(parts.v, keys.count, keys.width, parts.k_panels);
@@ -58,7 +59,7 @@ void pack_keys(const Keys& keys, const ForwardScratch& parts) {
 }
 
 // Packs the scaled queries as columns, padded with zeros.
-void pack_queries(Rows q, int64_t count, int64_t width, const ForwardScratch& parts) {
+template <class T> void pack_queries(Rows<T> q, int64_t count, int64_t width, const ForwardScratch& parts) {
     const int64_t step = padded(width);
     const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
     for (int64_t i = 0; i < count; i += W) {
@@ -144,7 +145,7 @@ MMMAE_INLINE void mix(const ForwardScratch& parts, const float* weights, const f
     });
 }
 
-void finish(const Forward& task, const ForwardScratch& parts, int64_t begin, int64_t count) {
+template <class T> void finish(const Forward<T>& task, const ForwardScratch& parts, int64_t begin, int64_t count) {
     const int64_t width = task.keys.width, step = padded(width);
     for (int64_t i = 0; i < count; i += W) {
         const Vec total = load(parts.total + i), lse = load(parts.maximum + i) + logarithm(total);
@@ -158,14 +159,14 @@ void finish(const Forward& task, const ForwardScratch& parts, int64_t begin, int
         unpack_row(parts.sums + i * step, task.out.data + (begin + i) * task.out.stride, width, parts.decay[i]);
 }
 
-void forward(const Forward& task, float* scratch) {
+template <class T> void forward(const Forward<T>& task, float* scratch) {
     ForwardScratch parts;
-    const Keys& keys = task.keys;
+    const Keys<T>& keys = task.keys;
     divide(scratch, keys.total, keys.width, parts);
     const int64_t width = keys.width, step = padded(width), all = padded(keys.count);
     if (all == 0) {
         for (int64_t row = task.first; row < task.last; ++row) {
-            for (int64_t c = 0; c < width; ++c) task.out.data[row * task.out.stride + c] = 0;
+            for (int64_t c = 0; c < width; ++c) task.out.data[row * task.out.stride + c] = {};
             task.lse[row] = -__builtin_inff();
         }
         return;
@@ -174,7 +175,7 @@ void forward(const Forward& task, float* scratch) {
     for (int64_t begin = task.first; begin < task.last; begin += task.block) {
         const int64_t count = task.last - begin < task.block ? task.last - begin : task.block;
         const int64_t rows = (count + 3) / 4 * 4;
-        pack_queries({task.q.data + begin * task.q.stride, task.q.stride}, count, width, parts);
+        pack_queries<T>({task.q.data + begin * task.q.stride, task.q.stride}, count, width, parts);
         for (int64_t first = 0; first < all; first += FORWARD_KEYS) {
             const int64_t block = all - first < FORWARD_KEYS ? all - first : FORWARD_KEYS;
             score(parts, rows, first, block, width);

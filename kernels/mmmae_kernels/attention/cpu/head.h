@@ -11,53 +11,61 @@ namespace mmmae::attention {
 
 constexpr int64_t MAX_WIDTH = 256;
 
-// The length of a block of queries is at most MAX_QUERIES and, except for the last block, a multiple of ROW_STEP.
-constexpr int64_t MAX_QUERIES = 120, ROW_STEP = 12;
-
-struct Rows {
-    const float* data;
-    int64_t stride;  // between rows, in floats
+struct Bfloat16 {
+    uint16_t bits;
 };
 
-struct WritableRows {
-    float* data;
+// T is the type of queries, keys, values, the result and the gradients: float or Bfloat16.
+template <class T> struct Rows {
+    const T* data;
+    int64_t stride;  // between rows, in elements
+};
+
+template <class T> struct WritableRows {
+    T* data;
     int64_t stride;
 };
 
-struct Keys {
-    Rows k, v;
+template <class T> struct Keys {
+    Rows<T> k, v;
     int64_t width;           // channels of a head
     int64_t total, count;    // number of all keys, and of present keys
     const int64_t* present;  // [count] numbers of the present keys; null if all are present
 };
 
-struct Forward {
-    Keys keys;
-    Rows q;
-    WritableRows out;
+template <class T> struct Forward {
+    Keys<T> keys;
+    Rows<T> q;
+    WritableRows<T> out;
     float* lse;           // [queries]
     int64_t first, last;  // queries of this task
     int64_t block;        // queries of a block
     bool packed;          // whether the scratch memory already holds these keys
 };
 
-struct Backward {
-    Keys keys;
-    Rows grad, q, out;
+template <class T> struct Backward {
+    Keys<T> keys;
+    Rows<T> grad, q, out;
     const float* lse;  // [queries]
-    WritableRows grad_q, grad_k, grad_v;
+    WritableRows<T> grad_q, grad_k, grad_v;
     int64_t queries, block;
 };
 
-struct Level {
+template <class T> struct Level {
     const char* name;
+    // The length of a block of queries is at most max_queries and, except for the last block, a multiple of row_step.
+    int64_t max_queries, row_step;
     // Sizes of scratch memory in floats; it has to be aligned to 64 bytes.
     int64_t (*forward_scratch)(int64_t keys, int64_t width);
     int64_t (*backward_scratch)(int64_t keys, int64_t width);
-    void (*forward)(const Forward& task, float* scratch);
-    void (*backward)(const Backward& task, float* scratch);
+    void (*forward)(const Forward<T>& task, float* scratch);
+    void (*backward)(const Backward<T>& task, float* scratch);
 };
 
-extern const Level level_avx512, level_avx2, level_plain;
+extern const Level<float> level_avx512, level_avx2, level_plain;
+
+// Products of bfloat16 by tiles, by dot products of pairs, by a model of the tiles for the tests, and by float32.
+extern const Level<Bfloat16> level_amx, level_dot, level_model;
+extern const Level<Bfloat16> level_avx512_widening, level_avx2_widening, level_plain_widening;
 
 }  // namespace mmmae::attention

@@ -12,32 +12,32 @@ constexpr int PANEL = 2 * W;  // keys of a tile of scores
 
 MMMAE_INLINE int64_t padded(int64_t count) { return (count + W - 1) / W * W; }
 
-MMMAE_INLINE void pack_row(const float* from, float* to, int64_t width, float factor) {
+template <class T> MMMAE_INLINE void pack_row(const T* from, float* to, int64_t width, float factor) {
     int64_t c = 0;
     for (; c + W <= width; c += W) store(to + c, load(from + c) * factor);
     if (c < width) store(to + c, load_some(from + c, width - c) * factor);
 }
 
 // Copies a padded row back.
-MMMAE_INLINE void unpack_row(const float* from, float* to, int64_t width, float factor) {
+template <class T> MMMAE_INLINE void unpack_row(const float* from, T* to, int64_t width, float factor) {
     int64_t c = 0;
     for (; c + W <= width; c += W) store(to + c, load(from + c) * factor);
     if (c < width) store_some(to + c, load(from + c) * factor, width - c);
 }
 
 // Rows of a head are pages apart, so the hardware does not prefetch them.
-MMMAE_INLINE void prefetch_row(Rows rows, int64_t row, int64_t width) {
-    for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(rows.data + row * rows.stride + c);
+template <class T> MMMAE_INLINE void prefetch_row(Rows<T> rows, int64_t row, int64_t width) {
+    for (int64_t c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(rows.data + row * rows.stride + c);
 }
 
 MMMAE_INLINE void clear(float* to, int64_t count) {
     for (int64_t i = 0; i < count; i += W) store(to + i, Vec{});
 }
 
-MMMAE_INLINE int64_t number(const Keys& keys, int64_t i) { return keys.present ? keys.present[i] : i; }
+template <class T> MMMAE_INLINE int64_t number(const Keys<T>& keys, int64_t i) { return keys.present ? keys.present[i] : i; }
 
 // Packs the present rows, `padded(width)` floats each, with rows of zeros up to a multiple of W rows.
-MMMAE_INLINE void pack_rows(const Keys& keys, Rows from, float* to) {
+template <class T> MMMAE_INLINE void pack_rows(const Keys<T>& keys, Rows<T> from, float* to) {
     const int64_t step = padded(keys.width);
     for (int64_t i = 0; i < keys.count; ++i)
         pack_row(from.data + number(keys, i) * from.stride, to + i * step, keys.width, 1.0f);

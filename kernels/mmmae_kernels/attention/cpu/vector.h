@@ -1,6 +1,8 @@
 // A vector of floats as wide as the registers of the instruction set. To be included by level_*.cpp only.
 #pragma once
 
+#include "head.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -20,7 +22,7 @@
 namespace mmmae::attention {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(MMMAE_MODEL)
 constexpr int W = 16;
 #elif defined(__AVX__)
 constexpr int W = 8;
@@ -37,9 +39,26 @@ MMMAE_INLINE Vec load(const float* from) { return *reinterpret_cast<const Unalig
 MMMAE_INLINE void store(float* to, Vec x) { *reinterpret_cast<Unaligned*>(to) = x; }
 MMMAE_INLINE Vec splat(float x) { return x - Vec{}; }  // minus zero, because x + 0 would turn -0 into 0
 
+// Bfloat16 is the upper half of a float. Rounding is to the nearest, and of two to the even one; NaN remains NaN.
+typedef uint16_t Halves __attribute__((vector_size(W * sizeof(uint16_t))));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(W * sizeof(uint16_t)), aligned(2), may_alias));
+
+MMMAE_INLINE Vec load(const Bfloat16* from) {
+    const Halves halves = *reinterpret_cast<const UnalignedHalves*>(from);
+    return reinterpret_cast<Vec>(__builtin_convertvector(halves, Bits) << 16);
+}
+
+MMMAE_INLINE void store(Bfloat16* to, Vec x) {
+    const Bits bits = reinterpret_cast<Bits>(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Bits halves = x == x ? rounded : (bits >> 16 | 0x40);
+    *reinterpret_cast<UnalignedHalves*>(to) = __builtin_convertvector(halves, Halves);
+}
+
 // Returns the larger elements, b if either is NaN. The compiler would make two instructions of the plain expression.
 MMMAE_INLINE Vec max(Vec a, Vec b) {
-#if defined(__AVX512F__)
+#if defined(MMMAE_MODEL)
+    return a > b ? a : b;
+#elif defined(__AVX512F__)
     return _mm512_maskz_max_ps(0xffff, a, b);  // for _mm512_max_ps GCC 12 warns of uninitialised memory
 #elif defined(__AVX__)
     return _mm256_max_ps(a, b);
@@ -50,15 +69,17 @@ MMMAE_INLINE Vec max(Vec a, Vec b) {
 #endif
 }
 
-// Loads the first `count` < W floats; the rest are zeros.
-MMMAE_INLINE Vec load_some(const float* from, int64_t count) {
-    Vec x{};
-    for (int i = 0; i < count; ++i) x[i] = from[i];
-    return x;
+// Loads the first `count` < W numbers; the rest are zeros.
+template <class T> MMMAE_INLINE Vec load_some(const T* from, int64_t count) {
+    T numbers[W] = {};
+    for (int i = 0; i < count; ++i) numbers[i] = from[i];
+    return load(numbers);
 }
 
-MMMAE_INLINE void store_some(float* to, Vec x, int64_t count) {
-    for (int i = 0; i < count; ++i) to[i] = x[i];
+template <class T> MMMAE_INLINE void store_some(T* to, Vec x, int64_t count) {
+    T numbers[W];
+    store(numbers, x);
+    for (int i = 0; i < count; ++i) to[i] = numbers[i];
 }
 
 template <size_t STEP, size_t... I> MMMAE_INLINE Vec rotate(Vec x, std::index_sequence<I...>) {

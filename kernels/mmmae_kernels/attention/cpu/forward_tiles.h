@@ -1,0 +1,151 @@
+// Attention of one head of bfloat16 by products of tiles, with a running maximum. To be included by level_*.cpp only.
+#pragma once
+
+#include "pack_tiles.h"
+
+namespace mmmae::attention {
+namespace {
+
+// Queries are taken by STRIP, keys by KEYS. The strides of rows are odd numbers of cache lines.
+constexpr int64_t STRIP = 2 * TILE, KEYS = 512, SCORE_STEP = KEYS + 16, WEIGHT_STEP = KEYS + 32;
+
+// Computes sums = a * b, or adds the product to the sums if begun, of matrices with these numbers of tiles.
+void multiply(Left a, Right b, Sums sums, int64_t rows, int64_t columns, int64_t depth, bool begun) {
+    for (int64_t i = 0; i < rows; i += 2) {
+        for (int64_t j = 0; j < columns; j += 2) {
+            const Left left{a.data + i * a.rows, a.rows, a.depth, a.stride};
+            const Right right{b.data + j * b.columns, b.columns, b.depth};
+            const Sums to{sums.data + i * sums.rows + j * sums.columns, sums.rows, sums.columns, sums.stride};
+            const bool two_rows = i + 1 < rows, two_columns = j + 1 < columns;
+            if (two_rows && two_columns)
+                product<2, 2>(left, right, to, depth, begun);
+            else if (two_rows)
+                product<2, 1>(left, right, to, depth, begun);
+            else if (two_columns)
+                product<1, 2>(left, right, to, depth, begun);
+            else
+                product<1, 1>(left, right, to, depth, begun);
+        }
+    }
+}
+
+struct ForwardScratch {
+    Bfloat16 *k, *v;            // right matrices [depth, keys] and [keys, depth]
+    Bfloat16 *rows, *weights;   // left matrices [keys or STRIP, depth] and [STRIP, WEIGHT_STEP]
+    float *scores, *sums;       // [STRIP, SCORE_STEP], tiles of [STRIP, depth]
+    float *maximum, *total;     // [STRIP]
+};
+
+// Divides scratch memory into its parts and returns its size in floats.
+int64_t divide(float* memory, int64_t keys, int64_t width, ForwardScratch& parts) {
+    const int64_t n = round_up(keys, DEPTH), depth = round_up(width, DEPTH);
+    int64_t used = 0;
+    const auto take = [&](float*& part, int64_t count) {
+        part = memory ? memory + used : nullptr;
+        used += count;
+    };
+    const auto take_halves = [&](Bfloat16*& part, int64_t count) {
+        part = memory ? reinterpret_cast<Bfloat16*>(memory + used) : nullptr;
+        used += count / 2;
+    };
+    take_halves(parts.k, n * depth);
+    take_halves(parts.v, n * depth);
+    take_halves(parts.rows, (n < STRIP ? STRIP : n) * depth);
+    take_halves(parts.weights, STRIP * WEIGHT_STEP);
+    take(parts.scores, STRIP * SCORE_STEP);
+    take(parts.sums, STRIP * depth);
+    take(parts.maximum, STRIP);
+    take(parts.total, STRIP);
+    return used;
+}
+
+int64_t forward_tiles_scratch(int64_t keys, int64_t width) {
+    ForwardScratch parts;
+    return divide(nullptr, keys, width, parts);
+}
+
+void pack_keys(const Keys<Bfloat16>& keys, int64_t depth, const ForwardScratch& parts) {
+    const int64_t n = round_up(keys.count, DEPTH);
+    copy_rows(keys, keys.k, n, depth, parts.rows);
+    turn_rows(parts.rows, n, depth, parts.k);
+    copy_rows(keys, keys.v, n, depth, parts.rows);
+    pair_rows(parts.rows, n, depth, n * TILE, parts.v);
+}
+
+// Writes the exponentials of a row of scores minus the running maximum, updates maximum and total, and returns the
+// factor of the earlier sums. The scores are multiplied by scale here, and are minus infinity for padding.
+MMMAE_INLINE float weigh(const float* scores, Bfloat16* weights, int64_t count, float scale, bool begun, float& maximum,
+                         float& total) {
+    Vec first = splat(-__builtin_inff()), second = first;
+    for (int64_t key = 0; key < count; key += DEPTH) {
+        first = max(first, load(scores + key));
+        second = max(second, load(scores + key + TILE));
+    }
+    float highest = max_of(max(first, second));
+    if (begun && !(highest > maximum)) highest = maximum;
+    const float factor = scale * LOG2_E, shift = highest * factor;
+    first = second = Vec{};
+    for (int64_t key = 0; key < count; key += DEPTH) {
+        const Vec low = power_of_two(load(scores + key) * factor - shift);
+        const Vec high = power_of_two(load(scores + key + TILE) * factor - shift);
+        store(weights + key, packed(low, high));
+        first += low;
+        second += high;
+    }
+    const float decay = begun ? power_of_two(splat(maximum * factor - shift))[0] : 0.0f;
+    total = begun ? total * decay + sum_of(first + second) : sum_of(first + second);
+    maximum = highest;
+    return decay;
+}
+
+void forward_tiles(const Forward<Bfloat16>& task, float* scratch) {
+    ForwardScratch parts;
+    const Keys<Bfloat16>& keys = task.keys;
+    divide(scratch, keys.total, keys.width, parts);
+    const int64_t width = keys.width, depth = round_up(width, DEPTH), padded_keys = round_up(keys.count, DEPTH);
+    if (keys.count == 0) {
+        for (int64_t row = task.first; row < task.last; ++row) {
+            for (int64_t c = 0; c < width; ++c) task.out.data[row * task.out.stride + c] = {};
+            task.lse[row] = -__builtin_inff();
+        }
+        return;
+    }
+    const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
+    if (!task.packed) pack_keys(keys, depth, parts);
+    begin_products();
+    for (int64_t begin = task.first; begin < task.last; begin += STRIP) {
+        const int64_t count = task.last - begin < STRIP ? task.last - begin : STRIP, rows = round_up(count, TILE) / TILE;
+        for (int64_t i = 0; i < count; ++i)
+            copy_row(task.q.data + (begin + i) * task.q.stride, parts.rows + i * depth, width, depth);
+        clear_rows(parts.rows + count * depth, (STRIP - count) * depth);
+        for (int64_t first = 0; first < keys.count; first += KEYS) {
+            const int64_t present = keys.count - first < KEYS ? keys.count - first : KEYS, block = round_up(present, DEPTH);
+            multiply({parts.rows, TILE * depth, DEPTH, depth}, {parts.k + first * depth, TILE * depth, RIGHT_TILE},
+                     {parts.scores, TILE * SCORE_STEP, TILE, SCORE_STEP}, rows, round_up(present, TILE) / TILE,
+                     depth / DEPTH, false);
+            for (int64_t i = 0; i < count; ++i) {
+                float* scores = parts.scores + i * SCORE_STEP;
+                for (int64_t key = present; key < block; ++key) scores[key] = -__builtin_inff();
+                const float decay = weigh(scores, parts.weights + i * WEIGHT_STEP, block, scale, first > 0,
+                                          parts.maximum[i], parts.total[i]);
+                float* sums = parts.sums + i / TILE * TILE * depth + i % TILE * TILE;
+                if (first > 0)
+                    for (int64_t c = 0; c < depth; c += TILE) store(sums + c * TILE, load(sums + c * TILE) * decay);
+            }
+            multiply({parts.weights, TILE * WEIGHT_STEP, DEPTH, WEIGHT_STEP},
+                     {parts.v + first * TILE, padded_keys * TILE, RIGHT_TILE},
+                     {parts.sums, TILE * depth, SUM_TILE, TILE}, rows, depth / TILE, block / DEPTH, first > 0);
+        }
+        for (int64_t i = 0; i < count; i += TILE) {
+            const Vec lse = load(parts.maximum + i) * scale + logarithm(load(parts.total + i));
+            store_some(task.lse + begin + i, lse, count - i < TILE ? count - i : TILE);
+        }
+        for (int64_t i = 0; i < count; ++i)
+            unpack_tiles(parts.sums + i / TILE * TILE * depth + i % TILE * TILE,
+                         task.out.data + (begin + i) * task.out.stride, width, 1 / parts.total[i]);
+    }
+    end_products();
+}
+
+}  // namespace
+}  // namespace mmmae::attention
