@@ -132,5 +132,6 @@ def _heads(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 def _unwritable(gradients: Triple, grad: Tensor, q: Tensor, keys: torch.Size) -> str:
     given = ", ".join(f"{grad.dtype} {list(grad.shape)} of strides {list(grad.stride())}" for grad in gradients)
-    expected = f"{str(q.dtype).removeprefix('torch.')} {list(q.shape)} and twice {list(keys)}, with a contiguous last axis"
+    dtype = str(q.dtype).removeprefix("torch.")
+    expected = f"{dtype} {list(q.shape)} and twice {list(keys)}, with a contiguous last axis"
     return f"gradients are {given}, of a gradient in {grad.dtype}; expected {expected}"
