@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..config import Preset
+from ..config import MMMAEConfig, Preset
 from ..training.finetuning.settings import FinetuneSettings
 from .options import Fields, Flag, colours, config_fields, config_without_bands
 from .stored import Stored
@@ -110,10 +110,9 @@ def _from_scratch(
         if field in fields:
             raise ValueError(f"--set {field} can't be chosen: {reason}")
     fields = {**{field: value for field, value in stored.items() if field not in reasons}, **fields}
-    config = config_without_bands(preset, {**fields, "aux": {}})
-    subjects = trained_subjects(data, config, None)
+    subjects = trained_subjects(data, config_without_bands(preset, fields), None)
     torch.manual_seed(seed)
-    return HSIEncoder(config.replace(bands=subjects.bands)), subjects
+    return HSIEncoder(MMMAEConfig.preset(preset, **{**fields, "bands": subjects.bands, "aux": {}})), subjects
 
 
 def _validation(text: str) -> list[str] | float:

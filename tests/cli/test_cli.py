@@ -91,6 +91,20 @@ def test_bad_input_is_one_line_and_status_two_and_writes_nothing(tmp_path, capsy
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "patch"),
+    [((12, 48, 48), 48, "3,8,8"), ((64, 9, 9), 9, "4,9,9")],
+    ids=["size that the default images do not fit", "one token a band group"],
+)
+def test_pretraining_refuses_no_setting_because_of_bands_and_images_that_it_does_not_have(tmp_path, shape, size, patch):
+    (tmp_path / "hsi").mkdir()
+    for name in "ab":
+        np.save(tmp_path / "hsi" / f"{name}.npy", np.random.default_rng(0).random(shape))
+    options = ["--preset", "tiny", "--set", f"image_size={size}", "--set", f"patch={patch}", "--steps", "1", "--batch", "2"]
+    data = ["--hsi", str(tmp_path / "hsi")]
+    assert main(["pretrain", *data, *options, "--out", str(tmp_path / "run")]) == 0
+
+
 def test_an_interrupted_run_says_so_and_goes_on_with_its_own_settings(tmp_path, capsys, monkeypatch):
     command = ["pretrain", "--out", str(tmp_path), *SMALL[:4]]
     read, left = Phantom.__getitem__, iter(range(2 * 3 + 1))
