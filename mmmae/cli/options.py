@@ -291,7 +291,8 @@ def config_fields(items: Sequence[str]) -> dict[str, Any]:
 def config_without_bands(preset: str, fields: Mapping[str, Any]) -> MMMAEConfig:
     """Return the config of a preset with some fields changed, before files say which bands and images there are.
 
-    It has as many bands as one patch, masks nothing and has no auxiliary images, so that it is valid if `fields` can be.
+    It has as many bands as one patch, masks nothing and has no auxiliary images, so that it is valid if `fields` can
+    be.
     """
     patch = fields.get("patch")
     bands = patch[0] if isinstance(patch, list) and patch else MMMAEConfig.preset(preset).patch[0]

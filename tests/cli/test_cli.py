@@ -100,7 +100,8 @@ def test_pretraining_refuses_no_setting_because_of_bands_and_images_that_it_does
     (tmp_path / "hsi").mkdir()
     for name in "ab":
         np.save(tmp_path / "hsi" / f"{name}.npy", np.random.default_rng(0).random(shape))
-    options = ["--preset", "tiny", "--set", f"image_size={size}", "--set", f"patch={patch}", "--steps", "1", "--batch", "2"]
+    sizes = ["--set", f"image_size={size}", "--set", f"patch={patch}"]
+    options = ["--preset", "tiny", *sizes, "--steps", "1", "--batch", "2"]
     data = ["--hsi", str(tmp_path / "hsi")]
     assert main(["pretrain", *data, *options, "--out", str(tmp_path / "run")]) == 0
 
