@@ -2,8 +2,10 @@
 
 A tensor is passed as its address, `Tensor.data_ptr()`, or 0 for none, and with its strides (in elements) if they may be
 arbitrary; the last axis of a float tensor is always contiguous. Tensors are on the CPU and are float32 unless stated
-otherwise. Outputs are contiguous and completely written. The functions check none of this: the public functions check
-their arguments, and the modules `cpu.py` allocate the outputs.
+otherwise. An argument `dtype` or `dtypes` has the numbers in `library.DTYPES` of the tensors that may be bfloat16 or
+float16 too; the number of a missing tensor is that of float32 or of another one. All computation is in float32. Outputs
+are contiguous and completely written. The functions check none of this: the public functions check their arguments, and
+the modules `cpu.py` allocate the outputs.
 
 `threads` is the number of OpenMP threads, `torch.get_num_threads()`; results do not depend on it. Each function raises
 ValueError if it is less than one, or if a token number is out of range, before it writes anything.
@@ -12,7 +14,7 @@ ValueError if it is less than one, or if a token number is out of range, before 
 def team_size(threads: int) -> int:
     """Return how many threads OpenMP provides when asked for `threads`."""
 
-def gather_patches_float32(
+def gather_patches(
     volume: int,
     volume_strides: tuple[int, ...],
     volume_sizes: tuple[int, ...],
@@ -21,6 +23,7 @@ def gather_patches_float32(
     keep: int,
     patch: tuple[int, int, int],
     out: int,
+    dtypes: tuple[int, int],
     threads: int,
 ) -> None:
     """Write the 3D patches `ids` of `volume` into `out`, one row a patch, elements in the order (c, t, h, w).
@@ -31,33 +34,8 @@ def gather_patches_float32(
         keep: K.
         patch: sizes (pt, ph, pw), which divide T, H and W.
         out: output, `[B*K, C*pt*ph*pw]`.
+        dtypes: of volume and out; that of volume may be int16 or uint8 too.
     """
-
-def gather_patches_int16(
-    volume: int,
-    volume_strides: tuple[int, ...],
-    volume_sizes: tuple[int, ...],
-    ids: int,
-    ids_strides: tuple[int, ...],
-    keep: int,
-    patch: tuple[int, int, int],
-    out: int,
-    threads: int,
-) -> None:
-    """Do the same as `gather_patches_float32` for a volume of int16."""
-
-def gather_patches_uint8(
-    volume: int,
-    volume_strides: tuple[int, ...],
-    volume_sizes: tuple[int, ...],
-    ids: int,
-    ids_strides: tuple[int, ...],
-    keep: int,
-    patch: tuple[int, int, int],
-    out: int,
-    threads: int,
-) -> None:
-    """Do the same as `gather_patches_float32` for a volume of uint8."""
 
 def scatter_patches(
     grad_rows: int,
@@ -70,13 +48,13 @@ def scatter_patches(
     volume_sizes: tuple[int, ...],
     threads: int,
 ) -> None:
-    """Add each row to the patch of `out_volume` that `ids` names: the transpose of `gather_patches_float32`.
+    """Add each row to the patch of `out_volume` that `ids` names: the transpose of `gather_patches`.
 
     Rows with the same id are added in the order of `ids`.
 
     Args:
         grad_rows: `[B*K, C*pt*ph*pw]`, any strides.
-        ids, keep, patch: see `gather_patches_float32`.
+        ids, keep, patch: see `gather_patches`.
         out_volume: input and output, `[B, C, T, H, W]`, contiguous.
     """
 
@@ -86,16 +64,20 @@ def add_position(
     ids_strides: tuple[int, ...],
     position: int,
     position_stride: int,
+    out: int,
+    dtypes: tuple[int, int, int],
     sizes: tuple[int, int, int],
     positions: int,
     threads: int,
 ) -> None:
-    """Add the position embedding of each token in place.
+    """Write tokens plus the position embedding of each.
 
     Args:
-        tokens: input and output, `[B, K, D]`, contiguous.
+        tokens: `[B, K, D]`, contiguous.
         ids: `[B, K]` int64 token numbers, any strides.
         position: `[N, D]`.
+        out: output, `[B, K, D]`; may be `tokens`.
+        dtypes: of tokens, position and out.
         sizes: B, K and D.
         positions: N.
     """
@@ -107,6 +89,7 @@ def embedding_gradients(
     ids_strides: tuple[int, ...],
     grad_position: int,
     grad_bias: int,
+    dtype: int,
     sizes: tuple[int, int, int],
     tokens: int,
     threads: int,
@@ -118,12 +101,15 @@ def embedding_gradients(
         ids: `[B, K]` int64 token numbers, any strides.
         grad_position: output, `[N, D]`; zero for a token that is not in `ids`.
         grad_bias: output, `[D]`, or none.
+        dtype: of grad and grad_position.
         sizes: B, K and D.
         tokens: N.
     """
 
-def sum_of_rows(grad: int, grad_strides: tuple[int, ...], out: int, sizes: tuple[int, int, int], threads: int) -> None:
-    """Write the sum of `grad [B, K, D]` over all tokens into `out [D]`; `sizes` are B, K and D."""
+def sum_of_rows(
+    grad: int, grad_strides: tuple[int, ...], out: int, dtype: int, sizes: tuple[int, int, int], threads: int
+) -> None:
+    """Write the sum of `grad [B, K, D]`, of `dtype`, over all tokens into `out [D]`; `sizes` are B, K and D."""
 
 def random_masking(
     seed: int,
@@ -155,6 +141,7 @@ def decoder_tokens(
     position: int,
     position_stride: int,
     out: int,
+    dtypes: tuple[int, int, int],
     sizes: tuple[int, int, int, int],
     threads: int,
 ) -> None:
@@ -166,6 +153,7 @@ def decoder_tokens(
         ids_restore: `[B, N]` int64, any strides; a number below K is a row of `visible`, others are masked tokens.
         position: `[N, D]`.
         out: output, `[B, N, D]`.
+        dtypes: of visible, position and out.
         sizes: B, K, N and D.
     """
 
@@ -177,6 +165,7 @@ def decoder_tokens_backward(
     grad_visible: int,
     grad_mask_token: int,
     grad_position: int,
+    dtype: int,
     sizes: tuple[int, int, int, int],
     threads: int,
 ) -> None:
@@ -187,6 +176,7 @@ def decoder_tokens_backward(
         ids_restore: `[B, N]` int64, any strides, not necessarily a permutation.
         grad_visible: output, `[B, K, D]`, for each row the sum over the tokens that refer to it, in order.
         grad_mask_token, grad_position: outputs, `[D]` and `[N, D]`.
+        dtype: of grad, grad_visible and grad_position.
         sizes: B, K, N and D.
     """
 
@@ -202,6 +192,7 @@ def masked_l2_loss(
     epsilon: float | None,
     factor: float,
     out: int,
+    dtypes: tuple[int, int, int],
     sizes: tuple[int, int, int, int],
     threads: int,
 ) -> float:
@@ -215,6 +206,7 @@ def masked_l2_loss(
         epsilon: added to the variance when target rows are normalised; None means no normalisation.
         factor: factor of the gradient.
         out: output, the gradient `[B, M, D]`, or none.
+        dtypes: of prediction, target and out.
         sizes: B, M, N and D.
     """
 
@@ -250,6 +242,7 @@ def add_layer_norm(
     norm: int,
     mean: int,
     rstd: int,
+    dtypes: tuple[int, int, int, int],
     sizes: tuple[int, int, int],
     threads: int,
 ) -> None:
@@ -263,6 +256,7 @@ def add_layer_norm(
         total: output, the sum `[A, B, D]`; none without residual.
         norm: output, `[A, B, D]`.
         mean, rstd: outputs `[A*B]`, mean and 1 / standard deviation of each row of the sum.
+        dtypes: of x, residual, total and norm.
         sizes: A, B and D.
     """
 
@@ -278,10 +272,12 @@ def add_layer_norm_backward(
     mean: int,
     rstd: int,
     grad_x: int,
+    grad_residual: int,
     grad_weight: int,
     grad_bias: int,
     row_sum: int,
     norm: int,
+    dtypes: tuple[int, int, int, int],
     sizes: tuple[int, int, int],
     threads: int,
 ) -> None:
@@ -291,10 +287,12 @@ def add_layer_norm_backward(
         grad_total, grad_norm: `[A, B, D]`; none for `grad_total` means zero.
         total, weight, mean, rstd: see `add_layer_norm`.
         bias: `[D]` to compute the norm, or none.
-        grad_x: output `[A, B, D]`, the gradient of x and of residual.
+        grad_x: output `[A, B, D]`, the gradient of x.
+        grad_residual: output like `grad_x`, the same in another dtype; or none.
         grad_weight, grad_bias: outputs, `[D]`.
         row_sum: output `[D]`, the sum of `grad_x` over rows, which is the gradient of residual_bias; or none.
         norm: output, `[A, B, D]`; none without bias.
+        dtypes: of grad_total; of grad_norm and norm; of total and grad_x; and of grad_residual.
         sizes: A, B and D.
     """
 
@@ -375,6 +373,7 @@ def gelu(
     hidden_strides: tuple[int, int],
     bias: int,
     activated: int,
+    dtype: int,
     sizes: tuple[int, int, int],
     threads: int,
 ) -> None:
@@ -384,6 +383,7 @@ def gelu(
         hidden: `[A, B, H]`.
         bias: `[H]`; none for zero.
         activated: output, `[A, B, H]`.
+        dtype: of hidden and activated.
         sizes: A, B and H.
     """
 
@@ -394,6 +394,7 @@ def gelu_backward(
     bias: int,
     activated: int,
     grad_bias: int,
+    dtype: int,
     sizes: tuple[int, int, int],
     threads: int,
 ) -> None:
@@ -405,5 +406,6 @@ def gelu_backward(
         bias: `[H]`; none for zero.
         activated: output, `[A, B, H]`.
         grad_bias: output `[H]`, the sum of the gradient over rows; none without bias.
+        dtype: of grad, hidden and activated.
         sizes: A, B and H.
     """

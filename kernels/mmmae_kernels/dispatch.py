@@ -18,7 +18,7 @@ from .gpu import architecture, executors
 
 BACKENDS = ("triton", "native", "eager")  # in order of preference
 CHOICES = ("auto", *BACKENDS)
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Triton and native kernels
 OLDEST_TRITON = (3, 6)  # as in pyproject.toml
 
 Reason = str | None
@@ -192,7 +192,7 @@ def explain(op: str | None = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
     Example:
         >>> volume = torch.zeros(1, 1, 2, 4, 4, dtype=torch.float64)
         >>> explain("patchify", volume, (1, 2, 2))["native"]
-        'volume has dtype torch.float64, the native gather returns torch.float32'
+        'volume has dtype torch.float64, native kernels take float32, float16 and bfloat16'
         >>> explain("patchify")["eager"]
         'serves'
     """
@@ -289,7 +289,7 @@ def triton_refuses(tensors: Iterable[tuple[str, Tensor]]) -> Reason:
     for name, tensor in tensors:
         if tensor.device.type != "cuda" and not _interprets and executors.current() is None:
             return f"{name} is on {tensor.device}, Triton kernels run on GPUs"
-        if tensor.dtype not in TRITON_DTYPES:
+        if tensor.dtype not in KERNEL_DTYPES:
             return f"{name} has dtype {tensor.dtype}, Triton kernels take float32, float16 and bfloat16"
         reason = device_refuses(tensor.device)
         if reason is not None:
@@ -305,6 +305,6 @@ def native_refuses(tensors: Iterable[tuple[str, Tensor]]) -> Reason:
     for name, tensor in tensors:
         if tensor.device.type != "cpu":
             return f"{name} is on {tensor.device}, native kernels run on the CPU"
-        if tensor.dtype != torch.float32:
-            return f"{name} has dtype {tensor.dtype}, native kernels take float32"
+        if tensor.dtype not in KERNEL_DTYPES:
+            return f"{name} has dtype {tensor.dtype}, native kernels take float32, float16 and bfloat16"
     return None

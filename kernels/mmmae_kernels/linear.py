@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .autocast import cast, copy_of, is_autocast, matmul_dtype
 from .checks import check_device, check_floating, check_like, check_rank, check_tensor, check_vector
 from .cpu import library
-from .dispatch import Reason, current_backend
+from .dispatch import current_backend
 from .operators import fast_apply, first_derivative_only
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -130,12 +130,6 @@ def onednn_is_faster() -> bool:
 
 # At import, because torch.compile may trace the first call.
 ONEDNN_IS_FASTER = onednn_is_faster()
-
-
-def refuse_native_product(weight: Tensor) -> Reason:
-    """Return None if the product with `weight` is in float32, as the native kernels need, else the reason."""
-    dtype = matmul_dtype(weight)
-    return None if dtype == torch.float32 else f"the matrix product is in {dtype}, native kernels take torch.float32"
 
 
 def check_linear(

@@ -3,8 +3,8 @@
 With TRITON_INTERPRET=1 the Triton kernels alone, in Triton's interpreter, which `make test` runs as a second process.
 It multiplies bfloat16 wrongly, so that this type is left to test_emulated.py and to GPUs.
 
-In half and mixed types only Triton kernels are compared here: the native ones take float32, and `eager` runs the
-definition, which would be compared with itself. tests/fuzz compares it with expressions of its own.
+In half and mixed types `eager` is not compared: it runs the definition, which would be compared with itself. tests/fuzz
+compares it with expressions of its own.
 """
 
 import os
@@ -30,12 +30,22 @@ def device_of(backend):
 def pytest_generate_tests(metafunc):
     if "types" in metafunc.fixturenames:
         everything = metafunc.config.getoption("--all-targets")
-        names = [name for name in TYPES if name.startswith("mixed") or (everything and name != "fp32")]
-        names = [name for name in names if "triton" in BACKENDS and not (INTERPRETED and "bf16" in name)]
-        cases = [case for case in CASES if case.small or not INTERPRETED]
-        pairs = [pytest.param(name, case, id=f"{name}-{case}") for name in names for case in cases]
-        none = pytest.param("", None, id="none", marks=pytest.mark.skip(reason="needs a GPU or TRITON_INTERPRET=1"))
-        metafunc.parametrize(("types", "case"), pairs or [none])
+        calls = [
+            pytest.param(backend, name, case, id=f"{backend}-{name}-{case}")
+            for backend in BACKENDS
+            for name in TYPES
+            for case in CASES
+            if backend != "eager" and name != "fp32" and (everything or runs_by_default(backend, name, case))
+        ]
+        none = pytest.param("", "", None, id="none", marks=pytest.mark.skip(reason="there is no backend with kernels"))
+        metafunc.parametrize(("backend", "types", "case"), calls or [none])
+
+
+def runs_by_default(backend, types, case):
+    """Return whether a call in half or mixed types is compared without --all-targets."""
+    if INTERPRETED:
+        return types == "mixed fp16" and case.small
+    return types == "mixed bf16" or (case.small if backend == "native" else types == "mixed fp16")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -45,9 +55,9 @@ def test_float32_is_within_1e_5_of_the_definition(case, backend):
         check(case, torch.float32, device=device_of(backend))
 
 
-def test_half_precision_errs_at_most_twice_as_much_as_torch(types, case):
-    with use_backend("triton"):
-        check(case, TYPES[types], device=device_of("triton"))
+def test_half_precision_errs_at_most_twice_as_much_as_torch(backend, types, case):
+    with use_backend(backend):
+        check(case, TYPES[types], device=device_of(backend))
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if device_of(name) == "cpu"])
@@ -75,7 +85,7 @@ def test_masks_are_bitwise_those_of_the_definition(backend, tokens):
             assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "native"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("normalize", [False, True])
 def test_small_gradients_of_a_scaled_loss_survive_float16(backend, normalize):
     """Of order 1e-7 before the loss is scaled up, where float16 has next to no digits."""

@@ -254,6 +254,6 @@ def test_wrong_arguments_are_refused(wrong, message):
 def test_a_thread_count_below_one_is_refused(library):
     none = (0, 0)
     with pytest.raises(ValueError, match=r"^threads is 0, expected"):
-        library.add_layer_norm(0, none, 0, none, 0, 0, 0, EPSILON, 0, 0, 0, 0, (0, 0, 0), 0)
+        library.add_layer_norm(0, none, 0, none, 0, 0, 0, EPSILON, 0, 0, 0, 0, (0,) * 4, (0, 0, 0), 0)
     with pytest.raises(ValueError, match=r"^threads is 0, expected"):
-        library.add_layer_norm_backward(0, none, 0, none, 0, none, *(0,) * 9, (0, 0, 0), 0)
+        library.add_layer_norm_backward(0, none, 0, none, 0, none, *(0,) * 10, (0,) * 4, (0, 0, 0), 0)

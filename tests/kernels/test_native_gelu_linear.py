@@ -157,9 +157,7 @@ ROWS = torch.zeros(2, 4)
         ({"hidden": torch.tensor(0.0)}, r"hidden has shape \[\]"),
         ({"hidden": torch.zeros(2, 5)}, r"hidden has shape \[2, 5\]"),
         ({"hidden": ROWS.half()}, "float"),
-        ({"hidden": ROWS.half(), "weight": torch.zeros(5, 4).half()}, "float16"),
         ({"hidden_bias": torch.zeros(5)}, r"hidden_bias has shape \[5\]"),
-        ({"hidden_bias": torch.zeros(4).half()}, "float16"),
         ({"hidden_bias": torch.zeros(4, device="meta")}, "hidden_bias .*meta"),
     ],
 )
@@ -181,13 +179,13 @@ def test_wrong_arguments_are_refused(wrong, message):
     ids=["shape", "double", "half", "transposed", "strided"],
 )
 def test_a_gradient_that_can_not_be_written_to_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"^grad is .* expected contiguous float32 of shape \[2, 4\]"):
+    with pytest.raises(ValueError, match=r"^grad is .* expected contiguous torch.float32 of shape \[2, 4\]"):
         gelu_backward(wrong, torch.zeros(2, 4), None, None)
     assert bool((wrong == 1).all())
 
 
 def test_a_thread_count_below_one_is_refused(library):
     with pytest.raises(ValueError, match=r"^threads is 0, expected"):
-        library.gelu(0, (0, 0), 0, 0, (0, 0, 0), 0)
+        library.gelu(0, (0, 0), 0, 0, 0, (0, 0, 0), 0)
     with pytest.raises(ValueError, match=r"^threads is 0, expected"):
-        library.gelu_backward(0, 0, (0, 0), 0, 0, 0, (0, 0, 0), 0)
+        library.gelu_backward(0, 0, (0, 0), 0, 0, 0, 0, (0, 0, 0), 0)

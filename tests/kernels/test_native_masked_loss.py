@@ -308,7 +308,7 @@ def test_ids_out_of_range_are_refused_and_nothing_is_written(guarded_allocations
 def test_a_thread_count_below_one_is_refused(library):
     none = (0, 0)
     with pytest.raises(ValueError, match=r"^threads is 0, expected"):
-        library.masked_l2_loss(0, none, 0, none, 0, none, 0, none, None, 1.0, 0, (0, 0, 0, 0), 0)
+        library.masked_l2_loss(0, none, 0, none, 0, none, 0, none, None, 1.0, 0, (0, 0, 0), (0, 0, 0, 0), 0)
     with pytest.raises(ValueError, match=r"^threads is -1, expected"):
         library.l2_loss_of_difference(0, 0, 0, none, 1.0, (0, 0, 0), -1)
 

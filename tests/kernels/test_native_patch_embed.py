@@ -241,7 +241,7 @@ def test_sizes_of_zero_give_what_pytorch_gives(shape):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_default_dtype_does_not_matter(default_dtype, dtype):
-    volume, ids = make_volume(2, 1, (1, 2, 2)).to(torch.uint8), make_ids(2, 5)
+    volume, ids = make_volume(2, 1, (1, 2, 2)), make_ids(2, 5)
     default_dtype(dtype)
     rows = gather_patches(volume, ids, (1, 2, 2))
     assert rows.dtype == scatter_patches(rows, ids, (1, 2, 2), tuple(volume.shape)).dtype == torch.float32
@@ -251,7 +251,7 @@ def test_the_default_dtype_does_not_matter(default_dtype, dtype):
     ("wrong", "message"),
     [
         ({"volume": torch.zeros(2, 1, 2, 6, 8, dtype=torch.float64)}, "volume .*float64"),
-        ({"volume": torch.zeros(2, 1, 2, 6, 8, dtype=torch.bfloat16)}, "volume .*bfloat16"),
+        ({"volume": torch.zeros(2, 1, 2, 6, 8, dtype=torch.uint8)}, "volume .*uint8"),
         ({"volume": torch.zeros(2, 2, 6, 8)}, r"volume has shape \[2, 2, 6, 8\]"),
         ({"volume": torch.zeros(2, 1, 2, 7, 8)}, "volume has H = 7"),
         ({"volume": torch.zeros(3, 1, 2, 6, 8)}, r"ids has shape \[2, 4\]"),
@@ -294,10 +294,9 @@ def test_scatter_refuses_an_id_out_of_range_before_it_adds(library):
     assert bool((volume == 7).all())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int16", "uint8"])
-def test_a_thread_count_below_one_is_refused(library, dtype):
+def test_a_thread_count_below_one_is_refused(library):
     sizes, ones = (0,) * 5, (1, 1, 1)
     with pytest.raises(ValueError, match=r"^threads is 0, expected"):
-        getattr(library, f"gather_patches_{dtype}")(0, sizes, sizes, 0, (0, 0), 0, ones, 0, 0)
+        library.gather_patches(0, sizes, sizes, 0, (0, 0), 0, ones, 0, (0, 0), 0)
     with pytest.raises(ValueError, match=r"^threads is 0, expected"):
         library.scatter_patches(0, (0, 0), 0, (0, 0), 0, ones, 0, sizes, 0)

@@ -1,4 +1,4 @@
-"""Residual add and layer norm on the CPU in float32, and their gradients, in one pass each."""
+"""Residual add and layer norm on the CPU, and their gradients, in one pass each."""
 
 from __future__ import annotations
 
@@ -30,13 +30,19 @@ def add_layer_norm_forward(
         residual_bias: `[D]`, or None for zero.
         weight, bias: `[D]`.
         epsilon: added to the variance.
-        dtype: dtype of the norm, always float32.
+        dtype: dtype of the norm.
     """
     width = weight.numel()
     rows = x.numel() // width if width else math.prod(x.shape[:-1])
-    norm = empty_like(x, memory_format=CONTIGUOUS)
-    total = None if residual is None else empty_like(x, memory_format=CONTIGUOUS)
-    statistics = x.new_empty(2, rows)
+    x_dtype = residual_dtype = total_dtype = x.dtype
+    norm = empty_like(x, dtype=dtype, memory_format=CONTIGUOUS)
+    total = None
+    if residual is not None:
+        residual_dtype = residual.dtype
+        if residual_dtype != x_dtype:
+            total_dtype = torch.promote_types(x_dtype, residual_dtype)
+        total = empty_like(x, dtype=total_dtype, memory_format=CONTIGUOUS)
+    statistics = x.new_empty(2, rows, dtype=torch.float32)
     mean = statistics.data_ptr()
     sizes, x_strides, residual_strides = (1, rows, width), (0, width), (0, width)
     if not (x.is_contiguous() and (residual is None or residual.is_contiguous())):
@@ -46,8 +52,9 @@ def add_layer_norm_forward(
             residual = library.to_three_axes(residual)
             residual_strides = residual.stride(0), residual.stride(1)
     if residual_bias is not None:
-        residual_bias = residual_bias.contiguous()
-    weight, bias = weight.contiguous(), bias.contiguous()
+        residual_bias = library.float_vector(residual_bias)
+    weight, bias = library.float_vector(weight), library.float_vector(bias)
+    codes = library.DTYPES
     _forward(
         x.data_ptr(),
         x_strides,
@@ -61,6 +68,7 @@ def add_layer_norm_forward(
         norm.data_ptr(),
         mean,
         mean + 4 * rows,
+        (codes[x_dtype], codes[residual_dtype], codes[total_dtype], codes[dtype]),
         sizes,
         get_num_threads(),
     )
@@ -86,13 +94,21 @@ def add_layer_norm_backward(
         weight: `[D]`.
         bias: `[D]` to compute the norm again in the same pass; None returns None for it.
         counters: not used here.
-        sum_dtype: dtype of the gradient of residual_bias, always float32; None returns None for it.
-        residual_dtype: dtype of the gradient of residual; None or float32 returns None, as that of x is the same.
+        sum_dtype: dtype of the gradient of residual_bias; None returns None for it.
+        residual_dtype: dtype of the gradient of residual; None or the dtype of `total` returns None, as that of x is
+            the same.
     """
     width = weight.numel()
     grad_x = empty_like(total, memory_format=CONTIGUOUS)
-    norm = None if bias is None else empty_like(total, memory_format=CONTIGUOUS)
-    grad_weight = total.new_empty(width)
+    is_same = residual_dtype is None or residual_dtype == total.dtype
+    grad_residual = None if is_same else empty_like(total, dtype=residual_dtype, memory_format=CONTIGUOUS)
+    norm = None if bias is None else empty_like(grad_norm, memory_format=CONTIGUOUS)
+    codes = library.DTYPES
+    code = codes[total.dtype]
+    grad_total_code = code if grad_total is None else codes[grad_total.dtype]
+    grad_residual_code = code if grad_residual is None else codes[grad_residual.dtype]
+    dtypes = grad_total_code, codes[grad_norm.dtype], code, grad_residual_code
+    grad_weight = total.new_empty(width, dtype=torch.float32)
     grad_bias = empty_like(grad_weight)
     row_sum = None if sum_dtype is None else empty_like(grad_weight)
     rows, mean = statistics.size(1), statistics.data_ptr()
@@ -106,9 +122,9 @@ def add_layer_norm_backward(
         if grad_total is not None:
             grad_total = library.to_three_axes(grad_total)
             grad_total_strides = grad_total.stride(0), grad_total.stride(1)
-    weight = weight.contiguous()
+    weight_dtype, weight = weight.dtype, library.float_vector(weight)
     if bias is not None:
-        bias = bias.contiguous()
+        bias = library.float_vector(bias)
     _backward(
         0 if grad_total is None else grad_total.data_ptr(),
         grad_total_strides,
@@ -121,12 +137,17 @@ def add_layer_norm_backward(
         mean,
         mean + 4 * rows,
         grad_x.data_ptr(),
+        0 if grad_residual is None else grad_residual.data_ptr(),
         grad_weight.data_ptr(),
         grad_bias.data_ptr(),
         0 if row_sum is None else row_sum.data_ptr(),
         0 if norm is None else norm.data_ptr(),
+        dtypes,
         sizes,
         get_num_threads(),
     )
-    is_same = residual_dtype is None or residual_dtype == grad_x.dtype
-    return grad_x, grad_weight, grad_bias, row_sum, norm, None if is_same else grad_x.to(residual_dtype)
+    if weight_dtype != torch.float32:
+        grad_weight, grad_bias = grad_weight.to(weight_dtype), grad_bias.to(weight_dtype)
+    if row_sum is not None and sum_dtype != torch.float32:
+        row_sum = row_sum.to(sum_dtype)
+    return grad_x, grad_weight, grad_bias, row_sum, norm, grad_residual

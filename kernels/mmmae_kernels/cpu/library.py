@@ -10,7 +10,11 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor  # torch loads libgomp first, so that the library shares its thread pool
+import torch  # loads libgomp first, so that the library shares its thread pool
+from torch import Tensor
+
+FLOAT32 = torch.float32
+DTYPES = {FLOAT32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int16: 3, torch.uint8: 4}  # as in floats.h
 
 
 def module() -> ModuleType | None:
@@ -46,6 +50,11 @@ def function(name: str) -> Callable[..., Any]:
 def address(tensor: Tensor | None) -> int:
     """Return the address of a tensor's elements as compiled functions take it; 0 for None and for an empty tensor."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def float_vector(tensor: Tensor) -> Tensor:
+    """Return a tensor `[D]`, or a copy that is contiguous and in float32."""
+    return (tensor if tensor.dtype == FLOAT32 else tensor.to(FLOAT32)).contiguous()
 
 
 def contiguous_rows(tensor: Tensor) -> Tensor:

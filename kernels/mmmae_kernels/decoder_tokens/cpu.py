@@ -1,7 +1,8 @@
-"""Input sequence of the decoder on the CPU in float32, and its gradients in one pass."""
+"""Input sequence of the decoder on the CPU, and its gradients in one pass."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, get_num_threads
 
 from ..cpu import library
@@ -18,8 +19,9 @@ def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Ten
     """
     batch, keep, width = visible.shape
     tokens = ids_restore.size(1)
-    out = visible.new_empty(batch, tokens, width)
-    visible, mask_token = library.contiguous_rows(visible), mask_token.contiguous()
+    out = visible.new_empty(batch, tokens, width, dtype=torch.promote_types(visible.dtype, position.dtype))
+    # Rounded to the dtype of the visible tokens, as in the reference.
+    visible, mask_token = library.contiguous_rows(visible), library.float_vector(mask_token.to(visible.dtype))
     position = library.contiguous_rows(position)
     _forward(
         visible.data_ptr(),
@@ -30,6 +32,7 @@ def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Ten
         position.data_ptr(),
         position.stride(0),
         out.data_ptr(),
+        (library.DTYPES[visible.dtype], library.DTYPES[position.dtype], library.DTYPES[out.dtype]),
         (batch, keep, tokens, width),
         get_num_threads(),
     )
@@ -49,7 +52,8 @@ def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tup
         ValueError: an id is outside 0..N-1.
     """
     batch, tokens, width = grad.shape
-    grad_visible, grad_mask_token = grad.new_empty(batch, keep, width), grad.new_empty(width)
+    grad_visible = grad.new_empty(batch, keep, width)
+    grad_mask_token = grad.new_empty(width, dtype=torch.float32)
     grad_position = grad.new_empty(tokens, width)
     grad = library.contiguous_rows(grad)
     _backward(
@@ -60,7 +64,8 @@ def decoder_tokens_backward(grad: Tensor, ids_restore: Tensor, keep: int) -> tup
         grad_visible.data_ptr(),
         grad_mask_token.data_ptr(),
         grad_position.data_ptr(),
+        library.DTYPES[grad.dtype],
         (batch, keep, tokens, width),
         get_num_threads(),
     )
-    return grad_visible, grad_mask_token, grad_position
+    return grad_visible, grad_mask_token.to(grad.dtype), grad_position

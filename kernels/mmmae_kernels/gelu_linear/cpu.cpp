@@ -1,5 +1,5 @@
 // Exact GELU on the CPU, and its gradient with the activation computed again in the same pass.
-#include "cpu/arrays.h"
+#include "cpu/floats.h"
 #include "cpu/rows.h"
 
 #include <nanobind/stl/array.h>
@@ -82,27 +82,33 @@ MMMAE_VECTOR void derive(float* __restrict grad, float* __restrict activated, fl
 }  // namespace
 
 static void gelu(Address hidden_address, Sizes<2> hidden_strides, Address bias_address, Address activated_address,
-                 Sizes<3> sizes, int threads) {
+                 int dtype, Sizes<3> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const Rows hidden(hidden_address, hidden_strides);
-    auto* activated = pointer<float>(activated_address);
     const int64_t inner = sizes[1], rows = sizes[0] * inner, width = sizes[2];
+    const Input hidden(hidden_address, hidden_strides, dtype, width);
+    const Output activated(activated_address, dtype, width);
+    const Buffers buffers(dtype != FLOAT32, threads, 2, width);
     const std::vector<float> zeros(bias_address ? 0 : width);
     const float* added = bias_address ? pointer<const float>(bias_address) : zeros.data();
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width * GELU_COST >= PARALLEL_ELEMENTS)
-    for (int64_t r = 0; r < rows; ++r)
-        activate(activated + r * width, hidden.at(r / inner, r % inner), added, width);
+    for (int64_t r = 0; r < rows; ++r) {
+        float* out = activated.row(r, buffers[1]);
+        activate(out, hidden.row(r / inner, r % inner, buffers[0]), added, width);
+        activated.store(r, out);
+    }
 }
 
 static void gelu_backward(Address grad_address, Address hidden_address, Sizes<2> hidden_strides, Address bias_address,
-                          Address activated_address, Address grad_bias_address, Sizes<3> sizes, int threads) {
+                          Address activated_address, Address grad_bias_address, int dtype, Sizes<3> sizes,
+                          int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const Rows hidden(hidden_address, hidden_strides);
-    auto *grad = pointer<float>(grad_address), *activated = pointer<float>(activated_address);
-    auto* grad_bias = pointer<float>(grad_bias_address);
     const int64_t inner = sizes[1], rows = sizes[0] * inner, width = sizes[2];
+    const Input hidden(hidden_address, hidden_strides, dtype, width);
+    const Output grad(grad_address, dtype, width), activated(activated_address, dtype, width);
+    auto* grad_bias = pointer<float>(grad_bias_address);
+    const Buffers buffers(dtype != FLOAT32, threads, 3, width);
     const std::vector<float> zeros(bias_address ? 0 : width);
     const float* added = bias_address ? pointer<const float>(bias_address) : zeros.data();
     const int64_t parts = ColumnSums::parts(rows);
@@ -110,18 +116,22 @@ static void gelu_backward(Address grad_address, Address hidden_address, Sizes<2>
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * width * GELU_COST >= PARALLEL_ELEMENTS)
     for (int64_t part = 0; part < parts; ++part) {
         sums.begin(part);
-        for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r)
-            derive(grad + r * width, activated + r * width, sums.recent(part), hidden.at(r / inner, r % inner), added,
-                   width);
+        for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r) {
+            float *changed = grad.load(r, buffers[0]), *out = activated.row(r, buffers[1]);
+            derive(changed, out, sums.recent(part), hidden.row(r / inner, r % inner, buffers[2]), added, width);
+            grad.store(r, changed);
+            activated.store(r, out);
+        }
     }
     if (grad_bias) sums.store(grad_bias);
 }
 
 void bind_gelu_linear(nb::module_& module) {
     module.def("gelu", &gelu, nb::arg("hidden"), nb::arg("hidden_strides"), nb::arg("bias"), nb::arg("activated"),
-               nb::arg("sizes"), nb::arg("threads"));
+               nb::arg("dtype"), nb::arg("sizes"), nb::arg("threads"));
     module.def("gelu_backward", &gelu_backward, nb::arg("grad"), nb::arg("hidden"), nb::arg("hidden_strides"),
-               nb::arg("bias"), nb::arg("activated"), nb::arg("grad_bias"), nb::arg("sizes"), nb::arg("threads"));
+               nb::arg("bias"), nb::arg("activated"), nb::arg("grad_bias"), nb::arg("dtype"), nb::arg("sizes"),
+               nb::arg("threads"));
 }
 
 }  // namespace mmmae

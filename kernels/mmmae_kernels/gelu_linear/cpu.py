@@ -1,4 +1,4 @@
-"""GELU on the CPU in float32, and its gradient with the activation computed again in the same pass."""
+"""GELU on the CPU, and its gradient with the activation computed again in the same pass."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, No
     activated = empty_like(hidden, memory_format=CONTIGUOUS)
     rows, strides, sizes = _rows(hidden)
     if hidden_bias is not None:
-        hidden_bias = hidden_bias.contiguous()
+        hidden_bias = library.float_vector(hidden_bias)
     bias = 0 if hidden_bias is None else hidden_bias.data_ptr()
-    _forward(rows.data_ptr(), strides, bias, activated.data_ptr(), sizes, get_num_threads())
+    dtype = library.DTYPES[hidden.dtype]
+    _forward(rows.data_ptr(), strides, bias, activated.data_ptr(), dtype, sizes, get_num_threads())
     return activated, None
 
 
@@ -42,30 +43,32 @@ def gelu_backward(
         counters: not used here.
 
     Raises:
-        ValueError: `grad` does not have the shape of `hidden`, or is not contiguous float32.
+        ValueError: `grad` does not have the shape and dtype of `hidden`, or is not contiguous.
     """
-    if grad.shape != hidden.shape or grad.dtype != torch.float32 or not grad.is_contiguous():
+    if grad.shape != hidden.shape or grad.dtype != hidden.dtype or not grad.is_contiguous():
         raise ValueError(
             f"grad is {grad.dtype} of shape {list(grad.shape)} and strides {list(grad.stride())}, "
-            f"expected contiguous float32 of shape {list(hidden.shape)}"
+            f"expected contiguous {hidden.dtype} of shape {list(hidden.shape)}"
         )
     activated = empty_like(hidden, memory_format=CONTIGUOUS)
     rows, strides, sizes = _rows(hidden)
-    if hidden_bias is None:
-        bias, grad_bias = 0, None
-    else:
-        hidden_bias = hidden_bias.contiguous()
-        bias, grad_bias = hidden_bias.data_ptr(), empty_like(hidden_bias)
+    shift = grad_bias = None
+    if hidden_bias is not None:
+        shift = library.float_vector(hidden_bias)
+        grad_bias = empty_like(shift)
     _backward(
         grad.data_ptr(),
         rows.data_ptr(),
         strides,
-        bias,
+        0 if shift is None else shift.data_ptr(),
         activated.data_ptr(),
         0 if grad_bias is None else grad_bias.data_ptr(),
+        library.DTYPES[hidden.dtype],
         sizes,
         get_num_threads(),
     )
+    if grad_bias is not None and hidden_bias is not None and hidden_bias.dtype != torch.float32:
+        grad_bias = grad_bias.to(hidden_bias.dtype)
     return activated, grad_bias
 
 

@@ -13,7 +13,7 @@ from ..autocast import cast, matmul_dtype
 from ..checks import check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
 from ..gpu.groups import COUNTERS
-from ..linear import check_linear, linear_gradients, linear_no_grad, matmuls_for, refuse_native_product
+from ..linear import check_linear, linear_gradients, linear_no_grad, matmuls_for
 from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import gelu_linear_reference
 
@@ -124,7 +124,7 @@ declare_operator(
 
 
 def _native_refuses(arguments: Arguments) -> Reason:
-    return refuse_native_product(arguments["weight"]) or native_refuses(tensors_of(arguments))
+    return native_refuses(tensors_of(arguments))
 
 
 GELU_LINEAR = declare(

@@ -1,5 +1,5 @@
 // Squared error of predicted tokens, and its gradient, row by row.
-#include "cpu/arrays.h"
+#include "cpu/floats.h"
 #include "cpu/rows.h"
 
 #include <nanobind/stl/array.h>
@@ -66,26 +66,33 @@ double sum_in_order(const std::vector<double>& numbers) {
 static double masked_l2_loss(Address prediction_address, Sizes<2> prediction_strides, Address target_address,
                              Sizes<2> target_strides, Address ids_address, Sizes<2> ids_strides,
                              Address weights_address, Sizes<2> weights_strides, std::optional<float> epsilon,
-                             double factor, Address out_address, Sizes<4> sizes, int threads) {
+                             double factor, Address out_address, Dtypes<3> dtypes, Sizes<4> sizes, int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
     const int64_t batch = sizes[0], masked = sizes[1], tokens = sizes[2], width = sizes[3];
-    const Rows prediction(prediction_address, prediction_strides), target(target_address, target_strides);
+    const Input prediction(prediction_address, prediction_strides, dtypes[0], width);
+    const Input target(target_address, target_strides, dtypes[1], width);
     const Ids ids(ids_address, ids_strides);
     const Weights weights(weights_address, weights_strides);
     if (ids) check_ids("ids", ids, batch, masked, tokens);
-    auto* out = pointer<float>(out_address);
+    const Output out(out_address, dtypes[2], width);
+    const Buffers buffers(any_half(dtypes), threads, 3, width);
     const int64_t rows = batch * masked;
     std::vector<double> errors(rows);
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width >= PARALLEL_ELEMENTS)
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t b = row / masked, m = row % masked;
-        const float *predicted = prediction.at(b, m), *wanted = target.at(b, ids ? *ids.at(b, m) : m);
+        const float* predicted = prediction.row(b, m, buffers[0]);
+        const float* wanted = target.row(b, ids ? *ids.at(b, m) : m, buffers[1]);
         const Moments normalisation = epsilon ? moments(wanted, width, *epsilon) : Moments();
         const float w = weight(weights, b, m);
-        errors[row] = w * (out ? squared_error(predicted, wanted, normalisation, static_cast<float>(factor * w),
-                                               out + row * width, width)
-                               : squared_error(predicted, wanted, normalisation, width));
+        if (!out) {
+            errors[row] = w * squared_error(predicted, wanted, normalisation, width);
+            continue;
+        }
+        float* gradient = out.row(row, buffers[2]);
+        errors[row] = w * squared_error(predicted, wanted, normalisation, static_cast<float>(factor * w), gradient, width);
+        out.store(row, gradient);
     }
     return sum_in_order(errors);
 }
@@ -112,7 +119,7 @@ void bind_masked_loss(nb::module_& module) {
     module.def("masked_l2_loss", &masked_l2_loss, nb::arg("prediction"), nb::arg("prediction_strides"), nb::arg("target"),
                nb::arg("target_strides"), nb::arg("ids"), nb::arg("ids_strides"), nb::arg("weights"),
                nb::arg("weights_strides"), nb::arg("epsilon").none(), nb::arg("factor"), nb::arg("out"),
-               nb::arg("sizes"), nb::arg("threads"));
+               nb::arg("dtypes"), nb::arg("sizes"), nb::arg("threads"));
     module.def("l2_loss_of_difference", &l2_loss_of_difference, nb::arg("difference"), nb::arg("bias"),
                nb::arg("weights"), nb::arg("weights_strides"), nb::arg("factor"), nb::arg("sizes"), nb::arg("threads"));
 }

@@ -1,4 +1,4 @@
-"""Masked L2 losses on the CPU in float32, against a given target or against patches that are embedded in chunks."""
+"""Masked L2 losses on the CPU, against a given target or against patches that are embedded in chunks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor, get_num_threads
 
 from ..cpu import library
 from ..patch_embed.cpu import gather_rows
-from .reference import NORMALIZE_EPSILON
+from .reference import NORMALIZE_EPSILON, gradient_dtype
 
 _loss_of_target = library.function("masked_l2_loss")
 _loss_of_difference = library.function("l2_loss_of_difference")
 
 # Rows of a chunk: enough for a GEMM at full speed, few enough that its output is still in cache for the row kernel.
 CHUNK_ROWS = 600
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of rows; targets of other dtypes are converted
 
 
 def masked_l2_loss_forward(
@@ -44,7 +45,7 @@ def masked_l2_loss_forward(
     """
     weights = _float_weights(weights)
     total, width = _total(weights, prediction), prediction.size(2)
-    gradient = prediction.new_empty(prediction.shape if with_gradient else 0)
+    gradient = _new_gradient(prediction, with_gradient)
     error = _masked_l2_loss(prediction, target, ids, weights, normalize, _factor(total, width), gradient)
     return _loss(error, total, prediction), gradient
 
@@ -61,12 +62,13 @@ def patch_l2_loss_forward(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss against the embedding of the patches `ids` and, from the same pass, its gradient.
 
-    The GEMM writes the difference into the memory of the gradient; the target is never stored as a whole.
+    The target is never stored as a whole. In float32, if it is not normalised, the GEMM writes the difference into the
+    memory of the gradient.
 
     Args:
         prediction: `[B, M, D]`.
-        volume: `[B, C, T, H, W]` float32, int16 or uint8.
-        weight, bias: `[D, C, pt, ph, pw]` and `[D]`, float32.
+        volume: `[B, C, T, H, W]` of a dtype in `library.DTYPES`.
+        weight, bias: `[D, C, pt, ph, pw]` and `[D]`; the product has the dtype of `weight`.
         ids: `[B, M]` token number of each prediction.
         weights, normalize, with_gradient: see `masked_l2_loss_forward`.
 
@@ -78,17 +80,18 @@ def patch_l2_loss_forward(
     """
     matrix, width = weight.detach().flatten(1), weight.size(0)
     weights = _float_weights(weights)
-    bias = None if bias is None else bias.detach().contiguous()
+    bias = None if bias is None else bias.detach().to(matrix.dtype).contiguous()
     prediction = prediction.detach()
+    subtracts = not normalize and matrix.dtype == prediction.dtype == torch.float32
     batch, masked = ids.shape
     total = _total(weights, prediction)
     factor = _factor(total, width)
-    gradient = prediction.new_empty(prediction.shape if with_gradient else 0)
+    gradient = _new_gradient(prediction, with_gradient)
     chunks = max(math.ceil(masked / CHUNK_ROWS), 1)  # a sample
     rows = max(math.ceil(masked / chunks), 1)
     samples = max(CHUNK_ROWS // max(masked, 1), 1)
-    patches = prediction.new_empty(min(samples, batch) * rows, matrix.size(1))
-    buffer = prediction.new_empty(patches.shape[0] if normalize or not with_gradient else 0, width)
+    patches = matrix.new_empty(min(samples, batch) * rows, matrix.size(1))
+    buffer = matrix.new_empty(0 if subtracts and with_gradient else patches.shape[0], width)
     patch = (weight.shape[2], weight.shape[3], weight.shape[4])
     error = 0.0
     for part in (
@@ -98,9 +101,9 @@ def patch_l2_loss_forward(
         count = predicted.shape[0] * predicted.shape[1]
         part_patches, out = patches[:count], gradient[part] if with_gradient else gradient
         gather_rows(volume[part[0]], patch, ids[part], part_patches)
-        if normalize:
+        if not subtracts:
             target = _linear(part_patches, matrix, bias, buffer[:count]).view(predicted.shape)
-            error += _masked_l2_loss(predicted, target, None, part_weights, True, factor, out)
+            error += _masked_l2_loss(predicted, target, None, part_weights, normalize, factor, out)
         else:
             difference = out.view(count, width) if with_gradient else buffer[:count]
             torch.addmm(predicted.reshape(count, width), part_patches, matrix.t(), alpha=-1, out=difference)
@@ -133,7 +136,8 @@ def _masked_l2_loss(
 ) -> float:
     """Return the weighted sum of squared errors; write `factor * weight * (prediction - target)` into `out`, if any."""
     prediction = library.contiguous_rows(prediction)
-    target = library.contiguous_rows(target.detach().to(torch.float32))
+    target = target.detach()
+    target = library.contiguous_rows(target if target.dtype in FLOATS else target.to(torch.float32))
     error: float = _loss_of_target(
         prediction.data_ptr(),
         prediction.stride()[:2],
@@ -146,10 +150,15 @@ def _masked_l2_loss(
         NORMALIZE_EPSILON if normalize else None,
         factor,
         out.data_ptr(),
+        (library.DTYPES[prediction.dtype], library.DTYPES[target.dtype], library.DTYPES[out.dtype]),
         (*prediction.shape[:2], *target.shape[1:]),
         get_num_threads(),
     )
     return error
+
+
+def _new_gradient(prediction: Tensor, with_gradient: bool) -> Tensor:
+    return prediction.new_empty(prediction.shape if with_gradient else 0, dtype=gradient_dtype(prediction))
 
 
 def _strides(table: Tensor | None) -> tuple[int, ...]:

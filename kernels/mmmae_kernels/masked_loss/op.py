@@ -178,7 +178,7 @@ class _Loss(torch.autograd.Function):
         # The incoming gradient is 1 in most training steps, and on the CPU it can be read at no cost. Tracers and
         # counters always see the multiplication.
         can_read = gradient.device.type == "cpu" and not needs_operators(gradient)
-        if not (can_read and float(grad_loss) == 1):
+        if not (can_read and gradient.dtype == ctx.dtype and float(grad_loss) == 1):
             gradient = (gradient * grad_loss.to(gradient.dtype)).to(ctx.dtype)
         return gradient, None, None, None
 

@@ -12,7 +12,7 @@ from ..add_layer_norm.op import check_norm, dispatch_key, dtypes_of, refuse_long
 from ..autocast import cast, matmul_dtype
 from ..checks import check_epsilon
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
-from ..linear import check_linear, linear_gradients, linear_no_grad, matmuls_for, refuse_native_product
+from ..linear import check_linear, linear_gradients, linear_no_grad, matmuls_for
 from ..operators import fast_apply, first_derivative_only, kernels_for
 from .reference import norm_linear_reference
 
@@ -120,7 +120,7 @@ _apply = fast_apply(_NormLinear)
 
 
 def _native_refuses(arguments: Arguments) -> Reason:
-    return refuse_native_product(arguments["weight"]) or native_refuses(tensors_of(arguments))
+    return native_refuses(tensors_of(arguments))
 
 
 def _triton_refuses(arguments: Arguments) -> Reason:

@@ -1,5 +1,5 @@
 // Gather of 3D patches by token number, one row a patch, and its transpose, which adds rows to a volume.
-#include "cpu/arrays.h"
+#include "cpu/floats.h"
 
 #include <nanobind/stl/array.h>
 
@@ -53,9 +53,10 @@ template <typename Body> void with_length(int64_t length, Body body) {
     }
 }
 
-template <typename T>
-void gather(const Volume<const T>& volume, const Ids& ids, const Patches& p, int64_t batch, int64_t keep, float* out,
-            int threads) {
+// Calls write(number of a row, run), where run(target) writes the row's patch to target, of type E.
+template <typename E, typename T, typename Write>
+void gather(const Volume<const T>& volume, const Ids& ids, const Patches& p, int64_t batch, int64_t keep, int threads,
+            Write write) {
     const int64_t rows = batch * keep, elements = p.elements();
     const int64_t stride = volume.stride[4];
     with_length(p.pw, [&](auto length) {
@@ -64,18 +65,19 @@ void gather(const Volume<const T>& volume, const Ids& ids, const Patches& p, int
             const int64_t b = row / keep;
             const int64_t id = *ids.at(b, row % keep);
             const T* source = corner(volume, p, b, id);
-            float* target = out + row * elements;
-            if (stride == 1)
-                for_each_line(volume, p, [&](int64_t from, int64_t to) {
-                    if constexpr (std::is_same_v<T, float>)
-                        std::memcpy(target + to, source + from, length * sizeof(float));
-                    else
-                        for (int64_t x = 0; x < length; ++x) target[to + x] = source[from + x];
-                });
-            else
-                for_each_line(volume, p, [&](int64_t from, int64_t to) {
-                    for (int64_t x = 0; x < length; ++x) target[to + x] = source[from + x * stride];
-                });
+            write(row, [&](E* target) {
+                if (stride == 1)
+                    for_each_line(volume, p, [&](int64_t from, int64_t to) {
+                        if constexpr (std::is_same_v<T, E>)
+                            std::memcpy(target + to, source + from, length * sizeof(E));
+                        else
+                            for (int64_t x = 0; x < length; ++x) target[to + x] = source[from + x];
+                    });
+                else
+                    for_each_line(volume, p, [&](int64_t from, int64_t to) {
+                        for (int64_t x = 0; x < length; ++x) target[to + x] = source[from + x * stride];
+                    });
+            });
         }
     });
 }
@@ -108,17 +110,43 @@ void scatter(const View<const float, 2>& rows, const Ids& ids, const Patches& p,
 
 }  // namespace
 
-template <typename T>
 static void gather_patches(Address volume_address, Sizes<5> volume_strides, Sizes<5> volume_sizes, Address ids_address,
-                           Sizes<2> ids_strides, int64_t keep, Sizes<3> patch, Address out_address, int threads) {
+                           Sizes<2> ids_strides, int64_t keep, Sizes<3> patch, Address out_address, Dtypes<2> dtypes,
+                           int threads) {
     nb::gil_scoped_release release;
     check_threads(threads);
-    const Volume<const T> volume(volume_address, volume_strides);
     const Ids ids(ids_address, ids_strides);
     const Patches p(volume_sizes, patch);
-    const int64_t batch = volume_sizes[0];
+    const int64_t batch = volume_sizes[0], elements = p.elements();
     check_ids("ids", ids, batch, keep, p.tokens());
-    gather(volume, ids, p, batch, keep, pointer<float>(out_address), threads);
+    const auto [from, to] = dtypes;
+    const Output out(out_address, to, elements);
+    const Buffers buffers(from != to, threads, 2, elements);
+    const auto as_float = [&](auto type) {
+        using T = decltype(type);
+        const Volume<const T> volume(volume_address, volume_strides);
+        gather<float>(volume, ids, p, batch, keep, threads, [&](int64_t row, auto run) {
+            float* target = out.row(row, buffers[0]);
+            run(target);
+            out.store(row, target);
+        });
+    };
+    switch (from) {
+        case FLOAT32: return as_float(float());
+        case INT16: return as_float(int16_t());
+        case UINT8: return as_float(uint8_t());
+    }
+    const int half = from;
+    const bool is_copy = from == to;
+    const Volume<const uint16_t> volume(volume_address, volume_strides);
+    gather<uint16_t>(volume, ids, p, batch, keep, threads, [&](int64_t row, auto run) {
+        if (is_copy) return run(reinterpret_cast<uint16_t*>(out.at(row)));
+        auto* patch = reinterpret_cast<uint16_t*>(buffers[0]);
+        run(patch);
+        float* target = out.row(row, buffers[1]);
+        widen(target, patch, half, elements);
+        out.store(row, target);
+    });
 }
 
 static void scatter_patches(Address rows_address, Sizes<2> rows_strides, Address ids_address, Sizes<2> ids_strides,
@@ -135,16 +163,10 @@ static void scatter_patches(Address rows_address, Sizes<2> rows_strides, Address
     scatter(rows, ids, p, batch, keep, volume, threads);
 }
 
-template <typename T> static void bind_gather(nb::module_& module, const char* name) {
-    module.def(name, &gather_patches<T>, nb::arg("volume"), nb::arg("volume_strides"), nb::arg("volume_sizes"),
-               nb::arg("ids"), nb::arg("ids_strides"), nb::arg("keep"), nb::arg("patch"), nb::arg("out"),
-               nb::arg("threads"));
-}
-
 void bind_patch_embed(nb::module_& module) {
-    bind_gather<float>(module, "gather_patches_float32");
-    bind_gather<int16_t>(module, "gather_patches_int16");
-    bind_gather<uint8_t>(module, "gather_patches_uint8");
+    module.def("gather_patches", &gather_patches, nb::arg("volume"), nb::arg("volume_strides"), nb::arg("volume_sizes"),
+               nb::arg("ids"), nb::arg("ids_strides"), nb::arg("keep"), nb::arg("patch"), nb::arg("out"),
+               nb::arg("dtypes"), nb::arg("threads"));
     module.def("scatter_patches", &scatter_patches, nb::arg("grad_rows"), nb::arg("grad_rows_strides"), nb::arg("ids"),
                nb::arg("ids_strides"), nb::arg("keep"), nb::arg("patch"), nb::arg("out_volume"),
                nb::arg("volume_sizes"), nb::arg("threads"));

@@ -20,7 +20,6 @@ from ..checks import (
     check_vector,
 )
 from ..dispatch import Arguments, Reason, declare, native_refuses, triton_refuses
-from ..linear import refuse_native_product
 from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import patch_embed_reference, token_count
 
@@ -192,7 +191,7 @@ declare_operator(
 
 def embedding_native_refuses(arguments: Arguments) -> Reason:
     """Return None if the native kernels can embed these patches, else the reason."""
-    return refuse_native_product(arguments["weight"]) or native_refuses(_tensors(arguments))
+    return native_refuses(_tensors(arguments))
 
 
 def embedding_triton_refuses(arguments: Arguments) -> Reason:

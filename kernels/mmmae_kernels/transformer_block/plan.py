@@ -13,7 +13,7 @@ from ..add_layer_norm.op import dtypes_of, refuse_long_rows
 from ..attention.op import ATTENTION, FLASH, attention_backend
 from ..autocast import matmul_dtype
 from ..dispatch import Arguments, Op, Reason, tensors_of
-from ..linear import Matmuls, matmuls_for, refuse_native_product
+from ..linear import Matmuls, matmuls_for
 
 
 class Plan(NamedTuple):
@@ -54,7 +54,7 @@ def make_plan(op: Op, call: Any, attention: str, tensors: Sequence[Tensor | None
 
 def native_refuses(arguments: Arguments) -> Reason:
     """Return None if the native kernels support the call, else the reason."""
-    return refuse_native_product(arguments["weights"].qkv_weight) or dispatch.native_refuses(_floats(arguments))
+    return dispatch.native_refuses(_floats(arguments))
 
 
 def triton_refuses(arguments: Arguments) -> Reason:
