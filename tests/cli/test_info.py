@@ -27,6 +27,8 @@ def test_info_names_each_op_and_each_reason(capsys):
         ("gfx942:bf16", "flash_attn_2"),
         ("cpu:fp32", "native"),
         ("sm_75:fp32:80", "sdpa"),
+        ("sm_120:fp32", "torch_efficient"),
+        ("cpu:fp16", "torch_cpu"),
     ],
 )
 def test_info_names_the_attention_of_another_machine_and_why_not_the_others(capsys, target, chosen):

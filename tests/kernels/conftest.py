@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmmae_kernels.attention import call
-from mmmae_kernels.attention.backends import packages
+from mmmae_kernels.attention.backends import packages, torch_operators
 from mmmae_kernels.attention.backends.flash import flash_backend
 from mmmae_kernels.cpu import library as native
-from tests.kernels.attention_stand_ins import STAND_INS, plain
+from tests.kernels.attention_stand_ins import PACKAGES, STAND_INS, plain
 
 GUARD = -12345
 
@@ -122,16 +122,18 @@ def on_gpu(monkeypatch) -> Iterator[Callable[..., None]]:
 
         def claim(target: str, *installed: str) -> None:
             operators.close()
+            if "torch_cudnn" in installed and "torch_flash" not in installed:
+                installed = (*installed, "torch_flash")  # which serves single queries and keys
             for name in installed:
                 stand_in = STAND_INS[name]
                 stand_in.calls.clear()
                 if hasattr(stand_in, "registered"):
-                    if any(
-                        name.startswith(f"{stand_in.NAMESPACE}::") for name in torch._C._dispatch_get_all_op_names()
-                    ):
+                    loaded = torch._C._dispatch_get_all_op_names()
+                    if name in PACKAGES and any(other.startswith(f"{stand_in.NAMESPACE}::") for other in loaded):
                         pytest.skip(f"the real {name} is loaded, its operators can't be registered twice")
                     operators.enter_context(stand_in.registered())
-            modules = {flash_backend(name).PACKAGE[1]: STAND_INS[name] for name in installed}
+            modules = {flash_backend(name).PACKAGE[1]: STAND_INS[name] for name in installed if name in PACKAGES}
+            built = [flash_backend(name).FORWARD for name in installed if name not in PACKAGES]
             monkeypatch.setattr(call, "target_of", lambda device, index: target)
             monkeypatch.setattr(plain, "target", target)
             monkeypatch.setattr(torch.version, "hip", "6.4" if target.startswith("gfx") else None)
@@ -141,6 +143,13 @@ def on_gpu(monkeypatch) -> Iterator[Callable[..., None]]:
                 lambda distribution, module: None if module in modules else f"{distribution} is not installed",
             )
             monkeypatch.setattr(packages, "load", lambda module: modules[module])
+            monkeypatch.setattr(
+                torch_operators,
+                "gpu_missing",
+                lambda forward, backward: None if forward in built else "there is no GPU that torch can use",
+            )
+            monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+            monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
 
         yield claim
     for stand_in in STAND_INS.values():

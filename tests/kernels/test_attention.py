@@ -39,7 +39,8 @@ class Runner:
 
 
 HERE = [
-    *(Runner("native", torch.float32) for _ in range(native.unavailable_reason() is None)),
+    *(Runner("native", dtype) for dtype in (torch.float32, torch.bfloat16) if native.unavailable_reason() is None),
+    *(Runner("torch_cpu", dtype) for dtype in (torch.float32, torch.bfloat16)),
     *(Runner("sdpa", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)),
     *(Runner("eager", dtype) for dtype in (torch.float32, torch.bfloat16)),
 ]
@@ -52,8 +53,12 @@ STAND_IN = [
     Runner("flash_attn_2", torch.bfloat16, target="gfx942"),
     Runner("xformers", torch.float16, target="sm80"),
     Runner("xformers", torch.bfloat16, target="sm90"),
+    Runner("torch_cudnn", torch.bfloat16, target="sm90"),
+    Runner("torch_flash", torch.float16, target="sm80"),
+    Runner("torch_efficient", torch.float32, target="sm90"),
 ]
 ON_GPU = [Runner(name, t, "cuda") for name in BACKENDS for t in (torch.float32, torch.float16, torch.bfloat16) if GPU]
+MASKING = ("native", "sdpa", "eager")  # the backends that take a mask of present keys
 RUNNERS = [*HERE, *(runner for runner in ON_GPU if runner.reason() is None), *STAND_IN]
 
 
@@ -83,7 +88,7 @@ def test_attention_and_its_gradients_are_those_of_the_definition(start, runner, 
 
 
 @pytest.mark.parametrize("case", MASKED, ids=str)
-@pytest.mark.parametrize("runner", [runner for runner in RUNNERS if runner.backend in BACKENDS[-3:]], ids=str)
+@pytest.mark.parametrize("runner", [runner for runner in RUNNERS if runner.backend in MASKING], ids=str)
 def test_what_absent_keys_hold_does_not_matter(start, runner, case):
     start(runner)
     check(case, runner.dtype, device=runner.device)
@@ -104,7 +109,7 @@ def test_a_sample_without_keys_gets_zeros_and_gives_none(start, runner):
     q, k, v = (draw(2, 5, 2, 32, seed=seed).to(runner.device, runner.dtype) for seed in range(3))
     leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
     present = torch.tensor([[False] * 5, [True] * 5], device=runner.device)
-    if runner.backend in list(FLASH)[:-1]:
+    if runner.backend not in MASKING:
         with pytest.raises(ValueError, match=f"'{runner.backend}' does not support this call: .*key_present"):
             attention(*leaves, key_present=present)
         return
@@ -149,7 +154,7 @@ def test_a_call_without_samples_or_tokens_is_served(on_gpu, runner):
 @pytest.mark.parametrize("runner", RUNNERS, ids=str)
 def test_repeats_are_bitwise_equal_in_deterministic_mode(start, runner, poisoned):
     """And no element of a gradient is left as memory was."""
-    if runner.backend == "xformers":
+    if runner.backend in ("xformers", "torch_cudnn"):
         pytest.skip("it is refused in deterministic mode")
     start(runner)
     qkv = draw(8, 21, 3, 2, 32).to(runner.device, runner.dtype).requires_grad_()

@@ -30,19 +30,25 @@ def choice(dtype, width=32, backend="auto"):
 @pytest.mark.parametrize(
     ("target", "dtype", "installed", "expected"),
     [
-        *(("sm90", BRAIN, ALL[first:], (*ALL, "sdpa")[first]) for first in range(5)),
+        *(("sm90", BRAIN, ALL[first:], (*ALL, "sdpa")[first]) for first in range(8)),
         ("sm100", BRAIN, ALL, "flash_attn_4"),
         ("sm120", HALF, ALL, "flash_attn_4"),
         ("sm120", HALF, ALL[1:], "flash_attn_2"),
+        ("sm120", HALF, ALL[3:], "torch_flash"),
+        ("sm100", BRAIN, ALL[3:], "torch_cudnn"),
+        ("gfx942", BRAIN, ALL[4:], "torch_flash"),
+        ("gfx942", SINGLE, ALL, "torch_efficient"),
         ("sm80", HALF, ALL, "flash_attn_2"),
         ("sm86", BRAIN, ALL[3:], "xformers"),
         ("gfx942", HALF, ALL, "flash_attn_2"),
         ("gfx942", HALF, ALL[3:], "xformers"),
         ("gfx1100", HALF, ALL, "sdpa"),
         ("sm75", HALF, ALL, "sdpa"),
-        ("sm90", SINGLE, ALL, "sdpa"),
+        ("sm90", SINGLE, ALL, "torch_efficient"),
+        ("sm90", torch.float64, ALL, "sdpa"),
+        ("sm75", SINGLE, ALL, "sdpa"),
         ("mps", HALF, ALL, "sdpa"),
-        ("cpu", BRAIN, ALL, "sdpa"),
+        ("cpu", HALF, ALL, "torch_cpu"),
         ("cpu", torch.float64, ALL, "sdpa"),
     ],
 )
@@ -52,14 +58,15 @@ def test_the_fastest_that_can_is_chosen(on_gpu, target, dtype, installed, expect
     assert choice(dtype, backend=expected) == expected
 
 
-def test_on_the_cpu_native_attention_is_chosen_for_float32():
+@pytest.mark.parametrize("dtype", [SINGLE, BRAIN])
+def test_on_the_cpu_native_attention_is_chosen_for_float32_and_bfloat16(dtype):
     if native.unavailable_reason() is not None:
         pytest.skip(native.unavailable_reason())
-    assert choice(SINGLE) == "native"
-    assert choice(SINGLE, width=257) == "sdpa"
+    assert choice(dtype) == "native"
+    assert choice(dtype, width=257) == "torch_cpu"
 
 
-NVIDIA_4, AMD = "compute capability 9 to 12", "gfx90a, gfx942"
+NVIDIA_4, NVIDIA_2, AMD = "compute capability 9 to 12", "compute capability 8.0 to 12.1", "gfx90a, gfx942"
 WRONG_TYPE = "the tensors have dtype torch.float32, it takes float16 and bfloat16"
 
 
@@ -100,8 +107,39 @@ WRONG_TYPE = "the tensors have dtype torch.float32, it takes float16 and bfloat1
         ),
         ("xformers", Call("sm90", HALF, 64, deterministic=True), "its backward has no deterministic mode"),
         ("native", Call("sm90", SINGLE, 64), "the tensors are on sm90, native kernels run on the CPU"),
-        ("native", Call("cpu", BRAIN, 64), "the tensors have dtype torch.bfloat16, native kernels take float32"),
+        (
+            "native",
+            Call("cpu", HALF, 64),
+            "the tensors have dtype torch.float16, native kernels take float32 and bfloat16",
+        ),
         ("native", Call("cpu", SINGLE, 257), "the head width is 257, native kernels take up to 256"),
+        ("torch_cudnn", Call("sm80", HALF, 64), "it is for compute capability 9.0, 10.0 and 10.3, not sm80"),
+        ("torch_cudnn", Call("sm90", HALF, 136), "the head width is 136, it takes multiples of 8 up to 128"),
+        ("torch_cudnn", Call("sm90", HALF, 64, deterministic=True), "its backward has no deterministic mode"),
+        ("torch_flash", Call("sm75", HALF, 64), f"its kernels are for {NVIDIA_2} and for {AMD}, gfx950, not sm75"),
+        (
+            "torch_flash",
+            Call("gfx1100", HALF, 64),
+            f"its kernels are for {NVIDIA_2} and for {AMD}, gfx950, not gfx1100",
+        ),
+        (
+            "torch_flash",
+            Call("sm89", HALF, 208),
+            "the head width is 208, its backward on sm89 takes none from 200 to 224",
+        ),
+        ("torch_flash", Call("sm90", SINGLE, 64), WRONG_TYPE),
+        ("torch_flash", Call("sm90", HALF, 64, masked=True), "it does not support key_present"),
+        ("torch_efficient", Call("cpu", SINGLE, 64), f"its kernels are for {NVIDIA_2} and for {AMD}, gfx950, not cpu"),
+        ("torch_efficient", Call("sm90", SINGLE, 66), "the head width is 66, it takes multiples of 4 up to 256"),
+        ("torch_efficient", Call("sm90", HALF, 68), "the head width is 68, it takes multiples of 8 up to 256"),
+        ("torch_efficient", Call("sm90", SINGLE, 64, masked=True), "it does not support key_present"),
+        (
+            "torch_efficient",
+            Call("sm90", torch.float64, 64),
+            "the tensors have dtype torch.float64, it takes float32, float16 and bfloat16",
+        ),
+        ("torch_cpu", Call("sm90", HALF, 64), "the tensors are on sm90, it runs on the CPU"),
+        ("torch_cpu", Call("cpu", HALF, 64, masked=True), "it does not support key_present"),
     ],
 )
 def test_a_backend_that_cannot_serve_says_why(on_gpu, backend, call, reason):
@@ -168,6 +206,8 @@ def test_what_serves_a_call_by_deterministic_mode(on_gpu, poisoned):
     assert choice(HALF) == "flash_attn_2"
     on_gpu("sm90", "flash_attn_3", "xformers")
     assert choice(HALF, 256) == "sdpa"
+    on_gpu("sm90", *ALL[3:])
+    assert choice(HALF) == "torch_flash"
     with pytest.raises(ValueError, match="its backward has no deterministic mode"):
         choice(HALF, backend="xformers")
 
@@ -194,11 +234,11 @@ def test_a_library_reads_packed_tensors_where_they_lie_and_writes_packed_gradien
     out = concat_attention(qkv, vectors, present, backend=backend) if merged else attention(qkv, backend=backend)
     (gradient,) = torch.autograd.grad(out, qkv, torch.ones_like(out))
     forward, backward = STAND_INS[backend].calls
-    names = ("query", "key", "value") if backend == "xformers" else ("q", "k", "v")
+    names = ("q", "k", "v") if backend.startswith("flash_attn") else ("query", "key", "value")
     for call in (forward, backward):
         for place, name in enumerate(names):
             assert call[name].data_ptr() == qkv[:, :, place].data_ptr()
-    if backend != "xformers":
+    if backend.startswith("flash_attn"):
         for place, name in enumerate(("dq", "dk", "dv")):
             assert backward[name].data_ptr() == gradient[:, :, place].data_ptr()
 
@@ -242,7 +282,10 @@ def test_an_outdated_operator_is_refused(on_gpu, monkeypatch):
         choice(HALF, backend="flash_attn_3")
 
 
-KNOWN = "auto, flash_attn_4, flash_attn_3, flash_attn_2, xformers, native, sdpa, eager"
+KNOWN = (
+    "auto, flash_attn_4, flash_attn_3, flash_attn_2, xformers, native, torch_cudnn, torch_flash, torch_efficient, "
+    "torch_cpu, sdpa, eager"
+)
 HEADS = torch.zeros(2, 3, 4, 8)
 PACKED, VECTORS, PRESENT = torch.zeros(2, 3, 3, 4, 8), torch.zeros(2, 1, 2, 4, 8), torch.ones(2, 1, dtype=torch.bool)
 
@@ -295,7 +338,7 @@ def test_the_environment_chooses_and_an_argument_overrides_it(on_gpu, monkeypatc
     monkeypatch.setenv("MMMAE_ATTENTION", "flash_attn_2")
     attention(qkv)
     attention(qkv, backend="flash_attn_3")
-    assert [len(STAND_INS[name].calls) for name in ALL] == [0, 1, 1, 0]
+    assert [len(STAND_INS[name].calls) for name in ALL] == [0, 1, 1, 0, 0, 0, 0]
     monkeypatch.setenv("MMMAE_ATTENTION", "flsh")
     with pytest.raises(ValueError, match=f"MMMAE_ATTENTION is 'flsh', must be one of {KNOWN}"):
         attention(qkv)
@@ -313,3 +356,4 @@ def test_explain_tells_what_serves(on_gpu):
     assert answers["flash_attn_4"] == "flash-attn-4 is not installed"
     assert answers["flash_attn_3"] == "flash-attn-3 is not installed"
     assert answers["xformers"] == "xformers is not installed"
+    assert answers["torch_flash"] == "there is no GPU that torch can use"

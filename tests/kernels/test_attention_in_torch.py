@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from mmmae_kernels import attention, concat_attention
-from mmmae_kernels.attention.op import FLASH
 from mmmae_kernels.cpu import library as native
 from tests.cases.case import draw
+from tests.kernels.attention_stand_ins import STAND_INS
 
 pytestmark = pytest.mark.xdist_group("compile")  # one process loads the compiler
 needs_library = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
-HERE = [pytest.param("native", marks=needs_library), "sdpa", "eager"]
+HERE = [pytest.param("native", marks=needs_library), "torch_cpu", "sdpa", "eager"]
 COPIES = {f"aten::{name}" for name in ("cat", "stack", "copy_", "fill_", "zero_", "clone", "add", "add_")}
 
 
@@ -56,7 +56,7 @@ def test_guidance_copies_nothing_of_the_tokens_and_adds_to_their_queries_in_plac
     assert ("aten::add_", [[2, 50, 2, 8], [2, 50, 2, 8], []]) in events
 
 
-@pytest.mark.parametrize("backend", HERE[:2])  # `eager` is traced below, by export
+@pytest.mark.parametrize("backend", HERE[:-1])  # `eager` is traced below, by export
 def test_a_call_compiles_in_one_graph_for_any_size(backend):
     torch._dynamo.reset()
 
@@ -74,7 +74,7 @@ def test_a_call_compiles_in_one_graph_for_any_size(backend):
         torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("backend", list(FLASH)[:-1])
+@pytest.mark.parametrize("backend", [name for name in STAND_INS if name != "torch_efficient"])
 def test_a_librarys_call_compiles_in_one_graph(on_gpu, backend):
     on_gpu("sm90", backend)
     torch._dynamo.reset()
@@ -107,7 +107,7 @@ class Both(torch.nn.Module):
         )
 
 
-@pytest.mark.parametrize("backend", [*HERE, "auto"])
+@pytest.mark.parametrize("backend", [HERE[0], *HERE[2:], "auto"])  # those that take absent keys
 def test_a_module_is_exported_for_any_size(backend):
     module = Both(backend)
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
@@ -134,7 +134,7 @@ def test_autocast_decides_the_type(backend):
     torch.testing.assert_close(outputs[0], plain, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("backend", list(FLASH)[:-1])
+@pytest.mark.parametrize("backend", STAND_INS)
 def test_autocast_rounds_nothing_of_a_merge_but_its_arguments(on_gpu, backend):
     on_gpu("sm90", backend)
     qkv, vectors, present = packed(width=32)

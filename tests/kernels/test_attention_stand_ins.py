@@ -1,15 +1,54 @@
 """Stand-ins refuse what the libraries refuse, and what these would answer with wrong memory."""
 
+import functools
 import itertools
 
 import pytest
 import torch
 
-from tests.kernels.attention_stand_ins import STAND_INS, flash_attn_2, flash_attn_4, plain, xformers
+from tests.kernels.attention_stand_ins import (
+    STAND_INS,
+    flash_attn_2,
+    flash_attn_4,
+    plain,
+    torch_operators,
+    xformers,
+)
 from tests.kernels.attention_stand_ins.plain import Corrupts
 
 SCALE = 32**-0.5
 PLAIN = {"dropout_p": 0.0, "softmax_scale": SCALE, **flash_attn_2.PLAIN}
+OPERATORS = {
+    "torch_cudnn": torch_operators.CUDNN,
+    "torch_flash": torch_operators.FLASH,
+    "torch_efficient": torch_operators.EFFICIENT,
+}
+
+
+def forward_by_pytorch(library, given, **options):
+    masks = () if library == "torch_flash" else (None, True)
+    q, k, v = (given[name].transpose(1, 2) for name in "qkv")
+    return getattr(torch.ops.aten, OPERATORS[library])(q, k, v, *masks, **options)
+
+
+def backward_by_pytorch(library, given, **options):
+    names = ("dout", "q", "k", "v", *(() if library == "torch_efficient" else ("out",)))
+    lse, lengths = given["lse"], {"max_q": given["q"].shape[1], "max_k": given["k"].shape[1]}
+    if library == "torch_efficient":
+        lse = torch.nn.functional.pad(lse, (0, 27), value=torch.inf)
+        lengths = {"attn_bias": None, "out": given["out"].transpose(1, 2), "grad_input_mask": [True, True, True, False]}
+    else:
+        lengths |= {"cum_seq_q": None, "cum_seq_k": None}
+    if library == "torch_cudnn":
+        lse, lengths = lse[..., None], {**lengths, "attn_bias": None}
+    seed = torch.empty(2, dtype=torch.uint64) if library == "torch_flash" else torch.empty((), dtype=torch.int64)
+    offset = torch.empty((), dtype=seed.dtype)
+    arguments = {"logsumexp": lse, **lengths, "philox_seed": seed, "philox_offset": offset}
+    operator = getattr(torch.ops.aten, f"{OPERATORS[library]}_backward")
+    tensors = [given[name].transpose(1, 2) for name in names]
+    return operator(*tensors, **{**arguments, "dropout_p": 0.0, "is_causal": False, **options})
+
+
 FORWARDS = {
     "flash_attn_4": lambda t, **o: flash_attn_4._flash_attn_fwd(t["q"], t["k"], t["v"], **{"return_lse": True, **o}),
     "flash_attn_3": lambda t, **o: torch.ops.flash_attn_3.fwd(t["q"], t["k"], t["v"], **{"num_splits": 1, **o}),
@@ -17,6 +56,7 @@ FORWARDS = {
         t["q"], t["k"], t["v"], **{"return_softmax": False, **PLAIN, **o}
     ),
     "xformers": lambda t, **o: xformers.memory_efficient_attention_forward_requires_grad(t["q"], t["k"], t["v"], **o),
+    **{library: functools.partial(forward_by_pytorch, library) for library in OPERATORS},
 }
 BACKWARDS = {
     "flash_attn_4": lambda t, **o: flash_attn_4._flash_attn_bwd(**t, **o),
@@ -30,9 +70,11 @@ BACKWARDS = {
     "xformers": lambda t, **o: xformers.memory_efficient_attention_backward(
         t["dout"], t["out"], t["lse"], t["q"], t["k"], t["v"], **o
     ),
+    **{library: functools.partial(backward_by_pytorch, library) for library in OPERATORS},
 }
-ERRORS = {"flash_attn_4": AssertionError, "flash_attn_3": RuntimeError, "flash_attn_2": RuntimeError}
+ERRORS = {"flash_attn_4": AssertionError, **dict.fromkeys(("flash_attn_3", "flash_attn_2", *OPERATORS), RuntimeError)}
 OF_XFORMERS = (ValueError, NotImplementedError)
+RETURNING = ("xformers", *OPERATORS)  # they take no places for gradients
 GIVEN = ("q", "k", "v", "out", "dout")
 WRITTEN = ("dq", "dk", "dv")
 
@@ -71,7 +113,7 @@ def library(request, on_gpu):
 
 
 def test_a_right_call_is_served(library):
-    for width in (8, 32, 256):
+    for width in (8, 32, 128 if library == "torch_cudnn" else 256):
         given = tensors(width=width)
         FORWARDS[library](given)
         BACKWARDS[library](given)
@@ -83,7 +125,7 @@ def test_views_of_one_packed_tensor_are_served_and_written(library):
     given = {**tensors(keys=5), "q": q, "k": k, "v": v, "dq": dq, "dk": dk, "dv": dv}
     FORWARDS[library](given)
     BACKWARDS[library](given)
-    assert library == "xformers" or dqkv.isfinite().all()
+    assert library in RETURNING or dqkv.isfinite().all()
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -94,18 +136,20 @@ def test_wrong_inputs_are_refused(library, name):
     for call in calls:
         for wrong in (good[name].float(), good[name].bfloat16(), good[name][0], good[name][..., :1, :]):
             refused(call, {**good, name: wrong}, error)
-        refused(call, {**good, name: good[name].to("meta")}, error)
-        copied = (library, name) == ("xformers", "dout")  # where it has gaps
+        if library not in OPERATORS:  # which compute nothing for tensors on meta
+            refused(call, {**good, name: good[name].to("meta")}, error)
+        copied = library in RETURNING and (name == "dout" or (name == "out" and library in OPERATORS))  # with gaps
         for wrong in (shifted(good[name]), *([] if copied else [with_gaps(good[name])])):
             refused(call, {**good, name: wrong}, Corrupts)
-        refused(call, {**good, name: good[name].clone().requires_grad_()}, Corrupts)
+        if library not in OPERATORS:  # whose gradients PyTorch knows
+            refused(call, {**good, name: good[name].clone().requires_grad_()}, Corrupts)
         with torch.no_grad():
             call({**good, name: good[name].clone().requires_grad_()})
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_wrong_places_for_gradients_are_refused(library, name):
-    if library == "xformers":
+    if library in RETURNING:
         pytest.skip("it takes none")
     good = tensors()
     for wrong in (good[name].float(), good[name][:, 1:], spread(good[name])):
@@ -139,7 +183,8 @@ def test_wrong_log_sum_exps_are_refused(library):
     refused(BACKWARDS[library], {**good, "lse": lse[0]}, shapes)
     types = AssertionError if library == "flash_attn_4" else Corrupts
     refused(BACKWARDS[library], {**good, "lse": lse.double()}, types)
-    refused(BACKWARDS[library], {**good, "lse": lse.transpose(0, 1).contiguous().transpose(0, 1)}, Corrupts)
+    if library != "torch_efficient":
+        refused(BACKWARDS[library], {**good, "lse": lse.transpose(0, 1).contiguous().transpose(0, 1)}, Corrupts)
     longer = {**good, "lse": torch.nn.functional.pad(lse, (0, 3), value=torch.inf)}
     if library == "xformers":
         BACKWARDS[library](longer)
@@ -151,14 +196,14 @@ def test_unknown_and_missing_options_are_refused(library):
     good = tensors()
     for call in (FORWARDS[library], BACKWARDS[library]):
         refused(call, good, (TypeError, RuntimeError), window_size=(-1, -1))
-        refused(call, good, NotImplementedError, **({"p": 0.1} if library == "xformers" else FIRST_OPTION[library]))
+        refused(call, good, NotImplementedError, **FIRST_OPTION.get(library, {"is_causal": True}))
     if library == "flash_attn_2":
         refused(FORWARDS[library], good, RuntimeError, softmax_scale=None)
         with pytest.raises(RuntimeError, match="missing value for argument"):
             flash_attn_2._wrapped_flash_attn_forward(good["q"], good["k"], good["v"])
 
 
-FIRST_OPTION = {"flash_attn_4": {"causal": True}, "flash_attn_3": {"is_causal": True}, "flash_attn_2": {"causal": True}}
+FIRST_OPTION = {"flash_attn_4": {"causal": True}, "flash_attn_2": {"causal": True}, "xformers": {"p": 0.1}}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +217,9 @@ FIRST_OPTION = {"flash_attn_4": {"causal": True}, "flash_attn_3": {"is_causal": 
         ("flash_attn_2", "gfx1100", RuntimeError, RuntimeError),
         ("flash_attn_2", "gfx942", None, Corrupts),  # it reads a state of dropout
         ("xformers", "sm100", NotImplementedError, NotImplementedError),
+        ("torch_flash", "sm75", RuntimeError, RuntimeError),
+        ("torch_flash", "gfx942", None, Corrupts),  # it takes another state of dropout
+        ("torch_efficient", "gfx942", None, Corrupts),  # it takes no more log-sum-exps than rows
     ],
 )
 def test_other_gpus_are_refused(on_gpu, library, target, forward, backward):
@@ -201,8 +249,11 @@ def test_log_sum_exps_come_as_each_library_gives_them(library):
     results = FORWARDS[library](tensors())
     lse = results[1]
     assert lse.dtype == torch.float32
-    assert len(results) == {"flash_attn_4": 5, "flash_attn_3": 4, "flash_attn_2": 4, "xformers": 2}[library]
-    assert lse.shape == (2, 2, 32 if library == "xformers" else 5)
+    counts = {"flash_attn_4": 5, "flash_attn_3": 4, "flash_attn_2": 4, "xformers": 2, "torch_efficient": 4}
+    assert len(results) == counts.get(library, 9)
+    if library == "torch_cudnn":
+        lse = lse.squeeze(3)
+    assert lse.shape == (2, 2, 32 if library in ("xformers", "torch_efficient") else 5)
     assert (lse[..., 5:] == torch.inf).all()
     if library == "flash_attn_4":
         assert FORWARDS[library](tensors(), return_lse=False)[1] is None
@@ -212,3 +263,16 @@ def test_every_call_is_kept(library):
     FORWARDS[library](tensors())
     BACKWARDS[library](tensors())
     assert len(STAND_INS[library].calls) == 2
+
+
+@pytest.mark.parametrize("library", OPERATORS)
+def test_results_are_laid_out_as_pytorch_says_that_they_are(on_gpu, library):
+    on_gpu("sm90", library)
+    given = {**tensors(keys=5), **dict(zip("qkv", torch.randn(2, 5, 3, 2, 32).half().unbind(2), strict=True))}
+    on_meta = {name: tensor.to("meta") for name, tensor in given.items()}
+    for calls in (FORWARDS, BACKWARDS):
+        for result, expected in zip(calls[library](given), calls[library](on_meta), strict=True):
+            if isinstance(expected, torch.Tensor) and expected.numel():
+                assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+            if isinstance(expected, torch.Tensor) and expected.dim() == 4 and expected.shape[3] > 1:
+                assert result.stride() == expected.stride()

@@ -21,6 +21,13 @@ def attention_backward_macs(grad: object, projected: Sequence[Sequence[int]], *r
     return attention_macs(projected) // 2 * 5
 
 
+def attention_backward_launches(
+    grad: object, projected: Sequence[object], key_present: object, out: object, lse: object, backend: str
+) -> int:
+    """Return 1 for the backend, and 1 to pack gradients that it can't write into a packed tensor."""
+    return 1 + (len(projected) < 3 and backend not in WRITING)
+
+
 def merge_macs(q: Sequence[int], out: object, lse: object, vectors: Sequence[int], *rest: object) -> int:
     """Return the multiply-adds of scores and weighted values of the vectors, absent ones included."""
     return 2 * math.prod(q) * vectors[1]
@@ -38,7 +45,8 @@ MACS: dict[str, Callable[..., int]] = {
     "mmmae::merge_vectors_backward": merge_backward_macs,
 }
 WITHOUT_MACS: tuple[str, ...] = ()
-LAUNCHES: dict[str, Callable[..., int]] = {}
+WRITING = ("flash_attn_4", "flash_attn_3", "flash_attn_2", "native")  # backends that write into given gradients
+LAUNCHES: dict[str, Callable[..., int]] = {"mmmae::attention_backward": attention_backward_launches}
 
 
 def compile_cases(dtype: torch.dtype) -> None:

@@ -14,7 +14,18 @@ from ..autocast import is_autocast
 from ..checks import check_device, check_floating, check_rank, check_shape, check_tensor, described
 from ..gpu import executors
 from ..operators import fast_apply
-from .backends import flash_attn_2, flash_attn_3, flash_attn_4, native, sdpa, xformers
+from .backends import (
+    flash_attn_2,
+    flash_attn_3,
+    flash_attn_4,
+    native,
+    sdpa,
+    torch_cpu,
+    torch_cudnn,
+    torch_efficient,
+    torch_flash,
+    xformers,
+)
 from .backends.flash import FlashBackend
 from .call import Call, call_of
 from .guidance import MergedAttention, merging_backend
@@ -28,6 +39,10 @@ FLASH: dict[str, FlashBackend] = {
     "flash_attn_2": flash_attn_2,
     "xformers": xformers,
     "native": native,
+    "torch_cudnn": torch_cudnn,
+    "torch_flash": torch_flash,
+    "torch_efficient": torch_efficient,
+    "torch_cpu": torch_cpu,
 }
 PLAIN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
     "sdpa": sdpa.attention_sdpa,
@@ -55,8 +70,9 @@ def attention(
         v: `[B, Nk, h, d]`.
         key_present: `[B, Nk]` bool, False for keys to ignore; None means all are present. The contents of absent keys
             and values do not matter. The result is zero for a sample without keys.
-        backend: `flash_attn_4`, `flash_attn_3`, `flash_attn_2`, `xformers`, `native`, `sdpa`, `eager`, or `auto`: that
-            of the environment variable `MMMAE_ATTENTION`, else the first one that supports the call.
+        backend: `flash_attn_4`, `flash_attn_3`, `flash_attn_2`, `xformers`, `native`, `torch_cudnn`, `torch_flash`,
+            `torch_efficient`, `torch_cpu`, `sdpa`, `eager`, or `auto`: that of the environment variable
+            `MMMAE_ATTENTION`, else the first one that supports the call.
 
     Returns:
         `[B, Nq, h, d]`, in autocast's dtype under autocast.

@@ -43,8 +43,18 @@ def _backward(
     if _is_empty(q, k):
         return [tensor.new_zeros(tensor.shape) for tensor in projected]
     gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in projected]
-    flash_backend(backend).attention_backward(grad, (q, k, v), key_present, out, lse, unpacked(gradients))
-    return gradients
+    given = flash_backend(backend).attention_backward(grad, (q, k, v), key_present, out, lse, unpacked(gradients))
+    return gradients if given is None else _packed(given, gradients)
+
+
+def _packed(given: Triple, places: list[Tensor]) -> list[Tensor]:
+    """Return the gradients of q, k and v packed as `places` are, whose packed tensor receives them in one launch."""
+    *alone, last = places
+    parts = 3 - len(alone)
+    if parts > 1:
+        torch.stack(given[-parts:], dim=2, out=last)
+        return [gradient.contiguous() for gradient in given[:-parts]] + [last]
+    return [gradient.contiguous() for gradient in given]
 
 
 def _forward_fake(projected: Sequence[Tensor], key_present: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:

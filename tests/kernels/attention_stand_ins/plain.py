@@ -27,12 +27,20 @@ def refuse_options(given: dict[str, Any], plain: dict[str, Any]) -> None:
             raise NotImplementedError(f"the stand-in has no {name}")
 
 
-def refuse_shapes(error: type[Exception], q: Tensor, k: Tensor, v: Tensor, **others: Tensor) -> None:
+def refuse_shapes(
+    error: type[Exception],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    dtypes: tuple[torch.dtype, ...] = HALVES,
+    **others: Tensor,
+) -> None:
     """Raise `error` for wrong shapes, dtypes and devices; dk and dv must be like k, others like q."""
     for name, tensor in {"q": q, "k": k, "v": v, **others}.items():
         if tensor.dim() != 4:
             raise error(f"{name} has {tensor.dim()} dimensions")
-        if tensor.dtype not in HALVES or tensor.dtype != q.dtype:
+        if tensor.dtype not in dtypes or tensor.dtype != q.dtype:
             raise error(f"{name} is {tensor.dtype}")
         if tensor.device != q.device:
             raise error(f"{name} is on {tensor.device}")

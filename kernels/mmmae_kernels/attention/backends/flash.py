@@ -37,8 +37,11 @@ class FlashBackend(Protocol):
 
     def attention_backward(
         self, grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
-    ) -> None:
-        """Write the gradients of q, k and v into `gradients`, which may be views of one packed tensor."""
+    ) -> Triple | None:
+        """Write the gradients of q, k and v into `gradients`, which may be views of one packed tensor.
+
+        A backend that can't write into given tensors returns the gradients instead.
+        """
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...dispatch import Reason
 from ..call import HALVES, Call, target_of
+from . import torch_cudnn
 
 # PyTorch's flash kernel is flash-attn 2, which does not use the matrix instructions of Hopper and Blackwell; cuDNN's
 # kernels do. MATH supports everything and keeps the scores in memory.
@@ -63,6 +64,8 @@ def _is_memory_efficient(call: Call) -> bool:
 def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | None) -> Tensor:
     """Compute `attention_eager` by SDPA; its kernels take the transposed views without copies."""
     order = priority(target_of(q.device.type, q.device.index))
+    if order is PRIORITY_FROM_HOPPER and torch_cudnn.cudnn_refuses() is not None:
+        order = PRIORITY
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     with sdpa_kernel(order, set_priority=True):
         if key_present is None:

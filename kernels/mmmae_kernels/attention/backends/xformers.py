@@ -36,10 +36,9 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, key_present: Tensor | Non
 
 def attention_backward(
     grad: Tensor, qkv: Triple, key_present: Tensor | None, out: Tensor, lse: Tensor, gradients: Triple
-) -> None:
+) -> Triple:
     library = packages.load(PACKAGE[1])
     inputs = (aligned_rows(grad), aligned_rows(out), lse.contiguous(), *map(aligned_rows, qkv))
     with on_device_of(grad):
-        given = library.memory_efficient_attention_backward(*inputs, scale=scale_of(grad))
-    for out_gradient, gradient in zip(gradients, given, strict=True):
-        out_gradient.copy_(gradient)  # xformers can't write into given tensors
+        given: Triple = library.memory_efficient_attention_backward(*inputs, scale=scale_of(grad))
+    return given
