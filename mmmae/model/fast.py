@@ -58,7 +58,7 @@ def fast_model(
             weights that `reference_model` draws from the same seed; or an existing model, to share its parameters.
         kernels: backend of the fused ops: `auto`, `triton`, `native` or `eager`.
         attention: backend of attention: `auto`, or one of `flash_attn_4`, `flash_attn_3`, `flash_attn_2`, `xformers`,
-            `native`, `sdpa` and `eager`.
+            `native`, `torch_cudnn`, `torch_flash`, `torch_efficient`, `torch_cpu`, `sdpa` and `eager`.
         compile: compile the forward pass with `torch.compile`: True for its default mode, or one of `default`,
             `reduce-overhead`, `max-autotune` and `max-autotune-no-cudagraphs`.
         overrides: config fields to change.
