@@ -39,13 +39,13 @@ def test_whole_files_give_no_finding(tree):
 
 
 def damage_everything(tree, write_raster):
-    """Damage files in twelve ways, one file each."""
+    """Damage files in thirteen ways, one file each."""
     hsi, rng = tree / "hsi", np.random.default_rng(1)
 
     def cube(name, bands=3, nm=NM):
         return write(write_raster, hsi / name, rng.normal(100, 10, (bands, 16, 20)), nm)
 
-    for name in ("truncated", "nan", "nodata", "band", "constant", "bands", "wavelengths"):
+    for name in ("truncated", "nan", "nodata", "band", "constant", "bands", "wavelengths", "undeclared"):
         np.save(tree / "ir" / f"{name}.npy", rng.normal(size=(8, 10)))
     path = cube("truncated.tif")
     path.write_bytes(path.read_bytes()[:-500])
@@ -60,6 +60,9 @@ def damage_everything(tree, write_raster):
     broken = rng.normal(100, 10, (3, 16, 20))
     broken[2] = 7
     write(write_raster, hsi / "constant.tif", broken)
+    broken = rng.normal(100, 10, (3, 16, 20))
+    broken[:, :5] = -9999
+    write(write_raster, hsi / "undeclared.tif", broken)
     cube("bands.tif", 4, [*NM, 800])
     cube("wavelengths.tif", nm=NM + 40)
     np.save(tree / "ir" / "s1.npy", rng.normal(size=(10, 8)))  # rows and columns exchanged
@@ -78,11 +81,12 @@ def damage_everything(tree, write_raster):
         ("s3.npy", "duplicate"),
         ("s4.npz", "same-stem"),
         ("truncated.tif", "unreadable"),
+        ("undeclared.tif", "undeclared-nodata"),
         ("wavelengths.tif", "wavelengths"),
     ]
 
 
-def test_twelve_kinds_of_damage_are_found_and_no_other(tree, write_raster):
+def test_thirteen_kinds_of_damage_are_found_and_no_other(tree, write_raster):
     expected = damage_everything(tree, write_raster)
     assert found(tree) == sorted((kind, name) for name, kind in expected)
     assert {kind for _, kind in expected} == {kind.value for kind in Kind if kind.is_damage}
@@ -95,13 +99,13 @@ def test_the_command_lists_them_and_fails(tree, write_raster, capsys):
     report = json.loads(printed.out)
     assert sorted((row["path"].rsplit("/", 1)[1], row["kind"]) for row in report["findings"]) == expected
     assert all(row["damage"] and row["subject"] and row["reason"] for row in report["findings"])
-    assert "read 28/28" in printed.err
+    assert "read 30/30" in printed.err
     assert main(["data", "check", str(tree / "ir")]) == 1  # as a folder of cubes
     capsys.readouterr()
     assert main(["data", "check", "--hsi", str(tree / "hsi"), "--aux", f"ir={tree / 'ir'}"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "read 28: 12 findings of 12 kinds of damage"
-    assert len(lines) == 13
+    assert lines[-1] == "read 30: 13 findings of 13 kinds of damage"
+    assert len(lines) == 14
     assert sum("nan.tif: " in line and "1 in band 1" in line for line in lines) == 1
 
 
