@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmmae_kernels import random_masking
+from mmmae_kernels.random_masking import op
 from mmmae_kernels.random_masking.reference import philox_4x32_10, philox_noise
 
 # Known answers of the Random123 library's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
@@ -119,3 +120,20 @@ def test_noise_beyond_32_bits_of_sample_number_differs():
 def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         random_masking(**{"batch": 1, "tokens": 16, "keep": 4, "seed": 0, **arguments})
+
+
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda"), "cuda:1"])
+def test_each_gpu_has_a_choice_of_its_own(monkeypatch, device):
+    keys = []
+
+    def select(key, *arguments):
+        keys.append((key, arguments[4]))
+        return lambda *arguments: (torch.empty(0),) * 3
+
+    monkeypatch.setattr(op, "_usable", {device})
+    monkeypatch.setattr(op.RANDOM_MASKING, "select", select)
+    for index in (0, 1):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda index=index: index)
+        random_masking(1, 4, 2, 0, device=device)
+    expected = [torch.device("cuda", index) for index in ((1, 1) if device == "cuda:1" else (0, 1))]
+    assert keys == [(device, device) for device in expected]

@@ -132,15 +132,23 @@ def _check_device(device: torch.device | str) -> torch.device:
     """Return the device as a torch.device, or raise unless torch can use it."""
     if not isinstance(device, (str, torch.device)):
         raise ValueError(f"device is {described(device)}, expected a torch.device or a name such as 'cpu'")
-    if torch.compiler.is_compiling() or device in _usable:
+    if torch.compiler.is_compiling():
         return torch.device(device)
+    if device in _usable:
+        return _with_index(torch.device(device))
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # AssertionError: torch is built without support for it
         reason = str(error).splitlines()[0]
         raise ValueError(f"device is {str(device)!r}, expected one that torch can use: {reason}") from error
     _usable.add(device)
-    return torch.device(device)
+    return _with_index(torch.device(device))
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """Return the device with its index, so that no choice made for one GPU is taken for another one."""
+    is_any = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if is_any else device
 
 
 _usable: set[torch.device | str] = {"cpu", torch.device("cpu"), "meta", torch.device("meta")}
