@@ -4,8 +4,10 @@ import pytest
 import torch
 import triton
 
+from mmmae_kernels.gpu.config import Config
 from tests.emulator import kernels
 from tests.emulator.ptx import Statistics, execute
+from tests.emulator.ptx.compilation import compile_kernel
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET: nothing is compiled")
 
@@ -54,6 +56,16 @@ def test_elements_equal_torch(target, n):
     assert isinstance(statistics, Statistics)
     assert statistics.instructions > 0
     assert statistics.blocks == -(-n // 256)
+
+
+def test_multiply_adds_are_fused_as_in_our_launches_whatever_the_default(monkeypatch):
+    monkeypatch.setattr(triton.knobs.language, "default_fp_fusion", False)
+    x = torch.randn(8)
+    arguments = {"x_ptr": x, "y_ptr": x, "out_ptr": x, "n": 8, "BLOCK": 256}
+    launched = Config({"BLOCK": 256}).options("sm80")
+    for options, fused in ((launched, True), ({}, True), ({"enable_fp_fusion": False}, False)):
+        compiled, _ = compile_kernel(kernels.scale_where_positive, arguments, "sm80", {"num_warps": 4, **options})
+        assert ("fma.rn.f32" in compiled.ptx) == fused
 
 
 @pytest.mark.parametrize("target", TARGETS)

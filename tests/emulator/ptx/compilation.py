@@ -52,7 +52,7 @@ def compile_kernel(
     """Specialise and compile as a launch with these arguments would, up to the PTX.
 
     Args:
-        options: `num_warps` and the like.
+        options: `num_warps` and the like. Multiply-adds are fused, as in our launches, whatever Triton's default is.
 
     Returns:
         What was compiled, the same object for the same specialisation, and all arguments with defaults filled in.
@@ -66,7 +66,8 @@ def compile_kernel(
     backend = _backend(capability)
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = binder(**arguments)
-    wanted = {"debug": bool(kernel.debug) or triton.knobs.runtime.debug, "instrumentation_mode": "", **options}
+    debug = bool(kernel.debug) or triton.knobs.runtime.debug
+    wanted = {"debug": debug, "instrumentation_mode": "", "enable_fp_fusion": True, **options}
     parsed, signature, constexprs, attributes = kernel._pack_args(backend, wanted, bound, specialization, wanted)
     key = (kernel, kernel.cache_key, str(specialization), capability, str(parsed.__dict__))
     if key not in _COMPILED:
