@@ -33,9 +33,16 @@ def linear_macs(x: Sequence[int], weight: Sequence[int], *rest: object) -> int:
     return math.prod(x) * weight[0]
 
 
-MAC_FORMULAS: dict[str, Callable[..., int]] = {"mkldnn::_linear_pointwise": linear_macs}
+def batched_macs(a: Sequence[int], b: Sequence[int], *rest: object) -> int:
+    """Return the multiply-adds of a batched product of `a [W, R, H]` and `b [W, H, D]`, with a dtype or without."""
+    return math.prod(a) * b[2]
+
+
+MAC_FORMULAS: dict[str, Callable[..., int]] = {"mkldnn::_linear_pointwise": linear_macs, "aten::bmm": batched_macs}
 WITHOUT_MACS: tuple[str, ...] = ()  # operators without matrix products
-LAUNCHES: dict[str, Callable[..., int]] = {}  # kernels that an operator launches on a GPU; 1 for those not listed
+# Kernels that an operator launches on a GPU, 1 for those not listed. Before a batched product with a bias, the bias is
+# copied into the result (ATen/native/cuda/Blas.cpp).
+LAUNCHES: dict[str, Callable[..., int]] = {"aten::baddbmm": lambda *arguments: 2}
 for _costs in _COSTS:
     MAC_FORMULAS |= _costs.MACS
     WITHOUT_MACS += _costs.WITHOUT_MACS
@@ -53,6 +60,7 @@ def _register_formulas(counter: ModuleType) -> None:
         namespace, operator = name.split("::")
         if hasattr(getattr(torch.ops, namespace), operator):  # not every build of torch has oneDNN
             packet = getattr(getattr(torch.ops, namespace), operator)
+            counter.flop_registry.pop(packet, None)  # torch's own formula of bmm takes no dtype of the result
             counter.register_flop_formula(packet)(_as_flops(formula))
 
 

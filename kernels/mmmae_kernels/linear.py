@@ -206,7 +206,7 @@ def matmuls_for(x: Tensor, dtype: torch.dtype, weight_dtype: torch.dtype) -> Mat
     if dtype != weight_dtype:
         # Only NVIDIA's library writes float32 products of half-precision matrices.
         writes_float32 = x.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling()
-        return _INTO_FLOAT32 if writes_float32 and weight_dtype == torch.float32 else _CASTING[weight_dtype]
+        return INTO_FLOAT32 if writes_float32 and weight_dtype == torch.float32 else _CASTING[weight_dtype]
     is_supported = x.is_cpu and dtype == torch.float32
     return _FASTER if ONEDNN_IS_FASTER and is_supported and not torch.compiler.is_compiling() else _TORCH
 
@@ -225,7 +225,7 @@ _TORCH = Matmuls(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x))
 _FASTER = Matmuls(linear_no_grad, lambda grad, weight: linear_no_grad(grad, weight.t()), _faster_weight_gradient)
 # All products of half-precision matrices are summed in float32. This one returns the sum; the others round it to half
 # precision and cast it, in a pass of its own over the gradient.
-_INTO_FLOAT32 = Matmuls(
+INTO_FLOAT32 = Matmuls(
     F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x, out_dtype=torch.float32), torch.float32
 )
 _CASTING = {dtype: _casting(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)}

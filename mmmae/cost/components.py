@@ -23,6 +23,7 @@ COMPONENTS = {
     "pos_embed_spatial": "patch_embed",
     "pos_embed_spectral": "patch_embed",
     "embed": "patch_embed",
+    "encode_images": "aux_encoders",  # of encoders that are computed as one; else each is a component
     "aux_projections": "conditioning",
     "project_vectors": "conditioning",
     "conditioning": "conditioning",
@@ -44,7 +45,8 @@ COMPONENTS = {
 }
 # The fast model reads the weights of these modules and does not call them.
 READ = ("patch_embed", "norm", "aux_projections", "decoder_embed", "decoder_norm", "decoder_pred", "contrastive_head")
-METHODS = ("embed", "project_vectors", "decode", "predict", "reconstruction_loss", "target", "contrast")
+METHODS = ("embed", "encode_images", "project_vectors", "decode", "predict")
+METHODS += ("reconstruction_loss", "target", "contrast")
 
 
 def component_of(name: str) -> str:
@@ -171,7 +173,9 @@ class Step(nn.Module):
 
 def _steps(model: Model | Encoder) -> Iterator[tuple[nn.Module, str, str, str | None]]:
     """Yield owner, method and component of each step, and the component of the work after it if it is another one."""
-    after = {"decode": "loss"} | ({"reconstruction_loss": "contrastive"} if model.config.aux else {})
+    after = {"decode": "loss"}
+    if model.config.aux:
+        after |= {"encode_images": "conditioning", "reconstruction_loss": "contrastive"}
     for method in METHODS:
         if hasattr(model, method):
             yield model, method, COMPONENTS[method], after.get(method)

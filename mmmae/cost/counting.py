@@ -189,7 +189,7 @@ def count_operators(
     """
     uncomputed, launches = Uncomputed(), Launches(traced, on_gpu=target is not None)  # type: ignore[no-untyped-call]
     gpu = contextlib.nullcontext() if target is None else on_gpu(target, launches.receive)
-    with gpu, uncomputed, launches:
+    with gpu, hooks_only_mark(), uncomputed, launches:
         function()
     return launches.operators
 

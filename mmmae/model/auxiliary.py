@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmmae_kernels import patch_embed
+from mmmae_kernels.transformer_block.op import BlockCall
+from mmmae_kernels.transformer_block.plan import Plan
+from mmmae_kernels.transformer_block.stacked import (
+    plan_together,
+    run_stacked_blocks,
+    run_stacked_norm,
+    stack_weights,
+)
 
 from ..config import MMMAEConfig
 from .layers import EPSILON, Block, Stream, is_plain, norm
@@ -27,10 +38,14 @@ class AuxiliaryEncoder(nn.Module):
 
         The vectors of the other samples have no meaning.
         """
+        return self.encode(self.prepare(image, present))
+
+    def prepare(self, image: Tensor, present: Tensor) -> Tensor:
+        """Return the image `[B, C, image_size, image_size]` of the samples that have it, and zeros for the others."""
         # NaN in an absent image would reach the gradients of the weights even through a zero gradient.
         dtype = next(self.parameters()).dtype
         image = torch.where(present[:, None, None, None], image.to(dtype), 0.0)
-        return self.encode(resize(image, self.image_size))
+        return resize(image, self.image_size)
 
     def encode(self, image: Tensor) -> Tensor:
         """Encode `[B, C, image_size, image_size]` to `[B, aux_dim]`."""
@@ -51,14 +66,90 @@ class AuxiliaryViT(AuxiliaryEncoder):
         self.norm = nn.LayerNorm(dim, eps=EPSILON)
 
     def encode(self, image: Tensor) -> Tensor:
-        if is_plain(self.patch_embed, nn.Conv2d):  # an image is embedded as a volume of one band
-            weight, bias = self.patch_embed.weight[:, :, None], self.patch_embed.bias
-            stream = Stream(patch_embed(image[:, :, None], weight, bias, position=self.pos_embed[0]))
-        else:
-            stream = Stream(self.patch_embed(image).flatten(2).transpose(1, 2) + self.pos_embed)
+        stream = Stream(self.embed(image))
         for block in self.blocks:
             stream = block(*stream)
         return norm(self.norm, stream).mean(dim=1)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Return the tokens `[B, N, aux_dim]` of an image, with their positions added."""
+        if is_plain(self.patch_embed, nn.Conv2d):  # an image is embedded as a volume of one band
+            weight, bias = self.patch_embed.weight[:, :, None], self.patch_embed.bias
+            return patch_embed(image[:, :, None], weight, bias, position=self.pos_embed[0])
+        embedded: Tensor = self.patch_embed(image)
+        return embedded.flatten(2).transpose(1, 2) + self.pos_embed
+
+    def is_plain(self) -> bool:
+        """Return whether this encoder, its blocks and its norm are unchanged since they were made, and not compiled."""
+        if self._compiled_call_impl is not None or not is_plain(self, AuxiliaryViT):
+            return False
+        if not is_plain(self.norm, nn.LayerNorm) or self.norm.eps != EPSILON:
+            return False
+        return len(self.blocks) > 0 and all(isinstance(block, Block) and block.is_plain() for block in self.blocks)
+
+    def plain_blocks(self) -> list[Block]:
+        """Return the blocks, which are all if they are plain."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+
+class Together(NamedTuple):
+    """Encoders that are computed as one, and the plan of each of their blocks."""
+
+    encoders: tuple[AuxiliaryViT, ...]
+    plans: tuple[Plan, ...]
+
+
+def plan_encoders(encoders: Sequence[nn.Module]) -> Together | None:
+    """Decide to compute encoders as one: unchanged ViTs of equal shape on a GPU. None means each by itself.
+
+    Small ViTs make half of the launches of a step, and a few percent of its arithmetic. On a CPU, where a launch costs
+    next to nothing, batched products would only be slower. In a compiled graph each encoder runs by itself too.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    vits: list[AuxiliaryViT] = []
+    for encoder in encoders:
+        if not (isinstance(encoder, AuxiliaryViT) and encoder.is_plain()):
+            return None
+        vits.append(encoder)
+    if len(vits) < 2 or len({_kind(encoder) for encoder in vits}) > 1:
+        return None
+    plans: list[Plan] = []
+    for blocks in zip(*(encoder.plain_blocks() for encoder in vits), strict=True):
+        heads, backend = blocks[0].attn.heads, blocks[0].attn.backend
+        calls = [BlockCall(vits[0].pos_embed, None, None, block.weights()[0], heads, None, EPSILON) for block in blocks]
+        plan = plan_together(calls, backend)
+        if plan is None:
+            return None
+        plans.append(plan)
+    return Together(tuple(vits), tuple(plans))
+
+
+def _kind(encoder: AuxiliaryViT) -> tuple[object, ...]:
+    """Return what has to be equal in encoders that are computed as one, except what `plan_together` compares."""
+    others = (encoder.pos_embed, encoder.norm.weight, encoder.norm.bias)
+    attentions = tuple((block.attn.heads, block.attn.backend) for block in encoder.plain_blocks())
+    return *((parameter.shape, parameter.dtype, parameter.device) for parameter in others), attentions
+
+
+def encode_together(together: Together, images: Iterable[Tensor], presence: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Encode an image of each encoder, as `AuxiliaryViT.forward` does; return a vector `[B, aux_dim]` of each."""
+    encoders, plans = together
+    embedded = [
+        encoder.embed(encoder.prepare(image, present))
+        for encoder, image, present in zip(encoders, images, presence, strict=True)
+    ]
+    blocks = [*zip(*(encoder.plain_blocks() for encoder in encoders), strict=True)]
+    parameters = [[block.weights() for block in alike] for alike in blocks]
+    norms = [[encoder.norm.weight for encoder in encoders], [encoder.norm.bias for encoder in encoders]]
+    weights, (norm_weight, norm_bias) = stack_weights(parameters, norms, plans[0].dtype)
+    x = torch.cat(embedded)  # [encoders * B, N, D]
+    residual, bias = None, None
+    for stacked, plan, (block, *_) in zip(weights, plans, blocks, strict=True):
+        x, residual = run_stacked_blocks(x, residual, bias, stacked, block.attn.heads, EPSILON, plan)
+        bias = stacked.last_bias
+    vectors = run_stacked_norm(x, residual, bias, norm_weight, norm_bias, EPSILON).mean(dim=1)
+    return vectors.chunk(len(encoders))
 
 
 class AuxiliaryCNN(AuxiliaryEncoder):

@@ -70,18 +70,21 @@ class Backbone(Pretrained):
         """Select the backend that this model was made with; `auto` follows `use_backend` and `MMMAE_KERNELS`."""
         return use_backend(current_backend() if self.kernels == "auto" else self.kernels)
 
-    def weights_cast_once(self, modalities: Iterable[str] = ()) -> contextlib.AbstractContextManager[None]:
+    def weights_cast_once(
+        self, modalities: Iterable[str] = (), each_encoder: bool = True
+    ) -> contextlib.AbstractContextManager[None]:
         """Cast the weights of matrix products for a forward pass under autocast, which each op would do by itself.
 
         Args:
             modalities: names of the images of the forward pass.
+            each_encoder: whether the encoder of each image runs by itself, and not together with the others.
         """
         if torch.compiler.is_compiling() or not is_autocast(self.pos_embed_spatial):
             return contextlib.nullcontext()
-        return use_copies(cast_once(product_parameters(self.product_layers(modalities))))
+        return use_copies(cast_once(product_parameters(self.product_layers(modalities, each_encoder))))
 
-    def product_layers(self, modalities: Iterable[str]) -> list[nn.Module]:
-        """Return the layers with matrix products of a forward pass with these images."""
+    def product_layers(self, modalities: Iterable[str], each_encoder: bool = True) -> list[nn.Module]:
+        """Return the layers with matrix products of a forward pass; for the arguments see `weights_cast_once`."""
         return [self.patch_embed, *self.blocks]
 
 

@@ -19,7 +19,7 @@ from mmmae_kernels.checks import described
 from mmmae_kernels.cpu import library
 
 from ..config import MMMAEConfig, resolve_config
-from .auxiliary import AUX_ENCODERS
+from .auxiliary import AUX_ENCODERS, Together, encode_together, plan_encoders
 from .encoder import Backbone, HSIEncoder, adopt_parameters
 from .initialisation import initialise
 from .inputs import (
@@ -171,10 +171,12 @@ class FastModel(Backbone):
         images, presence = check_aux(config, hsi, aux, present)
         check_valid(hsi, valid)
         seed = draw_seed() if seed is None else seed
-        with self.backend(), self.weights_cast_once(images):
+        with self.backend():
+            together = plan_encoders([self.aux_encoders[name] for name in images])
+        with self.backend(), self.weights_cast_once(images, each_encoder=together is None):
             mask = draw_mask(config, hsi, mask, seed)
             volume = resize(hsi, config.image_size)
-            vectors = {name: self.aux_encoders[name](image, presence[name]) for name, image in images.items()}
+            vectors = self.encode_images(images, presence, together)
             guides = draw_conditioning(config, presence, seed, training=self.training) if presence else None
             embedded = self.embed_by_module(volume)
             latent = self.encode(self.embed(volume, mask.ids_keep, embedded), vectors, guides)
@@ -201,6 +203,21 @@ class FastModel(Backbone):
                 f"{directory}: holds only an encoder, expected a whole model; mmmae.HSIEncoder.from_pretrained reads it"
             )
         return config, weights
+
+    def encode_images(
+        self, images: Mapping[str, Tensor], presence: Mapping[str, Tensor], together: Together | None
+    ) -> dict[str, Tensor]:
+        """Encode auxiliary images to vectors, name -> `[B, aux_dim]`.
+
+        Args:
+            images: name -> `[B, C_m, H_m, W_m]`.
+            presence: name -> bool `[B]`.
+            together: what `plan_encoders` returned for the encoders of the images.
+        """
+        if together is None:
+            return {name: self.aux_encoders[name](image, presence[name]) for name, image in images.items()}
+        vectors = encode_together(together, images.values(), [presence[name] for name in images])
+        return dict(zip(images, vectors, strict=True))
 
     def encode(self, tokens: Tensor, vectors: Mapping[str, Tensor], guides: Tensor | None) -> Tensor:
         """Encode visible tokens, guided by auxiliary vectors.
@@ -296,12 +313,15 @@ class FastModel(Backbone):
         queries = project(self.contrastive_head, latent.mean(dim=1))
         return contrastive_loss(self.config, queries, vectors, presence)
 
-    def product_layers(self, modalities: Iterable[str]) -> list[nn.Module]:
-        layers = [*super().product_layers(modalities), self.decoder_embed, *self.decoder_blocks, self.decoder_pred]
+    def product_layers(self, modalities: Iterable[str], each_encoder: bool = True) -> list[nn.Module]:
+        layers = super().product_layers(modalities, each_encoder)
+        layers += [self.decoder_embed, *self.decoder_blocks, self.decoder_pred]
         if self.config.aux:
             layers += [*self.conditioning, self.contrastive_head]
         for name in modalities:
-            layers += [*getattr(self.aux_encoders[name], "blocks", ()), self.aux_projections[name]]  # a CNN has none
+            layers.append(self.aux_projections[name])
+            if each_encoder:
+                layers += getattr(self.aux_encoders[name], "blocks", ())  # a CNN has none
         return layers
 
     def _sum_of_unused(self, vectors: Mapping[str, Tensor]) -> Tensor:

@@ -133,13 +133,22 @@ class Block(nn.Module):
             attended = attn(self.norm1(x)) if ids is None else attn(self.norm1(x), ids)
             x = (x if ids is None else take(x, ids)) + attended
             return Stream(x, mlp(self.norm2(x)))
+        weights, last_bias = self.weights()
+        x, residual = run_block(BlockCall(*stream, weights, attn.heads, ids, EPSILON), attn.backend)
+        return Stream(x, residual, last_bias)
+
+    def weights(self) -> tuple[BlockWeights, Tensor]:
+        """Return the parameters, that of the last bias apart; the children must be unchanged, see `is_plain`."""
         norm1, qkv, proj, norm2, fc1, fc2 = self._made.parameters
         weights = BlockWeights(
             *(norm1["weight"], norm1["bias"], qkv["weight"], qkv["bias"], proj["weight"], proj["bias"]),
             *(norm2["weight"], norm2["bias"], fc1["weight"], fc1["bias"], fc2["weight"]),
         )
-        x, residual = run_block(BlockCall(*stream, weights, attn.heads, ids, EPSILON), attn.backend)
-        return Stream(x, residual, fc2["bias"])
+        return weights, fc2["bias"]
+
+    def is_plain(self) -> bool:
+        """Return whether this layer and its children are unchanged since they were made, and not compiled."""
+        return self._compiled_call_impl is None and is_plain(self, Block) and self._made.holds(self)
 
 
 class Conditioning(nn.Module):
@@ -236,7 +245,7 @@ _hooks_only_mark = False
 
 @contextlib.contextmanager
 def hooks_only_mark() -> Iterator[None]:
-    """Ignore hooks within the block, such as a tracer's, which only observe which module runs."""
+    """Ignore hooks within the block, and a module's own `forward`, which only observe which module runs."""
     global _hooks_only_mark
     before, _hooks_only_mark = _hooks_only_mark, True
     try:
@@ -262,7 +271,8 @@ def _hooks_of(module: nn.Module) -> tuple[dict[int, Callable[..., object]], ...]
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a module is exactly of class `kind`, without hooks and with the forward of its class."""
-    return module.__class__ is kind and "forward" not in module.__dict__ and not _has_hooks(_hooks_of(module))
+    has_own_forward = "forward" in module.__dict__ and not _hooks_only_mark
+    return module.__class__ is kind and not has_own_forward and not _has_hooks(_hooks_of(module))
 
 
 def norm(layer: nn.Module, stream: Stream) -> Tensor:

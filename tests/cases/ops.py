@@ -12,6 +12,7 @@ from tests.cases import (
     masked_loss,
     norm_linear,
     patch_embed,
+    stacked_blocks,
     transformer_block,
 )
 
@@ -23,6 +24,7 @@ CASES = [
     *norm_linear.CASES,
     *gelu_linear.CASES,
     *transformer_block.CASES,
+    *stacked_blocks.CASES,
     *conditioning.CASES,
     *attention.MERGED,
 ]

@@ -21,7 +21,7 @@ from ..norm_linear.op import norm_linear
 from ..operators import fast_apply
 from ..patch_embed.op import check_token_ids
 from .fused import FusedBlock
-from .plan import make_plan, native_refuses, triton_refuses
+from .plan import Plan, make_plan, native_refuses, triton_refuses
 from .reference import BlockWeights, take, transformer_block_reference
 
 Results = tuple[Tensor, Tensor]
@@ -111,6 +111,18 @@ def run_block(call: BlockCall, attention: str) -> Results:
     return results
 
 
+def plan_call(call: BlockCall, attention: str) -> Plan | None:
+    """Return the plan of a call, the same object for all calls that are alike, or None if it runs by sublayer."""
+    key = (plan_call, _dispatch_key(call, attention))
+    answer = TRANSFORMER_BLOCK.selected.get(key)
+    if answer is None:
+        _check(call)
+        plan = _make_plan(call, attention)
+        answer = TRANSFORMER_BLOCK.selected[key] = lambda: plan
+    found: Plan | None = answer()
+    return found
+
+
 def _dispatch_key(call: BlockCall, attention: str) -> Hashable:
     """Return everything that checks and the choice of an implementation depend on, except token numbers."""
     x, residual, residual_bias, weights, heads, ids, _ = call
@@ -154,7 +166,7 @@ def _check_layer(name: str, x: Tensor, weight: Tensor, bias: Tensor, outputs: in
 
 def _select(call: BlockCall, attention: str) -> Callable[[BlockCall], Results]:
     """Return the function for calls with this dispatch key: fused, or sublayer by sublayer where there is no plan."""
-    plan = make_plan(TRANSFORMER_BLOCK, call, attention, (call.x, call.residual, call.residual_bias, *call.weights))
+    plan = _make_plan(call, attention)
     if plan is None:
         return lambda call: _by_sublayer(call, attention)
     apply = fast_apply(FusedBlock)
@@ -165,6 +177,11 @@ def _select(call: BlockCall, attention: str) -> Callable[[BlockCall], Results]:
         return results
 
     return run
+
+
+def _make_plan(call: BlockCall, attention: str) -> Plan | None:
+    tensors = (call.x, call.residual, call.residual_bias, *call.weights)
+    return make_plan(TRANSFORMER_BLOCK, call, attention, tensors)
 
 
 def _by_sublayer(call: BlockCall, backend: str) -> Results:
