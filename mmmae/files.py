@@ -1,11 +1,15 @@
-"""Atomic writing of files, and a check before any work that a folder can be written."""
+"""Atomic writing of files, a lock on folders, and a check before any work that a folder can be written."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import fcntl
 import json
 import os
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,45 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise OSError(f"{path}: can't be written: {str(error).splitlines()[0]}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a file of this name lies in the folder that it is joined to, and nowhere else."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def file_for(folder: Path, subject: str, suffix: str) -> Path:
+    """Return the path of a subject's file; raise ValueError if the subject's name would lead out of the folder."""
+    if not is_file_name(subject):
+        raise ValueError(f"subject {subject!r}: its name can't be that of a file in {folder}; rename it")
+    return folder / f"{subject}{suffix}"
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Let no other process hold the folder, which must exist, during the block.
+
+    The system releases the lock when the process ends, however it ends; processes that it has forked do not have it.
+    On file systems without locks nothing is held.
+
+    Raises:
+        ValueError: another process holds the folder; the message names it.
+    """
+    with (folder / ".lock").open("a+") as opened:
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            opened.seek(0)
+            owner = opened.read().strip() or "another process"
+            raise ValueError(f"{folder} is in use by {owner}; name another folder (--out), or wait") from None
+        except OSError:
+            yield
+            return
+        opened.truncate(0)
+        started = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+        opened.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}\n")
+        opened.flush()
+        yield
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:

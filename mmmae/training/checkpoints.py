@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import os
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from ..config import MMMAEConfig
 from ..files import write_atomically
 from .settings import FREE_SETTINGS, PretrainSettings
 
-LAST = Path("checkpoints") / "last.ckpt"  # in a run's folder
+LAST, PREVIOUS = Path("checkpoints") / "last.ckpt", Path("checkpoints") / "previous.ckpt"  # in a run's folder
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "run")
 
 
@@ -96,9 +98,16 @@ class WholeCheckpoints(TorchCheckpointIO):
         self.resumed = resumed
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write into a temporary file, then rename it."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        """Write into a temporary file, keep the checkpoint before as `previous.ckpt`, and rename the new one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def write(temporary: Path) -> None:
+            torch.save(checkpoint, temporary)
+            if path.exists():
+                os.replace(path, path.with_name(PREVIOUS.name))
+
+        write_atomically(path, write)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Return tensors and plain values, on the CPU."""
@@ -125,7 +134,7 @@ def find_checkpoint(out: Path, resume: str | Path | Checkpoint | None) -> Checkp
 
     Args:
         out: the run's folder.
-        resume: a checkpoint or its file, `auto` for the last one in `out` if there is one, or None.
+        resume: a checkpoint or its file, `auto` for the last whole one in `out` if there is one, or None.
 
     Raises:
         ValueError: `out` holds a run other than the one to resume, or the checkpoint is broken.
@@ -133,7 +142,7 @@ def find_checkpoint(out: Path, resume: str | Path | Checkpoint | None) -> Checkp
     """
     last = out / LAST
     if resume == "auto":
-        return Checkpoint.read(last) if last.exists() else None
+        return _last_whole(out)
     if isinstance(resume, str):
         resume = Path(resume)
     path = resume.path if isinstance(resume, Checkpoint) else resume
@@ -142,6 +151,21 @@ def find_checkpoint(out: Path, resume: str | Path | Checkpoint | None) -> Checkp
     if (out / "config.json").exists() and (path is None or path.resolve() != last.resolve()):
         raise ValueError(f"{out} holds a run already: resume it (--resume auto), or name another folder (--out)")
     return Checkpoint.read(resume) if isinstance(resume, Path) else resume
+
+
+def _last_whole(out: Path) -> Checkpoint | None:
+    """Return the last checkpoint in a run's folder, or the one before with a warning if the last is damaged."""
+    last, previous = out / LAST, out / PREVIOUS
+    if not last.exists():  # the process was killed between the two renamings
+        return Checkpoint.read(previous) if previous.exists() else None
+    try:
+        return Checkpoint.read(last)
+    except ValueError as error:
+        if not previous.exists():
+            raise
+        checkpoint = Checkpoint.read(previous)
+        warnings.warn(f"{error}; the run goes on from {previous}, after step {checkpoint.step}", stacklevel=4)
+        return checkpoint
 
 
 def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
@@ -153,12 +177,14 @@ def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is broken, holds anything else, or is not a checkpoint of a pretraining run.
+        ValueError: the file is broken, a checksum in it is wrong, it holds anything else, or is not a checkpoint of a
+            pretraining run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: no whole checkpoint: it is no zip archive, or its end is missing")
+    _check_sums(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch.load raises whatever its unpickler or zip reader raises
@@ -167,6 +193,17 @@ def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or any(part not in checkpoint for part in PARTS):
         raise ValueError(f"{path}: no checkpoint of a pretraining run, which has {', '.join(PARTS)}")
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ValueError unless each record of the file has the CRC-32 that torch.save wrote; torch.load reads none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile raises what it meets: BadZipFile, NotImplementedError, struct.error, ...
+        raise ValueError(f"{path}: no whole checkpoint: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{path}: no whole checkpoint: {damaged} is not what was written, by its checksum")
 
 
 def describe(config: MMMAEConfig, settings: PretrainSettings, ranks: int, subjects: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -21,7 +22,7 @@ from torch import distributed
 from ..config import MMMAEConfig
 from ..data import Normalization
 from ..data.subjects import Subjects
-from ..files import check_can_write, write_json
+from ..files import check_can_write, hold, write_json
 from ..model.fast import FastModel, fast_model
 from ..precision import resolve_precision, use_tf32
 from ..tuning import tune_cpu
@@ -90,8 +91,8 @@ def pretrain(
         The model, with whole weights on every process.
 
     Raises:
-        ValueError: subjects and config do not fit, the folder holds another run, a checkpoint is broken or belongs to
-            another run, or a loss or gradient is not finite.
+        ValueError: subjects and config do not fit, the folder holds another run or is in use, a checkpoint is broken or
+            belongs to another run, or a loss or gradient is not finite.
         OSError: a file can't be read or written.
         ConnectionError: another process of the run is gone.
         KeyboardInterrupt: the run was interrupted; it can be resumed.
@@ -130,39 +131,47 @@ def pretrain(
         print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
     torch.manual_seed(settings.seed)
     model = fast_model(config)
-    if checkpoint is not None and checkpoint.is_finished(settings):
-        model.load_state_dict(checkpoint.weights)  # the run ended, perhaps before it had written its results
-    else:
-        folder = RunFolder(out, {**run, "subjects": repr(subjects)}, normalization, checkpoint)
-        callbacks: list[Callback] = [folder]
-        if settings.pictures_every:
-            callbacks.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
-        trainer = _trainer(out, settings, world, callbacks, checkpoint)
-        module = Pretraining(model, settings, run, Throughput(config, settings.precision, world.ranks))
-        _fit(trainer, module, data, checkpoint)
-        module.run["finished"] = True
-        trainer.save_checkpoint(out / LAST)
-        if settings.strategy == "fsdp" and world.ranks > 1:
-            model = whole_model(model, config)
-        if world.ranks > 1:
-            trainer.strategy.barrier()
-            distributed.destroy_process_group()
-    model.eval()
-    if world.rank == 0:
-        for name, part in (("model", model), ("encoder", model.hsi_encoder())):
-            part.save_pretrained(out / name)
-            normalization.save(out / name / "normalization.json")
-        save_figure(draw(model, subjects, seed=settings.seed, rgb=rgb), out / "reconstruction.png")
+    with contextlib.ExitStack() as held:
+        if checkpoint is not None and checkpoint.is_finished(settings):
+            if world.rank == 0:
+                held.enter_context(hold(out))
+            model.load_state_dict(checkpoint.weights)  # the run ended, perhaps before it had written its results
+        else:
+            folder = RunFolder(out, {**run, "subjects": repr(subjects)}, normalization, checkpoint, held)
+            callbacks: list[Callback] = [folder]
+            if settings.pictures_every:
+                callbacks.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
+            trainer = _trainer(out, settings, world, callbacks, checkpoint)
+            module = Pretraining(model, settings, run, Throughput(config, settings.precision, world.ranks))
+            _fit(trainer, module, data, checkpoint)
+            module.run["finished"] = True
+            trainer.save_checkpoint(out / LAST)
+            if settings.strategy == "fsdp" and world.ranks > 1:
+                model = whole_model(model, config)
+            if world.ranks > 1:
+                trainer.strategy.barrier()
+                distributed.destroy_process_group()
+        model.eval()
+        if world.rank == 0:
+            for name, part in (("model", model), ("encoder", model.hsi_encoder())):
+                part.save_pretrained(out / name)
+                normalization.save(out / name / "normalization.json")
+            save_figure(draw(model, subjects, seed=settings.seed, rgb=rgb), out / "reconstruction.png")
     return model
 
 
 class RunFolder(Callback):
-    """Creates the run's folder after every process has accepted its input, and all begin with the same step."""
+    """Creates and holds the run's folder after every process has accepted its input, and all begin with one step."""
 
     def __init__(
-        self, out: Path, described: dict[str, Any], normalization: Normalization, checkpoint: Checkpoint | None
+        self,
+        out: Path,
+        described: dict[str, Any],
+        normalization: Normalization,
+        checkpoint: Checkpoint | None,
+        held: contextlib.ExitStack,
     ) -> None:
-        self.out, self.described, self.normalization = out, described, normalization
+        self.out, self.described, self.normalization, self.held = out, described, normalization, held
         self.first = 0 if checkpoint is None else checkpoint.step
         self.precision: str = described["settings"]["precision"]
 
@@ -176,6 +185,7 @@ class RunFolder(Callback):
             raise ValueError(f"the processes chose the precisions {[*precisions]}; give --precision 32 or bf16")
         if trainer.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
+            self.held.enter_context(hold(self.out))
             remove_partial(self.out)
             write_json(self.out / "config.json", self.described)
             self.normalization.save(self.out / "normalization.json")
@@ -237,7 +247,7 @@ def _trainer(
 ) -> lightning.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=10)]
+    loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=1)]
     if importlib.util.find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(out, name="logs", version=loggers[0].version))
     callbacks = [*callbacks, _checkpoints(out, settings), StepProgress()]

@@ -116,3 +116,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, subje
     with pytest.raises(ValueError, match=message):
         reconstruct(model, subjects, tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused_before_any_work(tmp_path):
+    subjects = Phantom(2, 32)
+    subjects.names[1] = "../../outside"
+    with pytest.raises(ValueError, match=r"subject '\.\./\.\./outside': its name can't be that of a file"):
+        reconstruct(mmmae.fast_model("tiny", **FIELDS), subjects, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ...files import is_file_name
 from ..normalization import Normalization
 from ..readers.windows import Window
 from ..sample import Sample
@@ -104,6 +105,9 @@ def _check_entry(entry: Mapping[str, Any]) -> None:
     place = Path(entry["file"])
     if place.is_absolute() or ".." in place.parts:
         raise ValueError(f"file is {str(place)!r}, expected a path within the folder")
+    names = [str(entry["name"]), *(str(scene) for scene in entry.get("position", [])[:1])]
+    if unsafe := [name for name in names if not is_file_name(name)]:
+        raise ValueError(f"a subject is named {unsafe[0]!r}, expected a name that a file can have")
     crc32 = entry["crc32"]
     numbers = [entry["bytes"], entry.get("offset", 0), crc32["hsi"], crc32["valid"], *crc32.values()]
     if wrong := [number for number in numbers if type(number) is not int or number < 0]:

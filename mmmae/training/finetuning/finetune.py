@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ...data.subjects import Subjects
 from ...data.tiles import Position
-from ...files import check_can_write, write_json
+from ...files import check_can_write, hold, write_json
 from ...model.encoder import HSIEncoder
 from ...model.finetuned import FinetunedModel, build, load_finetuned, save_finetuned
 from ...precision import resolve_precision, use_tf32
@@ -93,8 +93,7 @@ def finetune(
     _check(encoder, subjects, labels, settings, rgb)
     training, held_out = split(subjects, labels, validation, settings.seed)
     check_can_write(out)
-    if (out / "config.json").exists():
-        raise ValueError(f"{out} holds a run already; name another folder (--out)")
+    _check_free(out)
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     device = find_device(settings.device)
     settings = dataclasses.replace(
@@ -111,7 +110,9 @@ def finetune(
     described = {"task": labels.task, "classes": labels.classes, "encoder": encoder.config.to_dict()}
     described |= {"settings": dataclasses.asdict(settings), "subjects": repr(subjects), **names}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", described)
+    with hold(out):
+        _check_free(out)  # another run may have begun since
+        write_json(out / "config.json", described)
     for folder in (out, out / "model"):
         folder.mkdir(exist_ok=True)
         normalization.save(folder / "normalization.json")
@@ -312,6 +313,11 @@ def _check(
             f"{', '.join(labels.classes)}"
         )
     check_rgb(rgb, subjects.bands)
+
+
+def _check_free(out: Path) -> None:
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} holds a run already; name another folder (--out)")
 
 
 def _trainer(out: Path, settings: FinetuneSettings, device: torch.device) -> lightning.Trainer:

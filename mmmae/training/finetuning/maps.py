@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ...data.subjects import Subjects
 from ...data.tiles import untile
+from ...files import file_for
 from ..pictures import GREY, contrast, save_figure, show, spread
 from .labelled import labelled
 from .labels import UNLABELLED, Labels, scene_names
@@ -49,7 +50,8 @@ def write_maps(
         pictures += [(scene, indices)] if whole else [(subjects.names[index], [index]) for index in indices]
     for name, indices in pictures[:count]:
         hsi, target, logits, valid = _whole(model, subjects, labels, indices)
-        save_figure(draw_map(name, hsi, target, logits.argmax(0), valid, labels.classes, rgb), folder / f"{name}.png")
+        figure = draw_map(name, hsi, target, logits.argmax(0), valid, labels.classes, rgb)
+        save_figure(figure, file_for(folder, name, ".png"))
 
 
 def draw_map(

@@ -16,7 +16,7 @@ from mmmae_kernels.masked_loss.reference import normalize_target
 from ...checks import check_choice, check_whole
 from ...data import Batch, collate
 from ...data.subjects import Subjects
-from ...files import check_can_write, write_atomically
+from ...files import check_can_write, file_for, write_atomically
 from ...model.fast import FastModel
 from ...model.inputs import Output, decoded_ids
 from ...model.losses import token_weights
@@ -59,21 +59,22 @@ def reconstruct(
         The rows of `errors.csv`.
 
     Raises:
-        ValueError: subjects and model do not fit, or an argument is not allowed.
+        ValueError: subjects and model do not fit, an argument is not allowed, or a subject's name can't be a file's.
         OSError: a file can't be read or written.
     """
     out, config = Path(out), model.config
     _check(model, subjects, first, rgb)
     check_choice("precision", precision, get_args(Precision))
+    count = len(subjects) if first is None else min(first, len(subjects))
+    pictures = [file_for(out, name, ".png") for name in subjects.names[:count]]
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)
     model.eval()
     in_pixels = config.target == "pixels"
     device = next(model.parameters()).device
     precision = resolve_precision(precision, device, config.dim)
-    count = len(subjects) if first is None else min(first, len(subjects))
     measured = []
-    for index in range(count):
+    for index, picture in enumerate(pictures):
         batch = collate([subjects[index]], list(subjects.modalities)).to(device)
         with torch.no_grad():
             with autocast(precision, device):
@@ -82,7 +83,7 @@ def reconstruct(
             sums = pixel_sums(model, subjects, batch, output) if in_pixels else token_sums(model, batch, output)
         measured.append((batch.names[0], sums.cpu()))
         figure = (draw_pixels if in_pixels else draw_embeddings)(model, subjects, batch, output, rgb)
-        save_figure(figure, out / f"{batch.names[0]}.png")
+        save_figure(figure, picture)
         print(
             f"{index + 1}/{count}  {batch.names[0]}  reconstruction loss {output.loss_reconstruction:.4f}", flush=True
         )
