@@ -204,11 +204,18 @@ def matmuls_for(x: Tensor, dtype: torch.dtype, weight_dtype: torch.dtype) -> Mat
         weight_dtype: dtype of the parameter, and so of its gradient. Under autocast it differs from `dtype`.
     """
     if dtype != weight_dtype:
-        # Only NVIDIA's library writes float32 products of half-precision matrices.
-        writes_float32 = x.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling()
+        # Only NVIDIA's library writes float32 products of half-precision matrices, and TunableOp refuses them.
+        is_nvidia = x.is_cuda and torch.version.hip is None
+        writes_float32 = is_nvidia and not torch.compiler.is_compiling() and not _tunes_products()
         return INTO_FLOAT32 if writes_float32 and weight_dtype == torch.float32 else _CASTING[weight_dtype]
     is_supported = x.is_cpu and dtype == torch.float32
     return _FASTER if ONEDNN_IS_FASTER and is_supported and not torch.compiler.is_compiling() else _TORCH
+
+
+def _tunes_products() -> bool:
+    """Return whether TunableOp chooses the matrix products on GPUs."""
+    is_enabled = getattr(torch._C, "_cuda_tunableop_is_enabled", None)  # which only builds for GPUs have
+    return is_enabled is not None and bool(is_enabled())
 
 
 def _faster_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,3 +116,23 @@ print(linear.uses_onednn(x, weight), float(error) < 1e-3)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     done = subprocess.run([sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True)
     assert done.stdout.split() == [str(served), "True"], done.stderr
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_tunable_op_is_asked_for_no_float32_product_of_halves(monkeypatch, tuned):
+    def product(a, b, out_dtype=None):
+        if out_dtype is not None and tuned:
+            raise RuntimeError("Tunable GEMM is not supported for float output with reduced float input")
+        asked.append(out_dtype)
+        return a.float() @ b.float() if out_dtype is not None else a @ b
+
+    asked = []
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(torch._C, "_cuda_tunableop_is_enabled", lambda: tuned, raising=False)
+    on_gpu = SimpleNamespace(is_cuda=True)
+    matmuls = module.matmuls_for(on_gpu, torch.bfloat16, torch.float32)
+    grad, x = torch.randn(7, 5, dtype=torch.bfloat16), torch.randn(7, 3, dtype=torch.bfloat16)
+    weight_gradient = matmuls.weight_gradient(grad, x)
+    assert weight_gradient.dtype == matmuls.dtype == torch.float32
+    assert relative_error(weight_gradient, grad.double().t() @ x.double()) <= (0.01 if tuned else ROUNDING)
+    assert asked == [None if tuned else torch.float32]
