@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from ..checks import check_whole
-from .options import Aux, DataOptions, Flag, aux_folders, open_subjects
+from .options import Aux, DataOptions, Flag, ReadingOptions, aux_folders, open_subjects
 
 if TYPE_CHECKING:
     from ..data.check import Finding
@@ -25,6 +25,8 @@ def check(
     *,
     hsi: Path | None = None,
     aux: Aux,
+    reading: ReadingOptions,
+    wavelengths: Path | None = None,
     cache: Path | None = None,
     shards: Path | None = None,
     json: Flag = False,
@@ -35,12 +37,16 @@ def check(
         folder: folder with the folder hsi and others beside it, except labels; without hsi, a folder of cubes
         hsi: instead: folder of cubes
         aux: folder of auxiliary images with the file stems of the cubes; :0 or :0,2 picks bands
+        reading: how files are read
+        wavelengths: file with the wavelengths of the bands of the cubes, where they do not tell
         cache: instead: the folder that `mmmae data cache` wrote
         shards: instead: the folder that `mmmae data shard` wrote
         json: print JSON
     """
     from ..data import CachedSubjects, ShardedSubjects
     from ..data.check import check_files, check_stored
+    from ..data.folder import read_by_modality
+    from ..data.readers.wavelength_files import read_wavelength_file
 
     track = partial(_tracked, "read")
     if sum(place is not None for place in (folder, hsi, cache, shards)) != 1:
@@ -60,7 +66,10 @@ def check(
         else:
             hsi = _folder_of_cubes(folder)
     assert hsi is not None
-    return _report(*check_files(hsi, folders, track=track), json)
+    how = read_by_modality(["hsi", *folders], **reading.by_modality(["hsi", *folders]))
+    if wavelengths is not None:
+        how["hsi"]["wavelengths"] = read_wavelength_file(wavelengths)
+    return _report(*check_files(hsi, folders, reading=how, track=track), json)
 
 
 def cache(data: DataOptions, *, out: Path, image_size: int | None = None, workers: int = 0) -> None:

@@ -41,7 +41,7 @@ class ReadingOptions:
     nodata: Readings = dataclasses.field(default_factory=list)
     scale: Readings = dataclasses.field(default_factory=list)
 
-    def by_modality(self, modalities: Collection[str]) -> dict[str, dict[str, Any]]:
+    def by_modality(self, modalities: Collection[str]) -> dict[str, Any]:
         """Return option -> modality -> value, "hsi" for the cubes.
 
         Raises:
@@ -132,7 +132,7 @@ def open_subjects(
         stored = normalization if normalization is not None and normalization.exists() else None
         aux = aux_folders(data.aux)
         nearest, of_files = wavelengths_given(data.wavelengths)
-        chosen_here = {"bands": data.bands, "wavelengths": nearest, "resample": data.resample}
+        chosen_here: dict[str, Any] = {"bands": data.bands, "wavelengths": nearest, "resample": data.resample}
         if not any(chosen_here.values()):
             chosen_here.update(choice or {})
         return PairedFolder(

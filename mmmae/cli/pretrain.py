@@ -15,10 +15,12 @@ from .options import (
     Fields,
     Flag,
     GeneratedOptions,
+    check_bands,
     colours,
     config_fields,
     config_without_bands,
     open_subjects,
+    own_choice,
 )
 from .stored import Stored
 
@@ -107,8 +109,18 @@ def training_subjects(
         config = MMMAEConfig.preset(preset, **fields)
         return open_subjects(data, config.image_size, config.bands, generated=generated, seed=seed)
     known = {field: value for field, value in fields.items() if field != "wavelengths"}  # as many as the files' bands
-    size = config_without_bands(preset, known).image_size
-    return open_subjects(data, size, generated=generated, normalization=normalization)
+    config = config_without_bands(preset, known)
+    bands = config.patch[0]
+    subjects = open_subjects(
+        data,
+        config.image_size,
+        generated=generated,
+        normalization=normalization,
+        band_multiple=bands,
+        choice=own_choice(normalization),
+    )
+    check_bands(subjects, bands)
+    return subjects
 
 
 def _check_fields(fields: Mapping[str, Any], data: DataOptions) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import MMMAEConfig
-from .options import DataOptions, Flag, open_subjects
+from .options import DataOptions, Flag, check_bands, open_subjects, own_choice
 
 if TYPE_CHECKING:
     from ..data.subjects import Subjects
@@ -40,16 +40,17 @@ def trained_subjects(data: TrainedDataOptions, config: MMMAEConfig, folder: Path
         ValueError: options exclude each other, or statistics and data do not fit.
     """
     stored = folder / STATISTICS if folder is not None and (folder / STATISTICS).exists() else None
+    how: dict[str, Any] = {"band_multiple": config.patch[0], "choice": own_choice(stored)}
     if data.adapt_normalization:
         if data.normalization is not None:
             raise ValueError("--adapt-normalization and --normalization exclude each other")
         if data.hsi is None:
             raise ValueError("--adapt-normalization needs --hsi: other data are normalised already")
-        subjects = open_subjects(data, config.image_size)
+        subjects = open_subjects(data, config.image_size, **how)
         print("statistics of the input: measured on these data")
         return subjects
     try:
-        subjects = open_subjects(data, config.image_size, normalization=stored)
+        subjects = open_subjects(data, config.image_size, normalization=stored, **how)
     except ValueError as error:
         hint = "; --adapt-normalization measures new ones" if stored is not None and str(stored) in str(error) else ""
         raise ValueError(f"{error}{hint}") from error
@@ -61,6 +62,7 @@ def trained_subjects(data: TrainedDataOptions, config: MMMAEConfig, folder: Path
         print("statistics of the input: measured on these data, because there are none beside the model")
     elif stored is not None:
         _compare(subjects, stored)
+    check_bands(subjects, config.patch[0])
     return subjects
 
 

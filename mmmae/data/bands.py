@@ -1,11 +1,148 @@
-"""Selection of bands: by number, by the nearest wavelength, or by interpolation between wavelengths."""
+"""Selection of bands: by number, by wavelength, or by interpolation between wavelengths."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .readers.cube import Cube
+
+CHOICES = "bands=, wavelengths= or resample= (--bands, --wavelengths, --resample)"
+MOST_BANDS = 65_536
+EXPECTED = "numbers and ranges of bands like 0-189,213, or intervals in nm like 400-1340,1460-1790nm"
+_ITEM = re.compile(r"(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?")
+_OF = re.compile(r"(.+) of (\d+)")
+
+
+@dataclass(frozen=True)
+class BandChoice:
+    """The bands to read: by number, in intervals, nearest to wavelengths, or interpolated; all if none is given.
+
+    Attributes:
+        bands: 0-based numbers.
+        wavelengths: in nm; the nearest band of each is read.
+        resample: in nm; spectra are interpolated there.
+        tolerance: largest distance in nm from the bands of a file.
+        intervals: in nm, with their ends; all bands in them are read.
+        total: how many bands a file must have for the numbers to mean what they did; None: any.
+    """
+
+    bands: Sequence[int] | None = None
+    wavelengths: Sequence[float] | None = None
+    resample: Sequence[float] | None = None
+    tolerance: float = 10.0
+    intervals: Sequence[tuple[float, float]] | None = None
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        if sum(choice is not None for choice in (self.bands, self.wavelengths, self.resample, self.intervals)) > 1:
+            raise ValueError("expected only one of bands=, wavelengths= and resample=")
+        for name in ("bands", "wavelengths", "resample"):
+            chosen = list(getattr(self, name) or ())
+            if twice := [value for value in chosen if chosen.count(value) > 1]:
+                raise ValueError(f"{name} has {twice[0]:g} twice")
+
+    @classmethod
+    def parse(cls, text: str, tolerance: float = 10.0) -> BandChoice:
+        """Read numbers and ranges, "0-189,213", or intervals, "400-1340,1460-1790nm".
+
+        With " of 224" behind the numbers, files must have 224 bands.
+
+        Raises:
+            ValueError: the text is neither.
+        """
+        listed = _OF.fullmatch(text.strip())
+        items = [item.strip() for item in (listed[1] if listed else text).split(",")]
+        in_nm = any(item.lower().endswith("nm") for item in items)
+        found = [_ITEM.fullmatch(re.sub(r"\s*nm$", "", item, flags=re.IGNORECASE)) for item in items]
+        ends = [(float(item[1]), float(item[2] or item[1])) for item in found if item]
+        whole = all(item and "." not in item[0] for item in found)
+        if (
+            len(ends) < len(items)
+            or any(low > high for low, high in ends)
+            or not (in_nm or whole)
+            or (in_nm and listed)
+        ):
+            raise ValueError(f"bands is {text!r}, expected {EXPECTED}")
+        if in_nm:
+            if single := [low for low, high in ends if low == high]:
+                raise ValueError(
+                    f"bands is {text!r}: {single[0]:g} nm is no interval; wavelengths= takes the nearest band"
+                )
+            return cls(intervals=ends, tolerance=tolerance)
+        if max(high for _, high in ends) >= MOST_BANDS:
+            raise ValueError(f"bands is {text!r}, expected numbers below {MOST_BANDS}")
+        numbers = [number for low, high in ends for number in range(int(low), int(high) + 1)]
+        return cls(numbers, tolerance=tolerance, total=int(listed[2]) if listed else None)
+
+    @property
+    def all_bands(self) -> bool:
+        return self.bands is None and not self.by_wavelength
+
+    @property
+    def by_wavelength(self) -> bool:
+        return self.wavelengths is not None or self.resample is not None
+
+    def resolved(self, count: int, wavelengths: Tensor | None) -> BandChoice:
+        """Return the choice without intervals, for files of `count` bands at `wavelengths` in nm.
+
+        Raises:
+            ValueError: files have no wavelengths, no band in an interval, or another number of bands than was expected.
+        """
+        if self.total not in (None, count):
+            raise ValueError(
+                f"{_ranges(self.bands or ())} are bands of files with {self.total} bands, this file has {count}; "
+                f"choose bands by {CHOICES}"
+            )
+        if self.intervals is None:
+            return self
+        listing = ", ".join(f"{low:g}-{high:g}" for low, high in self.intervals)
+        if wavelengths is None:
+            raise ValueError(
+                f"cannot select {listing} nm: the file has no wavelengths; select bands by number, or give wavelengths"
+            )
+        nm = wavelengths.tolist()
+        spectrum = f"{count} from {min(nm):g} to {max(nm):g} nm"
+        for low, high in self.intervals:
+            if not any(low <= value <= high for value in nm):
+                raise ValueError(f"no band in {low:g}-{high:g} nm: the file has {spectrum}")
+        inside = [any(low <= value <= high for low, high in self.intervals) for value in nm]
+        return replace(self, bands=[band for band, chosen in enumerate(inside) if chosen], intervals=None)
+
+    def apply(self, cube: Cube) -> Cube:
+        """Return the chosen bands of `cube`."""
+        if self.resample is not None:
+            return resample_bands(cube, self.resample, tolerance=self.tolerance)
+        if self.all_bands:
+            return cube
+        return select_bands(cube, bands=self.bands, wavelengths=self.wavelengths, tolerance=self.tolerance)
+
+    def labels(self, count: int) -> list[str]:
+        """Return the name of each chosen band of a file with `count` bands."""
+        return [f"{value:.9g}" for value in self.resample or self.wavelengths or self.bands or range(count)]
+
+    def describe(self, labels: Iterable[str]) -> str:
+        """Return a phrase that lists the bands named `labels`."""
+        listing = ",".join(labels)
+        if not self.by_wavelength:
+            return f"bands {listing}"
+        return f"{'spectra at' if self.resample is not None else 'wavelengths'} {listing} nm"
+
+
+def described_choice(selection: str) -> dict[str, Any]:
+    """Return as arguments of `PairedFolder` the choice that a phrase in statistics lists; none if it is all bands."""
+    kind, _, listing = selection.replace("spectra at", "resample").partition(" ")
+    if kind in ("resample", "wavelengths"):
+        return {kind: [float(value) for value in listing.removesuffix(" nm").split(",")]}
+    numbers = _OF.fullmatch(listing)
+    if kind != "bands" or numbers is None or numbers[1].split(",") == [str(band) for band in range(int(numbers[2]))]:
+        return {}
+    return {"bands": listing}
 
 
 def select_bands(
@@ -41,7 +178,7 @@ def select_bands(
         raise ValueError("no band is selected, expected at least one")
     index = torch.tensor(chosen)
     kept = None if cube.wavelengths is None else cube.wavelengths[index]
-    return Cube(cube.values[index], kept, cube.nodata[index])
+    return Cube(cube.values[index], kept, cube.nodata[index], cube.notes)
 
 
 def resample_bands(cube: Cube, wavelengths: Sequence[float], *, tolerance: float = 10.0) -> Cube:
@@ -78,7 +215,7 @@ def resample_bands(cube: Cube, wavelengths: Sequence[float], *, tolerance: float
     below, above, share = order[below], order[above], share[:, None, None]
     nodata = cube.nodata[below] | (cube.nodata[above] & (share > 0))
     values = torch.lerp(cube.values[below], cube.values[above], share).masked_fill_(nodata, 0.0)
-    return Cube(values, torch.tensor(wanted), nodata)
+    return Cube(values, torch.tensor(wanted), nodata, cube.notes)
 
 
 def _nearest_bands(available: Tensor | None, wanted: list[float], tolerance: float) -> list[int]:
@@ -105,3 +242,11 @@ def _nearest_bands(available: Tensor | None, wanted: list[float], tolerance: flo
 
 def _listing(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
+
+
+def _ranges(bands: Sequence[int]) -> str:
+    """Return numbers as ranges: 0-3,7."""
+    starts = [band for band in bands if band - 1 not in bands]
+    ends = [band for band in bands if band + 1 not in bands]
+    pairs = zip(sorted(starts), sorted(ends), strict=True)
+    return ",".join(f"{low}-{high}" if high > low else str(low) for low, high in pairs)

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .image_files import BandChoice, ImageFiles
+from .bands import CHOICES, BandChoice
+from .image_files import ImageFiles
 from .normalization import Normalization, load_or_save, robust_percentiles
 from .pairing import Modality, pair_files
+from .readers.arrays import Reading
 from .readers.windows import Window, tile_grid
 from .sample import Sample
 from .subjects import Subjects
@@ -29,15 +32,20 @@ class PairedFolder(Subjects):
             modality if it has no file there, or one that is nodata throughout.
         image_size: side, or (height, width), to which images of other sizes are resized: bilinear, no antialiasing,
             corners not aligned. None: every file of a modality must have the size of the first.
-        bands: 0-based numbers of the bands to read from the cubes; None for all.
+        bands: 0-based numbers of the bands to read from the cubes; or text: numbers and ranges like "0-189,213", or
+            intervals like "400-1340,1460-1790nm"; None for all.
         wavelengths: instead of `bands`, wavelengths in nm; the nearest band of each, within `tolerance`, is read.
         resample: instead of both, wavelengths in nm at which spectra are interpolated linearly.
         normalization: statistics, or the path of their JSON file, which is written if it does not exist yet. None:
             computed and kept in memory.
         check_finite: False treats undeclared NaN and infinite values as nodata instead of raising an error.
         tolerance: in nm; also how far the wavelengths of two cubes may differ.
-        dataset, axes: as in `read_cube`; a string is for the cubes, a mapping goes by modality ("hsi" for the cubes).
-        tile: side in pixels of the squares that cubes are cut into. Each is a subject with a name like `scene1@0,48`,
+        dataset, axes, nodata, scale: as in `read_cube`; a mapping goes by modality ("hsi" for the cubes), anything else
+            is for the cubes.
+        file_wavelengths: of the bands of the cubes' files in nm, instead of those that they tell.
+        band_multiple: the last bands are left out, with a warning, so that their number is a multiple of this, as of
+            the bands of a model's patch.
+        tile: side in pixels of the squares that cubes are cut into. Each is a subject with a name like `scene1@r0c48`,
             and only its pixels are read. The size of an auxiliary image must be an integer multiple or fraction of its
             cube's. None: whole cubes.
         overlap: pixels shared by neighbouring tiles; the last tile of a row or column shares more.
@@ -77,7 +85,7 @@ class PairedFolder(Subjects):
         aux: Mapping[str, str | os.PathLike[str]] | None = None,
         *,
         image_size: int | tuple[int, int] | None = None,
-        bands: Sequence[int] | None = None,
+        bands: Sequence[int] | str | None = None,
         wavelengths: Sequence[float] | None = None,
         resample: Sequence[float] | None = None,
         normalization: str | os.PathLike[str] | Normalization | None = None,
@@ -85,20 +93,26 @@ class PairedFolder(Subjects):
         tolerance: float = 10.0,
         dataset: str | Mapping[str, str] | None = None,
         axes: str | Mapping[str, str] | None = None,
+        nodata: float | Mapping[str, float] | None = None,
+        scale: float | Mapping[str, float] | None = None,
+        file_wavelengths: Sequence[float] | None = None,
+        band_multiple: int = 1,
         tile: int | None = None,
         overlap: int = 0,
     ) -> None:
         aux = dict(aux or {})
         if "hsi" in aux:
             raise ValueError('"hsi" is the name of the cubes; give the auxiliary modality another')
-        choice = BandChoice(bands, wavelengths, resample, tolerance)
+        if isinstance(bands, str) and wavelengths is None and resample is None:
+            choice = BandChoice.parse(bands, tolerance)
+        else:
+            choice = BandChoice(bands, wavelengths, resample, tolerance)  # type: ignore[arg-type]  # refuses several
         self.image_size, self.tile, self.overlap = _check_size(image_size), tile, overlap
         if not (tile is None and overlap == 0) and not 0 <= overlap < (tile or 0):
             raise ValueError(f"tile is {tile}, overlap is {overlap}, expected 0 <= overlap < tile")
-        by_name = {"dataset": _by_modality(dataset), "axes": _by_modality(axes)}
-        for option, given in by_name.items():
-            if unknown := set(given) - {"hsi", *aux}:
-                raise ValueError(f"{option}= names {sorted(unknown)}; the modalities are {['hsi', *aux]}")
+        given = {"dataset": dataset, "axes": axes, "nodata": nodata, "scale": scale}
+        reading = read_by_modality(["hsi", *aux], **given)
+        reading["hsi"]["wavelengths"] = file_wavelengths
 
         hsi, paired = pair_files(hsi_dir, aux)
         self.folder = hsi.folder
@@ -110,8 +124,7 @@ class PairedFolder(Subjects):
                 chosen,
                 one_size=self.image_size is None and tile is None,
                 check_finite=check_finite,
-                dataset=by_name["dataset"].get(modality),
-                axes=by_name["axes"].get(modality),
+                reading=reading[modality],
             )
 
         self._hsi = files_of("hsi", hsi, choice)
@@ -129,6 +142,14 @@ class PairedFolder(Subjects):
             listing = choice.describe(self.left_out)
             warnings.warn(
                 f"{hsi.files[self._hsi.first]} is nodata throughout in {listing}: left out of all cubes", stacklevel=2
+            )
+        bands_there = self._hsi.bands
+        self._hsi.cut_to_multiple(band_multiple)
+        if self._hsi.cut:
+            warnings.warn(
+                f"{bands_there} bands are no multiple of the patch's {band_multiple}: left out "
+                f"{choice.describe(self._hsi.cut)}; choose others by {CHOICES}",
+                stacklevel=2,
             )
         self.bands, self.wavelengths = self._hsi.bands, self._hsi.wavelengths
         self.modalities = {name: files.bands for name, files in self._aux.items()}
@@ -253,11 +274,12 @@ class PairedFolder(Subjects):
             if known is None:
                 raise ValueError(f"{source} has no statistics of modality {modality!r}")
             if len(known) != files.bands:
+                hint = f"; choose bands by {CHOICES}" if modality == "hsi" else ""
                 raise ValueError(
-                    f"{source} has {len(known)} bands of modality {modality!r}, the files give {files.bands}"
+                    f"{source} has {len(known)} bands of modality {modality!r}, the files give {files.bands}{hint}"
                 )
             selection = normalization.selection.get(modality, "")
-            if selection and selection != files.selection:
+            if selection and selection.partition(" of ")[0] != files.selection.partition(" of ")[0]:
                 raise ValueError(
                     f"{source} was measured on other bands of modality {modality!r}: {selection}, "
                     f"expected {files.selection}"
@@ -274,5 +296,17 @@ def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | N
     return height, width
 
 
-def _by_modality(option: str | Mapping[str, str] | None) -> dict[str, str]:
-    return {"hsi": option} if isinstance(option, str) else dict(option or {})
+def read_by_modality(modalities: Sequence[str], **options: Any) -> dict[str, Reading]:
+    """Return for each modality the arguments of `read_cube`, of which each option is one for the cubes or a mapping.
+
+    Raises:
+        ValueError: an option names an unknown modality.
+    """
+    reading: dict[str, Any] = {modality: {} for modality in modalities}
+    for option, given in options.items():
+        by_modality = dict(given) if isinstance(given, Mapping) else {} if given is None else {"hsi": given}
+        if unknown := set(by_modality) - set(modalities):
+            raise ValueError(f"{option}= names {sorted(unknown)}; the modalities are {list(modalities)}")
+        for modality, value in by_modality.items():
+            reading[modality][option] = value
+    return reading

@@ -1,68 +1,18 @@
 """The image files of one modality: reads the requested bands, and compares each file with the first."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import multiprocessing
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .bands import resample_bands, select_bands
+from .bands import CHOICES, BandChoice
+from .readers.arrays import Reading
 from .readers.cube import Cube, Layout, read_cube, read_layout
 from .readers.windows import Window
-
-
-@dataclass(frozen=True)
-class BandChoice:
-    """The bands to read: by number, nearest to wavelengths, or interpolated at wavelengths; all if none is given.
-
-    Attributes:
-        bands: 0-based numbers.
-        wavelengths: in nm; the nearest band of each is read.
-        resample: in nm; spectra are interpolated there.
-        tolerance: largest distance in nm from the bands of a file.
-    """
-
-    bands: Sequence[int] | None = None
-    wavelengths: Sequence[float] | None = None
-    resample: Sequence[float] | None = None
-    tolerance: float = 10.0
-
-    def __post_init__(self) -> None:
-        if sum(choice is not None for choice in (self.bands, self.wavelengths, self.resample)) > 1:
-            raise ValueError("expected only one of bands=, wavelengths= and resample=")
-        for name in ("bands", "wavelengths", "resample"):
-            chosen = list(getattr(self, name) or ())
-            if twice := [value for value in chosen if chosen.count(value) > 1]:
-                raise ValueError(f"{name} has {twice[0]:g} twice")
-
-    @property
-    def all_bands(self) -> bool:
-        return self.bands is None and not self.by_wavelength
-
-    @property
-    def by_wavelength(self) -> bool:
-        return self.wavelengths is not None or self.resample is not None
-
-    def apply(self, cube: Cube) -> Cube:
-        """Return the chosen bands of `cube`."""
-        if self.resample is not None:
-            return resample_bands(cube, self.resample, tolerance=self.tolerance)
-        if self.all_bands:
-            return cube
-        return select_bands(cube, bands=self.bands, wavelengths=self.wavelengths, tolerance=self.tolerance)
-
-    def labels(self, count: int) -> list[str]:
-        """Return the name of each chosen band of a file with `count` bands."""
-        return [f"{value:g}" for value in self.resample or self.wavelengths or self.bands or range(count)]
-
-    def describe(self, labels: Iterable[str]) -> str:
-        """Return a phrase that lists the bands named `labels`."""
-        listing = ",".join(labels)
-        if not self.by_wavelength:
-            return f"bands {listing}"
-        return f"{'spectra at' if self.resample is not None else 'wavelengths'} {listing} nm"
 
 
 class ImageFiles:
@@ -73,12 +23,15 @@ class ImageFiles:
         files: subject -> file, at least one.
         choice: the bands to read of each file.
         one_size: whether every file must have the size of the first.
-        check_finite, dataset, axes: as in `read_cube`.
+        check_finite: as in `read_cube`.
+        reading: further arguments of `read_cube`.
 
     Attributes:
         bands: the number of bands of a cube.
         wavelengths: `[bands]` in nm, or None.
+        choice: the bands to read, by number where intervals were given.
         left_out: names of chosen bands that are nodata throughout the first file, as `leave_out_nodata` found them.
+        cut: names of the last bands, left out for a number that is a multiple of the patch's.
 
     Raises:
         ValueError: at construction and on access, a file cannot be read, lacks a band, or differs from the first in
@@ -93,51 +46,55 @@ class ImageFiles:
         *,
         one_size: bool,
         check_finite: bool = True,
-        dataset: str | None = None,
-        axes: str | None = None,
+        reading: Reading | None = None,
     ) -> None:
-        self.modality, self.files, self.choice, self.one_size = modality, files, choice, one_size
-        self._check_finite, self._dataset, self._axes = check_finite, dataset, axes
+        self.modality, self.files, self.one_size = modality, files, one_size
+        self._check_finite, self._reading = check_finite, reading or Reading()
         self._layouts: dict[str, Layout] = {}
+        self._noted: set[str] = set()
         self.first = min(files)
         layout = self.layout(self.first)
         with self._named(self.first):
-            chosen = choice.apply(_without_pixels(layout))
+            self.choice = choice.resolved(layout.shape[0], layout.wavelengths)
+            chosen = self.choice.apply(_without_pixels(layout))
+        self._warn_of_notes(self.first, layout.notes)
         self._count, self._size = layout.shape[0], layout.shape[1:]
         self.bands, self.wavelengths = len(chosen.values), chosen.wavelengths
         self._kept: Tensor | None = None
         self._all_needed = False
         self.left_out: list[str] = []
+        self.cut: list[str] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
 
     @property
     def selection(self) -> str:
-        """A phrase that lists the bands of a cube."""
-        labels = self.choice.labels(self._count)
-        return self.choice.describe(label for label in labels if label not in self.left_out)
+        """A phrase that lists the bands of a cube, and how many the file has if they are chosen by number."""
+        absent = {*self.left_out, *self.cut}
+        chosen = self.choice.describe(label for label in self.choice.labels(self._count) if label not in absent)
+        return chosen if self.choice.by_wavelength else f"{chosen} of {self._count}"
 
     def layout(self, name: str) -> Layout:
         """Return sizes and wavelengths of a file with all of its bands; each file is looked at once."""
         if name not in self._layouts:
             with self._named(name):
-                self._layouts[name] = read_layout(self.files[name], dataset=self._dataset, axes=self._axes)
+                self._layouts[name] = read_layout(self.files[name], **self._reading)
         return self._layouts[name]
 
     def read(self, name: str, window: Window | None = None) -> Cube:
         """Read the chosen bands of one file, or of a window of it, in the file's units."""
         path, first = self.files[name], self.files[self.first]
         with self._named(name):
-            cube = read_cube(
-                path, dataset=self._dataset, axes=self._axes, check_finite=self._check_finite, window=window
-            )
+            cube = read_cube(path, check_finite=self._check_finite, window=window, **self._reading)
+            self._warn_of_notes(name, cube.notes)
             if self.choice.all_bands and len(cube.values) != self._count:
-                raise ValueError(f"{path} has {len(cube.values)} bands, {first} has {self._count}")
+                hint = f"; choose bands that all have by {CHOICES}" if self.modality == "hsi" else ""
+                raise ValueError(f"{path} has {len(cube.values)} bands, {first} has {self._count}{hint}")
             cube = self.choice.apply(cube)
             if self._kept is not None:
                 wavelengths = None if cube.wavelengths is None else cube.wavelengths[self._kept]
-                cube = Cube(cube.values[self._kept], wavelengths, cube.nodata[self._kept])
+                cube = Cube(cube.values[self._kept], wavelengths, cube.nodata[self._kept], cube.notes)
             size = cube.values.shape[1:]
             if self.one_size and window is None and tuple(size) != self._size:
                 sizes = f"{path} is {size[0]} x {size[1]}, {first} is {self._size[0]} x {self._size[1]}"
@@ -172,6 +129,30 @@ class ImageFiles:
         self.bands = int(seen.sum())
         self.wavelengths = None if self.wavelengths is None else self.wavelengths[seen]
 
+    def cut_to_multiple(self, multiple: int) -> None:
+        """Leave out the last bands, so that the number of those left is a multiple of `multiple`.
+
+        Raises:
+            ValueError: there are fewer bands than `multiple`.
+        """
+        left = self.bands - self.bands % multiple
+        if left == 0:
+            raise ValueError(f"{self.bands} bands are fewer than the {multiple} of a patch; choose more by {CHOICES}")
+        if left < self.bands:
+            kept = torch.arange(self.bands) if self._kept is None else self._kept
+            labels = self.choice.labels(self._count)
+            self.cut = [labels[number] for number in kept[left:].tolist()]
+            self._kept, self.bands = kept[:left], left
+            self.wavelengths = None if self.wavelengths is None else self.wavelengths[:left]
+
+    def _warn_of_notes(self, name: str, notes: tuple[str, ...]) -> None:
+        """Warn once of what the reader notes of a file, if it is not what it notes of the first; not in a worker."""
+        if name in self._noted or multiprocessing.parent_process() is not None:
+            return
+        self._noted.add(name)
+        if notes and (name == self.first or notes != self.layout(self.first).notes):
+            warnings.warn(f"{self.files[name]}: {'; '.join(notes)}", stacklevel=4)
+
     def _check_wavelengths(self, path: Path, found: Tensor | None) -> None:
         first = self.files[self.first]
         if (found is None) != (self.wavelengths is None):
@@ -185,7 +166,8 @@ class ImageFiles:
     def _check_no_band_is_empty(self, cube: Cube) -> None:
         empty = cube.nodata.flatten(1).all(1)
         if empty.any() and not empty.all():
-            labels = [label for label in self.choice.labels(self._count) if label not in self.left_out]
+            absent = {*self.left_out, *self.cut}
+            labels = [label for label in self.choice.labels(self._count) if label not in absent]
             listing = [label for label, missing in zip(labels, empty.tolist(), strict=True) if missing]
             first = self.files[self.first]
             raise ValueError(f"{self.choice.describe(listing)} is nodata throughout, but not in {first}")

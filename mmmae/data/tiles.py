@@ -19,8 +19,8 @@ class Position(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the tile, like `scene1@0,48`, with the row and column of its upper left corner."""
-        return f"{self.scene}@{self.window.row},{self.window.column}"
+        """The name of the tile, like `scene1@r0c48`, with the row and column of its upper left corner."""
+        return f"{self.scene}@r{self.window.row}c{self.window.column}"
 
 
 def untile(tiles: Iterable[Tensor], positions: Sequence[Position]) -> dict[str, Tensor]:

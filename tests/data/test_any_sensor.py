@@ -97,7 +97,7 @@ def test_bands_that_are_nodata_in_the_first_cube_are_left_out_of_all(tmp_path, v
     assert "left_out=['1', '4']" in repr(data)
     assert data.bands == 3
     assert data.wavelengths.tolist() == [450, 550, 600]
-    assert data.normalization.selection["hsi"] == "bands 0,2,3"
+    assert data.normalization.selection["hsi"] == "bands 0,2,3 of 5"
     for index, whole in enumerate((first, values)):
         assert data[index].valid.all()
         torch.testing.assert_close(
@@ -108,7 +108,7 @@ def test_bands_that_are_nodata_in_the_first_cube_are_left_out_of_all(tmp_path, v
 @pytest.mark.parametrize(
     ("asked", "left_out", "kept"),
     [
-        ({"bands": [4, 1, 0]}, ["1"], "bands 4,0"),
+        ({"bands": [4, 1, 0]}, ["1"], "bands 4,0 of 5"),
         ({"wavelengths": [450, 502]}, ["502"], "wavelengths 450 nm"),
         ({"resample": [450, 475, 650]}, ["475"], "spectra at 450,650 nm"),
     ],

@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+import torch
 import tyro
 
 from mmmae import MMMAEConfig, fast_model
@@ -10,7 +12,10 @@ from mmmae.cli import main
 from mmmae.cli.options import DataOptions, GeneratedOptions, open_subjects
 from mmmae.cli.pretrain import training_subjects
 from mmmae.cli.rules import registry
+from mmmae.cli.trained import TrainedDataOptions, load_encoder
 from mmmae.data import CachedSubjects, PairedFolder, ShardedSubjects
+from mmmae.data.readers.wavelength_files import read_wavelength_file
+from mmmae.model.encoder import HSIEncoder
 from mmmae.phantom import Phantom, write_phantom
 
 
@@ -84,7 +89,6 @@ def test_only_pretraining_generates_subjects(tmp_path, capsys, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bands", "a"], "--bands: expected numbers of bands like 3,7, not 'a'"),
         (["--resample", "5nm"], "--resample: expected numbers like 550,612.5, not '5nm'"),
         (["--workers", "a"], "--workers: invalid"),
     ],
@@ -139,6 +143,16 @@ def test_the_encoders_statistics_are_taken_unless_others_are_named(folder, tmp_p
         ),
         (["--cache", "{folder}/cache", "--missing", "0"], "--missing is for generated subjects"),
         (["--hsi", "{folder}/hsi", "--bands", "0", "--resample", "500"], "--bands and --resample exclude each other"),
+        (["--hsi", "{folder}/hsi", "--bands", "0-2", "--wavelengths", "500"], "--bands and --wavelengths exclude each"),
+        (
+            ["--hsi", "{folder}/hsi", "--bands", "a"],
+            "bands is 'a', expected numbers and ranges of bands like 0-189,213",
+        ),
+        (["--hsi", "{folder}/hsi", "--wavelengths", "none.txt"], "none.txt: no such file; expected wavelengths in nm"),
+        (["--hsi", "{folder}/hsi", "--axes", "ir=HWT"], "--axes names 'ir', expected one of hsi"),
+        (["--hsi", "{folder}/hsi", "--nodata", "x"], "--nodata is 'x', expected a number, or NAME=NUMBER"),
+        (["--hsi", "{folder}/hsi", "--scale", "1", "--scale", "hsi=2"], "--scale is given twice for 'hsi'"),
+        (["--cache", "{folder}/cache", "--axes", "HWT"], "--axes needs --hsi"),
         (["--hsi", "{folder}/hsi", "--overlap", "4"], "--overlap needs --tile"),
         (["--hsi", "{folder}/hsi", "--tile", "0"], "tile is 0"),
         (["--cache", "{folder}/hsi"], "index.json: no such file"),
@@ -174,3 +188,102 @@ def test_storing_says_what_it_holds(folder, tmp_path, capsys):
     assert len(list((tmp_path / "shards").glob("*.tar"))) == 2
     assert main(["data", "shard", *arguments]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.fixture
+def turned(tmp_path):
+    """A folder of a cube [H, W, T] without wavelengths, beside another array, and an image of another kind."""
+    for folder in ("hsi", "ir"):
+        (tmp_path / folder).mkdir()
+    cube = np.random.default_rng(0).integers(1, 9, (32, 32, 14)).astype("i2")
+    cube[0, 0] = -9999
+    np.savez(tmp_path / "hsi" / "a.npz", cube=cube, other=cube)
+    np.savez(tmp_path / "ir" / "a.npz", one=cube[..., 0], two=cube[..., 1])
+    (tmp_path / "nm.txt").write_text("# centres\n" + "\n".join(str(0.45 + 0.01 * band) for band in range(14)))
+    return tmp_path
+
+
+READING = ["--axes", "HWT", "--dataset", "cube", "--dataset", "ir=two", "--nodata", "-9999", "--nodata", "ir=-9999"]
+
+
+def test_files_are_read_as_the_options_say(turned):
+    cube = np.load(turned / "hsi" / "a.npz")["cube"]
+    words = ["--hsi", "{folder}/hsi", "--aux", "ir={folder}/ir", *READING, "--scale", "0.5"]
+    data = open_subjects(parse(turned, *words, "--wavelengths", "{folder}/nm.txt")[0], None)
+    assert data.wavelengths.tolist() == pytest.approx([450 + 10 * band for band in range(14)])
+    assert (~data[0].valid).nonzero().tolist() == [[0, 0]]
+    values = data.normalization.invert("hsi", data[0].hsi[0])[:, 1:].numpy()
+    np.testing.assert_allclose(values, cube.transpose(2, 0, 1)[:, 1:] * 0.5, rtol=1e-5)
+    image = data.normalization.invert("ir", data[0].aux["ir"])[0, 1:].numpy()
+    np.testing.assert_allclose(image, cube[1:, :, 1], rtol=1e-5)
+
+
+def test_the_check_reads_files_as_the_options_say(turned, capsys):
+    folders = ["--hsi", str(turned / "hsi"), "--aux", f"ir={turned / 'ir'}"]
+    assert main(["data", "check", *folders]) == 1
+    assert "--dataset" in capsys.readouterr().out
+    assert main(["data", "check", *folders, *READING, "--wavelengths", str(turned / "nm.txt")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("a.txt", "450, 550;650\n750 # comment, 9", [450, 550, 650, 750]),
+        ("a.csv", "\ufeff0.45\n0.55", [450, 550]),
+        ("a.hdr", "ENVI\nWavelength Units = Micrometers\nwavelength = {0.45,\n 0.55}", [450, 550]),
+        ("a.txt", "450 nm", "is no file of wavelengths"),
+        ("a.txt", "-450", "expected positive numbers"),
+        ("a.txt", "", "expected positive numbers"),
+        (
+            "a.hdr",
+            "ENVI\nwavelength units = Index\nwavelength = {1, 2}",
+            "expected positive numbers in a unit of length",
+        ),
+        ("a.npy", "450", "is no file of wavelengths"),
+    ],
+)
+def test_wavelengths_are_read_from_a_file(tmp_path, name, content, found):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    if isinstance(found, str):
+        with pytest.raises(ValueError, match=found):
+            read_wavelength_file(tmp_path / name)
+    else:
+        assert read_wavelength_file(tmp_path / name) == pytest.approx(found)
+
+
+def test_the_encoders_own_bands_are_used_again(turned, tmp_path, capsys):
+    encoder = HSIEncoder(CONFIG.replace(bands=6, aux={}))
+    encoder.save_pretrained(tmp_path / "encoder")
+    words = ["--hsi", "{folder}/hsi", "--axes", "HWT", "--dataset", "cube"]
+    first = open_subjects(parse(turned, *words, "--bands", "2-7")[0], 32)
+    first.normalization.save(tmp_path / "encoder" / "normalization.json")
+
+    def loaded(*options):
+        data = tyro.cli(
+            TrainedDataOptions,
+            args=[*(word.format(folder=turned) for word in words), *options],
+            config=(tyro.conf.OmitArgPrefixes,),
+            registry=registry,
+        )
+        return load_encoder(data, tmp_path / "encoder")
+
+    for options in ((), ("--adapt-normalization",)):
+        model, subjects = loaded(*options)
+        assert model.config.bands == subjects.bands == 6
+        assert torch.equal(subjects[0].hsi, first[0].hsi)
+    assert "its position embeddings are resized" not in capsys.readouterr().out
+    with pytest.warns(
+        UserWarning, match="11 bands are no multiple of the patch's 3: left out bands 9,10; choose others by"
+    ):
+        model, subjects = loaded("--bands", "0-10", "--adapt-normalization")
+    assert model.config.bands == subjects.bands == 9
+    np.savez(turned / "hsi" / "a.npz", cube=np.ones((32, 32, 20)))
+    with pytest.raises(ValueError, match="2-7 are bands of files with 14 bands, this file has 20; choose bands by"):
+        loaded()
+
+
+def test_a_cache_of_bands_that_are_no_multiple_of_the_patch_names_the_options(turned, tmp_path):
+    words = ["--hsi", str(turned / "hsi"), "--axes", "HWT", "--dataset", "cube", "--out", str(tmp_path / "cache")]
+    assert main(["data", "cache", *words]) == 0
+    with pytest.raises(ValueError, match=r"the data have 14 bands, expected a multiple of the 3 of a patch: .*--bands"):
+        training_subjects(*parse(tmp_path, "--cache", "{folder}/cache"), "tiny", {"image_size": 32}, seed=0)

@@ -345,7 +345,7 @@ def test_statistics_of_other_bands_of_the_cubes_are_refused(tree):
     path = tree / "statistics.json"
     PairedFolder(tree / "hsi", bands=[0, 1], normalization=path).normalization  # noqa: B018
     PairedFolder(tree / "hsi", bands=[0, 1], normalization=path)
-    with pytest.raises(ValueError, match=r"measured on other bands .*: bands 0,1, expected bands 1,2"):
+    with pytest.raises(ValueError, match=r"measured on other bands .*: bands 0,1 of 3, expected bands 1,2 of 3"):
         PairedFolder(tree / "hsi", bands=[1, 2], normalization=path)
 
 

@@ -59,9 +59,9 @@ def test_a_grid_covers_an_image_and_its_last_tiles_end_with_it():
 
 def test_tiles_are_named_by_scene_and_corner(tree):
     data = PairedFolder(tree / "hsi", tile=16, overlap=4, normalization=IDENTITY)
-    assert data.names == ["a@0,0", "a@0,12", "a@0,20", "a@8,0", "a@8,12", "a@8,20"]
+    assert data.names == ["a@r0c0", "a@r0c12", "a@r0c20", "a@r8c0", "a@r8c12", "a@r8c20"]
     assert data.positions[1] == Position("a", Window(0, 12, 16, 16))
-    assert data[1].name == "a@0,12"
+    assert data[1].name == "a@r0c12"
     assert "6 tiles" in repr(data)
     assert data.files(1) == {"hsi": tree / "hsi" / "a.tif"}
 
@@ -159,7 +159,7 @@ def test_a_scene_smaller_than_a_tile_is_refused(tree):
 def test_scenes_of_several_sizes_make_tiles_of_one(tree, write_raster):
     write_raster(tree / "hsi" / "b.tif", np.ones((3, 16, 17), np.float32))
     data = PairedFolder(tree / "hsi", tile=16, normalization=IDENTITY)
-    assert [name for name in data.names if name.startswith("b")] == ["b@0,0", "b@0,1"]
+    assert [name for name in data.names if name.startswith("b")] == ["b@r0c0", "b@r0c1"]
     assert {data[index].hsi.shape for index in range(len(data))} == {(1, 3, 16, 16)}
     write_raster(tree / "fine" / "b.tif", np.ones((1, 16, 17), np.float32))
     with pytest.raises(ValueError, match=r"b\.tif has 1 pixels a pixel of its cube, others have 2; give an image_size"):

@@ -44,11 +44,11 @@ def test_classes_of_a_csv_file_are_sorted_words_or_numbers(tmp_path):
 
 def test_a_tile_has_its_scenes_label_unless_it_has_its_own(scenes, tmp_path):
     path = tmp_path / "classes.csv"
-    path.write_text("name,label\nnorth,wet\nnorth@0,16,dry\n".replace("north@0,16", '"north@0,16"'))
+    path.write_text("name,label\nnorth,wet\nnorth@r0c16,dry\n")
     labels = read_class_labels(path, scenes[0])
     named = {scenes[0].names[index]: labels.classes[int(labels.target(index, (16, 16)))] for index in labels.counts}
-    assert named["north@0,16"] == "dry"
-    assert named["north@0,0"] == named["north@8,24"] == "wet"
+    assert named["north@r0c16"] == "dry"
+    assert named["north@r0c0"] == named["north@r8c24"] == "wet"
     assert len(named) == 6
 
 
@@ -94,7 +94,7 @@ def test_a_mask_of_another_size_takes_the_pixel_under_each_centre(tmp_path):
 def test_a_tile_has_its_window_of_the_mask(scenes):
     subjects, folder = scenes
     labels = read_mask_labels(folder, subjects)
-    place = subjects.names.index("south@8,24")
+    place = subjects.names.index("south@r8c24")
     numbers = torch.tensor([int(labels.classes[number]) for number in labels.target(place, (16, 16)).flatten()])
     expected = torch.arange(24 * 40).view(24, 40)[8:24, 24:40] + 1000
     assert torch.equal(numbers.view(16, 16), expected)
@@ -120,7 +120,7 @@ def test_a_mask_smaller_than_its_scene_and_wrong_names_are_refused(scenes):
     with pytest.raises(ValueError, match="there are 2 names of classes"):
         read_mask_labels(folder, subjects, names=["x", "y"])
     np.save(folder / "north.npy", np.ones((20, 40)))
-    with pytest.raises(ValueError, match=r"north.npy, subject 'north@0,0': the labels are 20 x 40, the cube is 24"):
+    with pytest.raises(ValueError, match=r"north.npy, subject 'north@r0c0': the labels are 20 x 40, the cube is 24"):
         read_mask_labels(folder, subjects)
 
 

@@ -56,7 +56,7 @@ def equal_to(values: npt.NDArray[Any], nodata: float) -> npt.NDArray[np.bool_]:
         low, high = (0, 1) if values.dtype.kind == "b" else (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max)
         return np.asarray(values == int(nodata)) if low <= nodata <= high else none
     if math.isnan(nodata):
-        return np.isnan(values)
+        return np.asarray(np.isnan(values))
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = values.dtype.type(nodata)
         if math.isinf(rounded) and not math.isinf(nodata):

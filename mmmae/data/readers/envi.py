@@ -56,7 +56,7 @@ def read_envi(path: Path, window: Window | None = None, wavelengths: npt.NDArray
     sizes = {"T": bands, "H": height, "W": width}
     in_file = tuple(sizes[axis] for axis in raster.axes)
     mapped = np.memmap(raster.data, raster.dtype, "r", raster.start, in_file)
-    stored = mapped.transpose([raster.axes.index(axis) for axis in "THW"])
+    stored: npt.NDArray[Any] = mapped.transpose([raster.axes.index(axis) for axis in "THW"])
     if window is not None:
         window.check_within(height, width)
         stored = stored[(slice(None), *window.slices)]

@@ -34,7 +34,7 @@ def read_picture(path: Path, window: Window | None = None, *, classes: bool = Fa
         values = colours[..., : _shown(palette)].transpose(2, 0, 1)
         return Arrays(values, None, np.broadcast_to(colours[..., 3] == 0, values.shape))
     if classes and len(arrays.values) == 3 and (arrays.values == arrays.values[:1]).all():
-        return Arrays(arrays.values[:1], None, arrays.nodata[:1])
+        return Arrays(arrays.values[:1], None, None if arrays.nodata is None else arrays.nodata[:1])
     return arrays
 
 

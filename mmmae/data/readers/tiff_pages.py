@@ -168,7 +168,8 @@ class _Directories:
 
     def pages(self) -> list[Page]:
         found: list[Page] = []
-        offset, seen = self.first, set()
+        offset = self.first
+        seen: set[int] = set()
         while offset:
             if offset in seen or len(seen) == MOST_PAGES:
                 raise ValueError("damaged: the chain of pages does not end")
