@@ -67,7 +67,7 @@ class FillValues:
             if value is None:
                 return
             hits = sample == np.float32(value)
-            share = np.count_nonzero(hits) / max(1, np.count_nonzero(~np.isnan(sample)))
+            share = int(np.count_nonzero(hits)) / max(1, int(np.count_nonzero(~np.isnan(sample))))
             exact = self._counts.get(value, 0)
             yield value, f"{exact} values" if share < 0.001 and exact else f"{share:.1%} of the values"
             sample = np.where(hits, np.float32(np.nan), sample)
@@ -91,13 +91,13 @@ class FillValues:
         if not measured.size:
             return np.empty(0, np.float32)
         low = np.nanmin(measured, axis=0)
-        return low[low == np.nanmax(measured, axis=0)]
+        return np.asarray(low[low == np.nanmax(measured, axis=0)])
 
     def _is_fill(self, value: float, sample: npt.NDArray[np.float32]) -> bool:
         if not math.isfinite(value):
             return False
         hits = sample == np.float32(value)
-        count = np.count_nonzero(hits)
+        count = int(np.count_nonzero(hits))
         if count < SHARE * hits.size and not is_sentinel(value):
             return False
         others = sample[~hits & ~np.isnan(sample)]
@@ -112,7 +112,8 @@ class FillValues:
             return enough and self._is_alone(value, others, max(share, 1 / others.size), GAP * (high - low))
         if len(sample) >= FEW_BANDS:
             with_it, whole = hits.any(0), (hits | np.isnan(sample)).all(0) & hits.any(0)
-            return whole.sum() >= 0.8 * with_it.sum() and self._is_alone(value, others, share, GAP * (high - low))
+            mostly = int(whole.sum()) >= 0.8 * int(with_it.sum())
+            return mostly and self._is_alone(value, others, share, GAP * (high - low))
         return value in ENDS and self._is_alone(value, others, share, WIDE_GAP * (high - low))
 
     def _is_alone(self, value: float, others: npt.NDArray[np.float32], share: float, gap: float) -> bool:

@@ -70,9 +70,9 @@ def read_cube(
         path: the file; for ENVI the data file or its header.
         dataset: the name of the array in a file of several; not needed if only one is 3-D. Of a TIFF file the number of
             a page, from 0, to read it alone.
-        axes: the order of the axes of a 3-D array, "THW", "HWT" or another permutation. None: "HWT" for .mat, "THW" for
-            .npy, .npz and HDF5. For TIFF files of several pages, what pages, rows and columns are. 2-D arrays are one
-            band.
+        axes: the order of the axes of a 3-D array, "THW", "HWT" or another permutation. None: as names, wavelengths or
+            sizes of the axes tell. For TIFF files of several pages, what pages, rows and columns are. 2-D arrays are
+            one band, "HW" or "WH".
         nodata: a value, as the file stores it, that means nodata, besides those that the file declares.
         scale: factor of the values, instead of the scale and offset that the file declares.
         wavelengths: of the file's bands in nm, instead of those that it tells.

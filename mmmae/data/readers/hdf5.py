@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .declared import is_unsigned
 from .stored import Attributes, Part, StoredArray, StoredArrays, text
 
 DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable"
@@ -75,11 +76,12 @@ def _refusal(name: str, item: Any) -> str | None:
 
 
 def _fill(item: Any, netcdf: bool) -> float | None:
-    """Return the fill value if the writer chose one: 0 is HDF5's default, and netCDF chooses one for bytes too."""
+    """Return the fill value if the writer chose one: 0 is HDF5's default, and netCDF's 255 may be any byte's value."""
     import h5py
 
+    unsigned = item.dtype == np.int8 and is_unsigned(item.attrs)
     defined = item.id.get_create_plist().fill_value_defined()
-    if defined != h5py.h5d.FILL_VALUE_USER_DEFINED or (netcdf and item.dtype.itemsize == 1):
+    if defined != h5py.h5d.FILL_VALUE_USER_DEFINED or (netcdf and (item.dtype == np.uint8 or unsigned)):
         return None
     value = item.fillvalue.item()
     return value if value != 0 else None

@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from .declared import Scaling, numbers_in
+from .arrays import Arrays, ArraysLayout
+from .declared import Scaling, is_nodata, numbers_in
 from .stored import Attributes, StoredArrays
 
 
@@ -130,47 +131,54 @@ def matching(arrays: StoredArrays, pattern: str) -> list[str]:
     return [name for name in arrays if fnmatchcase(name, pattern)]
 
 
-class RasterMetadata(NamedTuple):
-    """What a file beside a raster says of its bands.
-
-    Attributes:
-        wavelengths: `[T]` in nm.
-        scale, offset: `[T]`; a measured value is a stored one times scale plus offset.
-        nodata: stored values that mean nothing.
-        source: the name of that file.
-    """
-
-    wavelengths: npt.NDArray[np.float32]
-    scale: npt.NDArray[np.float64]
-    offset: npt.NDArray[np.float64]
-    nodata: tuple[float, ...]
-    source: str
-
-
 _SPECTRAL_IMAGE = re.compile(r"(?P<scene>.+)-SPECTRAL_IMAGE(_(?P<detector>VNIR|SWIR))?(_COG)?\.tiff?", re.IGNORECASE)
 _HYPERION_BAND = re.compile(r"EO1H\w+_B\d{3}_L1\w+\.tiff?", re.IGNORECASE)
 _LARGEST_XML = 2**26
 
 
-def raster_metadata(path: Path, bands: int) -> RasterMetadata | None:
-    """Read the METADATA.XML beside an EnMAP or DESIS image, or return None for other files.
+def with_metadata(path: Path, image: Arrays) -> Arrays:
+    """Return a TIFF image with what the METADATA.XML beside it says of its bands, if it is one of EnMAP or DESIS.
 
     Args:
         path: of the image, SCENE-SPECTRAL_IMAGE.TIF; for EnMAP's L1B also SCENE-SPECTRAL_IMAGE_VNIR.TIF.
-        bands: its number of bands.
+        image: its bands, as read from it.
 
     Raises:
-        ValueError: the file is no XML, or does not list these bands; or the image is one band of a Hyperion scene.
+        ValueError: the file beside it is no XML, or does not list these bands; or the image is one band of a Hyperion
+            scene.
     """
+    found = _metadata(path, len(image.values))
+    if found is None:
+        return image
+    hidden = is_nodata(image.values, sorted(found.nodata))
+    if hidden is not None and image.nodata is not None:
+        hidden |= image.nodata
+    nodata = image.nodata if hidden is None else hidden
+    return Arrays(image.values, found.wavelengths, nodata, found.scale, found.offset, (*image.notes, found.note))
+
+
+def with_metadata_layout(path: Path, layout: ArraysLayout) -> ArraysLayout:
+    """Return the layout of a TIFF image with the wavelengths that `with_metadata` would give."""
+    found = _metadata(path, layout.shape[0])
+    return layout if found is None else ArraysLayout(layout.shape, found.wavelengths, (*layout.notes, found.note))
+
+
+class _Metadata(NamedTuple):
+    wavelengths: npt.NDArray[np.float32]  # [T] in nm
+    scale: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.float64]
+    nodata: set[float]  # stored values
+    note: str
+
+
+def _metadata(path: Path, bands: int) -> _Metadata | None:
     if _HYPERION_BAND.fullmatch(path.name):
-        raise ValueError(
-            "is one band of a Hyperion scene; stack the bands in one file first, as by gdalbuildvrt -separate"
-        )
+        raise ValueError("is one band of a Hyperion scene; stack its bands in one file, as by gdal_merge.py -separate")
     named = _SPECTRAL_IMAGE.fullmatch(path.name)
     if named is None:
         return None
-    metadata = f"{named['scene']}-METADATA.XML".lower()
-    beside = next((file for file in sorted(path.parent.iterdir()) if file.name.lower() == metadata), None)
+    name = f"{named['scene']}-METADATA.XML".lower()
+    beside = next((file for file in sorted(path.parent.iterdir()) if file.name.lower() == name), None)
     if beside is None:
         return None
     if beside.stat().st_size > _LARGEST_XML:
@@ -178,21 +186,19 @@ def raster_metadata(path: Path, bands: int) -> RasterMetadata | None:
     try:
         root = ElementTree.fromstring(beside.read_bytes())
         listed = _bands_listed(root)
-        first = 0
-        if (named["detector"] or "").upper() == "SWIR":
-            first = len(listed) - bands
-        chosen = listed[first : first + bands] if named["detector"] else listed
         nodata = {float(item.text or "") for item in root.iter("backgroundValue")}
     except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"{beside.name} cannot be read: {error}") from error
-    if len(chosen) != bands:
-        raise ValueError(f"{beside.name} lists {len(chosen)} bands, the image has {bands}")
-    wavelengths, scale, offset = np.array(chosen, np.float64).T
-    if not (
-        np.isfinite(wavelengths) & (wavelengths > 0) & np.isfinite(scale) & (scale != 0) & np.isfinite(offset)
-    ).all():
+        raise ValueError(f"{beside.name} cannot be read: {error}") from None  # or only its cause is shown
+    detector = (named["detector"] or "").upper()
+    if detector:  # of EnMAP's L1B, whose metadata lists the bands of VNIR and then those of SWIR
+        listed = listed[:bands] if detector == "VNIR" else listed[-bands:]
+    if len(listed) != bands:
+        raise ValueError(f"{beside.name} lists {len(listed)} bands, the image has {bands}")
+    wavelengths, scale, offset = np.array(listed, np.float64).T
+    if not (np.isfinite(wavelengths + scale + offset) & (wavelengths > 0) & (scale != 0)).all():
         raise ValueError(f"{beside.name} has a band without wavelength, gain or offset")
-    return RasterMetadata(wavelengths.astype(np.float32), scale, offset, tuple(sorted(nodata)), beside.name)
+    note = f"wavelengths, gains and offsets are those of {beside.name}"
+    return _Metadata(wavelengths.astype(np.float32), scale, offset, nodata, note)
 
 
 def _bands_listed(root: ElementTree.Element) -> list[tuple[float, float, float]]:

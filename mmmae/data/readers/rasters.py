@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Arrays, ArraysLayout
+from .products import with_metadata, with_metadata_layout
 from .tiff_pages import Page, chosen_pages, tiff_pages
 from .wavelengths import parse_wavelength, to_nanometres
 from .windows import Window
@@ -46,7 +47,7 @@ def read_tiff(
     pages, names = _names(path, dataset, axes)
     order = _order(pages, axes)
     if order == "THW":
-        return read_bands(names, "GTiff", window, wavelengths, pages)
+        return with_metadata(path, read_bands(names, "GTiff", window, wavelengths, pages))
     stack = read_bands(names, "GTiff", None, NO_WAVELENGTHS if wavelengths is None else wavelengths, pages)
     values, nodata = (array.transpose([order.index(axis) for axis in "THW"]) for array in (stack.values, stack.nodata))
     if window is not None:
@@ -62,7 +63,7 @@ def tiff_layout(
     pages, names = _names(path, dataset, axes)
     order = _order(pages, axes)
     if order == "THW":
-        return bands_layout(names, "GTiff", wavelengths, pages)
+        return with_metadata_layout(path, bands_layout(names, "GTiff", wavelengths, pages))
     sizes = dict(zip(order, (len(pages), pages[0].height, pages[0].width), strict=True))
     return ArraysLayout((sizes["T"], sizes["H"], sizes["W"]), wavelengths)
 

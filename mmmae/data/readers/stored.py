@@ -14,6 +14,15 @@ import numpy.typing as npt
 NETCDF_SUFFIXES = (".nc", ".nc4")
 CONTAINER_SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".he5", *NETCDF_SUFFIXES)
 
+# What classic netCDF files hold where nothing was written.
+NETCDF_FILL = {
+    "i1": -127.0,
+    "i2": -32767.0,
+    "i4": -2147483647.0,
+    "f4": 9.969209968386869e36,
+    "f8": 9.969209968386869e36,
+}
+
 Part: TypeAlias = EllipsisType | tuple[slice, ...]
 Attributes: TypeAlias = Mapping[str, Any]
 
@@ -147,12 +156,16 @@ def _netcdf_arrays(file: Any) -> StoredArrays:
     """Return the variables of a classic netCDF file, which is no HDF5."""
 
     def array(variable: Any) -> StoredArray:
+        kind = variable.data.dtype.str[1:]
+        bare = not hasattr(variable, "_FillValue") and not (kind == "i1" and hasattr(variable, "_Unsigned"))
+        fill = NETCDF_FILL.get(kind) if bare else None
         return StoredArray(
             tuple(variable.shape),
             variable.data.dtype.kind in "biuf",
             lambda part: np.array(variable.data[part]),
             lambda: (vars(variable)["_attributes"], vars(file)["_attributes"]),
             tuple(variable.dimensions),
+            fill,
         )
 
     return {name: array(variable) for name, variable in file.variables.items()}
