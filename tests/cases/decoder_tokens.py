@@ -39,6 +39,7 @@ def decoder_tokens_cases() -> Iterator[Case]:
     yield case("odd width", 3, 9, 5, 129, small=True)
     yield case("gradient expanded", 2, 9, 5, 33, strided="expanded", small=True)
     yield case("gradient transposed", 2, 9, 5, 33, strided="transposed", small=True)
+    yield case("samples past a block", 5, 9, 5, 64, small=True)
     yield case("none visible", 2, 9, 0, 64, small=True)
     yield case("all visible", 2, 9, 9, 64, small=True)
     for tokens in (1, 7, 63, 65, 783):

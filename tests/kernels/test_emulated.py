@@ -96,7 +96,7 @@ KERNELS = {
     "_masked_l2_forward": "masked_l2_loss: several warps",
     "_weighted_mean": "masked_l2_loss: by id, weighted",
     "_decoder_tokens_forward": "decoder_tokens: some visible",
-    "_decoder_tokens_backward": "decoder_tokens: some visible",
+    "_decoder_tokens_backward": "decoder_tokens: samples past a block",
     "_add_layer_norm_forward": "add_layer_norm: with residual and its bias",
     "_add_layer_norm_backward": "add_layer_norm: with residual and its bias",
     "_gelu_backward": "gelu_linear: past a block, with a bias of hidden",
@@ -108,7 +108,6 @@ KERNELS = {
 
 # Kernels whose threads never wait for each other.
 WITHOUT_BARRIERS = {
-    "_decoder_tokens_backward",
     "_decoder_tokens_forward",
     "_gather_patches",
     "_gelu_forward",

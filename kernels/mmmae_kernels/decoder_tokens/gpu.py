@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.config import Config, Launch, element_config, strides
+from ..gpu.config import Config, Launch, element_config, next_power_of_2, strides
 from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 
 FORWARD_TILES = ((8, 128), (8, 256), (16, 128))
-BACKWARD_TILE = (8, 128)  # small enough for two sums of this size in registers; a program loops over the batch
+BACKWARD_TILE = (8, 128)  # of each of the samples below: two sums of this size in registers; a program loops over more
+SAMPLES = 4  # that a program loads at once in backward; one by one, the threads of batch 8 would not keep memory busy
 
 
 def decoder_tokens_forward(visible: Tensor, mask_token: Tensor, ids_restore: Tensor, position: Tensor) -> Tensor:
@@ -87,12 +90,13 @@ def _describe_backward(
         _decoder_tokens_backward,
         lambda c: (triton.cdiv(tokens, c["BLOCK_N"]) * triton.cdiv(width, c["BLOCK_D"]),),
         arguments,
-        (_config(*BACKWARD_TILE, target),),
+        (_config(*BACKWARD_TILE, target, BLOCK_B=min(SAMPLES, next_power_of_2(batch))),),
     )
 
 
-def _config(tokens: int, channels: int, target: str) -> Config:
-    return element_config({"BLOCK_N": tokens, "BLOCK_D": channels}, tokens * channels, target)
+def _config(tokens: int, channels: int, target: str, **samples: int) -> Config:
+    constants = {**samples, "BLOCK_N": tokens, "BLOCK_D": channels}
+    return element_config(constants, math.prod(constants.values()), target)
 
 
 @triton.jit
@@ -135,28 +139,30 @@ def _decoder_tokens_backward(
     restore_ptr,       # [B, N] int64
     B, N, K, D,
     stride_grad_b, stride_grad_n, stride_grad_d, stride_restore_b, stride_restore_n,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
     columns = tl.cdiv(D, BLOCK_D)
     block = tl.program_id(0) // columns
     n = (block * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     d = (tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     has_token, has_channel = n < N, d < D
-    inside = has_token[:, None] & has_channel[None, :]
-    position_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    mask_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for _ in range(B):
-        row = tl.load(restore_ptr + n * stride_restore_n, mask=has_token, other=0)
-        grad_at = grad_ptr + n[:, None] * stride_grad_n + d[None, :] * stride_grad_d
-        grad = tl.load(grad_at, mask=inside, other=0)
-        seen = (row < K)[:, None]
-        visible_at = grad_visible_ptr + row[:, None] * D + d[None, :]
+    position_sum = tl.zeros((BLOCK_B, BLOCK_N, BLOCK_D), tl.float32)
+    mask_sum = tl.zeros((BLOCK_B, BLOCK_N, BLOCK_D), tl.float32)
+    for start in range(0, B, BLOCK_B):
+        b = (start + tl.arange(0, BLOCK_B)).to(tl.int64)
+        has_row = (b < B)[:, None] & has_token[None, :]
+        row_at = restore_ptr + b[:, None] * stride_restore_b + n[None, :] * stride_restore_n
+        row = tl.load(row_at, mask=has_row, other=0)
+        inside = has_row[:, :, None] & has_channel[None, None, :]
+        grad_at = grad_ptr + (b[:, None] * stride_grad_b + n[None, :] * stride_grad_n)[:, :, None]
+        grad = tl.load(grad_at + d[None, None, :] * stride_grad_d, mask=inside, other=0)
+        seen = (row < K)[:, :, None]
+        visible_at = grad_visible_ptr + ((b[:, None] * K + row) * D)[:, :, None] + d[None, None, :]
         tl.store(visible_at, grad.to(grad_visible_ptr.dtype.element_ty), mask=inside & seen)
         position_sum += grad.to(tl.float32)
         mask_sum += tl.where(seen, 0.0, grad.to(tl.float32))
-        restore_ptr += stride_restore_b
-        grad_ptr += stride_grad_b
-        grad_visible_ptr += K * D
+    inside = has_token[:, None] & has_channel[None, :]
     position_at = grad_position_ptr + n[:, None] * D + d[None, :]
-    tl.store(position_at, position_sum.to(grad_position_ptr.dtype.element_ty), mask=inside)
-    tl.store(grad_mask_ptr + block.to(tl.int64) * D + d, tl.sum(mask_sum, axis=0), mask=has_channel)
+    tl.store(position_at, tl.sum(position_sum, axis=0).to(grad_position_ptr.dtype.element_ty), mask=inside)
+    mask_total = tl.sum(tl.sum(mask_sum, axis=0), axis=0)
+    tl.store(grad_mask_ptr + block.to(tl.int64) * D + d, mask_total, mask=has_channel)
