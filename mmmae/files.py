@@ -54,7 +54,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def is_file_name(name: str) -> bool:
     """Return whether a file of this name lies in the folder that it is joined to, and nowhere else."""
-    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+    return name not in ("", ".", "..") and not set(name) & {"/", os.sep, "\0"}
 
 
 def file_for(folder: Path, subject: str, suffix: str) -> Path:

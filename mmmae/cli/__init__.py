@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias
 import tyro
 
 from ..extras import explain_missing
+from ..text import printable
 from ..tuning import tune_cpu
 from . import data, encode, export, finetune, import_spectralgpt, info, pretrain, profile, reconstruct
 from .options import Flag
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if traceback:
             raise
         rank = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
-        print(f"mmmae {command}: {rank}{' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mmmae {command}: {rank}{printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         reason = explain_missing(error)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from ..checks import check_whole
+from ..text import printable
 from .options import Aux, DataOptions, Flag, ReadingOptions, aux_folders, open_subjects
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _report(count: int, findings: list[Finding], as_json: bool) -> int:
         print(json_format.dumps({"files": count, "findings": rows}, indent=1))
         return 1 if damage else 0
     for finding in findings:
-        print(f"{finding.kind.value:<13} {finding.modality:<10} {finding.path}: {finding.reason}")
+        print(f"{finding.kind.value:<13} {finding.modality:<10} {printable(f'{finding.path}: {finding.reason}')}")
     kinds = len({finding.kind for finding in damage})
     summary = f"{len(damage)} findings of {kinds} kinds of damage" if damage else "no damage"
     print(f"read {count}: {summary}")

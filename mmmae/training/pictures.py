@@ -21,6 +21,7 @@ from ..files import write_atomically
 from ..model.fast import FastModel
 from ..model.inputs import Output, decoded_ids
 from ..model.resize import resize
+from ..text import figure_text
 
 GREY = 0.5  # for what the model was not shown, or did not predict
 MOST_ROWS = 6  # spectral groups that a picture of embeddings shows
@@ -102,7 +103,7 @@ def draw_pixels(
         if number == 0:
             spectrum.set_ylabel("before normalisation")
         spectrum.legend(fontsize=8)
-    figure.suptitle(f"{batch.names[0]}   (reconstruction loss {output.loss_reconstruction.item():.4f})")
+    figure.suptitle(f"{figure_text(batch.names[0])}   (reconstruction loss {output.loss_reconstruction.item():.4f})")
     return figure
 
 
@@ -159,7 +160,7 @@ def draw_embeddings(
     loss = f"reconstruction loss {output.loss_reconstruction.item():.4f}"
     colours_are = "colours: three principal components of the targets"
     left_out = f"; {len(rows)} of {groups} groups of bands" if len(rows) < groups else ""
-    figure.suptitle(f"{batch.names[0]}   ({loss}; {colours_are}{left_out})")
+    figure.suptitle(f"{figure_text(batch.names[0])}   ({loss}; {colours_are}{left_out})")
     return figure
 
 

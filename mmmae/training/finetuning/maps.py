@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ...data.subjects import Subjects
 from ...data.tiles import untile
 from ...files import file_for
+from ...text import figure_text
 from ..pictures import GREY, contrast, save_figure, show, spread
 from .labelled import labelled
 from .labels import UNLABELLED, Labels, scene_names
@@ -92,9 +93,9 @@ def draw_map(
     share = float(wrong.sum()) / max(1, int(labelled.sum()))
     show(panels[3], error, f"error: {share:.1%} of the labelled pixels")
     present = sorted({*target[labelled].tolist(), *predicted[valid].tolist()})
-    handles = [Patch(color=colours[number], label=classes[number]) for number in present]
+    handles = [Patch(color=colours[number], label=figure_text(classes[number])) for number in present]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(8, max(1, len(handles))), frameon=False)
-    figure.suptitle(name)
+    figure.suptitle(figure_text(name))
     return figure
 
 

@@ -20,6 +20,7 @@ from torchmetrics.classification import (
 
 from ...data.tiles import Mosaic, Position, scene_sizes
 from ...files import write_atomically
+from ...text import cell, figure_text
 from ..pictures import save_figure
 from .labels import UNLABELLED, resize_labels
 
@@ -113,8 +114,8 @@ def write_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]], 
     def write(path: Path) -> None:
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["true \\ predicted", *classes])
-            writer.writerows([name, *row] for name, row in zip(classes, confusion, strict=True))
+            writer.writerow(["true \\ predicted", *map(cell, classes)])
+            writer.writerows([cell(name), *row] for name, row in zip(classes, confusion, strict=True))
 
     write_atomically(out / "confusion.csv", write)
     save_figure(draw_confusion(classes, confusion), out / "confusion.png")
@@ -129,8 +130,9 @@ def draw_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -
     panel = figure.subplots()
     drawn = panel.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     places = range(len(classes))
-    panel.set_xticks(places, labels=list(classes), rotation=45, ha="right")
-    panel.set_yticks(places, labels=list(classes))
+    names = [figure_text(name) for name in classes]
+    panel.set_xticks(places, labels=names, rotation=45, ha="right")
+    panel.set_yticks(places, labels=names)
     panel.set_xlabel("predicted")
     panel.set_ylabel("true")
     for row in places:

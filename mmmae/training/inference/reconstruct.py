@@ -22,6 +22,7 @@ from ...model.inputs import Output, decoded_ids
 from ...model.losses import token_weights
 from ...model.resize import resize
 from ...precision import Precision, autocast, resolve_precision
+from ...text import cell, printable
 from ..pictures import check_rgb, draw_embeddings, draw_pixels, pixel_mask, restore, save_figure
 
 ALL = "all subjects"
@@ -85,7 +86,8 @@ def reconstruct(
         figure = (draw_pixels if in_pixels else draw_embeddings)(model, subjects, batch, output, rgb)
         save_figure(figure, picture)
         print(
-            f"{index + 1}/{count}  {batch.names[0]}  reconstruction loss {output.loss_reconstruction:.4f}", flush=True
+            f"{index + 1}/{count}  {printable(batch.names[0])}  reconstruction loss {output.loss_reconstruction:.4f}",
+            flush=True,
         )
     measured.append((ALL, torch.stack([sums for _, sums in measured]).sum(0)))
     rows = [row for name, sums in measured for row in _rows(name, sums, model, subjects)]
@@ -95,7 +97,7 @@ def reconstruct(
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({**row, "subject": cell(row["subject"])} for row in rows)
 
     write_atomically(out / "errors.csv", write)
     return rows
