@@ -207,7 +207,9 @@ def matmuls_for(x: Tensor, dtype: torch.dtype, weight_dtype: torch.dtype) -> Mat
         # Only NVIDIA's library writes float32 products of half-precision matrices, and TunableOp refuses them.
         is_nvidia = x.is_cuda and torch.version.hip is None
         writes_float32 = is_nvidia and not torch.compiler.is_compiling() and not _tunes_products()
-        return INTO_FLOAT32 if writes_float32 and weight_dtype == torch.float32 else _CASTING[weight_dtype]
+        if writes_float32 and weight_dtype == torch.float32:
+            return INTO_FLOAT32
+        return (_CASTING if x.is_cuda or torch.compiler.is_compiling() else _CASTING_ON_CPU)[weight_dtype]
     is_supported = x.is_cpu and dtype == torch.float32
     return _FASTER if ONEDNN_IS_FASTER and is_supported and not torch.compiler.is_compiling() else _TORCH
 
@@ -223,8 +225,18 @@ def _faster_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return linear_no_grad(grad.t(), x.t()) if grad.shape[1] < x.shape[1] else torch.mm(grad.t(), x)
 
 
-def _casting(dtype: torch.dtype) -> Matmuls:
-    return Matmuls(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x).to(dtype), dtype)
+def _half_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Return the weight's gradient in half precision; `grad` is transposed by a copy first if it is narrower than `x`.
+
+    oneDNN transposes it too, but not as fast: with 512 by 2048 channels, cast included, the copy makes it 1.3 times as
+    fast on a Xeon with AMX, and with 2048 by 512 channels 0.7 times.
+    """
+    transposed = grad.t()
+    return torch.mm(transposed.contiguous() if grad.shape[1] < x.shape[1] else transposed, x)
+
+
+def _casting(dtype: torch.dtype, weight_gradient: Callable[[Tensor, Tensor], Tensor]) -> Matmuls:
+    return Matmuls(F.linear, torch.mm, lambda grad, x: weight_gradient(grad, x).to(dtype), dtype)
 
 
 _TORCH = Matmuls(F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x))
@@ -235,7 +247,9 @@ _FASTER = Matmuls(linear_no_grad, lambda grad, weight: linear_no_grad(grad, weig
 INTO_FLOAT32 = Matmuls(
     F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x, out_dtype=torch.float32), torch.float32
 )
-_CASTING = {dtype: _casting(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_CASTING = {dtype: _casting(dtype, lambda grad, x: torch.mm(grad.t(), x)) for dtype in _DTYPES}
+_CASTING_ON_CPU = {dtype: _casting(dtype, _half_weight_gradient) for dtype in _DTYPES}
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

@@ -45,6 +45,18 @@ def test_outputs_and_gradients_are_those_of_the_definition(library, rows, inputs
         assert relative_error(grad, true) <= ROUNDING
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("outputs", "inputs"), [(24, 72), (72, 24), (40, 40)])
+def test_the_weights_gradient_of_half_precision_is_rounded_once(half, outputs, inputs):
+    """Whichever factor is transposed by a copy; it is stored as the float32 parameter is."""
+    torch.manual_seed(0)
+    grad, x = torch.randn(3, 50, outputs).to(half)[1], torch.randn(50, inputs).to(half)
+    found = module.matmuls_for(x, half, torch.float32).weight_gradient(grad, x)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous()
+    assert relative_error(found, grad.double().t() @ x.double()) <= torch.finfo(half).eps / 2
+
+
 @needs_onednn
 def test_a_transposed_view_is_multiplied_as_what_it_is(monkeypatch):
     monkeypatch.setattr(module, "ONEDNN_IS_FASTER", True)
