@@ -21,7 +21,11 @@ from ..config import MMMAEConfig
 from .encoder import HSIEncoder
 from .position import resize_positions
 
-WRAPPERS = ("model", "state_dict")  # keys under which checkpoints hold their weights
+# Keys under which checkpoints hold their weights, in the order in which they are looked for, also within each other.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "encoder", "backbone", "model_ema", "ema")
+# What DDP, torch.compile, Lightning and larger models put before names; torch.compile also within them.
+PREFIXES = re.compile(r"^(?:(?:module|model|encoder|backbone)\.)+")
+COMPILED = "_orig_mod."
 HEAD_WIDTH = 64
 NEEDED = ("patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal", "blocks.0.mlp.fc1.weight")
 NO_CLASS_TOKEN = "the encoder has no class token; its features differ from those of a network that has one"
@@ -124,12 +128,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         else:
             reason = "not a checkpoint of PyTorch, or a broken one"
         raise ValueError(f"{path}: {reason}; expected tensors and plain values") from error
-    for wrapper in WRAPPERS:
-        if isinstance(contents, Mapping) and isinstance(contents.get(wrapper), Mapping):
-            contents = contents[wrapper]
+    contents = _unwrapped(contents)
     if not isinstance(contents, Mapping):
         raise ValueError(f"{path}: holds a {type(contents).__name__}, expected weights by name")
-    named = {str(name).removeprefix("module."): value for name, value in contents.items()}
+    named: dict[str, Any] = {}
+    for given, value in contents.items():
+        name = PREFIXES.sub("", str(given).replace(COMPILED, ""))
+        if name in named:
+            raise ValueError(f"{path}: two entries are named {name} without their prefixes, one of them {given}")
+        named[name] = value
     tensors: dict[str, Tensor] = {}
     for name, value in named.items():
         if not isinstance(value, Tensor):
@@ -141,6 +148,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if not tensors[name].isfinite().all():
             raise ValueError(f"{path}: {name} has NaN or infinity")
     return tensors
+
+
+def _unwrapped(contents: Any) -> Any:
+    """Return the innermost mapping under keys that wrap weights."""
+    while isinstance(contents, Mapping):
+        inner = next((contents[key] for key in WRAPPERS if isinstance(contents.get(key), Mapping)), None)
+        if inner is None:
+            break
+        contents = inner
+    return contents
 
 
 def _begins_as_pickle(path: Path) -> bool:

@@ -95,9 +95,19 @@ def hsi():
     [
         (lambda weights: {"model": weights, "epoch": 3, "args": argparse.Namespace(lr=1e-4)}, ""),
         (lambda weights: {"state_dict": weights}, "module."),
+        (lambda weights: {"model_state_dict": weights, "model_ema": None}, "_orig_mod.module."),
+        (lambda weights: {"epoch": 3, "model_ema": {"module": weights}}, "model.encoder."),
+        (lambda weights: weights, "model._orig_mod.backbone."),
         (lambda weights: weights, ""),
     ],
-    ids=["under model, with args", "under state_dict, parallel", "bare"],
+    ids=[
+        "under model, with args",
+        "parallel",
+        "compiled",
+        "averaged, in a larger model",
+        "in a compiled model",
+        "bare",
+    ],
 )
 def test_the_encoder_computes_what_the_network_does(hsi, tmp_path, qkv_bias, wrap, prefix):
     torch.manual_seed(0)

@@ -184,3 +184,14 @@ def test_an_encoder_that_knows_wavelengths_follows_those_of_the_data(tmp_path, c
         assert main(command) == 2
         error = capsys.readouterr().err
         assert f"the encoder knows its 12 bands by wavelength; the {bands} of the data have none" in error
+
+
+def test_features_that_are_not_finite_are_an_error_that_names_the_subject_and_leave_no_file(tmp_path):
+    damaged = mmmae.HSIEncoder(CONFIG)
+    with torch.no_grad():
+        damaged.norm.weight[0] = torch.nan
+    with pytest.raises(
+        ValueError, match="subject 'phantom-0-00000': its features are not finite; the cause is in the enc"
+    ):
+        encode(damaged, Phantom(2, 32), tmp_path / "features.npz", precision="32")
+    assert list(tmp_path.iterdir()) == []

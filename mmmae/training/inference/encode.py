@@ -60,7 +60,7 @@ def encode(
         The shape of `features`, which is float32.
 
     Raises:
-        ValueError: an argument is not allowed, or the subjects do not fit the encoder.
+        ValueError: an argument is not allowed, the subjects do not fit the encoder, or a feature is not finite.
         OSError: a file can't be read or written.
 
     Example:
@@ -137,8 +137,22 @@ def features(
         for samples in loader:
             with autocast(precision, torch.device(device)):
                 tokens = encoder(samples.hsi.to(device)).float()
-            yield pooled(tokens.unflatten(1, encoder.config.grid), pool).cpu()
+            rows = pooled(tokens.unflatten(1, encoder.config.grid), pool).cpu()
+            _check_finite(rows, samples, precision)
+            yield rows
             progress.advance(bar, len(samples))
+
+
+def _check_finite(rows: Tensor, samples: Batch, precision: Precision) -> None:
+    """Raise ValueError if a feature is not finite; the message names the first subject and the likely cause."""
+    finite = rows.flatten(1).isfinite().all(1)
+    if finite.all():
+        return
+    index = int((~finite).nonzero()[0])
+    cause = "the encoder's weights" if samples.hsi[index].isfinite().all() else "its values, which are not finite"
+    if precision != "32" and cause == "the encoder's weights":
+        cause += f", or the range of precision {precision}"
+    raise ValueError(f"subject {samples.names[index]!r}: its features are not finite; the cause is in {cause}")
 
 
 def pooled(tokens: Tensor, pool: str) -> Tensor:
