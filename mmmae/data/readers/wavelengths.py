@@ -103,7 +103,7 @@ def find_wavelengths(arrays: StoredArrays, name: str, lengths: Collection[int]) 
 
 
 def wavelength_vectors(arrays: StoredArrays, name: str) -> Iterator[Vector]:
-    """Yield the vectors of a file that hold wavelengths, except those of other cubes."""
+    """Yield the vectors of a file that hold wavelengths, except those of other cubes; raise if one must not be read."""
     group = _group(name)
     own_words = set(_words(name))
     others = {_group(other) for other, array in arrays.items() if array.numeric and len(array.shape) == 3} - {group}
@@ -111,12 +111,14 @@ def wavelength_vectors(arrays: StoredArrays, name: str) -> Iterator[Vector]:
         yield from _in_attributes(attributes, (level - 1, -1))
     for other, array in arrays.items():
         words = _words(other.rsplit("/", 1)[-1])
-        if not array.is_vector or array.refusal or not _is_wavelength(words, own_words):
+        if not array.is_vector or not _is_wavelength(words, own_words):
             continue
         place = _group(other)
         shared = next((n for n in range(len(group), 0, -1) if group[:n] == place[:n]), 0)
         if any(place[:depth] in others for depth in range(shared + 1, len(place) + 1)):
             continue
+        if array.refusal is not None:
+            raise ValueError(array.refusal)
         own = array.attributes()[0]
         unit = next((text(value) for key, value in own.items() if plain(key) in ("units", "unit")), None)
         named = bool(own_words & set(words) - _NEUTRAL - _UNITS - _WAVELENGTH)
