@@ -72,19 +72,19 @@ void pack_keys(const Keys<Bfloat16>& keys, int64_t depth, const ForwardScratch& 
     pair_rows(parts.rows, n, depth, n * TILE, parts.v);
 }
 
-// Writes the exponentials of a row of scores minus the running maximum, updates maximum and total, and returns the
-// factor of the earlier sums. The scores are multiplied by scale here, and are minus infinity for padding.
-MMMAE_INLINE float weigh(const float* scores, Bfloat16* weights, int64_t count, float scale, bool begun, float& maximum,
-                         float& total) {
-    Vec first = splat(-__builtin_inff()), second = first;
-    for (int64_t key = 0; key < count; key += DEPTH) {
+// Returns the largest of a row of scores.
+MMMAE_INLINE float highest(const float* scores, int64_t count) {
+    Vec first = load(scores), second = load(scores + TILE);
+    for (int64_t key = DEPTH; key < count; key += DEPTH) {
         first = max(first, load(scores + key));
         second = max(second, load(scores + key + TILE));
     }
-    float highest = max_of(max(first, second));
-    if (begun && !(highest > maximum)) highest = maximum;
-    const float factor = scale * LOG2_E, shift = highest * factor;
-    first = second = Vec{};
+    return max_of(max(first, second));
+}
+
+// Writes 2^(score * factor - shift) for a row of scores, and returns the sum.
+MMMAE_INLINE float weigh(const float* scores, Bfloat16* weights, int64_t count, float factor, float shift) {
+    Vec first{}, second{};
     for (int64_t key = 0; key < count; key += DEPTH) {
         const Vec low = power_of_two(load(scores + key) * factor - shift);
         const Vec high = power_of_two(load(scores + key + TILE) * factor - shift);
@@ -92,10 +92,30 @@ MMMAE_INLINE float weigh(const float* scores, Bfloat16* weights, int64_t count, 
         first += low;
         second += high;
     }
-    const float decay = begun ? power_of_two(splat(maximum * factor - shift))[0] : 0.0f;
-    total = begun ? total * decay + sum_of(first + second) : sum_of(first + second);
-    maximum = highest;
-    return decay;
+    return sum_of(first + second);
+}
+
+// Turns the scores of `rows` queries with `count` keys into weights relative to the running maximum, and updates maximum,
+// total and the sums of earlier keys, if begun. Each step takes all rows, so that none waits for the sum over the lanes
+// of another. Scores are multiplied by the scale here.
+void weigh_rows(const ForwardScratch& parts, int64_t rows, int64_t count, int64_t depth, float factor, bool begun) {
+    float before[STRIP] = {}, decay[STRIP];
+    for (int64_t i = 0; i < rows; ++i) {
+        const float most = highest(parts.scores + i * SCORE_STEP, count);
+        before[i] = begun ? parts.maximum[i] : most;
+        parts.maximum[i] = begun && !(most > before[i]) ? before[i] : most;
+    }
+    for (int64_t i = 0; i < STRIP; i += W)
+        store(decay + i, power_of_two(load(before + i) * factor - load(parts.maximum + i) * factor));
+    for (int64_t i = 0; i < rows; ++i) {
+        const float shift = parts.maximum[i] * factor;
+        const float total = weigh(parts.scores + i * SCORE_STEP, parts.weights + i * WEIGHT_STEP, count, factor, shift);
+        parts.total[i] = begun ? parts.total[i] * decay[i] + total : total;
+    }
+    for (int64_t i = 0; begun && i < rows; ++i) {
+        float* sums = parts.sums + i / TILE * TILE * depth + i % TILE * TILE;
+        for (int64_t c = 0; c < depth; c += TILE) store(sums + c * TILE, load(sums + c * TILE) * decay[i]);
+    }
 }
 
 void forward_tiles(const Forward<Bfloat16>& task, float* scratch) {
@@ -123,15 +143,9 @@ void forward_tiles(const Forward<Bfloat16>& task, float* scratch) {
             multiply({parts.rows, TILE * depth, DEPTH, depth}, {parts.k + first * depth, TILE * depth, RIGHT_TILE},
                      {parts.scores, TILE * SCORE_STEP, TILE, SCORE_STEP}, rows, round_up(present, TILE) / TILE,
                      depth / DEPTH, false);
-            for (int64_t i = 0; i < count; ++i) {
-                float* scores = parts.scores + i * SCORE_STEP;
-                for (int64_t key = present; key < block; ++key) scores[key] = -__builtin_inff();
-                const float decay = weigh(scores, parts.weights + i * WEIGHT_STEP, block, scale, first > 0,
-                                          parts.maximum[i], parts.total[i]);
-                float* sums = parts.sums + i / TILE * TILE * depth + i % TILE * TILE;
-                if (first > 0)
-                    for (int64_t c = 0; c < depth; c += TILE) store(sums + c * TILE, load(sums + c * TILE) * decay);
-            }
+            for (int64_t i = 0; present < block && i < count; ++i)
+                for (int64_t key = present; key < block; ++key) parts.scores[i * SCORE_STEP + key] = -__builtin_inff();
+            weigh_rows(parts, count, block, depth, scale * LOG2_E, first > 0);
             multiply({parts.weights, TILE * WEIGHT_STEP, DEPTH, WEIGHT_STEP},
                      {parts.v + first * TILE, padded_keys * TILE, RIGHT_TILE},
                      {parts.sums, TILE * depth, SUM_TILE, TILE}, rows, depth / TILE, block / DEPTH, first > 0);
