@@ -45,7 +45,7 @@ COMPONENTS = {
 }
 # The fast model reads the weights of these modules and does not call them.
 READ = ("patch_embed", "norm", "aux_projections", "decoder_embed", "decoder_norm", "decoder_pred", "contrastive_head")
-METHODS = ("embed", "encode_images", "project_vectors", "decode", "predict")
+METHODS: tuple[str, ...] = ("embed", "encode_images", "project_vectors", "decode", "predict")
 METHODS += ("reconstruction_loss", "target", "contrast")
 
 
