@@ -17,9 +17,12 @@ from .autocast import cast, copy_of, is_autocast, matmul_dtype
 from .checks import check_device, check_floating, check_like, check_rank, check_tensor, check_vector
 from .cpu import library
 from .dispatch import current_backend
-from .operators import fast_apply, first_derivative_only
+from .operators import fast_apply, first_derivative_only, needs_operators
 
 CPUINFO = Path("/proc/cpuinfo")
+HALVES = (torch.float16, torch.bfloat16)
+
+_sum_of_rows = library.function("sum_of_rows")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -176,7 +179,28 @@ def linear_gradients(
     """
     rows = _as_rows(grad)
     grad_weight = matmuls.weight_gradient(rows, _as_rows(x)) if needs[0] else None
-    return grad_weight, rows.sum(0, dtype=matmuls.dtype) if needs[1] else None
+    return grad_weight, sum_rows(rows, matmuls.dtype) if needs[1] else None
+
+
+def sum_rows(rows: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return the sum of `rows [R, D]` in `dtype`, or for None in theirs; for use inside autograd functions.
+
+    On a CPU PyTorch would convert all rows to `dtype` first, in memory.
+    """
+    is_converted = dtype == torch.float32 and rows.dtype in HALVES and rows.dim() == 2
+    if not is_converted or not rows.is_cpu or needs_operators(rows) or library.unavailable_reason() is not None:
+        return rows.sum(-2, dtype=dtype)
+    rows = library.contiguous_rows(rows)
+    out = rows.new_empty(rows.shape[1], dtype=torch.float32)
+    _sum_of_rows(
+        rows.data_ptr(),
+        (0, rows.stride(0)),
+        out.data_ptr(),
+        library.DTYPES[rows.dtype],
+        (1, rows.shape[0], rows.shape[1]),
+        torch.get_num_threads(),
+    )
+    return out
 
 
 class Matmuls(NamedTuple):

@@ -1,8 +1,7 @@
 """The block's and the conditioning step's node in the types of autocast, on the Triton kernels that a GPU would run.
 
-Products in bfloat16 and float16 run on `eager` on a CPU, sublayer by sublayer. Here a stand-in computes attention as
-flash-attn does, and the other kernels are executed: by the emulator as compiled, or with TRITON_INTERPRET=1 by Triton's
-interpreter.
+A stand-in computes attention as flash-attn does, and the other kernels are executed: by the emulator as compiled, or
+with TRITON_INTERPRET=1 by Triton's interpreter. The native kernels in these types are in test_equality_of_ops.py.
 """
 
 import contextlib

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmmae_kernels.add_layer_norm.cpu import add_layer_norm_backward, add_layer_norm_forward
 from mmmae_kernels.decoder_tokens.cpu import decoder_tokens_backward, decoder_tokens_forward
 from mmmae_kernels.gelu_linear.cpu import gelu_backward, gelu_forward
+from mmmae_kernels.linear import sum_rows
 from mmmae_kernels.masked_loss.cpu import masked_l2_loss_forward, patch_l2_loss_forward
 from mmmae_kernels.patch_embed.cpu import (
     gather_patches,
@@ -224,3 +225,15 @@ def test_the_statistics_are_those_of_the_sum_as_it_is_stored(half):
     total = total.double()
     assert float((mean - total.mean(-1)).abs().max()) <= 2**-24 * float(total.abs().mean())
     assert float((rstd * (total.var(-1, correction=0) + 1e-6).sqrt() - 1).abs().max()) <= 8 * 2**-24
+
+
+@every_half
+@pytest.mark.parametrize("layout", ["as they come", "channels first", "one row expanded"])
+def test_rows_are_added_up_in_float32(monkeypatch, half, layout):
+    """A sum in half precision would stop growing at 512 or 4096."""
+    rows = STRIDES.get(layout, lambda tensor: tensor)(torch.rand(1, 20_000, 33).to(half))[0]
+    expected = rows.double().sum(0)
+    monkeypatch.setattr(Tensor, "sum", None)
+    total = sum_rows(rows, torch.float32)
+    assert total.dtype == torch.float32
+    assert float((total / expected - 1).abs().max()) <= 2**-20

@@ -17,7 +17,7 @@ from ..attention.op import attention_backend, concat_attention
 from ..attention.reference import attention_eager
 from ..autocast import autocast_dtype, cast
 from ..gpu import executors
-from ..linear import linear
+from ..linear import linear, sum_rows
 from ..norm_linear.op import norm_linear
 from ..operators import fast_apply, first_derivative_only, kernels_for
 from .plan import Plan, make_plan, native_refuses, triton_refuses
@@ -183,7 +183,7 @@ class FusedConditioning(torch.autograd.Function):
             grad_out = total.new_zeros(total.shape, dtype=plan.dtype)
         grad_out = grad_out.reshape(rows, width)
         grad_proj_weight = matmuls.weight_gradient(grad_out, mixed.view(rows, width))
-        grad_proj_bias = grad_out.sum(0, dtype=proj_bias_dtype)
+        grad_proj_bias = sum_rows(grad_out, proj_bias_dtype)
         grad_mixed = matmuls.input_gradient(grad_out, proj_weight).view(mixed.shape)
         (grad_qkv,) = kernels.attention_backward(grad_mixed, [qkv], None, mixed, lse, plan.attention)
         grad_kv = kernels.merge_vectors_backward(
@@ -209,8 +209,8 @@ class FusedConditioning(torch.autograd.Function):
         # The vectors' part is added in place to the tokens' part.
         grad_qkv_weight = matmuls.weight_gradient(grad_qkv, norm)
         grad_qkv_weight[width:].add_(matmuls.weight_gradient(grad_kv, guide))
-        grad_qkv_bias = grad_qkv.sum(0, dtype=qkv_bias_dtype)
-        grad_qkv_bias[width:].add_(grad_kv.sum(0, dtype=qkv_bias_dtype))
+        grad_qkv_bias = sum_rows(grad_qkv, qkv_bias_dtype)
+        grad_qkv_bias[width:].add_(sum_rows(grad_kv, qkv_bias_dtype))
         if dtypes[1] is not None:
             grad_residual = residual_gradient(grad, grad_residual, dtypes[1]).view(total.shape)
         grad = grad.view(total.shape)

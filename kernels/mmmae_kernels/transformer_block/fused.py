@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..add_layer_norm.op import in_dtype, residual_gradient
 from ..autocast import cast
+from ..linear import sum_rows
 from ..operators import first_derivative_only, kernels_for
 from .plan import Plan
 from .reference import BlockWeights, take
@@ -228,7 +229,7 @@ def _backward(
     grad_qkv_weight, grad_qkv_bias = weight_gradient(QKV_WEIGHT, grad_kv, norm1), None
     if needs[QKV_BIAS]:
         stack = qkv_weight.shape[:-2]
-        grad_qkv_bias = grad_kv.view(*stack, -1, grad_kv.shape[1]).sum(-2, dtype=dtypes[QKV_BIAS])
+        grad_qkv_bias = sum_rows(grad_kv.view(*stack, -1, grad_kv.shape[1]), dtypes[QKV_BIAS])
     if saved.ids is not None:
         query_weight_gradient = weight_gradient(
             QKV_WEIGHT, grad_q, take(norm1.view(saved.total1.shape), saved.ids).view(rows, width)
@@ -236,7 +237,7 @@ def _backward(
         if query_weight_gradient is not None and grad_qkv_weight is not None:
             grad_qkv_weight = torch.cat([query_weight_gradient, grad_qkv_weight])
         if grad_qkv_bias is not None:
-            grad_qkv_bias = torch.cat([grad_q.sum(0, dtype=dtypes[QKV_BIAS]), grad_qkv_bias])
+            grad_qkv_bias = torch.cat([sum_rows(grad_q, dtypes[QKV_BIAS]), grad_qkv_bias])
     if dtypes[RESIDUAL] is not None:
         grad_residual = residual_gradient(grad, grad_residual, dtypes[RESIDUAL]).view(saved.total1.shape)
     grad = grad.view(saved.total1.shape)
