@@ -3,6 +3,7 @@
 tyro makes the parser from them; a command imports what it needs when it runs, so that `mmmae --help` answers at once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -19,8 +20,11 @@ from ..text import printable
 from ..tuning import tune_cpu
 from . import data, encode, export, finetune, import_spectralgpt, info, pretrain, profile, reconstruct
 from .options import Flag
+from .output import UnreadOutput
 from .rules import registry
 from .stored import Stored, read_stored
+
+RUNS = ("pretrain", "finetune", "encode", "reconstruct")  # commands that go on when nobody reads what they print
 
 Call: TypeAlias = Callable[[], "int | None"]
 
@@ -38,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tune_cpu()
     try:
         stored = read_stored(command, arguments)
-        return _parse(command, arguments, stored)() or 0
+        call = _parse(command, arguments, stored)
+        with contextlib.redirect_stdout(UnreadOutput(sys.stdout)) if command in RUNS else contextlib.nullcontext():
+            return call() or 0
     except (ValueError, OSError) as error:
         if traceback:
             raise

@@ -129,6 +129,7 @@ def pretrain(
     in_tf32 = settings.precision == "32" and use_tf32(device)
     if world.rank == 0 and (device.type != "cpu" or settings.precision != "32"):
         print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
+    _warn_of_no_contrast(config, settings, world)
     torch.manual_seed(settings.seed)
     model = fast_model(config)
     with contextlib.ExitStack() as held:
@@ -240,6 +241,15 @@ def _check_subjects(config: MMMAEConfig, subjects: Subjects, rgb: tuple[int, int
             f"the subjects have the modalities {dict(subjects.modalities)}, the config has aux = {dict(config.aux)}"
         )
     check_rgb(rgb, config.bands)
+
+
+def _warn_of_no_contrast(config: MMMAEConfig, settings: PretrainSettings, world: World) -> None:
+    if settings.batch * world.ranks == 1 and config.aux and config.contrastive_weight > 0 and world.rank == 0:
+        warnings.warn(
+            "with one sample a forward pass the contrastive loss is always 0: it tells the images of a sample from "
+            "those of others; give --batch 2 or more, or --set contrastive_weight=0",
+            stacklevel=3,
+        )
 
 
 def _trainer(

@@ -105,6 +105,11 @@ def test_a_finished_run_is_not_overwritten(finished):
         pretrain(CONFIG, phantom(), out, SETTINGS)
 
 
+def test_a_contrast_with_nobody_is_said(tmp_path):
+    with pytest.warns(UserWarning, match="with one sample a forward pass the contrastive loss is always 0"):
+        pretrain(CONFIG, Phantom(1, 32, 12), tmp_path, PretrainSettings(steps=1, batch=1, warmup=0))
+
+
 def test_a_batch_larger_than_the_folder_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="batch is 6, expected at most the number of subjects, 5"):
         pretrain(CONFIG, phantom(), tmp_path / "run", PretrainSettings(batch=6))

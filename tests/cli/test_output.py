@@ -1,0 +1,35 @@
+"""Runs go on when nobody reads what they print."""
+
+import os
+import subprocess
+import sys
+
+from mmmae.cli.output import UnreadOutput
+
+PRINTS = """
+import sys
+from mmmae.cli.output import UnreadOutput
+sys.stdout = UnreadOutput(sys.stdout)
+print("first", flush=True)
+sys.stdin.readline()  # until the reader has left
+for _ in range(3):
+    print("x" * 100_000, flush=True)
+print("goes on", file=sys.stderr)
+"""
+
+
+def test_output_without_a_reader_is_dropped_and_the_status_is_zero():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", PRINTS], text=True, **pipes) as process:
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        _, errors = process.communicate("left\n")
+    assert errors == "goes on\n"
+    assert process.returncode == 0
+
+
+def test_output_with_a_reader_is_the_stream(tmp_path):
+    with (tmp_path / "out").open("w") as stream:
+        output = UnreadOutput(stream)
+        print("text", file=output, flush=True)
+        assert os.fstat(output.fileno()).st_size == 5
