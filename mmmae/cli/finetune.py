@@ -80,7 +80,9 @@ def run(
     else:
         read = read_mask_labels(labels, subjects, ignore=ignore, names=classes.split(",") if classes else None)
     print(f"{subjects!r}\n{len(read.counts)} of {len(subjects)} labelled, classes: {', '.join(read.classes)}")
-    _, report = finetune(model, subjects, read, out, chosen, validation=_validation(validation), rgb=shown, maps=maps)
+    _, report = finetune(
+        model, subjects, read, out, chosen, validation=held_out(validation, subjects), rgb=shown, maps=maps
+    )
     for name in report["not_trained"]:
         print(f"note: no training subject has the class {name}")
     name = main_score(read.task)
@@ -115,9 +117,19 @@ def _from_scratch(
     return HSIEncoder(MMMAEConfig.preset(preset, **{**fields, "bands": subjects.bands, "aux": {}})), subjects
 
 
-def _validation(text: str) -> list[str] | float:
-    names = [name.strip() for name in text.split(",")]
+def held_out(text: str, subjects: Subjects) -> list[str] | float:
+    """Return the names that --validation lists, which may hold commas themselves, or the share of subjects."""
+    from ..training.finetuning.labels import scene_names
+
     try:
-        return float(text) if 0 < float(text) < 1 else names
+        if 0 < float(text) < 1:
+            return float(text)
     except ValueError:
-        return names
+        pass
+    known = {*subjects.names, *scene_names(subjects)}
+    parts, names = text.split(","), []
+    while parts:
+        length = next((end for end in range(len(parts), 1, -1) if ",".join(parts[:end]).strip() in known), 1)
+        names.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return names

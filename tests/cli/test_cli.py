@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mmmae.cli import main
+from mmmae.cli.finetune import held_out
 from mmmae.phantom import Phantom
 
 SMALL = ["--set", "image_size=32", "--set", "patch=3,8,8", "--steps", "4", "--batch", "2"]
@@ -196,3 +198,19 @@ def test_tiny_learns_from_the_real_scenes(tmp_path, hide_one_radar_file):
     losses = [float(value) for value in (row.split(",")[column] for row in rows[1:]) if value]
     assert losses[-1] < 2 / 3 * losses[0]
     assert (out / "reconstruction.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("0.25", 0.25),
+        ("a", ["a"]),
+        ("a, b", ["a", "b"]),
+        ("a,b,c", ["a,b", "c"]),
+        ("c,a,b", ["c", "a,b"]),
+        ("x,1.5", ["x", "1.5"]),
+    ],
+)
+def test_names_to_hold_out_may_hold_commas(text, held):
+    names = ["a", "b", "c", "a,b"] if "c" in text else ["a", "b"]
+    assert held_out(text, SimpleNamespace(names=names, positions=())) == held

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmmae.data import PairedFolder
 from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels, scene_names, split
@@ -80,6 +81,18 @@ def test_classes_of_masks_are_numbered_without_gaps_and_255_is_no_label(tmp_path
     assert {index: counts.tolist() for index, counts in labels.counts.items()} == {0: [2, 1, 0], 1: [0, 0, 3]}
     assert read_mask_labels(folder, SUBJECTS, ignore=9).classes == ["2", "7", "255"]
     assert read_mask_labels(folder, SUBJECTS, names=["x", "y", "z"]).classes == ["x", "y", "z"]
+
+
+def test_a_palette_is_classes_and_jpeg_is_refused(tmp_path):
+    mask = Image.fromarray(np.array([[0, 3], [255, 7]], dtype=np.uint8), "P")
+    mask.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
+    mask.save(tmp_path / "a.png")
+    labels = read_mask_labels(tmp_path, SUBJECTS)
+    assert labels.classes == ["0", "3", "7"]
+    assert labels.target(0, (2, 2)).tolist() == [[0, 1], [UNLABELLED, 2]]
+    mask.convert("L").save(tmp_path / "b.jpg")
+    with pytest.raises(ValueError, match=r"b\.jpg.* can't hold numbers of classes"):
+        read_mask_labels(tmp_path, SUBJECTS)
 
 
 def test_a_mask_of_another_size_takes_the_pixel_under_each_centre(tmp_path):

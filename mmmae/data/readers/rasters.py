@@ -49,10 +49,12 @@ def read_tiff(
     if order == "THW":
         return with_metadata(path, read_bands(names, "GTiff", window, wavelengths, pages))
     stack = read_bands(names, "GTiff", None, NO_WAVELENGTHS if wavelengths is None else wavelengths, pages)
-    values, nodata = (array.transpose([order.index(axis) for axis in "THW"]) for array in (stack.values, stack.nodata))
+    assert stack.nodata is not None
+    turn, part = [order.index(axis) for axis in "THW"], (slice(None), slice(None), slice(None))
     if window is not None:
-        window.check_within(*values.shape[1:])
-        values, nodata = (array[(slice(None), *window.slices)] for array in (values, nodata))
+        window.check_within(*(stack.values.shape[order.index(axis)] for axis in "HW"))
+        part = slice(None), *window.slices
+    values, nodata = stack.values.transpose(turn)[part], stack.nodata.transpose(turn)[part]
     return Arrays(values, wavelengths, nodata, notes=stack.notes)
 
 
@@ -122,15 +124,19 @@ def read_bands(
         given: wavelengths of the bands in nm, instead of those that the rasters tell.
         pages: those of the file that the rasters are, if it has several.
     """
-    values, nodata, bands, notes = [], [], [], []
+    values: list[npt.NDArray[Any]] = []
+    nodata: list[npt.NDArray[np.bool_]] = []
+    bands: list[_Band] = []
+    notes: list[str] = []
     for number, name in enumerate(
         names
     ):  # one open file at a time: a stack may have more pages than a process has files
         with open_raster(name, driver) as source:
             described, notes = _describe(source, pages, number)
             bands += described
-            for found, array in zip((values, nodata), _values(source, window), strict=True):
-                found.append(array)
+            found, hidden = _values(source, window)
+            values.append(found)
+            nodata.append(hidden)
     wavelengths = _wavelengths(bands, notes) if given is None else given
     scale, offset = np.array([band.scale for band in bands]), np.array([band.offset for band in bands])
     return Arrays(np.concatenate(values), wavelengths, np.concatenate(nodata), scale, offset, tuple(notes))
@@ -138,7 +144,9 @@ def read_bands(
 
 def bands_layout(names: Sequence[str], driver: str, given: Wavelengths, pages: Sequence[Page]) -> ArraysLayout:
     """Read the sizes and wavelengths of what `read_bands` would read, but no values."""
-    bands, notes, size = [], [], (0, 0)
+    bands: list[_Band] = []
+    notes: list[str] = []
+    size = 0, 0
     for number, name in enumerate(names):
         with open_raster(name, driver) as source:
             described, notes = _describe(source, pages, number)
@@ -150,7 +158,8 @@ def bands_layout(names: Sequence[str], driver: str, given: Wavelengths, pages: S
 
 def _describe(source: Any, pages: Sequence[Page], number: int) -> tuple[list[_Band], list[str]]:
     """Return what one page tells of its bands that are kept, and notes on it."""
-    notes, bands = [], []
+    notes: list[str] = []
+    bands: list[_Band] = []
     kept, alpha = _kept(source), _alpha(source)
     if alpha is not None:
         notes.append(f"band {alpha} is tagged as alpha and is {'read as a band' if alpha in kept else 'left out'}")
