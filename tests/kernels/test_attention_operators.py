@@ -80,6 +80,13 @@ def test_single_queries_and_keys_are_left_to_the_flash_kernel(on_gpu, queries, k
     assert [len(STAND_INS[name].calls) for name in ("torch_cudnn", "torch_flash")] == ([0, 2] if single else [2, 0])
 
 
+def test_cudnn_gets_no_gradient_whose_samples_share_memory(on_gpu):
+    on_gpu("sm90", "torch_cudnn")
+    qkv, grad = draw(2, 5, 3, 2, 32).half().requires_grad_(), draw(1, 5, 2, 32, seed=1).half().expand(2, -1, -1, -1)
+    attention(qkv, backend="torch_cudnn").backward(grad)
+    assert qkv.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("backend", ["torch_flash", "torch_efficient"])
 @pytest.mark.parametrize("target", ["sm90", "gfx942"])
 def test_each_platform_gets_log_sum_exps_and_states_of_dropout_as_it_takes_them(on_gpu, target, backend):
