@@ -13,7 +13,7 @@ from tests.kernels.attention_stand_ins import STAND_INS
 
 GPU_BACKENDS = ("torch_cudnn", "torch_flash", "torch_efficient")
 
-# The arguments that the adapters give, as the oldest and the newest PyTorch that was looked at declare them.
+# The arguments that the adapters give, as PyTorch 2.10, 2.11, 2.13 and 2.14 declare them.
 SIGNATURES = {
     torch_flash.FORWARD: "query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, "
     "return_debug_mask: bool, scale: Optional[float]",
