@@ -64,7 +64,7 @@ def axes_by_size(sizes: Sequence[int], *, matlab: bool) -> str:
     clear = [axis for axis in range(3) if CLEARLY * sizes[axis] <= others[axis][0]]
     images = [axis for axis in range(3) if others[axis][0] >= SMALLEST_IMAGE]
     bands = next((found[0] for found in (square, clear, images) if len(found) == 1), None)
-    doubtful = len(square) == 3 or (square == [1] and clear != [1])  # rows x bands x columns is rare
+    doubtful = len(square) == 3 or (square == [1] and [1] not in (clear, images))  # rows x bands x columns is rare
     if matlab and (doubtful or bands in (None, 2)):
         return "HWT"
     if not doubtful and not matlab:

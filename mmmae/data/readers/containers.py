@@ -11,9 +11,10 @@ import numpy.typing as npt
 from .arrays import Arrays, ArraysLayout
 from .axes import HINT, axes_by_name, axes_by_size, axes_by_wavelengths, checked_axes
 from .declared import Scaling, declared_nodata, declared_scaling, is_nodata, is_unsigned, numbers_in
+from .formats import CONTAINER_SUFFIXES, open_arrays
 from .matrices import Matrix, find_matrix
 from .products import Piece, find_product, matching
-from .stored import CONTAINER_SUFFIXES, Part, StoredArray, StoredArrays, listing, open_arrays
+from .stored import Part, StoredArray, StoredArrays, listing
 from .wavelengths import find_wavelengths, to_nanometres, wavelength_vectors
 from .windows import Window
 
