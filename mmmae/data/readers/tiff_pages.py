@@ -190,7 +190,13 @@ class _Directories:
         for start in range(0, count * entry, entry):
             tag, kind = struct.unpack(f"{self.order}HH", data[start : start + 4])
             number = self._unpack("Q" if self.big else "I", data[start + 4 : start + (12 if self.big else 8)])
-            tags[tag] = kind, number, data[start + (12 if self.big else 8) : start + entry]
+            place = data[start + (12 if self.big else 8) : start + entry]
+            length = number * SIZES.get(kind, 1)
+            if length > last and self._unpack("Q" if self.big else "I", place) + length > self.size:
+                raise ValueError(
+                    f"truncated or damaged: tag {tag} of a page is beyond the end of the file"
+                )  # GDAL drops it
+            tags[tag] = kind, number, place
         return tags, self._unpack("Q" if self.big else "I", data[-last:])
 
     def _page(self, offset: int, tags: dict[int, tuple[int, int, bytes]]) -> Page:
