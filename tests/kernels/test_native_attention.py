@@ -164,7 +164,8 @@ def test_every_instruction_set_gives_the_same(numbers, at_level, on_threads, gua
 
 @pytest.mark.parametrize(("dtype", "levels_of"), list(LEVELS.items()), indirect=["dtype"])
 def test_the_best_instruction_set_comes_first(levels, levels_of):
-    assert levels == [level for level in levels_of if level in levels]
+    order = [level for level in levels if level != "avx512_bf16"]  # its place depends on the CPU's vendor
+    assert order == [level for level in levels_of if level in order]
     assert "plain" in levels
 
 

@@ -67,13 +67,18 @@ template <> std::vector<const Level<float>*> find_levels() {
 template <> std::vector<const Level<Bfloat16>*> find_levels() {
     std::vector<const Level<Bfloat16>*> found;
 #ifdef MMMAE_ATTENTION_HALVES
-    if (has_avx512() && __builtin_cpu_supports("avx512bf16")) {
-        if (has_amx()) found.push_back(&attention::level_amx);
-        found.push_back(&attention::level_dot);
-    }
+    // Dot products have twice the speed of float32 on AMD's CPUs, and half of it on Intel's.
+    const bool has_dot = has_avx512() && __builtin_cpu_supports("avx512bf16"), prefers_dot = __builtin_cpu_is("amd");
+    if (has_dot && has_amx()) found.push_back(&attention::level_amx);
+    if (has_dot && prefers_dot) found.push_back(&attention::level_dot);
 #endif
 #ifdef MMMAE_ATTENTION_LEVELS
     if (has_avx512()) found.push_back(&attention::level_avx512_widening);
+#endif
+#ifdef MMMAE_ATTENTION_HALVES
+    if (has_dot && !prefers_dot) found.push_back(&attention::level_dot);
+#endif
+#ifdef MMMAE_ATTENTION_LEVELS
     if (has_avx2()) found.push_back(&attention::level_avx2_widening);
 #endif
     found.push_back(&attention::level_plain_widening);
