@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"mmmae_kernels": ROOT / "kernels", "mmmae": ROOT, "bench": ROOT, "tests": ROOT}
 PAGE = ROOT / "docs" / "architecture.md"
 ROWS = (  # a room imports only from rows before its own
-    ("mmmae_kernels", "mmmae.checks", "mmmae.extras", "mmmae.files", "mmmae.tuning"),
+    ("mmmae_kernels", "mmmae.checks", "mmmae.extras", "mmmae.files", "mmmae.text", "mmmae.tuning"),
     ("mmmae.config", "mmmae.data", "mmmae.precision"),
     ("mmmae.info",),
     ("mmmae.model", "mmmae.phantom"),
     ("mmmae.cost",),
     ("mmmae.training",),
     ("mmmae",),
-    ("mmmae.cli",),
+    ("mmmae.cli", "mmmae.recipes"),
     ("mmmae.__main__",),
     ("tests.cases", "tests.emulator", "tests.fuzz"),
     ("bench",),
