@@ -221,7 +221,8 @@ def resample_bands(cube: Cube, wavelengths: Sequence[float], *, tolerance: float
 def _nearest_bands(available: Tensor | None, wanted: list[float], tolerance: float) -> list[int]:
     if available is None:
         raise ValueError(
-            f"cannot select {_listing(wanted)} nm: the file has no wavelengths; select bands by number (bands=)"
+            f"cannot select {_listing(wanted)} nm: the file has no wavelengths; select bands by number (bands=, "
+            "--bands), or give them (--wavelengths FILE)"
         )
     chosen: list[int] = []
     for value in wanted:

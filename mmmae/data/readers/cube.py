@@ -19,6 +19,7 @@ from .pictures import PICTURE_SUFFIXES, picture_layout, read_picture
 from .rasters import TIFF_SUFFIXES, read_tiff, tiff_layout
 from .windows import Window
 
+UNDECLARED = ", and the file does not declare them as nodata; say so by nodata= (--nodata nan)"
 SUFFIXES = (*TIFF_SUFFIXES, ".hdr", *ENVI_DATA_SUFFIXES, *CONTAINER_SUFFIXES, *PICTURE_SUFFIXES)
 
 
@@ -201,7 +202,7 @@ def _to_cube(arrays: Arrays, wavelengths: Tensor | None, check_finite: bool) -> 
         broken = ~np.isfinite(values)
         if broken.any():
             if check_finite:
-                _refuse(broken & ~hidden, "NaN or infinite values", ", and the file does not declare them as nodata")
+                _refuse(broken & ~hidden, "NaN or infinite values", UNDECLARED)
             hidden = hidden | broken
     with np.errstate(over="ignore", invalid="ignore"):
         converted = np.ascontiguousarray(values, dtype=np.float32)
