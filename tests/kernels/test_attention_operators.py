@@ -5,8 +5,9 @@ import contextlib
 import pytest
 import torch
 
-from mmmae_kernels import attention, concat_attention, explain
+from mmmae_kernels import attention, concat_attention, counting, explain
 from mmmae_kernels.attention.backends import sdpa, torch_cpu, torch_cudnn, torch_efficient, torch_flash, torch_operators
+from mmmae_kernels.attention.backends.flash import flash_backend
 from mmmae_kernels.attention.op import ATTENTION
 from tests.cases.case import draw
 from tests.kernels.attention_stand_ins import STAND_INS
@@ -132,3 +133,15 @@ def test_sdpa_prefers_no_cudnn_that_accesses_memory_out_of_bounds(on_gpu, monkey
     monkeypatch.setattr(sdpa, "sdpa_kernel", record)
     attention(draw(1, 5, 3, 2, 32).half(), backend="sdpa")
     assert [order[0] for order in orders] == [first]
+
+
+@pytest.mark.parametrize("backend", STAND_INS)
+def test_packing_is_counted_as_a_launch_of_the_backends_that_return_gradients(on_gpu, backend):
+    on_gpu("sm90", backend)
+    qkv = draw(2, 5, 3, 2, 32).half()
+    gradients, module = torch.empty_like(qkv), flash_backend(backend)
+    out, lse = module.attention_forward(*qkv.unbind(2), None)
+    given = module.attention_backward(out, qkv.unbind(2), None, out, lse, gradients.unbind(2))
+    for projected, packing in (([qkv], given is not None), (qkv.unbind(2), False)):
+        arguments = (out, projected, None, out, lse, backend)
+        assert counting.launches_of("mmmae::attention_backward", arguments) == 1 + packing
