@@ -49,7 +49,7 @@ test-lowest test-newest: test-%:
 	  $(VERSIONS)/$*/bin/python -m pytest $(VERSION_TESTS) -k 'not broken' $(ARGS) && \
 	  TRITON_INTERPRET=1 $(VERSIONS)/$*/bin/python -m pytest tests/kernels/test_equality_of_ops.py tests/kernels/test_autotune.py $(ARGS)
 
-soak: $(VENV)/.native ## run the tests that take long: 10,000 random calls, base in all cases, four processes, a run killed twenty times (25 minutes)
+soak: $(VENV)/.native ## run the tests that take long: 10,000 random calls, 5,000 random files, base in all cases, four processes, a run killed twenty times (25 minutes)
 	$(BIN)/python -m pytest tests/soak --soak $(ARGS)
 
 bench: $(VENV)/.native ## run the benches: every op, and the model against the reference (6 minutes; ARGS=--quick: one)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from mmmae.data import read_cube
+from mmmae.data import PairedFolder, read_cube
 from mmmae.data.check import Kind, check_files
 
 SIZES = {"many bands": (6, 64, 64), "two bands": (2, 64, 64), "one band": (1, 64, 64)}
@@ -42,6 +42,18 @@ def test_a_fill_value_is_named_until_it_is_declared(tmp_path, shape, share, valu
     cube = read_cube(tmp_path / "a.npy", nodata=value)
     assert cube.nodata[:, 0].all()
     assert cube.values.max() < 1e5
+
+
+def test_a_value_declared_by_an_option_is_left_out_of_statistics(tmp_path):
+    for name in "ab":
+        values = measured(np.random.default_rng(ord(name)), (3, 64, 64), "i2")
+        values[:, :20] = -9999
+        np.save(tmp_path / f"{name}.npy", values)
+    low = [
+        PairedFolder(tmp_path, **options).normalization.percentiles["hsi"][0][0] for options in ({}, {"nodata": -9999})
+    ]
+    assert low[0] == -9999
+    assert low[1] >= 200
 
 
 def test_a_few_values_are_named_where_no_measurement_lies(tmp_path):

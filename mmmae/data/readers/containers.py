@@ -321,8 +321,9 @@ def _read(piece: _Piece, window: Window | None) -> tuple[npt.NDArray[Any], npt.N
     if piece.unsigned and values.dtype.kind == "i":
         values = values.astype(values.dtype.newbyteorder("=")).view(f"u{values.dtype.itemsize}")
     hidden = is_nodata(values, piece.nodata)
-    if piece.array.unwritten is not None:
-        unwritten = _as_thw(piece, piece.array.unwritten(part), window)
+    unwritten = piece.array.unwritten(part)
+    if unwritten is not None:
+        unwritten = _as_thw(piece, unwritten, window)
         hidden = unwritten if hidden is None else hidden | unwritten
     if piece.bad:
         hidden = np.zeros(values.shape, bool) if hidden is None else hidden.copy()

@@ -47,7 +47,9 @@ def _array(name: str, item: Any, matlab: bool, netcdf: bool) -> StoredArray:
     def read(part: Part) -> npt.NDArray[Any]:
         return np.asarray(item[part])
 
-    unwritten = _unwritten(item) if numeric else None
+    def unwritten(part: Part) -> npt.NDArray[np.bool_] | None:
+        return _unwritten(item, part)
+
     return StoredArray(
         tuple(reversed(item.shape)) if matlab else item.shape,
         numeric,
@@ -55,13 +57,19 @@ def _array(name: str, item: Any, matlab: bool, netcdf: bool) -> StoredArray:
         attributes,
         () if matlab or item.ndim != 3 else tuple(_dimension(axis) for axis in item.dims),
         _fill(item, netcdf) if numeric else None,
-        _reversed(unwritten) if matlab and unwritten is not None else unwritten,
+        _reversed(unwritten) if matlab else unwritten,
         _refusal(name, item),
     )
 
 
-def _reversed(read: Callable[[Part], npt.NDArray[Any]]) -> Callable[[Part], npt.NDArray[Any]]:
-    return lambda part: read(part if part is ... else tuple(reversed(part))).T
+def _reversed(read: Callable[[Part], Any]) -> Callable[[Part], Any]:
+    """Return a function that reads as `read` does, with the axes in reverse."""
+
+    def reverse(part: Part) -> Any:
+        found = read(part if part is ... else tuple(reversed(part)))
+        return None if found is None else found.T
+
+    return reverse
 
 
 def _refusal(name: str, item: Any) -> str | None:
@@ -87,9 +95,9 @@ def _fill(item: Any, netcdf: bool) -> float | None:
     return value if value != 0 else None
 
 
-def _unwritten(item: Any) -> Callable[[Part], npt.NDArray[np.bool_]] | None:
-    """Return a function that says where a chunked dataset was never written, or None if it was everywhere."""
-    if item.chunks is None or item.is_virtual or item.external:
+def _unwritten(item: Any, part: Part) -> npt.NDArray[np.bool_] | None:
+    """Return where a part of a chunked dataset was never written, or None if all of it was."""
+    if item.chunks is None:
         return None
     counts = [-(-size // chunk) for size, chunk in zip(item.shape, item.chunks, strict=True)]
     if item.id.get_num_chunks() >= np.prod(counts, dtype=object):
@@ -100,13 +108,9 @@ def _unwritten(item: Any) -> Callable[[Part], npt.NDArray[np.bool_]] | None:
         written[tuple(offset // chunk for offset, chunk in zip(stored.chunk_offset, item.chunks, strict=True))] = True
 
     item.id.chunk_iter(mark)
-
-    def unwritten(part: Part) -> npt.NDArray[np.bool_]:
-        places = (slice(None),) * item.ndim if part is ... else part
-        axes = zip(item.shape, places, item.chunks, strict=True)
-        return np.asarray(~written[np.ix_(*(np.arange(size)[place] // chunk for size, place, chunk in axes))])
-
-    return unwritten
+    places = (slice(None),) * item.ndim if part is ... else part
+    axes = zip(item.shape, places, item.chunks, strict=True)
+    return np.asarray(~written[np.ix_(*(np.arange(size)[place] // chunk for size, place, chunk in axes))])
 
 
 def _dimension(axis: Any) -> str:

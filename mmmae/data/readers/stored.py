@@ -21,7 +21,7 @@ class StoredArray(NamedTuple):
         attributes: returns its attributes, those of its groups from the nearest to the root, each as a mapping.
         dimensions: the names of its axes, "" where there is none.
         fill: the value that the storage holds where nothing was written, if it was chosen by the writer.
-        unwritten: returns where nothing was written; called as `read`. None if everything was.
+        unwritten: returns where nothing was written, or None if everything was; called as `read`.
         refusal: why its values must not be read, or None.
     """
 
@@ -31,7 +31,7 @@ class StoredArray(NamedTuple):
     attributes: Callable[[], tuple[Attributes, ...]] = lambda: ({},)
     dimensions: tuple[str, ...] = ()
     fill: float | None = None
-    unwritten: Callable[[Part], npt.NDArray[np.bool_]] | None = None
+    unwritten: Callable[[Part], npt.NDArray[np.bool_] | None] = lambda part: None
     refusal: str | None = None
 
     @property
