@@ -9,14 +9,18 @@ from bench.contenders import OURS, PEERS, Task, refuses
 from bench.options import Options
 from bench.race import BASELINE, Entry, Result
 from bench.results import Measurement
+from mmmae.precision import has_bf16_instructions
 
 COMPILED = "reference, SDPA, compiled"
 TRAINING, ENCODING = "training step", "encoding"
+HALF = "bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelCase:
     """A comparison: which entries run, how often, and what is varied.
+
+    An entry in float32 among those in bfloat16 is a contender of their case, under the name `fast, float32`.
 
     Args:
         group, allocator: as in `bench.results.Measurement`.
@@ -41,12 +45,13 @@ class ModelCase:
         """Return what an entry took in the race, beside the limit that was measured with the fast model's products."""
         result, task = results[entry], entry.task
         fast = next((results[rival] for rival in results if rival.task == task and results[rival].limit), None)
+        beside = task.dtype == "float32" and self.entries[0].task.dtype == HALF
         return Measurement(
             group=self.group,
-            case=task.title,
-            contender=entry.contender,
+            case=dataclasses.replace(task, dtype=HALF).title if beside else task.title,
+            contender=f"{entry.contender}, float32" if beside else entry.contender,
             seconds=result.seconds,
-            baseline=entry.contender == BASELINE,
+            baseline=entry.contender == BASELINE and not beside,
             dtype=task.dtype,
             device=task.device,
             allocator=self.allocator,
@@ -62,7 +67,10 @@ class ModelCase:
 
 
 def plan(options: Options) -> list[ModelCase]:
-    """Return the comparisons of a run: of one preset, and in a full run of `vit` and of what can be varied too."""
+    """Return the comparisons of a run: of one preset, and in a full run of `vit` and of what can be varied too.
+
+    Where the device has instructions for bfloat16, the models are compared in it too.
+    """
     preset, batch = options.preset or "base", options.batch or 4
     step = Task(TRAINING, preset, batch, device=options.device, dtype=options.dtype)
     if options.quick:
@@ -70,10 +78,13 @@ def plan(options: Options) -> list[ModelCase]:
         encoding = dataclasses.replace(small, kind=ENCODING, aux=False)
         rivals = (BASELINE, "reference, plain", "fast")
         return [ModelCase(task.kind, entries(task, *rivals), 5) for task in (small, encoding)]
-    cases = comparisons(step, options.full)
+    presets = (preset, "vit") if options.full and options.preset is None else (preset,)
+    cases: list[ModelCase] = []
+    for name in presets:
+        cases += comparisons(dataclasses.replace(step, preset=name), options.full)
+        if options.dtype == "float32" and multiplies_bfloat16(options.device):
+            cases += comparisons_in_bfloat16(dataclasses.replace(step, preset=name), options.full)
     if options.full:
-        if options.preset is None:
-            cases += comparisons(dataclasses.replace(step, preset="vit"), full=True)
         cases += variations(dataclasses.replace(step, batch=1))
     return cases
 
@@ -98,6 +109,28 @@ def comparisons(step: Task, full: bool) -> list[ModelCase]:
         ModelCase(TRAINING, entries(guided, *rivals, "fast"), 5),
         *(ModelCase(ENCODING, entries(task, *rivals, "fast", *compiled), 5) for task in (encoding, quarter)),
     ]
+
+
+def comparisons_in_bfloat16(step: Task, full: bool) -> list[ModelCase]:
+    """Return those of one preset under autocast, with ours and the reference in float32 in the same races.
+
+    They are a training step and encoding of 784 tokens. The reference is compiled for the step; in a full run a peer
+    takes part in it too.
+    """
+    peers = (PEERS[0],) if full else ()
+    encoding = dataclasses.replace(step, kind=ENCODING)
+
+    def case(task: Task, *others: str) -> ModelCase:
+        half = dataclasses.replace(task, dtype=HALF)
+        runs = (*entries(half, BASELINE, *others, "fast"), *entries(task, BASELINE, "fast"))
+        return ModelCase(task.kind, runs, rounds=5, warm_ups=1)
+
+    return [case(step, COMPILED, *peers), case(encoding)]
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Return whether a device, `cpu` or `cuda`, has instructions for products in bfloat16."""
+    return device != "cpu" or has_bf16_instructions()
 
 
 def variations(step: Task) -> list[ModelCase]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.device_time import copies_for, followed, is_queued, replayed
 from bench.limits import copy_speed, gemm_speed, gemms_of, seconds_alone
 from bench.op_cases import CASES
-from bench.op_work import OpWork, Place, Run, compiled
+from bench.op_work import BACKENDS, OpWork, Place, Run, compiled
 from bench.options import Options
 from bench.results import Measurement
 from mmmae.cost.counting import flop_counter
@@ -28,16 +28,17 @@ class OpRace:
     Args:
         op: one of `bench.op_cases.CASES`.
         options: give batch, device and type, and whether the baseline is compiled too (`full`).
+        dtype: type of the tensors; None means that of the options.
     """
 
-    def __init__(self, op: str, options: Options) -> None:
+    def __init__(self, op: str, options: Options, dtype: str | None = None) -> None:
         self.op = op
         setup, _ = CASES[op]
         self.batch = options.batch or (2 if options.quick else 8)
-        self.device, self.dtype = options.device, options.dtype
-        dtype: torch.dtype = getattr(torch, options.dtype)
-        self.work: OpWork = self._set_up(setup, Place(options.device, dtype))
-        self.variants: dict[str, Run] = dict(self.work.variants)
+        self.device, self.dtype = options.device, dtype or options.dtype
+        type_: torch.dtype = getattr(torch, self.dtype)
+        self.work: OpWork = self._set_up(setup, Place(options.device, type_))
+        self.variants: dict[str, Run] = {name: run for name, run in self.work.variants.items() if serves(name, run)}
         if self.device != "cpu":
             self.variants.pop("native", None)  # serves on this machine, but not there
         first = next(iter(self.variants))
@@ -45,13 +46,13 @@ class OpRace:
         if options.full:
             self._compile(first)
         self.expected, self.allowed = self.variants[first](), TOLERANCE
-        if dtype != torch.float32:
-            truth = self._set_up(setup, Place(options.device, torch.float32, dtype)).variants[first]()
+        if type_ != torch.float32:
+            truth = self._set_up(setup, Place(options.device, torch.float32, type_)).variants[first]()
             self.allowed = 2 * max(relative_error(ours, true) for ours, true in zip(self.expected, truth, strict=True))
             self.expected = truth
         self.macs = self._count_macs(first)
         copies = copies_for(self.work.bytes) if is_queued(self.device) else 1
-        self.copies = [self._set_up(setup, Place(options.device, dtype)).variants for _ in range(copies - 1)]
+        self.copies = [self._set_up(setup, Place(options.device, type_)).variants for _ in range(copies - 1)]
         self.seconds: dict[str, list[float]] = {}
         self.notes: dict[str, str] = {}
         self._limit: float | None = None
@@ -110,7 +111,7 @@ class OpRace:
         """Return the times of a variant, beside the limit that this machine sets; `speeds` is of `measure_speeds`."""
         return Measurement(
             group="op",
-            case=f"{self.op}, batch {self.batch}",
+            case=f"{self.op}, batch {self.batch}" + ("" if self.dtype == "float32" else f", {self.dtype}"),
             contender=variant,
             seconds=self.seconds[variant],
             baseline=variant == next(iter(self.variants)),
@@ -134,6 +135,18 @@ class OpRace:
             alone = seconds_alone(products, self.device, self.dtype) if products else 2 * self.macs / speeds["gemm"]
             self._limit = max(self.work.bytes / speeds["copy"], alone)
         return self._limit
+
+
+def serves(variant: str, run: Run) -> bool:
+    """Return whether a variant takes this work, if it is a backend: not each takes every type."""
+    try:
+        if variant in BACKENDS:
+            run()
+    except ValueError as error:
+        if "does not support this call" in str(error):
+            return False
+        raise
+    return True
 
 
 def measure_speeds(device: str, dtype: str) -> dict[str, float]:

@@ -69,7 +69,7 @@ def render(results: Results) -> str:
     sections = {
         "Models": model_section(models),
         "Ops": op_section(ops),
-        "Roofline": roofline_section(ops, results.limits),
+        "Roofline": roofline_section([one for one in ops if one.dtype == ops[0].dtype], results.limits),
         "Scaling": scaling_section(varied),
         "Multiply-adds": macs_section(results.profiles),
         "Predictions for GPUs": predicted_section(results.predictions),

@@ -29,7 +29,7 @@ class Suite:
         measurements: recorded so far.
         reports: cost reports by preset.
         steps: costs of a training step, by preset and model.
-        speeds: of a copy and of a matrix product on this machine, see `bench.op_race.measure_speeds`.
+        speeds: of a copy and of a matrix product on this machine in the type of the options, see `speeds_in`.
     """
 
     def __init__(self, options: Options, tell: Callable[[str], None]) -> None:
@@ -38,8 +38,9 @@ class Suite:
         self.reports: dict[str, Report] = {}
         self.steps: dict[str, dict[str, StepCost]] = {}
         self.speeds: dict[str, float] = {}
+        self._speeds: dict[str, dict[str, float]] = {}  # by type
         # Only the last comparison is kept in memory; tests of one follow each other.
-        self._op_race: tuple[str, OpRace] | None = None
+        self._op_race: tuple[tuple[str, str], OpRace] | None = None
         self._model_race: tuple[ModelCase, dict[Entry, Result]] | None = None
 
     def report(self, preset: str) -> Report:
@@ -61,17 +62,22 @@ class Suite:
             self.steps[preset] = {name: count_step(model, STEP_BATCH) for name, model in models.items()}
         return self.steps[preset]
 
-    def op_race(self, op: str) -> OpRace:
-        """Return the variants of an op, timed in turn."""
-        if not self.speeds:
-            self.tell("a copy and a matrix product, for the limits")
-            self.speeds = measure_speeds(self.options.device, self.options.dtype)
-        if self._op_race is None or self._op_race[0] != op:
+    def speeds_in(self, dtype: str) -> dict[str, float]:
+        """Return the speeds of a copy and of a matrix product in a type, see `bench.op_race.measure_speeds`."""
+        if dtype not in self._speeds:
+            self.tell(f"a copy, and a matrix product in {dtype}, for the limits")
+            self._speeds[dtype] = measure_speeds(self.options.device, dtype)
+            self.speeds = self._speeds.get(self.options.dtype, {})
+        return self._speeds[dtype]
+
+    def op_race(self, op: str, dtype: str) -> OpRace:
+        """Return the variants of an op in a type, timed in turn."""
+        if self._op_race is None or self._op_race[0] != (op, dtype):
             self._op_race = None  # frees the last one's tensors before the next one's are made
-            self.tell(f"{op}: every variant in turn")
-            compared = OpRace(op, self.options)
-            compared.run(rounds=5 if self.options.quick else 9)
-            self._op_race = op, compared
+            self.tell(f"{op} in {dtype}: every variant in turn")
+            compared = OpRace(op, self.options, dtype)
+            compared.run(rounds=5 if self.options.quick or dtype != self.options.dtype else 9)
+            self._op_race = (op, dtype), compared
         return self._op_race[1]
 
     def model_race(self, case: ModelCase) -> dict[Entry, Result]:

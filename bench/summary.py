@@ -8,11 +8,13 @@ from pathlib import Path
 
 import mmmae
 from bench.contenders import PEERS
+from bench.model_cases import HALF
 from bench.op_work import BACKENDS
 from bench.page_tables import contender
 from bench.results import Measurement, Results, by_case
 
 OTHERS = ("reference, plain", "reference, SDPA", "reference, SDPA, compiled", *PEERS)
+OTHERS_IN_HALF = (*OTHERS[1:], "fast, float32", "reference, SDPA, float32")
 IMAGES = "all auxiliary images"
 SHORT = (  # group, preset, and what else is said of the case
     ("training step", "base", ()),
@@ -30,11 +32,14 @@ MEMORY: dict[str, Callable[[Measurement], int | None]] = {
 def short(results: Results) -> str:
     """Return the README's table: one row a workload, and what the others take over what the fast model takes.
 
-    Cases that the run has not measured are left out.
+    Then the same in bfloat16, beside float32. Cases that the run has not measured are left out.
     """
     cases = list(model_cases(results))
     found = [measured for row in SHORT for measured in cases if named(measured[0])[:3] == row]
-    return model_table([row_of_times(measured, OTHERS) for measured in found], OTHERS, found) + place(results)
+    single = model_table([row_of_times(measured, OTHERS) for measured in found], OTHERS, found)
+    half = list(model_cases(results, beside_float32=True))
+    rows = [row_of_times(measured, OTHERS_IN_HALF) for measured in half]
+    return single + model_table(rows, OTHERS_IN_HALF, half) + place(results)
 
 
 def long(results: Results) -> str:
@@ -42,27 +47,43 @@ def long(results: Results) -> str:
     others = (*OTHERS, "fast, compiled")
     found = list(model_cases(results, kept=True))
     rows = [row for measured in found for row in (row_of_times(measured, others), *rows_of_memory(measured, others))]
+    half = list(model_cases(results, beside_float32=True))
+    rows_in_half = [
+        row
+        for measured in half
+        for row in (row_of_times(measured, OTHERS_IN_HALF), *rows_of_memory(measured, OTHERS_IN_HALF))
+    ]
+    tables = [model_table(rows, others, found), model_table(rows_in_half, OTHERS_IN_HALF, half)]
     ops = [measured for (group, *_), measured in results.cases().items() if group == "op"]
-    return model_table(rows, others, found) + op_table(ops) + place(results)
+    for dtype in dict.fromkeys(measured[0].dtype for measured in ops):
+        tables.append(op_table([measured for measured in ops if measured[0].dtype == dtype]))
+    return "".join(tables) + place(results)
 
 
-def model_cases(results: Results, kept: bool = False) -> Iterator[list[Measurement]]:
+def model_cases(results: Results, kept: bool = False, beside_float32: bool = False) -> Iterator[list[Measurement]]:
     """Yield the cases in which the fast model was timed and nothing was varied along an axis.
 
     Args:
         results: of a run.
         kept: whether to yield cases in which every process keeps freed memory, too.
+        beside_float32: whether to yield the cases in bfloat16 that have contenders in float32, or the others.
     """
     models = by_case(one for one in results.measurements if one.group != "op" and one.x is None)
     for (_, _, allocator), measured in models.items():
-        if contender(measured, "fast") and (kept or allocator == "own") and not repeats(measured[0]):
+        mixed = len({one.dtype for one in measured}) > 1
+        if (
+            mixed == beside_float32
+            and contender(measured, "fast")
+            and (kept or allocator == "own")
+            and not repeats(measured[0])
+        ):
             yield measured
 
 
 def named(one: Measurement) -> tuple[str, str, tuple[str, ...], str]:
     """Return a case's group, preset, the rest of what is said of it, and its batch: `base, batch 4` in parts."""
     preset, batch, *rest = one.case.split(", ")
-    return one.group, preset, tuple(part for part in rest if part != one.dtype), batch
+    return one.group, preset, tuple(part for part in rest if part not in (one.dtype, HALF)), batch
 
 
 def repeats(one: Measurement) -> bool:
@@ -76,7 +97,7 @@ def model_table(rows: Iterable[Sequence[str]], others: Sequence[str], cases: Seq
     """Return a table of models, whose first cell says what all of its cases share; nothing without rows."""
     if not cases:
         return ""
-    shared = sorted({f"{named(one)[3]}, {one.dtype}" for measured in cases for one in measured})
+    shared = sorted({f"{named(one)[3]}, {one.dtype}" for one, *_ in cases})
     names = [name.removeprefix("reference, ").removesuffix(", SDPA") for name in others]
     return table([" or ".join(shared), "fast", *names], rows)
 
@@ -118,7 +139,7 @@ def op_table(cases: Iterable[Sequence[Measurement]]) -> str:
     """Return a table of ops: ours, and over it the baseline in plain PyTorch, eager and compiled."""
     rows, batches = [], []
     for measured in cases:
-        op, _, batch = measured[0].case.rpartition(", ")
+        op, *samples = measured[0].case.split(", ")
         baseline = next((one for one in measured if one.baseline), None)
         ours = next((one for name in BACKENDS[:2] if (one := contender(measured, name))), None)
         if ours is None or baseline is None:
@@ -126,7 +147,7 @@ def op_table(cases: Iterable[Sequence[Measurement]]) -> str:
         compiled = contender(measured, f"{baseline.contender}, compiled")
         others = [f"{one.median / ours.median:.2f} x" if one else "" for one in (baseline, compiled)]
         rows.append([f"`{op}`", baseline.contender, f"{1e3 * ours.median:.2f} ms", *others])
-        batches.append(batch)
+        batches.append(", ".join(samples))
     if not rows:
         return ""
     work = f"{' or '.join(sorted(set(batches)))}, forward and backward"

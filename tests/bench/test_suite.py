@@ -49,7 +49,7 @@ def time_gelu(run, tmp_path):
 def test_a_run_leaves_results_and_a_page(time_gelu, tmp_path):
     status, output, timed = time_gelu()
     assert status == 0, output
-    assert "gelu_linear: every variant in turn" in output  # progress
+    assert "gelu_linear in float32: every variant in turn" in output  # progress
     assert timed == {"F.gelu, F.linear", "native", "eager"}
     (page,) = tmp_path.glob("*.html")
     assert "gelu_linear" in page.read_text()

@@ -80,6 +80,34 @@ def test_the_long_table_has_memory_every_case_once_and_compiled_baselines(result
     assert lines[12:] == ["| `patchify` | index the view | 1.00 ms | 3.00 x | 1.50 x |", "", PLACE]
 
 
+def test_cases_in_bfloat16_are_a_table_of_their_own_beside_float32(results):
+    title = "base, batch 4, bfloat16"
+    half = {"dtype": "bfloat16"}
+    results.measurements += [
+        Measurement("training step", title, "reference, SDPA", [1.3], True, **half),
+        Measurement("training step", title, "reference, SDPA, compiled", [1.2], **half),
+        Measurement("training step", title, "ViTMAE, SDPA", [1.5], **half),
+        Measurement("training step", title, "fast", [1.0], saved_bytes=10**9, **half),
+        Measurement("training step", title, "reference, SDPA, float32", [4.0]),
+        Measurement("training step", title, "fast, float32", [3.0], saved_bytes=2 * 10**9),
+        Measurement("op", "patchify, batch 8, bfloat16", "index the view", [0.002], True, **half),
+        Measurement("op", "patchify, batch 8, bfloat16", "native", [0.001], **half),
+    ]
+    lines = with_spaces(short(results))
+    table = [
+        "| batch 4, bfloat16 | fast | SDPA | SDPA, compiled | ViTMAE | VideoMAE | fast, float32 | SDPA, float32 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| training step, `base` | 1.00 s | 1.30 x | 1.20 x | 1.50 x |  | 3.00 x | 4.00 x |",
+    ]
+    assert lines[0].startswith("| batch 4, float32 |")
+    assert lines[5:] == ["", *table, "", PLACE]
+    lines = with_spaces(long(results))
+    assert lines[10:14] == [*table, "| … saved for backward | 1.00 GB |  |  |  |  | 2.00 x |  |"]
+    assert lines[15].startswith("| batch 8, forward and backward | in PyTorch")
+    assert lines[19].startswith("| batch 8, bfloat16, forward and backward | in PyTorch")
+    assert lines[21] == "| `patchify` | index the view | 1.00 ms | 2.00 x |  |"
+
+
 def test_a_run_without_models_or_ops_has_no_table(results):
     results.measurements = []
     assert short(results) == long(results) == PLACE + "\n"
