@@ -64,6 +64,7 @@ def patch_embed_cases() -> Iterator[Case]:
     yield case("3x16x16, repeated tokens", 2, 1, (3, 16, 16), 72, 14, small=True)
     yield case("5x7x7, two channels, all tokens", 1, 2, (5, 7, 7), 33, None, grid=(1, 2, 2), small=True)
     yield case("1x8x8, no bias, no position", 2, 3, (1, 8, 8), 64, 7, bias=False, position=False, small=True)
+    yield case("a weight gradient of two sums", 2, 1, (1, 4, 4), 8, 130, grid=(2, 14, 14), small=True)
     for dtype in (torch.float32, torch.uint8, torch.int16):
         yield case(f"a volume of {dtype}", 2, 1, (3, 16, 16), 40, 3, grid=(1, 2, 2), dtype=dtype, small=True)
     for patch in ((1, 8, 8), (5, 7, 7), (3, 16, 16), (4, 14, 14)):

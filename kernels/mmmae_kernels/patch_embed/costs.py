@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from ..shapes import (
     BATCH,
@@ -20,6 +21,7 @@ from ..shapes import (
     token_ids,
     volumes,
 )
+from .tiles import weight_splits
 
 
 def patch_embed_macs(
@@ -44,11 +46,15 @@ def patch_embed_backward_macs(
 
 
 def patch_embed_backward_launches(
-    grad: object, volume: object, weight: object, ids: object, needs: Sequence[bool], *rest: object
+    grad: Tensor, volume: Tensor, weight: Tensor, ids: object, needs: Sequence[bool], *rest: object
 ) -> int:
     """Count the kernels of each gradient, with their sums of partial sums and torch's sort of repeated tokens."""
     volume_launches = 2 if ids is None else 12
-    weight_launches = (3 if needs[2] else 2) if needs[1] else int(needs[2])
+    weight_launches = int(needs[2])
+    if needs[1]:
+        rows, width = grad.shape[0] * grad.shape[1], weight.shape[0]
+        sizes = math.prod(weight.shape[1:]), weight.element_size(), volume.element_size()
+        weight_launches = 1 if weight_splits(rows, width, *sizes) == 1 else 2 + needs[2]
     return needs[0] * volume_launches + weight_launches + needs[3] * (1 if ids is None else 4)
 
 
@@ -72,6 +78,8 @@ def compile_cases(dtype: torch.dtype) -> None:
             gpu.patch_embed_forward(volume, weight, bias, ids, position)
             grad = empty(BATCH, KEEP, WIDTH, dtype=parameter_dtype(dtype))
             gpu.patch_embed_backward(grad, volume, weight, ids, (volume.is_floating_point(), True, True, False))
+            more = [tensor[:1].expand(8 * BATCH, *tensor.shape[1:]) for tensor in (grad, volume, ids)]  # several sums
+            gpu.patch_embed_backward(more[0], more[1], weight, more[2], (False, True, True, False))
     _compile_auxiliary_patches(dtype)
 
 

@@ -15,10 +15,7 @@ from ..gpu.launch import launch
 from ..gpu.partial_sums import sum_partials
 from .patch_rows import patch_arguments, patch_corners, patch_offsets, project_patches
 from .reference import token_count
-from .tiles import precision_of, tile_count, tiles
-
-# Lower limit in the weight gradient: a partial sum costs as much memory traffic as 3 to 6 rows of a tile.
-ROWS_PER_SPLIT = 256
+from .tiles import precision_of, tile_count, tiles, weight_splits
 
 
 def patch_embed_forward(
@@ -75,12 +72,14 @@ def _weight_gradient(
     shape = weight.shape
     width, elements, (batch, tokens) = shape[0], math.prod(shape[1:]), grad.shape[:2]
     grad, rows = grad.to(weight.dtype), batch * tokens
-    # The number of splits depends on the shape alone, so that the order of a sum does not depend on the GPU.
-    splits = max(1, min(16, rows // ROWS_PER_SPLIT))
-    sums = grad.new_empty(splits, width, elements, dtype=torch.float32)
-    bias_sums = grad.new_empty(splits, width, dtype=torch.float32) if needs_bias else None
+    splits = weight_splits(rows, width, elements, weight.element_size(), volume.element_size())
+    dtype = torch.float32 if splits > 1 else weight.dtype
+    sums = grad.new_empty(splits, width, elements, dtype=dtype)
+    bias_sums = grad.new_empty(splits, width, dtype=dtype) if needs_bias else None
     numbers = rows, tokens, splits, grad.stride()
     launch(_describe_weight, (sums, bias_sums, grad, volume, ids), (*numbers, *_common(volume, weight, ids)))
+    if splits == 1:
+        return sums.view(shape), None if bias_sums is None else bias_sums[0]
     grad_weight = weight.new_empty(*shape)
     sum_partials(sums, (grad_weight,))
     if bias_sums is None:

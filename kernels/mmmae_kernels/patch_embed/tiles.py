@@ -11,6 +11,7 @@ from ..gpu.architecture import target_of
 from ..gpu.config import Config, family_of
 
 PROGRAMS = 128  # about the number of multiprocessors of large GPUs: fewer programs leave some of them idle
+ROWS_PER_SPLIT = 128  # lower limit in the weight gradient: a program waits for its first rows
 
 
 def _tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> Config:
@@ -85,6 +86,24 @@ def tiles(
 def tile_count(constants: Mapping[str, int], rows: int, columns: int) -> int:
     """Return how many tiles cover `rows x columns`."""
     return -(-rows // constants["BLOCK_M"]) * -(-columns // constants["BLOCK_N"])
+
+
+def weight_splits(rows: int, width: int, elements: int, grad_bytes: int, volume_bytes: int) -> int:
+    """Return into how many sums the weight gradient divides its rows; a single one is the gradient itself.
+
+    As many as give each multiprocessor two large tiles, but so few that writing and reading them moves no more than the
+    inputs. The number depends on the call alone, so that the order of a sum does not depend on the GPU.
+
+    Args:
+        rows: number of patches.
+        width: channels of the embedding.
+        elements: elements of a patch.
+        grad_bytes: size of an element of the incoming gradient.
+        volume_bytes: size of an element of the volume.
+    """
+    inputs, partial = rows * (width * grad_bytes + elements * volume_bytes), width * elements * 4
+    tiles_of_128 = tile_count({"BLOCK_M": 128, "BLOCK_N": 128}, width, elements)
+    return max(1, min(2 * PROGRAMS // tiles_of_128, inputs // (2 * partial), rows // ROWS_PER_SPLIT))
 
 
 @functools.lru_cache(maxsize=1024)
