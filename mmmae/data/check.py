@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .bands import select_bands
 from .fill_values import FillValues
+from .georeference import elsewhere, find_georeference
 from .pairing import images_in, split_location
 from .readers.arrays import Reading
 from .readers.cube import Cube, read_cube, read_layout
@@ -35,7 +36,7 @@ class Kind(str, Enum):
     CONSTANT = "constant"  # one value throughout the file, or throughout a band
     BANDS = "bands"  # another number of bands than the other files, or a requested band is missing
     WAVELENGTHS = "wavelengths"  # other wavelengths than the other files, or none where others have some
-    MISALIGNED = "misaligned"  # an auxiliary image of another aspect ratio than its cube
+    MISALIGNED = "misaligned"  # an auxiliary image of another place or aspect ratio than its cube
     DUPLICATE = "duplicate"  # the values of another subject
     SAME_STEM = "same-stem"  # a second file of a subject
     ORPHAN = "orphan"  # an auxiliary image without a cube
@@ -329,6 +330,9 @@ def _pair(file: _Examined, cube: _Examined | None) -> None:
         if abs(rows - columns * height / width) > 1 and abs(columns - rows * width / height) > 1:
             reason = f"is {rows} x {columns}, its cube {height} x {width}: the aspect ratios differ"
             file.report(Kind.MISALIGNED, reason)
+            return
+        if apart := elsewhere(find_georeference(file.path), find_georeference(cube.path)):
+            file.report(Kind.MISALIGNED, apart)
 
 
 def _bands(numbers: Iterable[int]) -> str:

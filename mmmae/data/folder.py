@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .bands import CHOICES, BandChoice
+from .georeference import elsewhere, find_georeference
 from .image_files import ImageFiles
 from .normalization import Normalization, load_or_save, robust_percentiles
 from .pairing import Modality, pair_files
@@ -131,6 +132,7 @@ class PairedFolder(Subjects):
         self._aux = {
             name: files_of(name, found, BandChoice(found.bands, tolerance=tolerance)) for name, found in paired.items()
         }
+        self._placed: set[tuple[str, str]] = set()  # pairs of modality and scene that lie where the cube does
         scenes = sorted(hsi.files)
         self.positions = [] if tile is None else [place for scene in scenes for place in self._tiles_of(scene, overlap)]
         self.names = scenes if tile is None else [position.name for position in self.positions]
@@ -183,6 +185,7 @@ class PairedFolder(Subjects):
         aux: dict[str, Tensor] = {}
         for modality, files in self._aux.items():
             if scene in files:
+                self._check_place(modality, scene)
                 image, missing = self._image(files, scene, self._on_grid(modality, scene, window))
                 if not missing.all():
                     aux[modality] = self._resize(image)
@@ -232,6 +235,15 @@ class PairedFolder(Subjects):
                 )
         return factors
 
+    def _check_place(self, modality: str, scene: str) -> None:
+        """Raise ValueError if the auxiliary image lies elsewhere than its cube, as far as both say where they lie."""
+        if (modality, scene) in self._placed:
+            return
+        path = self._aux[modality].files[scene]
+        if reason := elsewhere(find_georeference(path), find_georeference(self._hsi.files[scene])):
+            raise ValueError(f"modality {modality!r}, subject {scene!r}: {path}: {reason}")
+        self._placed.add((modality, scene))
+
     def _on_grid(self, modality: str, scene: str, window: Window | None) -> Window | None:
         return None if window is None else scaled(window, self._factors[modality][scene])
 
@@ -261,6 +273,8 @@ class PairedFolder(Subjects):
                     for _, window in self._tiles_of(scene, 0)
                 ]
             try:
+                for scene in files.files if files is not self._hsi else ():
+                    self._check_place(modality, scene)
                 percentiles[modality] = robust_percentiles((files.read(*part) for part in parts), len(parts))
             except ValueError as error:
                 place = "" if "modality" in str(error) else f"modality {modality!r}: "

@@ -11,7 +11,7 @@ from PIL import Image
 from mmmae.data import PairedFolder
 from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels, scene_names, split
 
-SUBJECTS = SimpleNamespace(names=["a", "b", "c"], positions=(), cube_size=lambda index: None)
+SUBJECTS = SimpleNamespace(names=["a", "b", "c"], positions=(), cube_size=lambda index: None, files=lambda index: {})
 
 
 @pytest.fixture

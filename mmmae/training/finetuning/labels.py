@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data import read_cube
+from ...data.georeference import elsewhere, find_georeference
 from ...data.pairing import pair_files
 from ...data.subjects import Subjects
 from ...data.tiles import scene_sizes
@@ -186,7 +187,7 @@ class _Masks:
     def __init__(self, files: dict[str, Path], subjects: Subjects, ignore: int) -> None:
         self.files, self.ignore = files, ignore
         self.names, self.scenes = list(subjects.names), scene_names(subjects)
-        self.cube_size = subjects.cube_size
+        self.cube_size, self.subject_files = subjects.cube_size, subjects.files
         self.positions, self.sizes = subjects.positions, scene_sizes(subjects.positions)
         self.last: tuple[Path | None, Tensor] = (None, torch.empty(0))
 
@@ -206,6 +207,9 @@ class _Masks:
                 f"{path}, subject {self.names[index]!r}: the labels are {mask.shape[0]} x {mask.shape[1]}, the cube is "
                 f"{height} x {width}; expected the same aspect"
             )
+        cube = self.subject_files(index).get("hsi")
+        if cube is not None and (reason := elsewhere(find_georeference(path), find_georeference(cube))):
+            raise ValueError(f"{path}, subject {self.names[index]!r}: {reason}")
         return resize_labels(mask, size) if self.positions else mask
 
     def target(self, numbers: Tensor, index: int) -> Tensor:
