@@ -19,7 +19,11 @@ PIXELS, VALUES = 8192, 2**17  # of a file, at most
 FEWEST = 4  # as many values are no coincidence
 SHARE = 0.005  # of the pixels, for values that measurements reach too
 FEW_BANDS = 3  # of so many bands or more, whole spectra of one value are no coincidence
-GAP, WIDE_GAP = 0.02, 0.1  # of the range of the other values, within which fewer than 1/20 as many values lie
+NARROW_GAP, GAP, WIDE_GAP = (
+    0.002,
+    0.02,
+    0.1,
+)  # of the range of the other values, within which fewer than 1/20 as many values lie
 
 
 class FillValues:
@@ -113,7 +117,8 @@ class FillValues:
         if len(sample) >= FEW_BANDS:
             with_it, whole = hits.any(0), (hits | np.isnan(sample)).all(0) & hits.any(0)
             mostly = int(whole.sum()) >= 0.8 * int(with_it.sum())
-            return mostly and self._is_alone(value, others, share, GAP * (high - low))
+            gap = NARROW_GAP if value == 0 else GAP  # measurements end at 0 too, but not in all bands of a pixel
+            return mostly and self._is_alone(value, others, share, gap * (high - low))
         return value in ENDS and self._is_alone(value, others, share, WIDE_GAP * (high - low))
 
     def _is_alone(self, value: float, others: npt.NDArray[np.float32], share: float, gap: float) -> bool:

@@ -77,6 +77,13 @@ def test_a_value_in_whole_spectra_is_named_whatever_it_is(tmp_path):
     assert (kind, reason[:6]) == ("undeclared-nodata", "-1 in ")
 
 
+def test_zeros_in_whole_spectra_are_named_where_values_begin_at_0(tmp_path):
+    values = np.random.default_rng(0).uniform(0, 0.6, (6, 64, 64)).astype("f4")
+    values[:, :20] = 0
+    ((kind, reason),) = check(tmp_path, tmp_path / "a.npy", values)
+    assert (kind, reason[:5]) == ("undeclared-nodata", "0 in ")
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_the_stored_value_is_named_and_not_the_scaled_one(tmp_path):
     values = measured(np.random.default_rng(0), (6, 64, 64), "i2")
@@ -99,6 +106,7 @@ def clean_images():
     yield "saturated in all bands", (rng.gamma(2, 20000, (1, 64, 64)) * rng.uniform(0.9, 1, (4, 1, 1))).clip(0, 65535)
     yield "shadows", rng.poisson(2, (6, 64, 64)).astype("u2")
     yield "a sea at height 0", rng.normal(0, 50, (64, 64)).clip(0).astype("f4")
+    yield "clipped at 0", rng.normal(30, 30, (6, 64, 64)).clip(0).astype("f4")
     yield "decibel", rng.normal(-12, 3, (2, 64, 64)).astype("f4")
     yield "classes", rng.integers(0, 5, (64, 64)).astype("u1")
     yield "a mask", rng.integers(0, 2, (64, 64)).astype("u1") * 255
