@@ -62,6 +62,22 @@ def test_all_pages_are_bands(tmp_path, writer, dtype):
     np.testing.assert_array_equal(read_cube(path, window=Window(1, 2, 3, 4)).values.numpy(), found[:, 1:4, 2:6])
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_plain_pages_are_read_without_opening_each_by_gdal(tmp_path, monkeypatch, order):
+    values = stack("u2")
+    tifffile.imwrite(tmp_path / "a.tif", values, byteorder=order, rowsperstrip=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(rasterio, "open", lambda *_, **__: pytest.fail("GDAL was asked"))
+        cube = read_cube(tmp_path / "a.tif", window=Window(1, 2, 3, 4))
+    np.testing.assert_array_equal(cube.values.numpy(), values[:, 1:4, 2:6])
+
+
+def test_pages_with_nodata_or_scale_are_read_by_gdal(tmp_path):
+    values = stack("u2")
+    write_pages(tmp_path / "a.tif", *values, extratags=[(42113, "s", 0, str(values[0, 0, 0]), True)])
+    np.testing.assert_array_equal(read_cube(tmp_path / "a.tif").nodata.numpy(), values == values[0, 0, 0])
+
+
 def test_one_page_is_read_by_its_number(tmp_path):
     values = stack()
     tifffile.imwrite(tmp_path / "a.tif", values)

@@ -15,6 +15,9 @@ SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12:
 INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, DESCRIPTION = 254, 255, 256, 257, 258, 259, 270
 STRIP_COUNTS, ORIENTATION, SAMPLES, PAGE_NAME, TILE_COUNTS, SAMPLE_FORMAT = 279, 274, 277, 285, 325, 339
+STRIPS, FILL_ORDER, COLOURS, GDAL_METADATA, GDAL_NODATA = 273, 266, 320, 42112, 42113
+PLAIN = {f"{kind}{8 * size}": f"{kind[0]}{size}" for kind in ("uint", "int") for size in (1, 2, 4, 8)}
+PLAIN.update(float32="f4", float64="f8")
 
 
 class Page(NamedTuple):
@@ -28,6 +31,8 @@ class Page(NamedTuple):
         mask: whether it is a mask of another page.
         orientation: 1 if the first row is the upper one and the first column the left one.
         texts: its description and its name.
+        plain: NumPy's type and the place in the file of its values, if they are one band without compression, nodata or
+            scale, one after another.
     """
 
     offset: int
@@ -39,6 +44,7 @@ class Page(NamedTuple):
     mask: bool
     orientation: int
     texts: tuple[str, str]
+    plain: tuple[str, int] | None
 
     def __str__(self) -> str:
         bands = f"{self.samples} bands of " if self.samples > 1 else ""
@@ -192,10 +198,9 @@ class _Directories:
             number = self._unpack("Q" if self.big else "I", data[start + 4 : start + (12 if self.big else 8)])
             place = data[start + (12 if self.big else 8) : start + entry]
             length = number * SIZES.get(kind, 1)
+            # GDAL drops such a tag without a word, and with it a scale or wavelengths.
             if length > last and self._unpack("Q" if self.big else "I", place) + length > self.size:
-                raise ValueError(
-                    f"truncated or damaged: tag {tag} of a page is beyond the end of the file"
-                )  # GDAL drops it
+                raise ValueError(f"truncated or damaged: tag {tag} of a page is beyond the end of the file")
             tags[tag] = kind, number, place
         return tags, self._unpack("Q" if self.big else "I", data[-last:])
 
@@ -217,6 +222,16 @@ class _Directories:
                 )
         elif declared > self.size:
             raise ValueError(f"truncated or damaged: a page declares {declared} bytes of values and says not where")
+        plain = None
+        special = {COLOURS, GDAL_METADATA, GDAL_NODATA} & {*tags} or one(FILL_ORDER, 1) != 1
+        if STRIPS in tags and STRIP_COUNTS in tags and samples == one(COMPRESSION, 1) == 1 and not special:
+            starts, lengths = (self._integers(tags[tag], tags[tag][1]) for tag in (STRIPS, STRIP_COUNTS))
+            together = all(
+                start + length == after for start, length, after in zip(starts, lengths, starts[1:], strict=False)
+            )
+            whole = len(starts) == len(lengths) and sum(lengths) == declared and starts[0] + declared <= self.size
+            if together and whole and f"{kind}{bits}" in PLAIN:
+                plain = self.order + PLAIN[f"{kind}{bits}"], starts[0]
         subfile, old = one(SUBFILE, 0), one(OLD_SUBFILE, 1)
         return Page(
             offset,
@@ -228,6 +243,7 @@ class _Directories:
             bool(subfile & 4),
             one(ORIENTATION, 1),
             (self._text(tags.get(DESCRIPTION)), self._text(tags.get(PAGE_NAME))),
+            plain,
         )
 
     def _integers(self, entry: tuple[int, int, bytes], count: int) -> tuple[int, ...]:
