@@ -1,23 +1,34 @@
 """Profile a training step by operator: `python bench/where.py vit 4` for a preset and a batch, on the CPU.
 
-The model gets no auxiliary images, and the step is forward and backward. Times are the profiler's, each operator
-without those it calls; the time of a step without the profiler is printed too.
+The model gets no auxiliary images, and the step is forward and backward, with `--dtype bfloat16` under autocast. Times
+are the profiler's, each operator without those it calls; the time of a step without the profiler is printed too.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 import mmmae
+from mmmae.precision import autocast
+from mmmae_kernels.operators import kernels_for
 
+DTYPES = {"float32": "32", "bfloat16": "bf16"}
+# Kernels that run within the node of a block, where the profiler does not see them by themselves.
+KERNELS = (
+    *("add_layer_norm_forward", "add_layer_norm_backward", "gelu_forward", "gelu_backward"),
+    *("attention_forward", "attention_backward"),
+)
 GEMMS = ("aten::addmm", "aten::bmm", "aten::mm", "mkldnn::_linear_pointwise")
 SETTLING, PROFILED, TIMED = 3, 2, 5  # steps
 
@@ -33,6 +44,7 @@ def main() -> None:
         default="fast",
         help="the fast model, or the reference with this attention",
     )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the products; default: float32")
     options = parser.parse_args()
     mmmae.tune_cpu()
     torch.manual_seed(0)
@@ -44,7 +56,9 @@ def main() -> None:
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        model(hsi, seed=0).loss.backward()
+        with autocast(DTYPES[options.dtype], hsi.device):
+            loss = model(hsi, seed=0).loss
+        loss.backward()
 
     for _ in range(2):
         step()
@@ -53,6 +67,7 @@ def main() -> None:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
+    name_kernels()
     # The profiler allocates too, among the step's own tensors, until the heap has room for both.
     settle = schedule(wait=0, warmup=SETTLING, active=PROFILED)
     with profile(activities=[ProfilerActivity.CPU], schedule=settle) as profiler:
@@ -65,7 +80,8 @@ def main() -> None:
     kinds: defaultdict[str, float] = defaultdict(float)
     for event in events:
         kinds[kind_of(event.key)] += event.self_cpu_time_total / total
-    table = Table(title=f"{options.model} {options.preset}, batch {options.batch}, {torch.get_num_threads()} threads")
+    work = f"{options.model} {options.preset}, batch {options.batch}, {options.dtype}"
+    table = Table(title=f"{work}, {torch.get_num_threads()} threads")
     for heading in ("what", "calls a step", "ms a step", "share"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     for kind in ("GEMM", "attention", "rest"):
@@ -80,6 +96,22 @@ def main() -> None:
     table.add_row(f"{len(others)} others", "", f"{share * total / PROFILED / 1e3:.1f}", f"{share:.2%}")
     Console().print(table)
     print(f"a step without the profiler: {statistics.median(seconds):.3f} s, median of {TIMED}")
+
+
+def name_kernels() -> None:
+    """Show the native kernels of blocks to the profiler, under their names."""
+    kernels = kernels_for(torch.empty(0), "native")
+    for name in KERNELS:
+        setattr(kernels, name, _named(f"mmmae::{name}", getattr(kernels, name)))
+
+
+def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        with record_function(name):
+            return function(*arguments)
+
+    return run
 
 
 def kind_of(name: str) -> str:
