@@ -5,7 +5,6 @@
 #include <nanobind/stl/array.h>
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 namespace mmmae {
@@ -99,7 +98,7 @@ static void decoder_tokens_backward(Address grad_address, Sizes<2> grad_strides,
                         if (id >= keep) {
                             pass_masked(from, masked.recent(part), sum(n), width);
                         } else {
-                            if (copies) std::memcpy(visible.at(b * keep + id), grad.at(b, n), width * size_of(dtype));
+                            if (copies) std::copy_n(grad.at(b, n), width * size_of(dtype), visible.at(b * keep + id));
                             accumulate(sum(n), from, width);
                         }
                     }
