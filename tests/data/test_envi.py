@@ -96,6 +96,20 @@ def test_bad_bands_are_nodata_and_left_out_with_a_warning(tmp_path):
     assert data[0].valid.all()
 
 
+def test_a_folder_warns_once_of_what_a_file_notes_that_the_first_does_not(tmp_path):
+    for name, factor in (("a", 100), ("b", 100), ("c", 255)):
+        write_envi(tmp_path, numbers("u2"), f"reflectance scale factor = {factor}", name=name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = PairedFolder(tmp_path)
+        for number in (0, 1, 2, 2, 1):
+            data[number]
+    assert [str(warning.message) for warning in caught] == [
+        f"{tmp_path / 'a.hdr'}: values are scaled by the header's reflectance scale factor 100",
+        f"{tmp_path / 'c.hdr'}: values are scaled by the header's reflectance scale factor 255",
+    ]
+
+
 @pytest.mark.parametrize(
     ("more", "scale", "offset"),
     [
