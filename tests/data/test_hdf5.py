@@ -155,6 +155,16 @@ def test_values_in_other_files_are_not_read(tmp_path, stored, part, kind, read):
         np.testing.assert_array_equal(read(tmp_path / "a.h5", wavelengths=A).wavelengths, A.astype("f4"))
 
 
+def test_groups_without_end_are_refused(tmp_path, stored):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file
+        for _ in range(200):
+            group = group.create_group("a")
+        group["cube"] = stored
+    with pytest.raises(ValueError, match="more than 64 deep"):
+        read_cube(tmp_path / "a.h5")
+
+
 def test_links_to_other_files_are_not_followed(tmp_path, stored):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["cube"] = stored

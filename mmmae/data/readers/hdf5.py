@@ -9,6 +9,7 @@ import numpy.typing as npt
 from .declared import is_unsigned
 from .stored import Attributes, Part, StoredArray, StoredArrays, text
 
+DEEPEST = 64
 DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable"
 
 
@@ -25,6 +26,8 @@ def hdf5_arrays(file: Any, *, matlab: bool) -> StoredArrays:
     netcdf = "_NCProperties" in file.attrs
 
     def visit(name: str, item: Any) -> None:
+        if name.count("/") > DEEPEST:  # looking at a thing takes time by its depth: thousands of groups took minutes
+            raise ValueError(f"its groups lie in each other more than {DEEPEST} deep")
         if not isinstance(item, h5py.Dataset) or name.startswith("#refs#") or item.shape is None:
             return
         if not text(item.attrs.get("NAME", "")).startswith(DIMENSION_ONLY):
