@@ -40,6 +40,7 @@ CLASSES = {"1": "water", "2": "trees", "4": "crops", "5": "built", "9": "rangela
 SNOW = "609U_541L_3_0"  # only snow, which no other scene has: never held out, and not in the statistics
 HELD_OUT = ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1", "637U_59R_1_3")
 FEW = 2  # labelled crops for each scene, with few labels
+PRECISION = "32"  # of all runs, so that the scores do not depend on what `auto` finds on a machine
 LIGHT = {"decoder_dim": 128, "decoder_depth": 1, "decoder_heads": 2, "aux_dim": 64, "aux_depth": 2}
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"preset": "tiny", "patch": (3, 8, 8)},
@@ -218,14 +219,20 @@ class Experiment:
         if start == "pretrained":
             run = self.out / "pretraining" / f"{name}-{seed}"
             if not (run / "encoder" / "config.json").exists():
-                settings = PretrainSettings(**self.course.pretraining, steps=self.course.steps[name], seed=seed)
+                settings = PretrainSettings(
+                    **self.course.pretraining, steps=self.course.steps[name], seed=seed, precision=PRECISION
+                )
                 pretrain(config, self.unlabelled, run, settings, resume="auto")
             encoder = mmmae.HSIEncoder.from_pretrained(run / "encoder")
         else:
             torch.manual_seed(seed)
             encoder = mmmae.HSIEncoder(config.replace(aux={}))
         course = FinetuneSettings(
-            **self.course.finetuning, epochs=self.course.epochs[name][share], seed=seed, keep="last"
+            **self.course.finetuning,
+            epochs=self.course.epochs[name][share],
+            seed=seed,
+            keep="last",
+            precision=PRECISION,
         )
         run = self.out / "finetuning" / f"{name}-{start}-{share}-{task['held']}-{seed}-{time.time_ns()}"
         chosen = self.labels.only(training + evaluated)
