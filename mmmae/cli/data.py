@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_format
 import sys
 from collections.abc import Iterable, Iterator
@@ -55,6 +56,9 @@ def check(
     if aux and hsi is None:
         raise ValueError("--aux needs --hsi, the folder of cubes")
     place = cache or shards
+    how_files = {**dataclasses.asdict(reading), "wavelengths": wavelengths}
+    if place is not None and (given := [f"--{option}" for option, value in how_files.items() if value]):
+        raise ValueError(f"{given[0]} says how files are read, it can't be combined with --cache or --shards")
     if place is not None:
         stored = (CachedSubjects if cache is not None else ShardedSubjects)(place, check_files=False)
         return _report(len(stored), check_stored(stored, track=track), json)

@@ -225,6 +225,12 @@ def test_the_check_reads_files_as_the_options_say(turned, capsys):
     assert main(["data", "check", *folders, *READING, "--wavelengths", str(turned / "nm.txt")]) == 0
 
 
+@pytest.mark.parametrize("option", ["--axes", "--nodata", "--wavelengths"])
+def test_the_check_of_a_cache_takes_no_option_of_files(folder, capsys, option):
+    assert main(["data", "check", "--cache", str(folder / "cache"), option, "1"]) == 2
+    assert f"{option} says how files are read, it can't be combined with --cache" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "found"),
     [
