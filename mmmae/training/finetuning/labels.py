@@ -201,7 +201,7 @@ class _Masks:
 
     def _fitting(self, path: Path, mask: Tensor, index: int) -> Tensor:
         """Return the raster in the size of its scene if tiles are cut from it; both must have one aspect."""
-        height, width = size = self.sizes.get(self.scenes[index]) or self.cube_size(index) or mask.shape
+        height, width = self.sizes.get(self.scenes[index]) or self.cube_size(index) or mask.shape
         if mask.shape[0] * width != mask.shape[1] * height:
             raise ValueError(
                 f"{path}, subject {self.names[index]!r}: the labels are {mask.shape[0]} x {mask.shape[1]}, the cube is "
@@ -210,7 +210,7 @@ class _Masks:
         cube = self.subject_files(index).get("hsi")
         if cube is not None and (reason := elsewhere(find_georeference(path), find_georeference(cube))):
             raise ValueError(f"{path}, subject {self.names[index]!r}: {reason}")
-        return resize_labels(mask, size) if self.positions else mask
+        return resize_labels(mask, (height, width)) if self.positions else mask
 
     def target(self, numbers: Tensor, index: int) -> Tensor:
         """Return the target `[H, W]` of a subject: places of its numbers in the ascending `numbers` of all classes."""
