@@ -97,7 +97,7 @@ KERNELS = {
     "_weighted_mean": "masked_l2_loss: by id, weighted",
     "_decoder_tokens_forward": "decoder_tokens: some visible",
     "_decoder_tokens_backward": "decoder_tokens: samples past a block",
-    "_add_layer_norm_forward": "add_layer_norm: with residual and its bias",
+    "_add_layer_norm_forward": "add_layer_norm: several warps",
     "_add_layer_norm_backward": "add_layer_norm: with residual and its bias",
     "_gelu_backward": "gelu_linear: past a block, with a bias of hidden",
     "_gelu_forward": "gelu_linear: past a block, with a bias of hidden",
@@ -163,6 +163,15 @@ def test_every_kernel_is_executed_and_broken():
         if isinstance(value, triton.JITFunction) and "tl.store(" in value.src
     }
     assert kernels - {"end_sums", "_is_last"} == set(KERNELS)  # these two are parts of kernels
+
+
+def test_a_program_of_the_norm_takes_several_rows(monkeypatch):
+    """As at large batches."""
+    gpu = importlib.import_module("mmmae_kernels.add_layer_norm.gpu")
+    monkeypatch.setattr(gpu, "PROGRAMS", 3)
+    with emulated(Emulator("sm80")):
+        for name in ("with residual", "odd width", "with residual and its bias"):
+            check(next(case for case in SMALL if str(case) == f"add_layer_norm: {name}"), TYPES["mixed bf16"])
 
 
 def test_offsets_beyond_2_to_the_31_are_reached(target, types):

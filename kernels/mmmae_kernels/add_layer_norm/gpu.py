@@ -9,10 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu.config import Launch, element_config, next_power_of_2, row_config
+from ..gpu.config import Launch, element_config, next_power_of_2
 from ..gpu.groups import COUNTERS, GROUP, TILE, rows_of_a_program, stacked
 from ..gpu.launch import launch
 from ..gpu.partial_sums import end_sums
+
+PROGRAMS = 8192  # in forward, from which on a program takes several rows: one or two times what large GPUs hold
+MOST_ROWS = 8  # of a program in forward
 
 
 def add_layer_norm_forward(
@@ -139,15 +142,21 @@ def _describe_forward(
     target: str, rows: int, weights: int, width: int, epsilon: float, stride_x: int, stride_residual: int
 ) -> Launch:
     rows_of_weight = rows // weights
+    rows_per_program = max(1, min(MOST_ROWS, rows // PROGRAMS))
     arguments = {
         "ROWS": rows_of_weight,
         "D": width,
         "epsilon": epsilon,
+        "rows_per_program": rows_per_program,
         "stride_x": stride_x,
         "stride_residual": stride_residual,
         "COUNTERS": COUNTERS,
     }
-    return Launch(_add_layer_norm_forward, lambda c: (rows_of_weight, weights), arguments, (row_config(width, target),))
+    # Up to 32 channels a thread: up to 1024 channels a row is then held by one warp, which waits for no other.
+    block = next_power_of_2(width)
+    config = element_config({"BLOCK_D": block}, block // 4, target)
+    programs = triton.cdiv(rows_of_weight, rows_per_program)
+    return Launch(_add_layer_norm_forward, lambda c: (programs, weights), arguments, (config,))
 
 
 def _describe_backward(
@@ -190,33 +199,38 @@ def _add_layer_norm_forward(
     weight_ptr,        # [W, D]
     bias_ptr,          # [W, D]
     ROWS, D, epsilon,
+    rows_per_program,
     stride_x, stride_residual,  # between rows
     COUNTERS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     which = tl.program_id(1)
-    row = tl.cast(which, tl.int64) * ROWS + tl.program_id(0)
+    first = which * ROWS + tl.program_id(0) * rows_per_program
+    end = tl.minimum(first + rows_per_program, (which + 1) * ROWS)
     d = tl.arange(0, BLOCK_D)
     has_channel = d < D
-    total = tl.load(x_ptr + row * stride_x + d, mask=has_channel, other=0)
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + row * stride_residual + d, mask=has_channel, other=0).to(tl.float32)
-        if residual_bias_ptr is not None:
-            residual += tl.load(residual_bias_ptr + which * D + d, mask=has_channel, other=0)
-        total = total.to(tl.float32) + residual
-        # The statistics are of the sum as it is stored, so that backward computes with the same values.
-        total = total.to(total_ptr.dtype.element_ty)
-        tl.store(total_ptr + row * D + d, total, mask=has_channel)
-    total = total.to(tl.float32)
-    mean = tl.sum(total) / D
-    centred = tl.where(has_channel, total - mean, 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred) / D + epsilon)
-    weight = tl.load(weight_ptr + which * D + d, mask=has_channel, other=0).to(tl.float32)
-    bias = tl.load(bias_ptr + which * D + d, mask=has_channel, other=0).to(tl.float32)
-    norm = centred * rstd * weight + bias
-    tl.store(norm_ptr + row * D + d, norm.to(norm_ptr.dtype.element_ty), mask=has_channel)
-    tl.store(statistics_ptr + row, mean)
-    tl.store(statistics_ptr + tl.num_programs(1) * ROWS + row, rstd)
+    for number in range(first, end):
+        row = tl.cast(number, tl.int64)
+        total = tl.load(x_ptr + row * stride_x + d, mask=has_channel, other=0)
+        if residual_ptr is not None:
+            residual = tl.load(residual_ptr + row * stride_residual + d, mask=has_channel, other=0).to(tl.float32)
+            if residual_bias_ptr is not None:
+                residual += tl.load(residual_bias_ptr + which * D + d, mask=has_channel, other=0)
+            total = total.to(tl.float32) + residual
+            # The statistics are of the sum as it is stored, so that backward computes with the same values.
+            total = total.to(total_ptr.dtype.element_ty)
+            tl.store(total_ptr + row * D + d, total, mask=has_channel)
+        total = total.to(tl.float32)
+        mean = tl.sum(total) / D
+        centred = tl.where(has_channel, total - mean, 0.0)
+        rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred) / D + epsilon)
+        # Read for each row, from the multiprocessor's own cache: registers hold more rows at once instead.
+        weight = tl.load(weight_ptr + which * D + d, mask=has_channel, other=0).to(tl.float32)
+        bias = tl.load(bias_ptr + which * D + d, mask=has_channel, other=0).to(tl.float32)
+        norm = centred * rstd * weight + bias
+        tl.store(norm_ptr + row * D + d, norm.to(norm_ptr.dtype.element_ty), mask=has_channel)
+        tl.store(statistics_ptr + row, mean)
+        tl.store(statistics_ptr + tl.num_programs(1) * ROWS + row, rstd)
     if tl.program_id(0) == 0:
         tl.store(counter_ptr + which * COUNTERS + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))
 

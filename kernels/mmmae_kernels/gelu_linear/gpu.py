@@ -14,7 +14,7 @@ from ..gpu.partial_sums import end_sums
 from .op import BLOCK_H
 
 PROGRAMS = 1024  # upper limit along the rows in forward; with a few blocks of channels each, enough for any GPU
-ROWS = 8  # lower limit of rows a program in forward
+ROWS = 2  # lower limit of rows a program in forward: small batches then fill a GPU, and the bias is read half as often
 TOGETHER = TILE // BLOCK_H  # rows that a program has in registers at once in backward
 
 
