@@ -68,8 +68,7 @@ class File:
     @property
     def in_file(self) -> Array:
         """The values in the order of the file."""
-        values: Array = np.ascontiguousarray(self.stored.transpose(["THW".index(axis) for axis in self.axes]))
-        return values
+        return np.asarray(self.stored.transpose(["THW".index(axis) for axis in self.axes]), order="C")
 
     def one(self, *choices: Any) -> Any:
         return self.draw.choice(choices)
@@ -85,7 +84,8 @@ class File:
     def with_wavelengths(self) -> Array:
         """Choose wavelengths, and return them in a unit that need not be written."""
         self.wavelengths = np.linspace(400, self.draw.uniform(900, 2500), len(self.stored)).round(2)
-        return self.wavelengths / self.one(1, 1000)
+        written: Array = self.wavelengths / self.one(1, 1000)
+        return written
 
 
 def write_npy(file: File) -> None:
