@@ -144,6 +144,7 @@ def test_launches_of_one_key_are_one_launch(op, known, precisions):
             for precision in ("highest", "high") if name == "fp32" else ("highest",):
                 precisions(precision)
                 run(case, TYPES[name])
+                run(case, TYPES[name])  # with other tensors
                 run(case, TYPES[name], shifted)
     assert known.found > len(known.launches) / 4
 
