@@ -63,7 +63,7 @@ def test_a_launch_goes_to_whoever_stands_in_for_the_gpu():
     with execute_by(machine), use_backend("triton"):
         add_layer_norm(rows, rows, rows[0], rows[0])
     (made,) = machine.launches
-    assert made.grid({}) == (3,)
+    assert made.grid({}) == (3, 1)  # rows, and stacked weights
     assert made.configs[0].warps == 1  # of 64 threads: 8 channels each
 
 
