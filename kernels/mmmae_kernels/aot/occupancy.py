@@ -12,7 +12,7 @@ class Multiprocessor(NamedTuple):
 
     Args:
         gpu: a GPU of the architecture.
-        count: multiprocessors of this GPU.
+        number: of multiprocessors of this GPU.
         schedulers: parts that a multiprocessor's warps are divided among, each with its own registers.
         warps: resident warps.
         programs: resident programs.
@@ -23,7 +23,7 @@ class Multiprocessor(NamedTuple):
     """
 
     gpu: str
-    count: int
+    number: int
     schedulers: int
     warps: int
     programs: int
@@ -83,4 +83,4 @@ def waves(target: str, resident: int, programs: int) -> float:
 
     Below 1 a part of the GPU is idle. A little above a whole number, the last programs run while most of it is.
     """
-    return programs / (MULTIPROCESSORS[target].count * resident)
+    return programs / (MULTIPROCESSORS[target].number * resident)
