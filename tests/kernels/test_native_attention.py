@@ -354,6 +354,33 @@ def test_large_scores_do_not_overflow(numbers, dtype, size):
         assert error <= (TOLERANCE[dtype] + 4 * 2**-24 * abs(size)) * (float(exact.norm()) + cancelled)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "level"), [(dtype, level) for dtype in LEVELS for level in LEVELS[dtype]], indirect=["dtype"]
+)
+@pytest.mark.parametrize(("size", "width"), [(1e8, 80), (1e11, 64)])
+def test_of_huge_scores_the_largest_has_all_the_weight(numbers, at_level, level, size, width):
+    """They differ by more than the rounding of any: so results are as exact as ever."""
+    at_level(level)
+    grad, q, k, v = numbers(1, 35, 550, 1, width)
+    factor = math.sqrt(size / float(torch.einsum("bqhd,bkhd->bhqk", q, k).abs().max()) * math.sqrt(width))
+    case = grad, q * factor, k * factor, v
+    (out, lse, *grads), (exact_out, exact_lse, *exact_grads) = run(*case), by_hand(*case)
+    assert_close([out, *grads], [exact_out, *exact_grads])
+    assert float((lse - exact_lse.value).norm()) <= 1e-6 * float(exact_lse.value.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16], indirect=True)
+@pytest.mark.parametrize("level", LEVELS[torch.bfloat16])
+def test_a_denormal_weight_is_zero_forward_and_backward(numbers, at_level, level):
+    """To make such numbers is slow, and products take them for zero."""
+    at_level(level)
+    grad, q, k, v = numbers(1, 35, 70, 1, 16)
+    q[...], k[:, :, :, 0], v[:, 6] = 0, 0, 2.0**100
+    q[..., 0], k[:, 5, :, 0] = 16, 22.5  # beside this key, the others have weights of 2^-130
+    _, _, _, grad_k, grad_v = run(grad, q, k, v)
+    assert not bool(grad_k[:, 6].any() | grad_v[:, 6].any())
+
+
 def test_one_key_far_above_the_others_has_all_the_weight(numbers):
     grad, q, k, v = numbers(1, 65, 130, 2, 16)
     k[:, 5] = 100 * q[:, 40]

@@ -39,23 +39,35 @@ def test_wrong_arguments_are_refused(wrong, message):
 
 
 @pytest.mark.parametrize(
-    ("place", "wrong"),
+    ("place", "wrong", "message"),
     [
-        (0, torch.ones(2, 4, 2, 8)),
-        (0, torch.ones(2, 3, 8, 2).transpose(2, 3)),
-        (1, torch.ones(2, 3, 2, 8)),
-        (1, torch.ones(2, 4, 2, 8).half()),
-        (2, torch.ones(2, 4, 8, 2).transpose(2, 3)),
-        (2, torch.ones(2, 4, 2, 8).double()),
+        (0, torch.ones(2, 4, 2, 8), r"of q is torch.float32 \[2, 4, 2, 8\], expected torch.float32 \[2, 3, 2, 8\]"),
+        (0, torch.ones(2, 3, 8, 2).transpose(2, 3), r"strides .*\(48, 16, 1, 2\).*, expected 1 in the last axis"),
+        (1, torch.ones(2, 3, 2, 8), r"of k is torch.float32 \[2, 3, 2, 8\], expected torch.float32 \[2, 4, 2, 8\]"),
+        (1, torch.ones(2, 4, 2, 8).half(), "of k is torch.float16 .*, expected torch.float32"),
+        (2, torch.ones(2, 4, 8, 2).transpose(2, 3), "expected 1 in the last axis"),
+        (2, torch.ones(2, 4, 2, 8).double(), "of v is torch.float64 .*, expected torch.float32"),
     ],
 )
-def test_gradients_that_can_not_be_written_to_are_refused(place, wrong):
+def test_gradients_that_can_not_be_written_to_are_refused(place, wrong, message):
     q, k, v = right_inputs().values()
     out, lse = attention_forward(q, k, v)
     gradients = [torch.ones_like(tensor) for tensor in (q, k, v)]
     gradients[place] = wrong
-    with pytest.raises(ValueError, match=r"expected float32 \[2, 3, 2, 8\] and twice \[2, 4, 2, 8\]"):
+    with pytest.raises(ValueError, match=message):
         attention_backward(q, (q, k, v), None, out, lse, gradients)
+    assert all(bool((gradient == 1).all()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("wrong", ["grad", "out", "lse"])
+def test_backward_refuses_a_wrong_dtype(wrong):
+    q, k, v = right_inputs().values()
+    out, lse = attention_forward(q, k, v)
+    tensors = {"grad": q, "out": out, "lse": lse}
+    tensors[wrong] = tensors[wrong].bfloat16()
+    gradients = [torch.ones_like(tensor) for tensor in (q, k, v)]
+    with pytest.raises(ValueError, match=f"{wrong} has dtype torch.bfloat16, expected torch.float32"):
+        attention_backward(tensors["grad"], (q, k, v), None, tensors["out"], tensors["lse"], gradients)
     assert all(bool((gradient == 1).all()) for gradient in gradients)
 
 

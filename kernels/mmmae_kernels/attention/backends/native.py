@@ -73,13 +73,13 @@ def attention_backward(
     """Write the gradients of q, k and v into `gradients`; those of absent keys and values are zero.
 
     Args:
-        grad: gradient of `out`, `[B, Nq, h, d]`.
+        grad: gradient of `out`, `[B, Nq, h, d]`, in its dtype.
         qkv, key_present: inputs of `attention_forward`.
         out, lse: outputs of `attention_forward`, or those of a softmax over more keys, see `flash.py`.
         gradients: tensors like q, k and v, any strides with a contiguous last axis.
 
     Raises:
-        ValueError: a gradient does not have the shape or the dtype of its tensor, or its last axis is not contiguous.
+        ValueError: a tensor has a wrong dtype, or a gradient another shape than its tensor or a strided last axis.
     """
     q, k, v = qkv
     (q, q_strides), (k, k_strides), (v, v_strides) = _heads(q), _heads(k), _heads(v)
@@ -91,10 +91,11 @@ def attention_backward(
         grad_q.shape == shape
         and grad_k.shape == keys
         and grad_v.shape == keys
-        and grad_q.dtype is grad_k.dtype is grad_v.dtype is grad.dtype is q.dtype
+        and grad_q.dtype is grad_k.dtype is grad_v.dtype is grad.dtype is out.dtype is q.dtype
+        and lse.dtype is library.FLOAT32
         and (strides[0][3] == strides[1][3] == strides[2][3] == 1 or shape[3] == 1)
     ):
-        raise ValueError(_unwritable(gradients, grad, q, keys))
+        raise ValueError(_wrong_tensor(grad, qkv, out, lse, gradients))
     batch, queries, heads, width = shape
     _BACKWARD[q.dtype](
         grad.data_ptr(),
@@ -130,8 +131,15 @@ def _heads(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return tensor, tensor.stride()
 
 
-def _unwritable(gradients: Triple, grad: Tensor, q: Tensor, keys: torch.Size) -> str:
-    given = ", ".join(f"{grad.dtype} {list(grad.shape)} of strides {list(grad.stride())}" for grad in gradients)
-    dtype = str(q.dtype).removeprefix("torch.")
-    expected = f"{dtype} {list(q.shape)} and twice {list(keys)}, with a contiguous last axis"
-    return f"gradients are {given}, of a gradient in {grad.dtype}; expected {expected}"
+def _wrong_tensor(grad: Tensor, qkv: Triple, out: Tensor, lse: Tensor, gradients: Triple) -> str:
+    """Return a message about the first tensor that `attention_backward` can't read or write."""
+    dtype = qkv[0].dtype
+    for name, tensor, expected in (("grad", grad, dtype), ("out", out, dtype), ("lse", lse, torch.float32)):
+        if tensor.dtype != expected:
+            return f"{name} has dtype {tensor.dtype}, expected {expected}"
+    for name, gradient, tensor in zip("qkv", gradients, qkv, strict=True):
+        given, expected = (gradient.dtype, list(gradient.shape)), (dtype, list(tensor.shape))
+        if given != expected:
+            return "the tensor for the gradient of {} is {} {}, expected {} {}".format(name, *given, *expected)
+    strides = [gradient.stride() for gradient in gradients]
+    return f"gradients have strides {strides}, expected 1 in the last axis"

@@ -22,7 +22,7 @@ struct BackwardScratch {
     Bfloat16 *weights, *grad_scores;     // left matrices [STRIP, QUERIES], as [QUERIES / STRIP, STRIP, STRIP]
     Bfloat16 *grad_pairs;                // right matrix [KEYS, QUERIES]
     float *grad_q, *columns;             // tiles of [depth, QUERIES], and of [TILE, depth]
-    float *lse, *delta;                  // [QUERIES], the first one times log2(e)
+    float *lse, *delta;                  // [QUERIES]
 };
 
 int64_t divide(float* memory, int64_t keys, int64_t width, BackwardScratch& parts) {
@@ -90,15 +90,27 @@ void pack_queries(const Backward<Bfloat16>& task, int64_t begin, int64_t count, 
         int64_t c = 0;
         for (; c + W <= width; c += W) delta += load(grad + c) * load(out + c);
         if (c < width) delta += load(grad + c) * load_some(out + c, width - c);
-        parts.lse[i] = task.lse[begin + i] * LOG2_E;
+        parts.lse[i] = task.lse[begin + i];
         parts.delta[i] = sum_of(delta);
     }
+}
+
+// Returns a * b, rounded: the compiler makes no fused multiply-add of it. Forward has rounded the largest score to the
+// log-sum-exp, and of large scores the same one has to differ from it by nothing.
+MMMAE_INLINE Vec rounded_product(Vec a, float b) {
+    Vec product = a * b;
+#ifdef __AVX512F__
+    __asm__("" : "+v"(product));
+#else
+    __asm__("" : "+m"(product));
+#endif
+    return product;
 }
 
 // Computes weights and gradients of scores of a strip of keys, of which `count` are no padding, and a strip of queries.
 // There are TILES tiles of queries.
 template <int TILES>
-MMMAE_INLINE void derive(const BackwardScratch& parts, int64_t query, int64_t count, float factor, Bfloat16* pairs) {
+MMMAE_INLINE void derive(const BackwardScratch& parts, int64_t query, int64_t count, float scale, Bfloat16* pairs) {
     Vec lse[2] = {}, delta[2] = {};
     for (int t = 0; t < TILES; ++t) {
         lse[t] = load(parts.lse + query + t * TILE);
@@ -115,13 +127,14 @@ MMMAE_INLINE void derive(const BackwardScratch& parts, int64_t query, int64_t co
         Vec share[2] = {}, grad[2] = {};
         MMMAE_UNROLL
         for (int t = 0; t < TILES; ++t) {
-            share[t] = power_of_two(load(parts.scores + at + t * SUM_TILE) * factor - lse[t]);
+            const Vec score = rounded_product(load(parts.scores + at + t * SUM_TILE), scale);
+            share[t] = power_of_two((score - lse[t]) * LOG2_E);
             grad[t] = share[t] * (load(parts.grad_weights + at + t * SUM_TILE) - delta[t]);
         }
-        const Packed rounded = packed(grad[0], grad[1]);
+        const Packed halves = packed(grad[0], grad[1]);
         store(weights + key * STRIP, packed(share[0], share[1]));
-        store(grad_scores + key * STRIP, rounded);
-        return rounded;
+        store(grad_scores + key * STRIP, halves);
+        return halves;
     };
     for (int64_t key = 0; key < STRIP; key += 2) {
         const Packed even = row(key), odd = row(key + 1);
@@ -180,9 +193,9 @@ void backward_tiles(const Backward<Bfloat16>& task, float* scratch) {
                              {parts.grad_columns + query * depth, TILE * depth, RIGHT_TILE},
                              {parts.grad_weights, 2 * SUM_TILE, SUM_TILE, TILE}, tiles, columns, depth / DEPTH, false);
                     if (columns == 2)
-                        derive<2>(parts, query, real, scale * LOG2_E, pairs);
+                        derive<2>(parts, query, real, scale, pairs);
                     else
-                        derive<1>(parts, query, real, scale * LOG2_E, pairs);
+                        derive<1>(parts, query, real, scale, pairs);
                 }
                 const auto add = [&](const Bfloat16* left, const Bfloat16* right, float* sums) {
                     multiply({left, TILE * STRIP, STRIP * STRIP, STRIP}, {right, QUERIES * TILE, RIGHT_TILE},

@@ -82,12 +82,13 @@ MMMAE_INLINE float highest(const float* scores, int64_t count) {
     return max_of(max(first, second));
 }
 
-// Writes 2^(score * factor - shift) for a row of scores, and returns the sum.
-MMMAE_INLINE float weigh(const float* scores, Bfloat16* weights, int64_t count, float factor, float shift) {
+// Writes 2^((score - most) * factor) for a row of scores, and returns the sum. The difference comes first: of large
+// products, one would be rounded and the other, in a fused multiply-add, would not.
+MMMAE_INLINE float weigh(const float* scores, Bfloat16* weights, int64_t count, float factor, float most) {
     Vec first{}, second{};
     for (int64_t key = 0; key < count; key += DEPTH) {
-        const Vec low = power_of_two(load(scores + key) * factor - shift);
-        const Vec high = power_of_two(load(scores + key + TILE) * factor - shift);
+        const Vec low = power_of_two((load(scores + key) - most) * factor);
+        const Vec high = power_of_two((load(scores + key + TILE) - most) * factor);
         store(weights + key, packed(low, high));
         first += low;
         second += high;
@@ -106,10 +107,10 @@ void weigh_rows(const ForwardScratch& parts, int64_t rows, int64_t count, int64_
         parts.maximum[i] = begun && !(most > before[i]) ? before[i] : most;
     }
     for (int64_t i = 0; i < STRIP; i += W)
-        store(decay + i, power_of_two(load(before + i) * factor - load(parts.maximum + i) * factor));
+        store(decay + i, power_of_two((load(before + i) - load(parts.maximum + i)) * factor));
     for (int64_t i = 0; i < rows; ++i) {
-        const float shift = parts.maximum[i] * factor;
-        const float total = weigh(parts.scores + i * SCORE_STEP, parts.weights + i * WEIGHT_STEP, count, factor, shift);
+        const float total =
+            weigh(parts.scores + i * SCORE_STEP, parts.weights + i * WEIGHT_STEP, count, factor, parts.maximum[i]);
         parts.total[i] = begun ? parts.total[i] * decay[i] + total : total;
     }
     for (int64_t i = 0; begun && i < rows; ++i) {

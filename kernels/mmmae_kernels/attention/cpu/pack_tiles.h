@@ -103,8 +103,9 @@ MMMAE_INLINE void unpack_tiles(const float* from, Bfloat16* to, int64_t width, f
     if (c < width) store_some(to + c, load(from + c * TILE) * factor, width - c);
 }
 
-// Returns 2^t for t <= 127 with an error of 1e-4, a twentieth of bfloat16's; 0 for t < -127. The polynomial is a relative
-// minimax fit over [0, 1] that is exact at both ends.
+// Returns 2^t for t <= 127 with an error of 1e-4, a twentieth of bfloat16's; 0 for t < -126, because products take
+// denormal numbers for zero, and scalef is slow to make them. The polynomial is a relative minimax fit over [0, 1] that is
+// exact at both ends.
 MMMAE_INLINE Vec power_of_two(Vec t) {
 #if defined(__AVX512DQ__) && !defined(MMMAE_MODEL)
     const Vec r = _mm512_maskz_reduce_ps(0xffff, t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
@@ -117,7 +118,7 @@ MMMAE_INLINE Vec power_of_two(Vec t) {
     p = p * r + 0.695424318f;
     p = p * r + 1.0f;
 #if defined(__AVX512DQ__) && !defined(MMMAE_MODEL)
-    return _mm512_maskz_scalef_ps(0xffff, p, t);
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(t, splat(-126.0f), _CMP_NLT_UQ), p, t);  // NaN remains NaN
 #else
     return p * reinterpret_cast<Vec>(reinterpret_cast<Bits>(shifted) << 23);
 #endif

@@ -62,10 +62,10 @@ struct alignas(64) TileConfiguration {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-MMMAE_INLINE void begin_products() {
-    const TileConfiguration configuration;
-    _tile_loadconfig(&configuration);
-}
+// A constant in memory: GCC 12 does not know that the instruction reads all of it.
+constexpr TileConfiguration CONFIGURATION;
+
+MMMAE_INLINE void begin_products() { _tile_loadconfig(&CONFIGURATION); }
 
 MMMAE_INLINE void end_products() { _tile_release(); }
 
@@ -115,6 +115,9 @@ template <int TILE> MMMAE_INLINE void begin_tile(const float* from, int64_t stri
 // Computes M by N tiles of sums = a * b, or adds the product to the sums if begun; depth is a number of tiles.
 template <int M, int N> MMMAE_INLINE void product(Left a, Right b, Sums sums, int64_t depth, bool begun) {
     const int64_t a_stride = a.stride * sizeof(Bfloat16), stride = sums.stride * sizeof(float);
+#ifndef MMMAE_MODEL
+    __asm__ volatile("" ::: "memory");  // GCC 12 does not know that loads of tiles read memory
+#endif
     float *second = sums.data + sums.columns, *third = sums.data + sums.rows, *fourth = third + sums.columns;
     begin_tile<0>(sums.data, stride, begun);
     if constexpr (N == 2) begin_tile<1>(second, stride, begun);
