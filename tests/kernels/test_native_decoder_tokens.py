@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -112,6 +114,18 @@ def test_inputs_and_gradients_may_have_any_strides(inside, layout):
     assert torch.equal(out, forward_by_hand(visible, mask_token, ids, position))
     grad = change(torch.randn(3, 65, 192))
     assert_gradients(decoder_tokens_backward(grad, ids, 16), grad, ids, 16)
+
+
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer ends the process instead")
+def test_sums_that_memory_does_not_hold_raise(library):
+    """As an exception in a parallel region they would end the process."""
+    width = 2**20
+    grad, ids = torch.zeros(1, 2, width, dtype=torch.bfloat16), torch.zeros(1, 2, dtype=torch.int64)
+    strides, sizes = (2 * width, width), (1, 2**26, 2, width)  # the sums alone would take 2^48 bytes
+    position, mask_token = torch.empty_like(grad), torch.empty(width)
+    addresses = grad.data_ptr(), strides, ids.data_ptr(), (2, 1), 0, mask_token.data_ptr(), position.data_ptr()
+    with pytest.raises(MemoryError):
+        library.decoder_tokens_backward(*addresses, 1, sizes, 1)
 
 
 @pytest.mark.parametrize("repeats", [False, True])

@@ -80,6 +80,7 @@ static void decoder_tokens_backward(Address grad_address, Sizes<2> grad_strides,
     const int64_t parts = ColumnSums::parts(batch * tokens);
     ColumnSums masked(parts, width);
     const Buffers buffers(dtype != FLOAT32, threads, CACHED_TOKENS + 1, width);
+    const Buffers visible_sums(!copies && !visible.in_place(), threads, keep, width);
     const bool parallel = batch * tokens * width >= PARALLEL_ELEMENTS;
 #pragma omp parallel num_threads(threads) if (parallel)
     {
@@ -108,16 +109,13 @@ static void decoder_tokens_backward(Address grad_address, Sizes<2> grad_strides,
         if (!copies) {
 #pragma omp for schedule(dynamic)
             for (int64_t b = 0; b < batch; ++b) {
-                std::vector<float> sums(keep * width);
+                const auto sum = [&](int64_t k) { return visible.row(b * keep + k, visible_sums[k]); };
+                for (int64_t k = 0; k < keep; ++k) std::fill_n(sum(k), width, 0.0f);
                 for (int64_t n = 0; n < tokens; ++n) {
                     const int64_t id = *ids.at(b, n);
-                    if (id < keep) accumulate(sums.data() + id * width, grad.row(b, n, buffers[0]), width);
+                    if (id < keep) accumulate(sum(id), grad.row(b, n, buffers[0]), width);
                 }
-                for (int64_t k = 0; k < keep; ++k) {
-                    const float* sum = sums.data() + k * width;
-                    std::copy_n(sum, width, visible.row(b * keep + k, sums.data() + k * width));
-                    visible.store(b * keep + k, sum);
-                }
+                for (int64_t k = 0; k < keep; ++k) visible.store(b * keep + k, sum(k));
             }
         }
     }
