@@ -34,7 +34,7 @@ def gather_patches(
         keep: K.
         patch: sizes (pt, ph, pw), which divide T, H and W.
         out: output, `[B*K, C*pt*ph*pw]`.
-        dtypes: of volume and out; that of volume may be int16 or uint8 too.
+        dtypes: of volume and out; out may be of an integer dtype only if volume is of the same.
     """
 
 def scatter_patches(

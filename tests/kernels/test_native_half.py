@@ -228,6 +228,16 @@ def test_the_statistics_are_those_of_the_sum_as_it_is_stored(half):
 
 
 @every_half
+def test_the_gradient_of_a_residual_may_have_a_wider_dtype_than_that_of_x(half):
+    x, grad_norm = draws(2, 1, 9, 40, dtype=half)
+    weight, bias = torch.randn(2, 40)
+    _, _, *saved = add_layer_norm_forward(x, None, None, weight, bias, 1e-6, half)
+    grad_x, *_, grad_residual = add_layer_norm_backward(None, grad_norm, x, weight, None, *saved, None, torch.float32)
+    assert grad_residual.dtype == torch.float32
+    assert torch.equal(grad_residual.to(half), grad_x)
+
+
+@every_half
 @pytest.mark.parametrize("layout", ["as they come", "channels first", "one row expanded"])
 def test_rows_are_added_up_in_float32(monkeypatch, half, layout):
     """A sum in half precision would stop growing at 512 or 4096."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmmae_kernels import patchify, use_backend
 from mmmae_kernels.patch_embed.cpu import gather_patches, gather_rows, scatter_patches
+from mmmae_kernels.patch_embed.reference import patchify_reference
 
 pytestmark = pytest.mark.usefixtures("library", "on_threads")
 GRID = (2, 3, 4)
@@ -245,6 +246,26 @@ def test_the_default_dtype_does_not_matter(default_dtype, dtype):
     default_dtype(dtype)
     rows = gather_patches(volume, ids, (1, 2, 2))
     assert rows.dtype == scatter_patches(rows, ids, (1, 2, 2), tuple(volume.shape)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.bfloat16, torch.float16, torch.float32])
+def test_the_operator_gathers_in_the_dtype_of_the_volume(dtype):
+    info = torch.iinfo(dtype) if dtype in (torch.uint8, torch.int16) else None
+    low, high = (-200, 200) if info is None else (info.min, info.max + 1)
+    volume = torch.randint(low, high, (2, 1, 4, 16, 48)).to(dtype)
+    ids = make_ids(2, 5, 12)
+    for some in (volume, volume.transpose(3, 4).contiguous().transpose(3, 4)):
+        rows = torch.ops.mmmae.gather_patches(some, ids, [2, 8, 16], "native")
+        assert rows.dtype == dtype
+        assert torch.equal(rows, patchify_reference(volume.double(), (2, 8, 16), ids).to(dtype))
+
+
+@pytest.mark.parametrize(("source", "dtype"), [(torch.float32, torch.int16), (torch.int16, torch.uint8)])
+def test_nothing_is_converted_to_integers(source, dtype):
+    out = torch.full((1, 16), 7, dtype=dtype)
+    with pytest.raises(ValueError, match=r"^dtypes are \d and \d, expected"):
+        gather_rows(torch.zeros(1, 1, 1, 4, 4, dtype=source), (1, 4, 4), torch.zeros(1, 1, dtype=torch.int64), out)
+    assert bool((out == 7).all())
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,18 @@
 #include <omp.h>
 
 #include <cstddef>
+#include <cstring>
 #include <memory>
 
 namespace mmmae {
 
-// The numbers that cpu/library.py gives to torch's dtypes. Rows are of the first three; integers are only converted.
+// The numbers that cpu/library.py gives to torch's dtypes. Rows are of the first three; integers are copied or
+// converted to them.
 enum Dtype : int { FLOAT32, BFLOAT16, FLOAT16, INT16, UINT8 };
 template <size_t N> using Dtypes = std::array<int, N>;
 
-inline int64_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
+inline int64_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : dtype == UINT8 ? 1 : 2; }
+
 template <size_t N> bool any_half(const Dtypes<N>& dtypes) {
     for (int dtype : dtypes)
         if (dtype != FLOAT32) return true;
@@ -74,13 +77,16 @@ class Input {
 // Contiguous rows to write, [R, D].
 class Output {
   public:
-    Output(Address address, int dtype, int64_t width) : data_(pointer<std::byte>(address)), dtype_(dtype), width_(width) {}
+    Output(Address address, int dtype, int64_t width)
+        : data_(pointer<std::byte>(address)), dtype_(dtype), width_(width) {}
 
     explicit operator bool() const { return data_ != nullptr; }
     bool in_place() const { return dtype_ == FLOAT32; }
 
     // Returns where to write a row in float32; then `store` it.
-    float* row(int64_t number, float* buffer) const { return in_place() ? reinterpret_cast<float*>(at(number)) : buffer; }
+    float* row(int64_t number, float* buffer) const {
+        return in_place() ? reinterpret_cast<float*>(at(number)) : buffer;
+    }
 
     // Returns the same with the row's present contents.
     float* load(int64_t number, float* buffer) const {
@@ -88,8 +94,13 @@ class Output {
         return row(number, buffer);
     }
 
+    // Writes a row, unless it is the one that `row` returned without a buffer.
     void store(int64_t number, const float* row) const {
-        if (!in_place()) narrow(at(number), row, dtype_, width_);
+        std::byte* target = at(number);
+        if (!in_place())
+            narrow(target, row, dtype_, width_);
+        else if (reinterpret_cast<const std::byte*>(row) != target)
+            std::memcpy(target, row, width_ * sizeof(float));
     }
 
     std::byte* at(int64_t number) const { return data_ + number * width_ * size_of(dtype_); }

@@ -53,31 +53,27 @@ template <typename Body> void with_length(int64_t length, Body body) {
     }
 }
 
-// Calls write(number of a row, run), where run(target) writes the row's patch to target, of type E.
-template <typename E, typename T, typename Write>
+// Writes each patch to target(number of its row), where E is the type of a row, then calls finish(number, target).
+template <typename E, typename T, typename Target, typename Finish>
 void gather(const Volume<const T>& volume, const Ids& ids, const Patches& p, int64_t batch, int64_t keep, int threads,
-            Write write) {
+            Target target, Finish finish) {
     const int64_t rows = batch * keep, elements = p.elements();
     const int64_t stride = volume.stride[4];
     with_length(p.pw, [&](auto length) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * elements >= PARALLEL_ELEMENTS)
-        for (int64_t row = 0; row < rows; ++row) {
-            const int64_t b = row / keep;
-            const int64_t id = *ids.at(b, row % keep);
-            const T* source = corner(volume, p, b, id);
-            write(row, [&](E* target) {
-                if (stride == 1)
-                    for_each_line(volume, p, [&](int64_t from, int64_t to) {
-                        if constexpr (std::is_same_v<T, E>)
-                            std::memcpy(target + to, source + from, length * sizeof(E));
-                        else
-                            for (int64_t x = 0; x < length; ++x) target[to + x] = source[from + x];
-                    });
+        for (int64_t number = 0; number < rows; ++number) {
+            const int64_t b = number / keep;
+            const T* source = corner(volume, p, b, *ids.at(b, number % keep));
+            E* row = target(number);
+            for_each_line(volume, p, [&](int64_t from, int64_t to) {
+                if (std::is_same_v<T, E> && stride == 1)
+                    std::memcpy(row + to, source + from, length * sizeof(E));
+                else if (stride == 1)
+                    for (int64_t x = 0; x < length; ++x) row[to + x] = source[from + x];
                 else
-                    for_each_line(volume, p, [&](int64_t from, int64_t to) {
-                        for (int64_t x = 0; x < length; ++x) target[to + x] = source[from + x * stride];
-                    });
+                    for (int64_t x = 0; x < length; ++x) row[to + x] = source[from + x * stride];
             });
+            finish(number, row);
         }
     });
 }
@@ -119,34 +115,45 @@ static void gather_patches(Address volume_address, Sizes<5> volume_strides, Size
     const Patches p(volume_sizes, patch);
     const int64_t batch = volume_sizes[0], elements = p.elements();
     check_ids("ids", ids, batch, keep, p.tokens());
-    const auto [from, to] = dtypes;
+    const int from = dtypes[0], to = dtypes[1];
+    if (from != to && to > FLOAT16)
+        fail("dtypes are " + std::to_string(from) + " and " + std::to_string(to) +
+             ", expected twice the same, or a second one of 0..2");
     const Output out(out_address, to, elements);
     const Buffers buffers(from != to, threads, 2, elements);
-    const auto as_float = [&](auto type) {
+    const auto copy = [&](auto type) {
         using T = decltype(type);
         const Volume<const T> volume(volume_address, volume_strides);
-        gather<float>(volume, ids, p, batch, keep, threads, [&](int64_t row, auto run) {
-            float* target = out.row(row, buffers[0]);
-            run(target);
-            out.store(row, target);
-        });
+        const auto target = [&](int64_t row) { return reinterpret_cast<T*>(out.at(row)); };
+        gather<T>(volume, ids, p, batch, keep, threads, target, [](int64_t, const T*) {});
     };
+    const auto convert = [&](auto type) {
+        const Volume<const decltype(type)> volume(volume_address, volume_strides);
+        const auto target = [&](int64_t row) { return out.row(row, buffers[0]); };
+        const auto finish = [&](int64_t row, const float* numbers) { out.store(row, numbers); };
+        gather<float>(volume, ids, p, batch, keep, threads, target, finish);
+    };
+    const auto convert_halves = [&] {
+        const Volume<const uint16_t> volume(volume_address, volume_strides);
+        const auto target = [&](int64_t) { return reinterpret_cast<uint16_t*>(buffers[1]); };
+        const auto finish = [&](int64_t row, const uint16_t* halves) {
+            float* numbers = out.row(row, buffers[0]);
+            widen(numbers, halves, from, elements);
+            out.store(row, numbers);
+        };
+        gather<uint16_t>(volume, ids, p, batch, keep, threads, target, finish);
+    };
+    if (from == to) switch (size_of(from)) {
+            case 1: return copy(uint8_t());
+            case 2: return copy(uint16_t());
+            default: return copy(float());
+        }
     switch (from) {
-        case FLOAT32: return as_float(float());
-        case INT16: return as_float(int16_t());
-        case UINT8: return as_float(uint8_t());
+        case FLOAT32: return convert(float());
+        case INT16: return convert(int16_t());
+        case UINT8: return convert(uint8_t());
+        default: return convert_halves();
     }
-    const int half = from;
-    const bool is_copy = from == to;
-    const Volume<const uint16_t> volume(volume_address, volume_strides);
-    gather<uint16_t>(volume, ids, p, batch, keep, threads, [&](int64_t row, auto run) {
-        if (is_copy) return run(reinterpret_cast<uint16_t*>(out.at(row)));
-        auto* patch = reinterpret_cast<uint16_t*>(buffers[0]);
-        run(patch);
-        float* target = out.row(row, buffers[1]);
-        widen(target, patch, half, elements);
-        out.store(row, target);
-    });
 }
 
 static void scatter_patches(Address rows_address, Sizes<2> rows_strides, Address ids_address, Sizes<2> ids_strides,
