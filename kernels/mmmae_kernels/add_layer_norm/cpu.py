@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor, empty_like, get_num_threads
 
 from ..cpu import library
+from ..cpu.library import FLOAT32
 
 _forward = library.function("add_layer_norm")
 _backward = library.function("add_layer_norm_backward")
@@ -34,15 +36,11 @@ def add_layer_norm_forward(
     """
     width = weight.numel()
     rows = x.numel() // width if width else math.prod(x.shape[:-1])
-    x_dtype = residual_dtype = total_dtype = x.dtype
+    total_dtype, dtypes = _forward_dtypes(x.dtype, x.dtype if residual is None else residual.dtype, dtype)
     norm = empty_like(x, dtype=dtype, memory_format=CONTIGUOUS)
-    total = None
-    if residual is not None:
-        residual_dtype = residual.dtype
-        if residual_dtype != x_dtype:
-            total_dtype = torch.promote_types(x_dtype, residual_dtype)
-        total = empty_like(x, dtype=total_dtype, memory_format=CONTIGUOUS)
-    statistics = x.new_empty(2, rows, dtype=torch.float32)
+    total = None if residual is None else empty_like(x, dtype=total_dtype, memory_format=CONTIGUOUS)
+    weight, bias = library.float_vector(weight), library.float_vector(bias)
+    statistics = weight.new_empty(2, rows)  # on the CPU and in float32, whatever the defaults are
     mean = statistics.data_ptr()
     sizes, x_strides, residual_strides = (1, rows, width), (0, width), (0, width)
     if not (x.is_contiguous() and (residual is None or residual.is_contiguous())):
@@ -53,8 +51,6 @@ def add_layer_norm_forward(
             residual_strides = residual.stride(0), residual.stride(1)
     if residual_bias is not None:
         residual_bias = library.float_vector(residual_bias)
-    weight, bias = library.float_vector(weight), library.float_vector(bias)
-    codes = library.DTYPES
     _forward(
         x.data_ptr(),
         x_strides,
@@ -68,11 +64,18 @@ def add_layer_norm_forward(
         norm.data_ptr(),
         mean,
         mean + 4 * rows,
-        (codes[x_dtype], codes[residual_dtype], codes[total_dtype], codes[dtype]),
+        dtypes,
         sizes,
         get_num_threads(),
     )
     return total, norm, statistics, None
+
+
+@functools.cache  # asked at every call
+def _forward_dtypes(x: torch.dtype, residual: torch.dtype, norm: torch.dtype) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Return the dtype of the sum, and those that the compiled forward pass takes."""
+    total = torch.promote_types(x, residual)
+    return total, tuple(library.DTYPES[dtype] for dtype in (x, residual, total, norm))
 
 
 def add_layer_norm_backward(
@@ -100,17 +103,15 @@ def add_layer_norm_backward(
     """
     width = weight.numel()
     grad_x = empty_like(total, memory_format=CONTIGUOUS)
-    is_same = residual_dtype is None or residual_dtype == total.dtype
+    total_dtype = total.dtype
+    is_same = residual_dtype is None or residual_dtype is total_dtype
     grad_residual = None if is_same else empty_like(total, dtype=residual_dtype, memory_format=CONTIGUOUS)
     norm = None if bias is None else empty_like(grad_norm, memory_format=CONTIGUOUS)
-    codes = library.DTYPES
-    code = codes[total.dtype]
-    grad_total_code = code if grad_total is None else codes[grad_total.dtype]
-    grad_residual_code = code if grad_residual is None else codes[grad_residual.dtype]
-    dtypes = grad_total_code, codes[grad_norm.dtype], code, grad_residual_code
-    grad_weight = total.new_empty(width, dtype=torch.float32)
-    grad_bias = empty_like(grad_weight)
-    row_sum = None if sum_dtype is None else empty_like(grad_weight)
+    grad_total_dtype = total_dtype if grad_total is None else grad_total.dtype
+    dtypes = _backward_dtypes(grad_total_dtype, grad_norm.dtype, total_dtype, residual_dtype or total_dtype)
+    weight_dtype, weight = weight.dtype, library.float_vector(weight)
+    grad_weight, grad_bias = empty_like(weight), empty_like(weight)
+    row_sum = None if sum_dtype is None else empty_like(weight)
     rows, mean = statistics.size(1), statistics.data_ptr()
     sizes, strides = (1, rows, width), (0, width)
     grad_total_strides = grad_norm_strides = total_strides = strides
@@ -122,7 +123,6 @@ def add_layer_norm_backward(
         if grad_total is not None:
             grad_total = library.to_three_axes(grad_total)
             grad_total_strides = grad_total.stride(0), grad_total.stride(1)
-    weight_dtype, weight = weight.dtype, library.float_vector(weight)
     if bias is not None:
         bias = library.float_vector(bias)
     _backward(
@@ -146,8 +146,13 @@ def add_layer_norm_backward(
         sizes,
         get_num_threads(),
     )
-    if weight_dtype != torch.float32:
+    if weight_dtype is not FLOAT32:
         grad_weight, grad_bias = grad_weight.to(weight_dtype), grad_bias.to(weight_dtype)
-    if row_sum is not None and sum_dtype != torch.float32:
+    if row_sum is not None and sum_dtype is not FLOAT32:
         row_sum = row_sum.to(sum_dtype)
     return grad_x, grad_weight, grad_bias, row_sum, norm, grad_residual
+
+
+@functools.cache
+def _backward_dtypes(*dtypes: torch.dtype) -> tuple[int, ...]:
+    return tuple(library.DTYPES[dtype] for dtype in dtypes)

@@ -54,7 +54,8 @@ def address(tensor: Tensor | None) -> int:
 
 def float_vector(tensor: Tensor) -> Tensor:
     """Return a tensor `[D]`, or a copy that is contiguous and in float32."""
-    return (tensor if tensor.dtype == FLOAT32 else tensor.to(FLOAT32)).contiguous()
+    is_ready = tensor.dtype is FLOAT32 and tensor.is_contiguous()
+    return tensor if is_ready else tensor.to(FLOAT32).contiguous()
 
 
 def contiguous_rows(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, empty_like, get_num_threads
 
 from ..cpu import library
+from ..cpu.library import DTYPES, FLOAT32
 
 _forward = library.function("gelu")
 _backward = library.function("gelu_backward")
@@ -26,8 +27,7 @@ def gelu_forward(hidden: Tensor, hidden_bias: Tensor | None) -> tuple[Tensor, No
     if hidden_bias is not None:
         hidden_bias = library.float_vector(hidden_bias)
     bias = 0 if hidden_bias is None else hidden_bias.data_ptr()
-    dtype = library.DTYPES[hidden.dtype]
-    _forward(rows.data_ptr(), strides, bias, activated.data_ptr(), dtype, sizes, get_num_threads())
+    _forward(rows.data_ptr(), strides, bias, activated.data_ptr(), DTYPES[hidden.dtype], sizes, get_num_threads())
     return activated, None
 
 
@@ -45,7 +45,7 @@ def gelu_backward(
     Raises:
         ValueError: `grad` does not have the shape and dtype of `hidden`, or is not contiguous.
     """
-    if grad.shape != hidden.shape or grad.dtype != hidden.dtype or not grad.is_contiguous():
+    if grad.shape != hidden.shape or grad.dtype is not hidden.dtype or not grad.is_contiguous():
         raise ValueError(
             f"grad is {grad.dtype} of shape {list(grad.shape)} and strides {list(grad.stride())}, "
             f"expected contiguous {hidden.dtype} of shape {list(hidden.shape)}"
@@ -63,11 +63,11 @@ def gelu_backward(
         0 if shift is None else shift.data_ptr(),
         activated.data_ptr(),
         0 if grad_bias is None else grad_bias.data_ptr(),
-        library.DTYPES[hidden.dtype],
+        DTYPES[hidden.dtype],
         sizes,
         get_num_threads(),
     )
-    if grad_bias is not None and hidden_bias is not None and hidden_bias.dtype != torch.float32:
+    if grad_bias is not None and hidden_bias is not None and hidden_bias.dtype is not FLOAT32:
         grad_bias = grad_bias.to(hidden_bias.dtype)
     return activated, grad_bias
 
