@@ -24,7 +24,14 @@ LEVELS = {
     torch.float32: ("avx512", "avx2", "plain"),
     torch.bfloat16: ("amx", "avx512_bf16", "avx512", "avx2", "plain", "amx_model"),
 }
-WIDTHS = {torch.float32: (1, 7, 32, 64, 80, 96, 128, 256), torch.bfloat16: (7, 64, 80)}
+FORCED = {  # cases of every level: queries, keys and width
+    torch.float32: [
+        *[(65, 63, width) for width in (1, 7, 32, 64, 80, 96, 128, 256)],
+        *[(130, 600, width) for width in (7, 64, 80, 256)],
+        *[(1, 1, 32), (7, 33, 7)],
+    ],
+    torch.bfloat16: [(1, 1, 64), (7, 33, 7), (65, 63, 80), (130, 600, 64), (130, 600, 80)],
+}
 pytestmark = pytest.mark.usefixtures("library", "poisoned")
 
 
@@ -144,22 +151,22 @@ def test_there_may_be_any_number_of_samples_and_heads(numbers, batch, heads):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "level", "width"),
-    [(dtype, level, width) for dtype in LEVELS for level in LEVELS[dtype] for width in WIDTHS[dtype]],
+    ("dtype", "level", "queries", "keys", "width"),
+    [(dtype, level, *case) for dtype in LEVELS for level in LEVELS[dtype] for case in FORCED[dtype]],
     indirect=["dtype"],
 )
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (7, 33), (65, 63), (130, 600)])
 @pytest.mark.usefixtures("guarded_allocations")
 def test_every_instruction_set_gives_the_same(numbers, at_level, on_threads, guarded, level, width, queries, keys):
     at_level(level)
-    on_threads(2)
     grad, q, k, v = numbers(1, queries, keys, 2, width)
-    key_present = torch.rand(1, keys) < 0.7
-    for present in (None, key_present):
+    masks = (None, torch.rand(1, keys) < 0.7)
+    expected = [by_hand(grad, q, k, v, present) for present in masks]
+    on_threads(2)
+    for present, right in zip(masks, expected, strict=True):
         out, lse = attention_forward(q, k, v, present)
         grads = [guarded(*tensor.shape, dtype=tensor.dtype) for tensor in (q, k, v)]
         attention_backward(grad, (q, k, v), present, out, lse, grads)
-        assert_close([out, lse, *grads], by_hand(grad, q, k, v, present))
+        assert_close([out, lse, *grads], right)
 
 
 @pytest.mark.parametrize(("dtype", "levels_of"), list(LEVELS.items()), indirect=["dtype"])
