@@ -107,9 +107,9 @@ def embedding_gradients(
     """
 
 def sum_of_rows(
-    grad: int, grad_strides: tuple[int, ...], out: int, dtype: int, sizes: tuple[int, int, int], threads: int
+    rows: int, rows_strides: tuple[int, ...], out: int, dtype: int, sizes: tuple[int, int, int], threads: int
 ) -> None:
-    """Write the sum of `grad [B, K, D]`, of `dtype`, over all tokens into `out [D]`; `sizes` are B, K and D."""
+    """Write the sum of `rows [A, B, D]`, of `dtype`, over A and B into `out [D]`; `sizes` are A, B and D."""
 
 def random_masking(
     seed: int,

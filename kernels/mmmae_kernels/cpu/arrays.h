@@ -54,7 +54,6 @@ template <typename T, size_t N> struct View {
     }
 };
 
-using Rows = View<const float, 2>;  // [A, B, D]
 using Ids = View<const int64_t, 2>;  // [B, K]
 
 // Raises unless each of the ids [batch, keep] is in 0..count-1.
@@ -68,5 +67,6 @@ void bind_masked_loss(nb::module_& module);
 void bind_patch_embed(nb::module_& module);
 void bind_position(nb::module_& module);
 void bind_random_masking(nb::module_& module);
+void bind_rows(nb::module_& module);
 
 }  // namespace mmmae

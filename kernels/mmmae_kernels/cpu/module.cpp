@@ -34,7 +34,8 @@ static int team_size(int threads) {
 
 NB_MODULE(_native, module) {
     module.doc() = "Native CPU kernels; mmmae_kernels.cpu.library loads them.";
-    module.def("team_size", &mmmae::team_size, nanobind::arg("threads"), nanobind::call_guard<nanobind::gil_scoped_release>(),
+    module.def("team_size", &mmmae::team_size, nanobind::arg("threads"),
+               nanobind::call_guard<nanobind::gil_scoped_release>(),
                "Return how many threads OpenMP provides when asked for `threads`.");
     mmmae::bind_add_layer_norm(module);
     mmmae::bind_attention(module);
@@ -44,4 +45,5 @@ NB_MODULE(_native, module) {
     mmmae::bind_patch_embed(module);
     mmmae::bind_position(module);
     mmmae::bind_random_masking(module);
+    mmmae::bind_rows(module);
 }

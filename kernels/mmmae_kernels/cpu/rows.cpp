@@ -1,5 +1,9 @@
 #include "cpu/rows.h"
 
+#include "cpu/floats.h"
+
+#include <nanobind/stl/array.h>
+
 #include <algorithm>
 
 namespace mmmae {
@@ -44,6 +48,29 @@ void ColumnSums::store(float* out) {
         accumulate(total_.data(), sums_.get() + (2 * part + 1) * width_, width_);
     }
     std::copy(total_.begin(), total_.end(), out);
+}
+
+static void sum_of_rows(Address rows_address, Sizes<2> strides, Address out_address, int dtype, Sizes<3> sizes,
+                        int threads) {
+    nb::gil_scoped_release release;
+    check_threads(threads);
+    const int64_t inner = sizes[1], count = sizes[0] * inner, width = sizes[2];
+    const Input rows(rows_address, strides, dtype, width);
+    const Buffers buffers(dtype != FLOAT32, threads, 1, width);
+    const int64_t parts = ColumnSums::parts(count);
+    ColumnSums sums(parts, width);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (count * width >= PARALLEL_ELEMENTS)
+    for (int64_t part = 0; part < parts; ++part) {
+        sums.begin(part);
+        for (int64_t r = count * part / parts; r < count * (part + 1) / parts; ++r)
+            accumulate(sums.recent(part), rows.row(r / inner, r % inner, buffers[0]), width);
+    }
+    sums.store(pointer<float>(out_address));
+}
+
+void bind_rows(nb::module_& module) {
+    module.def("sum_of_rows", &sum_of_rows, nb::arg("rows"), nb::arg("rows_strides"), nb::arg("out"), nb::arg("dtype"),
+               nb::arg("sizes"), nb::arg("threads"));
 }
 
 }  // namespace mmmae

@@ -78,24 +78,6 @@ static void embedding_gradients(Address grad_address, Sizes<2> grad_strides, Add
     if (bias) biases.store(bias);
 }
 
-static void sum_of_rows(Address grad_address, Sizes<2> grad_strides, Address out_address, int dtype, Sizes<3> sizes,
-                        int threads) {
-    nb::gil_scoped_release release;
-    check_threads(threads);
-    const int64_t keep = sizes[1], rows = sizes[0] * keep, width = sizes[2];
-    const Input grad(grad_address, grad_strides, dtype, width);
-    const Buffers buffers(dtype != FLOAT32, threads, 1, width);
-    const int64_t parts = ColumnSums::parts(rows);
-    ColumnSums sums(parts, width);
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * width >= PARALLEL_ELEMENTS)
-    for (int64_t part = 0; part < parts; ++part) {
-        sums.begin(part);
-        for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row)
-            accumulate(sums.recent(part), grad.row(row / keep, row % keep, buffers[0]), width);
-    }
-    sums.store(pointer<float>(out_address));
-}
-
 void bind_position(nb::module_& module) {
     module.def("add_position", &add_position, nb::arg("tokens"), nb::arg("ids"), nb::arg("ids_strides"),
                nb::arg("position"), nb::arg("position_stride"), nb::arg("out"), nb::arg("dtypes"), nb::arg("sizes"),
@@ -103,8 +85,6 @@ void bind_position(nb::module_& module) {
     module.def("embedding_gradients", &embedding_gradients, nb::arg("grad"), nb::arg("grad_strides"), nb::arg("ids"),
                nb::arg("ids_strides"), nb::arg("grad_position"), nb::arg("grad_bias"), nb::arg("dtype"),
                nb::arg("sizes"), nb::arg("tokens"), nb::arg("threads"));
-    module.def("sum_of_rows", &sum_of_rows, nb::arg("grad"), nb::arg("grad_strides"), nb::arg("out"), nb::arg("dtype"),
-               nb::arg("sizes"), nb::arg("threads"));
 }
 
 }  // namespace mmmae
