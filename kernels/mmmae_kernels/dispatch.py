@@ -18,7 +18,8 @@ from .gpu import architecture, executors
 
 BACKENDS = ("triton", "native", "eager")  # in order of preference
 CHOICES = ("auto", *BACKENDS)
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of Triton and native kernels
+HALVES = (torch.float16, torch.bfloat16)
+KERNEL_DTYPES = (torch.float32, *HALVES)  # of Triton and native kernels
 OLDEST_TRITON = (3, 6)  # as in pyproject.toml
 
 Reason = str | None

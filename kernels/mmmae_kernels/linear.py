@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from .autocast import cast, copy_of, is_autocast, matmul_dtype
 from .checks import check_device, check_floating, check_like, check_rank, check_tensor, check_vector
 from .cpu import library
-from .dispatch import current_backend
+from .dispatch import HALVES, KERNEL_DTYPES, current_backend
 from .operators import fast_apply, first_derivative_only, needs_operators
 
 CPUINFO = Path("/proc/cpuinfo")
-HALVES = (torch.float16, torch.bfloat16)
 
 _sum_of_rows = library.function("sum_of_rows")
 
@@ -271,9 +270,8 @@ _FASTER = Matmuls(linear_no_grad, lambda grad, weight: linear_no_grad(grad, weig
 INTO_FLOAT32 = Matmuls(
     F.linear, torch.mm, lambda grad, x: torch.mm(grad.t(), x, out_dtype=torch.float32), torch.float32
 )
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_CASTING = {dtype: _casting(dtype, lambda grad, x: torch.mm(grad.t(), x)) for dtype in _DTYPES}
-_CASTING_ON_CPU = {dtype: _casting(dtype, _half_weight_gradient) for dtype in _DTYPES}
+_CASTING = {dtype: _casting(dtype, lambda grad, x: torch.mm(grad.t(), x)) for dtype in KERNEL_DTYPES}
+_CASTING_ON_CPU = {dtype: _casting(dtype, _half_weight_gradient) for dtype in KERNEL_DTYPES}
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

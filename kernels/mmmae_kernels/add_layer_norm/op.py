@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..autocast import is_autocast
 from ..checks import check_device, check_epsilon, check_floating, check_like, check_shape, check_tensor, check_vector
-from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
+from ..dispatch import HALVES, Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
 from ..gpu.groups import COUNTERS
 from ..operators import declare_operator, fast_apply, first_derivative_only, kernels_for
 from .reference import add_layer_norm_reference
@@ -19,8 +19,6 @@ from .reference import add_layer_norm_reference
 LONGEST_ROW = 4096  # channels: a GPU thread holds 8 of each of eight rows in backward, more would spill registers
 
 Dtypes = tuple[torch.dtype | None, ...]
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def add_layer_norm(

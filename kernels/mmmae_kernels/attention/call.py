@@ -7,10 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch import Reason, constant_when_compiled
+from ..dispatch import HALVES, Reason, constant_when_compiled
 from ..gpu import architecture
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 class Call(NamedTuple):

@@ -47,11 +47,6 @@ def function(name: str) -> Callable[..., Any]:
     return missing
 
 
-def address(tensor: Tensor | None) -> int:
-    """Return the address of a tensor's elements as compiled functions take it; 0 for None and for an empty tensor."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def float_vector(tensor: Tensor) -> Tensor:
     """Return a tensor `[D]`, or a copy that is contiguous and in float32."""
     is_ready = tensor.dtype is FLOAT32 and tensor.is_contiguous()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, get_num_threads
 
 from ..cpu import library
+from ..dispatch import KERNEL_DTYPES
 from ..patch_embed.cpu import gather_rows
 from .reference import NORMALIZE_EPSILON, gradient_dtype
 
@@ -16,7 +17,6 @@ _loss_of_difference = library.function("l2_loss_of_difference")
 
 # Rows of a chunk: enough for a GEMM at full speed, few enough that its output is still in cache for the row kernel.
 CHUNK_ROWS = 600
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of rows; targets of other dtypes are converted
 
 
 def masked_l2_loss_forward(
@@ -109,8 +109,8 @@ def patch_l2_loss_forward(
             torch.addmm(predicted.reshape(count, width), part_patches, matrix.t(), alpha=-1, out=difference)
             error += _loss_of_difference(
                 difference.data_ptr(),
-                library.address(bias),
-                library.address(part_weights),
+                0 if bias is None else bias.data_ptr(),
+                0 if part_weights is None else part_weights.data_ptr(),
                 _strides(part_weights),
                 factor,
                 tuple(predicted.shape),
@@ -137,15 +137,15 @@ def _masked_l2_loss(
     """Return the weighted sum of squared errors; write `factor * weight * (prediction - target)` into `out`, if any."""
     prediction = library.contiguous_rows(prediction)
     target = target.detach()
-    target = library.contiguous_rows(target if target.dtype in FLOATS else target.to(torch.float32))
+    target = library.contiguous_rows(target if target.dtype in KERNEL_DTYPES else target.to(torch.float32))
     error: float = _loss_of_target(
         prediction.data_ptr(),
         prediction.stride()[:2],
         target.data_ptr(),
         target.stride()[:2],
-        library.address(ids),
+        0 if ids is None else ids.data_ptr(),
         _strides(ids),
-        library.address(weights),
+        0 if weights is None else weights.data_ptr(),
         _strides(weights),
         NORMALIZE_EPSILON if normalize else None,
         factor,

@@ -89,7 +89,7 @@ def patch_embed_backward(
             ids.data_ptr(),
             ids.stride(),
             grad_position.data_ptr(),
-            library.address(grad_bias),
+            0 if grad_bias is None else grad_bias.data_ptr(),
             dtype,
             sizes,
             tokens,

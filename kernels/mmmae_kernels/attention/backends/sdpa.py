@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...dispatch import Reason
-from ..call import HALVES, Call, target_of
+from ...dispatch import HALVES, Reason
+from ..call import Call, target_of
 from . import torch_cudnn
 
 # PyTorch's flash kernel is flash-attn 2, which does not use the matrix instructions of Hopper and Blackwell; cuDNN's

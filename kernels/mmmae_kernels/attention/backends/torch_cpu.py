@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...dispatch import Reason
-from ..call import HALVES, Call
+from ...dispatch import HALVES, Reason
+from ..call import Call
 from .flash import Triple, scale_of
 from .torch_operators import missing, operator, tokens_first
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...dispatch import Reason
-from ..call import HALVES, Call
+from ...dispatch import HALVES, Reason
+from ..call import Call
 from . import torch_operators
 from .flash import Triple, scale_of
 from .torch_operators import gpu_refuses, heads_first, operator, random_state, tokens_first
