@@ -206,11 +206,11 @@ void bind_add_layer_norm(nb::module_& module) {
                nb::arg("residual_strides"), nb::arg("residual_bias"), nb::arg("weight"), nb::arg("bias"),
                nb::arg("epsilon"), nb::arg("total"), nb::arg("norm"), nb::arg("mean"), nb::arg("rstd"),
                nb::arg("dtypes"), nb::arg("sizes"), nb::arg("threads"));
-    module.def("add_layer_norm_backward", &add_layer_norm_backward, nb::arg("grad_total"), nb::arg("grad_total_strides"),
-               nb::arg("grad_norm"), nb::arg("grad_norm_strides"), nb::arg("total"), nb::arg("total_strides"),
-               nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("rstd"), nb::arg("grad_x"),
-               nb::arg("grad_residual"), nb::arg("grad_weight"), nb::arg("grad_bias"), nb::arg("row_sum"),
-               nb::arg("norm"), nb::arg("dtypes"), nb::arg("sizes"), nb::arg("threads"));
+    module.def("add_layer_norm_backward", &add_layer_norm_backward, nb::arg("grad_total"),
+               nb::arg("grad_total_strides"), nb::arg("grad_norm"), nb::arg("grad_norm_strides"), nb::arg("total"),
+               nb::arg("total_strides"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("rstd"),
+               nb::arg("grad_x"), nb::arg("grad_residual"), nb::arg("grad_weight"), nb::arg("grad_bias"),
+               nb::arg("row_sum"), nb::arg("norm"), nb::arg("dtypes"), nb::arg("sizes"), nb::arg("threads"));
 }
 
 }  // namespace mmmae

@@ -68,8 +68,8 @@ MMMAE_VECTOR void activate(float* __restrict activated, const float* __restrict 
 }
 
 // Overwrites the gradient of the activation with the gradient of its input.
-MMMAE_VECTOR void derive(float* __restrict grad, float* __restrict activated, float* __restrict sum,
-                         const float* __restrict hidden, const float* __restrict bias, int64_t width) {
+MMMAE_VECTOR void differentiate(float* __restrict grad, float* __restrict activated, float* __restrict sum,
+                                const float* __restrict hidden, const float* __restrict bias, int64_t width) {
     for (int64_t i = 0; i < width; ++i) {
         const float x = hidden[i] + bias[i];
         const Normal at = normal(x);
@@ -118,7 +118,7 @@ static void gelu_backward(Address grad_address, Address hidden_address, Sizes<2>
         sums.begin(part);
         for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r) {
             float *changed = grad.load(r, buffers[0]), *out = activated.row(r, buffers[1]);
-            derive(changed, out, sums.recent(part), hidden.row(r / inner, r % inner, buffers[2]), added, width);
+            differentiate(changed, out, sums.recent(part), hidden.row(r / inner, r % inner, buffers[2]), added, width);
             grad.store(r, changed);
             activated.store(r, out);
         }

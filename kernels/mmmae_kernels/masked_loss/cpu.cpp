@@ -91,7 +91,8 @@ static double masked_l2_loss(Address prediction_address, Sizes<2> prediction_str
             continue;
         }
         float* gradient = out.row(row, buffers[2]);
-        errors[row] = w * squared_error(predicted, wanted, normalisation, static_cast<float>(factor * w), gradient, width);
+        const auto scale = static_cast<float>(factor * w);
+        errors[row] = w * squared_error(predicted, wanted, normalisation, scale, gradient, width);
         out.store(row, gradient);
     }
     return sum_in_order(errors);
@@ -116,10 +117,10 @@ static double l2_loss_of_difference(Address difference_address, Address bias_add
 }
 
 void bind_masked_loss(nb::module_& module) {
-    module.def("masked_l2_loss", &masked_l2_loss, nb::arg("prediction"), nb::arg("prediction_strides"), nb::arg("target"),
-               nb::arg("target_strides"), nb::arg("ids"), nb::arg("ids_strides"), nb::arg("weights"),
-               nb::arg("weights_strides"), nb::arg("epsilon").none(), nb::arg("factor"), nb::arg("out"),
-               nb::arg("dtypes"), nb::arg("sizes"), nb::arg("threads"));
+    module.def("masked_l2_loss", &masked_l2_loss, nb::arg("prediction"), nb::arg("prediction_strides"),
+               nb::arg("target"), nb::arg("target_strides"), nb::arg("ids"), nb::arg("ids_strides"),
+               nb::arg("weights"), nb::arg("weights_strides"), nb::arg("epsilon").none(), nb::arg("factor"),
+               nb::arg("out"), nb::arg("dtypes"), nb::arg("sizes"), nb::arg("threads"));
     module.def("l2_loss_of_difference", &l2_loss_of_difference, nb::arg("difference"), nb::arg("bias"),
                nb::arg("weights"), nb::arg("weights_strides"), nb::arg("factor"), nb::arg("sizes"), nb::arg("threads"));
 }
