@@ -75,7 +75,7 @@ class AuxiliaryViT(AuxiliaryEncoder):
         """Return the tokens `[B, N, aux_dim]` of an image, with their positions added."""
         if is_plain(self.patch_embed, nn.Conv2d):  # an image is embedded as a volume of one band
             weight, bias = self.patch_embed.weight[:, :, None], self.patch_embed.bias
-            return patch_embed(image[:, :, None], weight, bias, position=self.pos_embed[0])
+            return patch_embed(image[:, :, None], weight, bias, position=self.pos_embed.squeeze(0))
         embedded: Tensor = self.patch_embed(image)
         return embedded.flatten(2).transpose(1, 2) + self.pos_embed
 

@@ -17,7 +17,7 @@ AMPLITUDE = 0.02 * math.sqrt(2)  # the sinusoids then have the standard deviatio
 
 def position_table(spatial: Tensor, spectral: Tensor) -> Tensor:
     """Return the position of every token, `[t*h*w, D]`, from `spatial [1, h*w, D]` and `spectral [1, t, D]`."""
-    return (spectral[0, :, None] + spatial[0, None, :]).flatten(0, 1)
+    return (spectral.transpose(0, 1) + spatial).flatten(0, 1)
 
 
 def wavelength_embedding(wavelengths: Sequence[float], patch: int, dim: int) -> Tensor:
