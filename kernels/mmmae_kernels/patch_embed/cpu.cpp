@@ -65,14 +65,17 @@ void gather(const Volume<const T>& volume, const Ids& ids, const Patches& p, int
             const int64_t b = number / keep;
             const T* source = corner(volume, p, b, *ids.at(b, number % keep));
             E* row = target(number);
-            for_each_line(volume, p, [&](int64_t from, int64_t to) {
-                if (std::is_same_v<T, E> && stride == 1)
-                    std::memcpy(row + to, source + from, length * sizeof(E));
-                else if (stride == 1)
-                    for (int64_t x = 0; x < length; ++x) row[to + x] = source[from + x];
-                else
+            if (stride == 1)
+                for_each_line(volume, p, [&](int64_t from, int64_t to) {
+                    if constexpr (std::is_same_v<T, E>)
+                        std::memcpy(row + to, source + from, length * sizeof(E));
+                    else
+                        for (int64_t x = 0; x < length; ++x) row[to + x] = source[from + x];
+                });
+            else
+                for_each_line(volume, p, [&](int64_t from, int64_t to) {
                     for (int64_t x = 0; x < length; ++x) row[to + x] = source[from + x * stride];
-            });
+                });
             finish(number, row);
         }
     });
