@@ -17,29 +17,25 @@ struct BackwardScratch {
     float *lse, *delta;                 // [QUERY_ROWS]
 };
 
-int64_t divide(float* memory, int64_t keys, int64_t width, BackwardScratch& parts) {
-    const int64_t n = (keys + 15) / 16 * 16, d = (width + 15) / 16 * 16;
-    int64_t used = 0;
-    const auto take = [&](float*& part, int64_t count) {
-        part = memory ? memory + used : nullptr;
-        used += count;
-    };
-    take(parts.k, n * d);
-    take(parts.k_panels, n * d);
-    take(parts.v_panels, n * d);
-    take(parts.grad_k, n * d);
-    take(parts.grad_v, n * d);
-    take(parts.bias, n);
-    take(parts.q, QUERY_ROWS * d);
-    take(parts.grad, QUERY_ROWS * d);
-    take(parts.grad_q, QUERY_ROWS * d);
-    take(parts.q_columns, d * QUERY_STEP);
-    take(parts.grad_columns, d * QUERY_STEP);
-    take(parts.weights, QUERY_ROWS * WEIGHT_STEP);
-    take(parts.grad_scores, QUERY_ROWS * WEIGHT_STEP);
-    take(parts.lse, QUERY_ROWS);
-    take(parts.delta, QUERY_ROWS);
-    return used;
+int64_t divide(float* data, int64_t keys, int64_t width, BackwardScratch& parts) {
+    const int64_t n = round_up(keys, 16), d = round_up(width, 16);
+    Memory memory{data, 0};
+    take(memory, parts.k, n * d);
+    take(memory, parts.k_panels, n * d);
+    take(memory, parts.v_panels, n * d);
+    take(memory, parts.grad_k, n * d);
+    take(memory, parts.grad_v, n * d);
+    take(memory, parts.bias, n);
+    take(memory, parts.q, QUERY_ROWS * d);
+    take(memory, parts.grad, QUERY_ROWS * d);
+    take(memory, parts.grad_q, QUERY_ROWS * d);
+    take(memory, parts.q_columns, d * QUERY_STEP);
+    take(memory, parts.grad_columns, d * QUERY_STEP);
+    take(memory, parts.weights, QUERY_ROWS * WEIGHT_STEP);
+    take(memory, parts.grad_scores, QUERY_ROWS * WEIGHT_STEP);
+    take(memory, parts.lse, QUERY_ROWS);
+    take(memory, parts.delta, QUERY_ROWS);
+    return memory.used;
 }
 
 int64_t backward_scratch(int64_t keys, int64_t width) {
@@ -49,7 +45,8 @@ int64_t backward_scratch(int64_t keys, int64_t width) {
 
 // Packs the queries and gradients of a block as rows and as columns, and computes delta, the sum of grad * out. Padding
 // rows and rows without keys become zero with an infinite log-sum-exp, so that all their weights are zero.
-template <class T> void pack_queries(const Backward<T>& task, int64_t begin, int64_t count, const BackwardScratch& parts) {
+template <class T>
+void pack_queries(const Backward<T>& task, int64_t begin, int64_t count, const BackwardScratch& parts) {
     const int64_t width = task.keys.width, step = padded(width), rows = padded(count);
     const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
     for (int64_t i = 0; i < rows; ++i) {
@@ -69,12 +66,8 @@ template <class T> void pack_queries(const Backward<T>& task, int64_t begin, int
         pack_row(task.q.data + (begin + i) * task.q.stride, q, width, scale);
         pack_row(task.grad.data + (begin + i) * task.grad.stride, grad, width, 1.0f);
         const T* out = task.out.data + (begin + i) * task.out.stride;
-        Vec delta{};
-        int64_t c = 0;
-        for (; c + W <= width; c += W) delta += load(grad + c) * load(out + c);
-        if (c < width) delta += load(grad + c) * load_some(out + c, width - c);
         parts.lse[i] = task.lse[begin + i];
-        parts.delta[i] = sum_of(delta);
+        parts.delta[i] = dot(grad, out, width);
     }
     for (int64_t i = 0; i < rows; i += W) {
         transpose_rows(parts.q + i * step, step, parts.q_columns + i, QUERY_STEP, width);
@@ -109,8 +102,8 @@ MMMAE_INLINE void with_keys(const float* columns, const float* panels, int64_t r
 
 // Writes to = left * right, or adds it to `to` if begun; left is the block of weights or its transpose.
 template <int DEPTH, int ROW>
-MMMAE_INLINE void add_product(const float* left, const float* right, float* to, int64_t rows, int64_t depth, int64_t step,
-                              bool begun) {
+MMMAE_INLINE void add_product(const float* left, const float* right, float* to, int64_t rows, int64_t depth,
+                              int64_t step, bool begun) {
     for_column_tiles(step, [&](int64_t column, auto vectors) MMMAE_INLINED {
         constexpr int V = decltype(vectors)::value;
         for_row_tiles<V>(rows, [&](int64_t row, auto tile_rows) MMMAE_INLINED {
@@ -154,12 +147,13 @@ template <class T> void backward(const Backward<T>& task, float* scratch) {
     }
     for (int64_t begin = 0; begin < task.queries; begin += task.block) {
         const int64_t count = task.queries - begin < task.block ? task.queries - begin : task.block;
-        const int64_t rows = (count + 3) / 4 * 4;
+        const int64_t rows = round_up(count, 4);
         pack_queries(task, begin, count, parts);
         if (all == 0) clear(parts.grad_q, rows * step);
         for (int64_t first = 0; first < all; first += BACKWARD_KEYS) {
             const int64_t block = all - first < BACKWARD_KEYS ? all - first : BACKWARD_KEYS;
-            const int64_t present = keys.count - first < block ? keys.count - first : block, tiled = (present + 3) / 4 * 4;
+            const int64_t present = keys.count - first < block ? keys.count - first : block;
+            const int64_t tiled = round_up(present, 4);
             float *grad_k = parts.grad_k + first * step, *grad_v = parts.grad_v + first * step;
             const float* bias = parts.bias + first;
             with_keys(

@@ -24,25 +24,21 @@ struct ForwardScratch {
 };
 
 // Divides scratch memory into its parts and returns its size in floats.
-int64_t divide(float* memory, int64_t keys, int64_t width, ForwardScratch& parts) {
-    const int64_t n = (keys + 15) / 16 * 16, d = (width + 15) / 16 * 16;  // each part starts at a cache line
-    int64_t used = 0;
-    const auto take = [&](float*& part, int64_t count) {
-        part = memory ? memory + used : nullptr;
-        used += count;
-    };
-    take(parts.k_panels, n * d);
-    take(parts.v, n * d);
-    take(parts.bias, n);
-    take(parts.q_columns, d * QUERY_STEP);
-    take(parts.rows, 16 * d);
-    take(parts.scores, QUERY_ROWS * SCORE_STEP);
-    take(parts.sums, QUERY_ROWS * d);
-    take(parts.highest, QUERY_ROWS * 16);
-    take(parts.maximum, QUERY_ROWS);
-    take(parts.total, QUERY_ROWS);
-    take(parts.decay, QUERY_ROWS);
-    return used;
+int64_t divide(float* data, int64_t keys, int64_t width, ForwardScratch& parts) {
+    const int64_t n = round_up(keys, 16), d = round_up(width, 16);  // each part starts at a cache line
+    Memory memory{data, 0};
+    take(memory, parts.k_panels, n * d);
+    take(memory, parts.v, n * d);
+    take(memory, parts.bias, n);
+    take(memory, parts.q_columns, d * QUERY_STEP);
+    take(memory, parts.rows, 16 * d);
+    take(memory, parts.scores, QUERY_ROWS * SCORE_STEP);
+    take(memory, parts.sums, QUERY_ROWS * d);
+    take(memory, parts.highest, QUERY_ROWS * 16);
+    take(memory, parts.maximum, QUERY_ROWS);
+    take(memory, parts.total, QUERY_ROWS);
+    take(memory, parts.decay, QUERY_ROWS);
+    return memory.used;
 }
 
 int64_t forward_scratch(int64_t keys, int64_t width) {
@@ -85,7 +81,8 @@ void score(const ForwardScratch& parts, int64_t rows, int64_t first, int64_t cou
                     parts.q_columns + row, panel, V * W, width,
                     [=](int v) MMMAE_INLINED { return load(bias + v * W); },
                     [=](int r, const Vec* sums) MMMAE_INLINED {
-                        float *to = parts.scores + (row + r) * SCORE_STEP + key, *highest = parts.highest + (row + r) * W;
+                        float* to = parts.scores + (row + r) * SCORE_STEP + key;
+                        float* highest = parts.highest + (row + r) * W;
                         Vec most = load(highest);
                         MMMAE_UNROLL
                         for (int v = 0; v < V; ++v) {
@@ -124,8 +121,8 @@ void weigh(const ForwardScratch& parts, int64_t rows, int64_t count, bool begun)
 
 // sums = sums * decay + weights * values
 template <bool BEGUN, bool DECAYED>
-MMMAE_INLINE void mix(const ForwardScratch& parts, const float* weights, const float* values, int64_t rows, int64_t count,
-                      int64_t step) {
+MMMAE_INLINE void mix(const ForwardScratch& parts, const float* weights, const float* values, int64_t rows,
+                      int64_t count, int64_t step) {
     for_column_tiles(step, [&](int64_t column, auto vectors) MMMAE_INLINED {
         constexpr int V = decltype(vectors)::value;
         for_row_tiles<V>(rows, [&](int64_t row, auto tile_rows) MMMAE_INLINED {
@@ -165,16 +162,13 @@ template <class T> void forward(const Forward<T>& task, float* scratch) {
     divide(scratch, keys.total, keys.width, parts);
     const int64_t width = keys.width, step = padded(width), all = padded(keys.count);
     if (all == 0) {
-        for (int64_t row = task.first; row < task.last; ++row) {
-            for (int64_t c = 0; c < width; ++c) task.out.data[row * task.out.stride + c] = {};
-            task.lse[row] = -__builtin_inff();
-        }
+        forward_without_keys(task);
         return;
     }
     if (!task.packed) pack_keys(keys, parts);
     for (int64_t begin = task.first; begin < task.last; begin += task.block) {
         const int64_t count = task.last - begin < task.block ? task.last - begin : task.block;
-        const int64_t rows = (count + 3) / 4 * 4;
+        const int64_t rows = round_up(count, 4);
         pack_queries<T>({task.q.data + begin * task.q.stride, task.q.stride}, count, width, parts);
         for (int64_t first = 0; first < all; first += FORWARD_KEYS) {
             const int64_t block = all - first < FORWARD_KEYS ? all - first : FORWARD_KEYS;

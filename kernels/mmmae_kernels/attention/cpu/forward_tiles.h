@@ -13,9 +13,10 @@ constexpr int64_t STRIP = 2 * TILE, KEYS = 512, SCORE_STEP = KEYS + 16, WEIGHT_S
 void multiply(Left a, Right b, Sums sums, int64_t rows, int64_t columns, int64_t depth, bool begun) {
     for (int64_t i = 0; i < rows; i += 2) {
         for (int64_t j = 0; j < columns; j += 2) {
-            const Left left{a.data + i * a.rows, a.rows, a.depth, a.stride};
-            const Right right{b.data + j * b.columns, b.columns, b.depth};
-            const Sums to{sums.data + i * sums.rows + j * sums.columns, sums.rows, sums.columns, sums.stride};
+            const Left left{a.data + i * a.row_step, a.row_step, a.depth_step, a.stride};
+            const Right right{b.data + j * b.column_step, b.column_step, b.depth_step};
+            const Sums to{sums.data + i * sums.row_step + j * sums.column_step, sums.row_step, sums.column_step,
+                          sums.stride};
             const bool two_rows = i + 1 < rows, two_columns = j + 1 < columns;
             if (two_rows && two_columns)
                 product<2, 2>(left, right, to, depth, begun);
@@ -30,33 +31,25 @@ void multiply(Left a, Right b, Sums sums, int64_t rows, int64_t columns, int64_t
 }
 
 struct ForwardScratch {
-    Bfloat16 *k, *v;            // right matrices [depth, keys] and [keys, depth]
-    Bfloat16 *rows, *weights;   // left matrices [keys or STRIP, depth] and [STRIP, WEIGHT_STEP]
-    float *scores, *sums;       // [STRIP, SCORE_STEP], tiles of [STRIP, depth]
+    Bfloat16 *k, *v;            // right matrices [padded d, keys] and [keys, padded d]
+    Bfloat16 *rows, *weights;   // left matrices [keys or STRIP, padded d] and [STRIP, WEIGHT_STEP]
+    float *scores, *sums;       // [STRIP, SCORE_STEP], tiles of [STRIP, padded d]
     float *maximum, *total;     // [STRIP]
 };
 
 // Divides scratch memory into its parts and returns its size in floats.
-int64_t divide(float* memory, int64_t keys, int64_t width, ForwardScratch& parts) {
-    const int64_t n = round_up(keys, DEPTH), depth = round_up(width, DEPTH);
-    int64_t used = 0;
-    const auto take = [&](float*& part, int64_t count) {
-        part = memory ? memory + used : nullptr;
-        used += count;
-    };
-    const auto take_halves = [&](Bfloat16*& part, int64_t count) {
-        part = memory ? reinterpret_cast<Bfloat16*>(memory + used) : nullptr;
-        used += count / 2;
-    };
-    take_halves(parts.k, n * depth);
-    take_halves(parts.v, n * depth);
-    take_halves(parts.rows, (n < STRIP ? STRIP : n) * depth);
-    take_halves(parts.weights, STRIP * WEIGHT_STEP);
-    take(parts.scores, STRIP * SCORE_STEP);
-    take(parts.sums, STRIP * depth);
-    take(parts.maximum, STRIP);
-    take(parts.total, STRIP);
-    return used;
+int64_t divide(float* data, int64_t keys, int64_t width, ForwardScratch& parts) {
+    const int64_t n = round_up(keys, DEPTH), step = round_up(width, DEPTH);
+    Memory memory{data, 0};
+    take(memory, parts.k, n * step);
+    take(memory, parts.v, n * step);
+    take(memory, parts.rows, (n < STRIP ? STRIP : n) * step);
+    take(memory, parts.weights, STRIP * WEIGHT_STEP);
+    take(memory, parts.scores, STRIP * SCORE_STEP);
+    take(memory, parts.sums, STRIP * step);
+    take(memory, parts.maximum, STRIP);
+    take(memory, parts.total, STRIP);
+    return memory.used;
 }
 
 int64_t forward_tiles_scratch(int64_t keys, int64_t width) {
@@ -64,12 +57,12 @@ int64_t forward_tiles_scratch(int64_t keys, int64_t width) {
     return divide(nullptr, keys, width, parts);
 }
 
-void pack_keys(const Keys<Bfloat16>& keys, int64_t depth, const ForwardScratch& parts) {
+void pack_keys(const Keys<Bfloat16>& keys, int64_t step, const ForwardScratch& parts) {
     const int64_t n = round_up(keys.count, DEPTH);
-    copy_rows(keys, keys.k, n, depth, parts.rows);
-    turn_rows(parts.rows, n, depth, parts.k);
-    copy_rows(keys, keys.v, n, depth, parts.rows);
-    pair_rows(parts.rows, n, depth, n * TILE, parts.v);
+    copy_rows(keys, keys.k, n, step, parts.rows);
+    transpose_pairs(parts.rows, n, step, parts.k);
+    copy_rows(keys, keys.v, n, step, parts.rows);
+    interleave_rows(parts.rows, n, step, n * TILE, parts.v);
 }
 
 // Returns the largest of a row of scores.
@@ -89,17 +82,17 @@ MMMAE_INLINE float weigh(const float* scores, Bfloat16* weights, int64_t count, 
     for (int64_t key = 0; key < count; key += DEPTH) {
         const Vec low = power_of_two((load(scores + key) - most) * factor);
         const Vec high = power_of_two((load(scores + key + TILE) - most) * factor);
-        store(weights + key, packed(low, high));
+        store(weights + key, rounded(low, high));
         first += low;
         second += high;
     }
     return sum_of(first + second);
 }
 
-// Turns the scores of `rows` queries with `count` keys into weights relative to the running maximum, and updates maximum,
-// total and the sums of earlier keys, if begun. Each step takes all rows, so that none waits for the sum over the lanes
-// of another. Scores are multiplied by the scale here.
-void weigh_rows(const ForwardScratch& parts, int64_t rows, int64_t count, int64_t depth, float factor, bool begun) {
+// Turns the scores of `rows` queries with `count` keys into weights relative to the running maximum, and updates
+// maximum, total and the sums of earlier keys, if begun. Each loop takes all rows, so that none waits for the sum over
+// the lanes of another. Scores are multiplied by the scale here.
+void weigh_rows(const ForwardScratch& parts, int64_t rows, int64_t count, int64_t step, float factor, bool begun) {
     float before[STRIP] = {}, decay[STRIP];
     for (int64_t i = 0; i < rows; ++i) {
         const float most = highest(parts.scores + i * SCORE_STEP, count);
@@ -114,8 +107,8 @@ void weigh_rows(const ForwardScratch& parts, int64_t rows, int64_t count, int64_
         parts.total[i] = begun ? parts.total[i] * decay[i] + total : total;
     }
     for (int64_t i = 0; begun && i < rows; ++i) {
-        float* sums = parts.sums + i / TILE * TILE * depth + i % TILE * TILE;
-        for (int64_t c = 0; c < depth; c += TILE) store(sums + c * TILE, load(sums + c * TILE) * decay[i]);
+        float* sums = parts.sums + i / TILE * TILE * step + i % TILE * TILE;
+        for (int64_t c = 0; c < step; c += TILE) store(sums + c * TILE, load(sums + c * TILE) * decay[i]);
     }
 }
 
@@ -123,40 +116,39 @@ void forward_tiles(const Forward<Bfloat16>& task, float* scratch) {
     ForwardScratch parts;
     const Keys<Bfloat16>& keys = task.keys;
     divide(scratch, keys.total, keys.width, parts);
-    const int64_t width = keys.width, depth = round_up(width, DEPTH), padded_keys = round_up(keys.count, DEPTH);
+    const int64_t width = keys.width, step = round_up(width, DEPTH), padded_keys = round_up(keys.count, DEPTH);
     if (keys.count == 0) {
-        for (int64_t row = task.first; row < task.last; ++row) {
-            for (int64_t c = 0; c < width; ++c) task.out.data[row * task.out.stride + c] = {};
-            task.lse[row] = -__builtin_inff();
-        }
+        forward_without_keys(task);
         return;
     }
     const float scale = 1 / __builtin_sqrtf(static_cast<float>(width));
-    if (!task.packed) pack_keys(keys, depth, parts);
+    if (!task.packed) pack_keys(keys, step, parts);
     begin_products();
     for (int64_t begin = task.first; begin < task.last; begin += STRIP) {
-        const int64_t count = task.last - begin < STRIP ? task.last - begin : STRIP, rows = round_up(count, TILE) / TILE;
+        const int64_t count = task.last - begin < STRIP ? task.last - begin : STRIP;
+        const int64_t rows = round_up(count, TILE) / TILE;
         for (int64_t i = 0; i < count; ++i)
-            copy_row(task.q.data + (begin + i) * task.q.stride, parts.rows + i * depth, width, depth);
-        clear_rows(parts.rows + count * depth, (STRIP - count) * depth);
+            copy_row(task.q.data + (begin + i) * task.q.stride, parts.rows + i * step, width, step);
+        clear_rows(parts.rows + count * step, (STRIP - count) * step);
         for (int64_t first = 0; first < keys.count; first += KEYS) {
-            const int64_t present = keys.count - first < KEYS ? keys.count - first : KEYS, block = round_up(present, DEPTH);
-            multiply({parts.rows, TILE * depth, DEPTH, depth}, {parts.k + first * depth, TILE * depth, RIGHT_TILE},
+            const int64_t present = keys.count - first < KEYS ? keys.count - first : KEYS;
+            const int64_t block = round_up(present, DEPTH);
+            multiply({parts.rows, TILE * step, DEPTH, step}, {parts.k + first * step, TILE * step, RIGHT_TILE},
                      {parts.scores, TILE * SCORE_STEP, TILE, SCORE_STEP}, rows, round_up(present, TILE) / TILE,
-                     depth / DEPTH, false);
+                     step / DEPTH, false);
             for (int64_t i = 0; present < block && i < count; ++i)
                 for (int64_t key = present; key < block; ++key) parts.scores[i * SCORE_STEP + key] = -__builtin_inff();
-            weigh_rows(parts, count, block, depth, scale * LOG2_E, first > 0);
+            weigh_rows(parts, count, block, step, scale * LOG2_E, first > 0);
             multiply({parts.weights, TILE * WEIGHT_STEP, DEPTH, WEIGHT_STEP},
                      {parts.v + first * TILE, padded_keys * TILE, RIGHT_TILE},
-                     {parts.sums, TILE * depth, SUM_TILE, TILE}, rows, depth / TILE, block / DEPTH, first > 0);
+                     {parts.sums, TILE * step, SUM_TILE, TILE}, rows, step / TILE, block / DEPTH, first > 0);
         }
         for (int64_t i = 0; i < count; i += TILE) {
             const Vec lse = load(parts.maximum + i) * scale + logarithm(load(parts.total + i));
             store_some(task.lse + begin + i, lse, count - i < TILE ? count - i : TILE);
         }
         for (int64_t i = 0; i < count; ++i)
-            unpack_tiles(parts.sums + i / TILE * TILE * depth + i % TILE * TILE,
+            unpack_tiles(parts.sums + i / TILE * TILE * step + i % TILE * TILE,
                          task.out.data + (begin + i) * task.out.stride, width, 1 / parts.total[i]);
     }
     end_products();

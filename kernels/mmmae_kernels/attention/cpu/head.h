@@ -9,8 +9,6 @@
 
 namespace mmmae::attention {
 
-constexpr int64_t MAX_WIDTH = 256;
-
 struct Bfloat16 {
     uint16_t bits;
 };

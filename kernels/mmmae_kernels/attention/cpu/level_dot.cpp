@@ -5,6 +5,7 @@
 
 namespace mmmae::attention {
 
-const Level<Bfloat16> level_dot{"avx512_bf16", QUERIES, STRIP, &forward_tiles_scratch, &backward_tiles_scratch, &forward_tiles, &backward_tiles};
+const Level<Bfloat16> level_dot{
+    "avx512_bf16", QUERIES, STRIP, &forward_tiles_scratch, &backward_tiles_scratch, &forward_tiles, &backward_tiles};
 
 }  // namespace mmmae::attention

@@ -3,7 +3,8 @@
 
 namespace mmmae::attention {
 
-const Level<float> level_plain{"plain", MAX_QUERIES, ROW_STEP, &forward_scratch, &backward_scratch, &forward<float>, &backward<float>};
+const Level<float> level_plain{
+    "plain", MAX_QUERIES, ROW_STEP, &forward_scratch, &backward_scratch, &forward<float>, &backward<float>};
 const Level<Bfloat16> level_plain_widening{
     "plain", MAX_QUERIES, ROW_STEP, &forward_scratch, &backward_scratch, &forward<Bfloat16>, &backward<Bfloat16>};
 

@@ -1,5 +1,5 @@
-// Operands of products of bfloat16 in tiles, which product_amx.h and product_dot.h compute. To be included by level_*.cpp
-// only.
+// Operands of products of bfloat16 in tiles, which product_amx.h and product_dot.h compute. To be included by
+// level_*.cpp only.
 #pragma once
 
 #include "vector.h"
@@ -13,18 +13,18 @@ constexpr int64_t TILE = 16, DEPTH = 32, RIGHT_TILE = DEPTH * TILE, SUM_TILE = T
 
 struct Left {
     const Bfloat16* data;
-    int64_t rows, depth;  // from a tile to the tile below, and to the next in depth
-    int64_t stride;       // from a row to the next
+    int64_t row_step, depth_step;  // from a tile to the one below, and to the next in depth
+    int64_t stride;                // from a row to the next
 };
 
 struct Right {
     const Bfloat16* data;
-    int64_t columns, depth;
+    int64_t column_step, depth_step;
 };
 
 struct Sums {
     float* data;
-    int64_t rows, columns, stride;
+    int64_t row_step, column_step, stride;
 };
 
 }  // namespace

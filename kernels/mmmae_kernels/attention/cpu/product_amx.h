@@ -1,5 +1,5 @@
-// Products of bfloat16 by the tile instructions of AMX, or by a model of them in plain C++ where MMMAE_MODEL is defined.
-// To be included by level_*.cpp only.
+// Products of bfloat16 by the tile instructions of AMX, or by a model of them in plain C++ where MMMAE_MODEL is
+// defined. To be included by level_*.cpp only.
 #pragma once
 
 #include "product.h"
@@ -15,15 +15,15 @@ thread_local uint32_t tiles[8][16][16];
 MMMAE_INLINE void begin_products() {}
 MMMAE_INLINE void end_products() {}
 
-template <int TILE> void load_tile(const void* from, int64_t stride) {
-    for (int r = 0; r < 16; ++r) __builtin_memcpy(tiles[TILE][r], static_cast<const char*>(from) + r * stride, 64);
+template <int NUMBER> void load_tile(const void* from, int64_t stride) {
+    for (int r = 0; r < 16; ++r) __builtin_memcpy(tiles[NUMBER][r], static_cast<const char*>(from) + r * stride, 64);
 }
 
-template <int TILE> void store_tile(void* to, int64_t stride) {
-    for (int r = 0; r < 16; ++r) __builtin_memcpy(static_cast<char*>(to) + r * stride, tiles[TILE][r], 64);
+template <int NUMBER> void store_tile(void* to, int64_t stride) {
+    for (int r = 0; r < 16; ++r) __builtin_memcpy(static_cast<char*>(to) + r * stride, tiles[NUMBER][r], 64);
 }
 
-template <int TILE> void clear_tile() { __builtin_memset(tiles[TILE], 0, sizeof tiles[TILE]); }
+template <int NUMBER> void clear_tile() { __builtin_memset(tiles[NUMBER], 0, sizeof tiles[NUMBER]); }
 
 // Returns the float with these bits, zero if it is denormal.
 MMMAE_INLINE float number_of(uint32_t bits) {
@@ -70,29 +70,29 @@ MMMAE_INLINE void begin_products() { _tile_loadconfig(&CONFIGURATION); }
 MMMAE_INLINE void end_products() { _tile_release(); }
 
 // The numbers of tiles must be literals.
-template <int TILE> MMMAE_INLINE void load_tile(const void* from, int64_t stride) {
-    if constexpr (TILE == 0) _tile_loadd(0, from, stride);
-    if constexpr (TILE == 1) _tile_loadd(1, from, stride);
-    if constexpr (TILE == 2) _tile_loadd(2, from, stride);
-    if constexpr (TILE == 3) _tile_loadd(3, from, stride);
-    if constexpr (TILE == 4) _tile_loadd(4, from, stride);
-    if constexpr (TILE == 5) _tile_loadd(5, from, stride);
-    if constexpr (TILE == 6) _tile_loadd(6, from, stride);
-    if constexpr (TILE == 7) _tile_loadd(7, from, stride);
+template <int NUMBER> MMMAE_INLINE void load_tile(const void* from, int64_t stride) {
+    if constexpr (NUMBER == 0) _tile_loadd(0, from, stride);
+    if constexpr (NUMBER == 1) _tile_loadd(1, from, stride);
+    if constexpr (NUMBER == 2) _tile_loadd(2, from, stride);
+    if constexpr (NUMBER == 3) _tile_loadd(3, from, stride);
+    if constexpr (NUMBER == 4) _tile_loadd(4, from, stride);
+    if constexpr (NUMBER == 5) _tile_loadd(5, from, stride);
+    if constexpr (NUMBER == 6) _tile_loadd(6, from, stride);
+    if constexpr (NUMBER == 7) _tile_loadd(7, from, stride);
 }
 
-template <int TILE> MMMAE_INLINE void store_tile(void* to, int64_t stride) {
-    if constexpr (TILE == 0) _tile_stored(0, to, stride);
-    if constexpr (TILE == 1) _tile_stored(1, to, stride);
-    if constexpr (TILE == 2) _tile_stored(2, to, stride);
-    if constexpr (TILE == 3) _tile_stored(3, to, stride);
+template <int NUMBER> MMMAE_INLINE void store_tile(void* to, int64_t stride) {
+    if constexpr (NUMBER == 0) _tile_stored(0, to, stride);
+    if constexpr (NUMBER == 1) _tile_stored(1, to, stride);
+    if constexpr (NUMBER == 2) _tile_stored(2, to, stride);
+    if constexpr (NUMBER == 3) _tile_stored(3, to, stride);
 }
 
-template <int TILE> MMMAE_INLINE void clear_tile() {
-    if constexpr (TILE == 0) _tile_zero(0);
-    if constexpr (TILE == 1) _tile_zero(1);
-    if constexpr (TILE == 2) _tile_zero(2);
-    if constexpr (TILE == 3) _tile_zero(3);
+template <int NUMBER> MMMAE_INLINE void clear_tile() {
+    if constexpr (NUMBER == 0) _tile_zero(0);
+    if constexpr (NUMBER == 1) _tile_zero(1);
+    if constexpr (NUMBER == 2) _tile_zero(2);
+    if constexpr (NUMBER == 3) _tile_zero(3);
 }
 
 template <int SUM, int A, int B> MMMAE_INLINE void multiply_tiles() {
@@ -105,11 +105,11 @@ template <int SUM, int A, int B> MMMAE_INLINE void multiply_tiles() {
 
 #endif
 
-template <int TILE> MMMAE_INLINE void begin_tile(const float* from, int64_t stride, bool begun) {
+template <int NUMBER> MMMAE_INLINE void begin_tile(const float* from, int64_t stride, bool begun) {
     if (begun)
-        load_tile<TILE>(from, stride);
+        load_tile<NUMBER>(from, stride);
     else
-        clear_tile<TILE>();
+        clear_tile<NUMBER>();
 }
 
 // Computes M by N tiles of sums = a * b, or adds the product to the sums if begun; depth is a number of tiles.
@@ -118,7 +118,8 @@ template <int M, int N> MMMAE_INLINE void product(Left a, Right b, Sums sums, in
 #ifndef MMMAE_MODEL
     __asm__ volatile("" ::: "memory");  // GCC 12 does not know that loads of tiles read memory
 #endif
-    float *second = sums.data + sums.columns, *third = sums.data + sums.rows, *fourth = third + sums.columns;
+    float *second = sums.data + sums.column_step, *third = sums.data + sums.row_step;
+    float* fourth = third + sums.column_step;
     begin_tile<0>(sums.data, stride, begun);
     if constexpr (N == 2) begin_tile<1>(second, stride, begun);
     if constexpr (M == 2) begin_tile<2>(third, stride, begun);
@@ -128,16 +129,16 @@ template <int M, int N> MMMAE_INLINE void product(Left a, Right b, Sums sums, in
         load_tile<6>(b.data, 64);
         multiply_tiles<0, 4, 6>();
         if constexpr (N == 2) {
-            load_tile<7>(b.data + b.columns, 64);
+            load_tile<7>(b.data + b.column_step, 64);
             multiply_tiles<1, 4, 7>();
         }
         if constexpr (M == 2) {
-            load_tile<5>(a.data + a.rows, a_stride);
+            load_tile<5>(a.data + a.row_step, a_stride);
             multiply_tiles<2, 5, 6>();
         }
         if constexpr (M == 2 && N == 2) multiply_tiles<3, 5, 7>();
-        a.data += a.depth;
-        b.data += b.depth;
+        a.data += a.depth_step;
+        b.data += b.depth_step;
     }
     store_tile<0>(sums.data, stride);
     if constexpr (N == 2) store_tile<1>(second, stride);

@@ -145,11 +145,12 @@ MMMAE_INLINE void transpose_rows(const float* from, int64_t from_step, float* to
     }
 }
 
+constexpr float LOG2_E = 1.44269504f;
+
 // Returns exp(y) for y < 88 with an error of 2 units in the last place; 0 for y < -87.7. It is 2^n times a polynomial
 // for 2^r, a relative minimax fit over [-1/2, 1/2] with 2^0 = 1 and an error of 1.1e-7. GELU's polynomial has one term
 // more.
 MMMAE_INLINE Vec exponential(Vec y) {
-    constexpr float LOG2_E = 1.44269504f;
     constexpr float TO_INTEGER = 12582912.0f + 127.0f;  // 1.5 * 2^23: adding it leaves n + 127 in the lowest bits
     y = max(splat(-88.1f), y);                          // n = -127, and the power of two is 0
     const Vec shifted = y * LOG2_E + TO_INTEGER, n = shifted - TO_INTEGER, r = y * LOG2_E - n;
