@@ -138,8 +138,8 @@ def _wrong_tensor(grad: Tensor, qkv: Triple, out: Tensor, lse: Tensor, gradients
         if tensor.dtype != expected:
             return f"{name} has dtype {tensor.dtype}, expected {expected}"
     for name, gradient, tensor in zip("qkv", gradients, qkv, strict=True):
-        given, expected = (gradient.dtype, list(gradient.shape)), (dtype, list(tensor.shape))
-        if given != expected:
-            return "the tensor for the gradient of {} is {} {}, expected {} {}".format(name, *given, *expected)
+        if gradient.dtype != dtype or gradient.shape != tensor.shape:
+            given = f"{gradient.dtype} {list(gradient.shape)}"
+            return f"the tensor for the gradient of {name} is {given}, expected {dtype} {list(tensor.shape)}"
     strides = [gradient.stride() for gradient in gradients]
     return f"gradients have strides {strides}, expected 1 in the last axis"
