@@ -19,6 +19,8 @@ _umask = os.umask(0o077)  # it can only be read by setting it, which is safe at 
 os.umask(_umask)
 PERMISSIONS = 0o666 & ~_umask
 
+_held: set[tuple[int, Path]] = set()  # process and folder: a forked process inherits the set, and not the locks
+
 
 def check_can_write(directory: str | Path) -> None:
     """Raise an OSError that names `directory` if it can't be created, with its parents, or written into."""
@@ -32,8 +34,13 @@ def check_can_write(directory: str | Path) -> None:
         raise OSError(f"{directory}: can't write into {there}: {error.strerror}") from error
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary file beside `path`, then rename it: readers find the old or the new file, whole."""
+def write_atomically(
+    path: Path, write: Callable[[Path], object], *, before_rename: Callable[[], object] = lambda: None
+) -> None:
+    """Call `write` with a temporary file beside `path`, then rename it: readers find the old or the new file, whole.
+
+    `before_rename` is called when the disk has the whole new file, and the old one still has its name.
+    """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     except OSError as error:
@@ -45,6 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(PERMISSIONS)
+        before_rename()
         os.replace(temporary, path)
     except (RuntimeError, SafetensorError) as error:  # torch and safetensors raise these if the disk is full
         raise OSError(f"{path}: can't be written: {str(error).splitlines()[0]}") from error
@@ -66,14 +74,28 @@ def file_for(folder: Path, subject: str, suffix: str) -> Path:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Let no other process hold the folder, which must exist, during the block.
+    """Let nobody else hold the folder, which must exist, during the block.
 
     The system releases the lock when the process ends, however it ends; processes that it has forked do not have it.
-    On file systems without locks nothing is held.
+    On file systems without locks the folder is held in this process only.
 
     Raises:
-        ValueError: another process holds the folder; the message names it.
+        ValueError: another process holds the folder, or this one does already; the message names it.
     """
+    # The system grants a process its own lock again, and drops it when the first of the two files is closed.
+    place = os.getpid(), folder.resolve()
+    if place in _held:
+        raise ValueError(f"{folder} is in use by this process; name another folder (--out), or wait")
+    _held.add(place)
+    try:
+        with _locked(folder):
+            yield
+    finally:
+        _held.remove(place)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("a+") as opened:
         try:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,13 +103,13 @@ def hold(folder: Path) -> Iterator[None]:
             opened.seek(0)
             owner = opened.read().strip() or "another process"
             raise ValueError(f"{folder} is in use by {owner}; name another folder (--out), or wait") from None
-        except OSError:
-            yield
-            return
-        opened.truncate(0)
-        started = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
-        opened.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}\n")
-        opened.flush()
+        except OSError:  # a file system without locks
+            pass
+        else:
+            opened.truncate(0)
+            started = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+            opened.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}\n")
+            opened.flush()
         yield
 
 

@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import lightning
 import torch
@@ -23,6 +23,7 @@ from ..files import write_atomically
 from .settings import FREE_SETTINGS, PretrainSettings
 
 LAST, PREVIOUS = Path("checkpoints") / "last.ckpt", Path("checkpoints") / "previous.ckpt"  # in a run's folder
+FileState: TypeAlias = tuple[int, int, int]  # inode, size, time of the last change
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "run")
 
 
@@ -33,15 +34,18 @@ class Checkpoint:
     Args:
         path: the file.
         content: what it holds, from `read_checkpoint`.
+        last: the state of the last checkpoint in its folder when it was read, from `file_state`.
     """
 
     path: Path
     content: dict[str, Any] = dataclasses.field(repr=False)
+    last: FileState | None = None
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
         """Read a file; raise what `read_checkpoint` raises."""
-        return cls(path, read_checkpoint(path))
+        last = file_state(path.with_name(LAST.name))  # before the file is read: what is written meanwhile shows
+        return cls(path, read_checkpoint(path), last)
 
     @property
     def step(self) -> int:
@@ -96,18 +100,24 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def __init__(self, resumed: Checkpoint | None = None) -> None:
         self.resumed = resumed
+        self._saved: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write into a temporary file, keep the checkpoint before as `previous.ckpt`, and rename the new one."""
+        """Write into a temporary file, keep the checkpoint before as `previous.ckpt`, and rename the new one.
+
+        A run that goes on from `previous.ckpt` keeps it until it has written one itself: the last may be damaged.
+        """
         path = Path(path)
+        previous = path.with_name(PREVIOUS.name)
         path.parent.mkdir(parents=True, exist_ok=True)
+        resumed = None if self.resumed is None else self.resumed.path.resolve()
 
-        def write(temporary: Path) -> None:
-            torch.save(checkpoint, temporary)
-            if path.exists():
-                os.replace(path, path.with_name(PREVIOUS.name))
+        def rotate() -> None:
+            if path.exists() and (path in self._saved or resumed != previous.resolve()):
+                os.replace(path, previous)
 
-        write_atomically(path, write)
+        write_atomically(path, lambda temporary: torch.save(checkpoint, temporary), before_rename=rotate)
+        self._saved.add(path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Return tensors and plain values, on the CPU."""
@@ -140,7 +150,7 @@ def find_checkpoint(out: Path, resume: str | Path | Checkpoint | None) -> Checkp
         ValueError: `out` holds a run other than the one to resume, or the checkpoint is broken.
         FileNotFoundError: there is no such checkpoint.
     """
-    last = out / LAST
+    last, previous = out / LAST, out / PREVIOUS
     if resume == "auto":
         return _last_whole(out)
     if isinstance(resume, str):
@@ -148,9 +158,36 @@ def find_checkpoint(out: Path, resume: str | Path | Checkpoint | None) -> Checkp
     path = resume.path if isinstance(resume, Checkpoint) else resume
     if path is not None and not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    if (out / "config.json").exists() and (path is None or path.resolve() != last.resolve()):
+    own = path is not None and path.resolve() in (last.resolve(), previous.resolve())
+    if ((out / "config.json").exists() or last.exists()) and not own:
         raise ValueError(f"{out} holds a run already: resume it (--resume auto), or name another folder (--out)")
     return Checkpoint.read(resume) if isinstance(resume, Path) else resume
+
+
+def check_unchanged(out: Path, checkpoint: Checkpoint | None) -> None:
+    """Raise ValueError if another run has written a checkpoint into the folder since `checkpoint` was read from it.
+
+    Called while the folder is held: another process may have held it before.
+
+    Args:
+        out: the run's folder.
+        checkpoint: what `find_checkpoint` returned for it.
+    """
+    last = out / LAST
+    ours = checkpoint is not None and checkpoint.path.resolve().parent == last.parent.resolve()
+    if file_state(last) != (checkpoint.last if checkpoint is not None and ours else None):
+        raise ValueError(
+            f"{out} was written by another run meanwhile: resume it (--resume auto), or name another folder (--out)"
+        )
+
+
+def file_state(path: Path) -> FileState | None:
+    """Return what tells a file from one that has replaced it, or None if there is none."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _last_whole(out: Path) -> Checkpoint | None:

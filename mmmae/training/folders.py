@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .checkpoints import LAST
+from .checkpoints import LAST, PREVIOUS
 
 
 def default_folder(first: Path, resume: str | None = None) -> Path:
@@ -28,6 +28,6 @@ def default_folder(first: Path, resume: str | None = None) -> Path:
         return runs[last]
     if resume is not None:
         for folder in runs.values():
-            if (folder / LAST).resolve() == Path(resume).resolve():
+            if Path(resume).resolve() in ((folder / LAST).resolve(), (folder / PREVIOUS).resolve()):
                 return folder
     return first.with_name(f"{first.name}-{last + 1}")

@@ -32,6 +32,7 @@ from .checkpoints import (
     Checkpoint,
     LastCheckpoint,
     WholeCheckpoints,
+    check_unchanged,
     describe,
     find_checkpoint,
     remove_partial,
@@ -136,6 +137,7 @@ def pretrain(
         if checkpoint is not None and checkpoint.is_finished(settings):
             if world.rank == 0:
                 held.enter_context(hold(out))
+                check_unchanged(out, checkpoint)
             model.load_state_dict(checkpoint.weights)  # the run ended, perhaps before it had written its results
         else:
             folder = RunFolder(out, {**run, "subjects": repr(subjects)}, normalization, checkpoint, held)
@@ -173,7 +175,7 @@ class RunFolder(Callback):
         held: contextlib.ExitStack,
     ) -> None:
         self.out, self.described, self.normalization, self.held = out, described, normalization, held
-        self.first = 0 if checkpoint is None else checkpoint.step
+        self.checkpoint, self.first = checkpoint, 0 if checkpoint is None else checkpoint.step
         self.precision: str = described["settings"]["precision"]
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -187,6 +189,7 @@ class RunFolder(Callback):
         if trainer.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
             self.held.enter_context(hold(self.out))
+            check_unchanged(self.out, self.checkpoint)
             remove_partial(self.out)
             write_json(self.out / "config.json", self.described)
             self.normalization.save(self.out / "normalization.json")

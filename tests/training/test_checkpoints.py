@@ -1,17 +1,23 @@
 """Checkpoints are checked by their checksums, two are kept, and a folder belongs to one run at a time."""
 
+import contextlib
+import errno
+import fcntl
 import io
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import mmmae
+from mmmae.files import hold
 from mmmae.phantom import Phantom
-from mmmae.training.checkpoints import find_checkpoint, read_checkpoint
+from mmmae.training.checkpoints import LAST, PREVIOUS, WholeCheckpoints, find_checkpoint, read_checkpoint
 from mmmae.training.pretrain import pretrain
 from mmmae.training.settings import PretrainSettings
 
@@ -77,3 +83,85 @@ def test_a_folder_in_use_is_refused_and_the_owner_is_named(finished, tmp_path):
             pretrain(CONFIG, Phantom(2, 32, 12, aux=[]), out, SETTINGS, resume="auto")
         owner.kill()
     pretrain(CONFIG, Phantom(2, 32, 12, aux=[]), out, SETTINGS, resume="auto")  # the owner died without releasing it
+
+
+def test_the_last_checkpoint_keeps_its_name_until_the_next_is_whole_on_the_disk(tmp_path, monkeypatch):
+    last, previous = tmp_path / LAST, tmp_path / PREVIOUS
+    files = WholeCheckpoints()
+    for step in (1, 2):
+        files.save_checkpoint({"step": step}, last)
+    before = last.read_bytes(), previous.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.save_checkpoint({"step": 3}, last)
+    assert (last.read_bytes(), previous.read_bytes()) == before
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_that_the_run_goes_on_from(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / LAST).write_bytes(b"damaged")
+    whole = (out / PREVIOUS).read_bytes()
+    with pytest.warns(UserWarning, match="goes on from"):
+        files = WholeCheckpoints(find_checkpoint(out, "auto"))
+    files.save_checkpoint({"step": 5}, out / LAST)
+    assert (out / PREVIOUS).read_bytes() == whole
+    fifth = (out / LAST).read_bytes()
+    files.save_checkpoint({"step": 6}, out / LAST)
+    assert (out / PREVIOUS).read_bytes() == fifth
+
+
+def test_either_checkpoint_of_a_folder_can_be_resumed_there_and_no_other(finished, tmp_path):
+    for part in (LAST, PREVIOUS):
+        assert find_checkpoint(finished, str(finished / part)).path == finished / part
+    with pytest.raises(ValueError, match="holds a run already"):
+        find_checkpoint(finished, shutil.copy(finished / LAST, tmp_path))
+
+
+def test_a_run_does_not_go_on_from_a_checkpoint_that_another_run_has_replaced(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    found = find_checkpoint(out, "auto")
+    WholeCheckpoints().save_checkpoint(found.content, out / LAST)
+    with pytest.raises(ValueError, match=f"{out} was written by another run meanwhile: resume it"):
+        pretrain(CONFIG, Phantom(2, 32, 12, aux=[]), out, SETTINGS, resume=found)
+
+
+def test_a_run_does_not_begin_where_another_has_begun_meanwhile(finished, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def after_another(folder):
+        shutil.copytree(finished, folder, dirs_exist_ok=True)
+        yield
+
+    monkeypatch.setattr("mmmae.training.pretrain.hold", after_another)
+    with pytest.raises(ValueError, match="was written by another run meanwhile"):
+        pretrain(CONFIG, Phantom(2, 32, 12, aux=[]), tmp_path / "run", SETTINGS)
+    assert (tmp_path / "run" / LAST).read_bytes() == (finished / LAST).read_bytes()
+
+
+def test_a_process_holds_a_folder_once(tmp_path):
+    relative = Path(os.path.relpath(tmp_path))
+    with hold(tmp_path):
+        with pytest.raises(ValueError, match=f"{relative} is in use by this process"), hold(relative):
+            pass
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLDS, tmp_path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as other:
+            assert b"is in use by process" in other.stderr.read()  # the second attempt has not released the first
+    with hold(tmp_path):
+        pass
+
+
+def test_an_error_where_there_are_no_locks_is_not_one_of_the_lock(tmp_path, monkeypatch):
+    def refuse(opened, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(ValueError, match="of the block") as caught, hold(tmp_path):
+        raise ValueError("of the block")
+    assert caught.value.__context__ is None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmmae.cli import main
-from mmmae.training.checkpoints import LAST
+from mmmae.training.checkpoints import LAST, PREVIOUS
 from mmmae.training.folders import default_folder
 
 FIRST = Path("runs") / "pretrain"
@@ -36,7 +36,7 @@ def test_each_run_gets_the_next_folder_and_auto_finds_the_last():
 def test_a_checkpoint_of_the_series_goes_on_in_its_folder_and_another_in_a_new_one():
     for folder in (FIRST, Path("runs/pretrain-2"), Path("runs/mine")):
         begin(folder)
-    assert default_folder(FIRST, str(FIRST / LAST)) == FIRST
+    assert default_folder(FIRST, str(FIRST / LAST)) == default_folder(FIRST, str(FIRST / PREVIOUS)) == FIRST
     assert default_folder(FIRST, str(Path("runs/mine") / LAST)) == Path("runs/pretrain-3")
 
 
