@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,9 +44,10 @@ class BandChoice:
         if sum(choice is not None for choice in (self.bands, self.wavelengths, self.resample, self.intervals)) > 1:
             raise ValueError("expected only one of bands=, wavelengths= and resample=")
         for name in ("bands", "wavelengths", "resample"):
-            chosen = list(getattr(self, name) or ())
-            if twice := [value for value in chosen if chosen.count(value) > 1]:
-                raise ValueError(f"{name} has {twice[0]:g} twice")
+            given = getattr(self, name)
+            for value, count in Counter(() if given is None else [float(value) for value in given]).items():
+                if count > 1:
+                    raise ValueError(f"{name} has {value:g} twice")
 
     @classmethod
     def parse(cls, text: str, tolerance: float = 10.0) -> BandChoice:
@@ -95,8 +97,9 @@ class BandChoice:
             ValueError: files have no wavelengths, no band in an interval, or another number of bands than was expected.
         """
         if self.total not in (None, count):
+            numbers = () if self.bands is None else self.bands
             raise ValueError(
-                f"{_ranges(self.bands or ())} are bands of files with {self.total} bands, this file has {count}; "
+                f"{_ranges(numbers)} are bands of files with {self.total} bands, this file has {count}; "
                 f"choose bands by {CHOICES}"
             )
         if self.intervals is None:
@@ -124,7 +127,8 @@ class BandChoice:
 
     def labels(self, count: int) -> list[str]:
         """Return the name of each chosen band of a file with `count` bands."""
-        return [f"{value:.9g}" for value in self.resample or self.wavelengths or self.bands or range(count)]
+        chosen = (given for given in (self.resample, self.wavelengths, self.bands) if given is not None and len(given))
+        return [f"{value:.9g}" for value in next(chosen, range(count))]
 
     def describe(self, labels: Iterable[str]) -> str:
         """Return a phrase that lists the bands named `labels`."""
@@ -173,7 +177,8 @@ def select_bands(
         if missing:
             raise ValueError(f"no band {_listing(missing)}: the file has bands 0 to {count - 1}")
     else:
-        chosen = _nearest_bands(cube.wavelengths, [float(value) for value in wavelengths or ()], tolerance)
+        assert wavelengths is not None
+        chosen = _nearest_bands(cube.wavelengths, [float(value) for value in wavelengths], tolerance)
     if not chosen:
         raise ValueError("no band is selected, expected at least one")
     index = torch.tensor(chosen)
@@ -247,7 +252,8 @@ def _listing(values: Sequence[float]) -> str:
 
 def _ranges(bands: Sequence[int]) -> str:
     """Return numbers as ranges: 0-3,7."""
-    starts = [band for band in bands if band - 1 not in bands]
-    ends = [band for band in bands if band + 1 not in bands]
+    there = set(bands)
+    starts = [band for band in bands if band - 1 not in there]
+    ends = [band for band in bands if band + 1 not in there]
     pairs = zip(sorted(starts), sorted(ends), strict=True)
     return ",".join(f"{low}-{high}" if high > low else str(low) for low, high in pairs)

@@ -153,3 +153,31 @@ def test_files_of_other_numbers_of_bands_name_the_options(tmp_path, values):
         ValueError, match=r"b.npy has 4 bands, .*a.npy has 5; .* \(--bands, --wavelengths, --resample\)"
     ):
         PairedFolder(tmp_path)[1]
+
+
+def test_a_choice_takes_arrays(values):
+    cube = make_cube(values)
+    for asked, bands in (({"wavelengths": NM[[3, 0]]}, [3, 0]), ({"bands": np.array([2, 4])}, [2, 4])):
+        choice = BandChoice(**asked)
+        np.testing.assert_array_equal(choice.apply(cube).values.numpy(), values[bands])
+        assert choice.labels(5) == [f"{value:g}" for value in next(iter(asked.values()))]
+    with pytest.raises(ValueError, match="wavelengths has 500 twice"):
+        BandChoice(wavelengths=np.array([500.0, 450.0, 500.0]))
+
+
+def test_a_choice_of_many_bands_is_compared_once_each():
+    compared = 0
+
+    class Band(int):
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return int(self) == int(other)
+
+        __hash__ = int.__hash__
+
+    BandChoice(bands=[Band(number) for number in range(2000)], total=2000)
+    assert compared < 20_000
+    with pytest.raises(ValueError, match="0-1999 are bands of files with 2000 bands"):
+        BandChoice(bands=[Band(number) for number in range(2000)], total=2000).resolved(3, None)
+    assert compared < 40_000
