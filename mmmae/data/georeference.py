@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ def elsewhere(image: Georeference | None, cube: Georeference | None) -> str | No
     """
     if image is None or cube is None:
         return None
-    if image.crs != cube.crs:
+    if image.crs != cube.crs and _horizontal(image.crs) != _horizontal(cube.crs):
         return f"lies in {_name(image.crs)}, its cube in {_name(cube.crs)}: reproject it to the cube's"
     allowed = max(image.pixel, cube.pixel) / 2
     turned = image.across[0] * cube.across[0] + image.across[1] * cube.across[1] < 0
@@ -76,6 +77,21 @@ def elsewhere(image: Georeference | None, cube: Georeference | None) -> str | No
                 f"{cube_x:.10g}, {cube_y:.10g}; warp it to the cube's grid"
             )
     return None
+
+
+def _horizontal(crs: Any) -> Any:
+    """Return the horizontal part of a coordinate reference system that has heights too; of others, all."""
+    wkt = crs.to_wkt()
+    start = re.match(r'COMP(?:D_CS|OUNDCRS)\["(?:[^"]|"")*",', wkt)
+    if start is None:
+        return crs
+    depth, quoted = 0, False
+    for place, sign in enumerate(wkt[start.end() :], start=start.end()):
+        quoted ^= sign == '"'
+        depth += 0 if quoted else (sign == "[") - (sign == "]")
+        if sign == "]" and depth == 0 and not quoted:
+            return type(crs).from_wkt(wkt[start.end() : place + 1])
+    return crs
 
 
 def _end(place: Georeference) -> tuple[float, float]:

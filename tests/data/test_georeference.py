@@ -66,3 +66,14 @@ def test_images_that_are_both_south_up_lie_in_one_place(tmp_path):
     place = find_georeference(write(tmp_path / "a.tif", Affine(30, 0, 366000, 0, 30, 5808040)))
     assert elsewhere(place, place) is None
     assert elsewhere(place, None) is None
+
+
+def test_heights_of_a_reference_system_do_not_count(tmp_path):
+    write(tmp_path / "hsi" / "a.tif", bands=3)
+    write(tmp_path / "ir" / "a.tif", crs="EPSG:32633+5773")
+    write(tmp_path / "other" / "a.tif", crs="EPSG:32632+5773")
+    cube, image, other = (find_georeference(tmp_path / name / "a.tif") for name in ("hsi", "ir", "other"))
+    assert image.crs != cube.crs
+    assert elsewhere(image, cube) is None
+    assert elsewhere(cube, image) is None
+    assert "its cube in" in elsewhere(other, image)
