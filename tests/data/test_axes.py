@@ -16,7 +16,8 @@ THW, HWT, HTW = "THW", "HWT", "HTW"
     [
         ((12, 64, 64), THW, None),  # a square image
         ((64, 64, 12), HWT, HWT),
-        ((45, 45, 60), HWT, HWT),
+        ((45, 45, 60), None, HWT),  # 45 bands of 45 x 60 or 60 bands of a square image
+        ((24, 24, 12), HWT, HWT),
         ((64, 12, 64), HTW, None),
         ((64, 200, 64), None, HWT),  # rows x bands x columns only where the bands are clearly few
         ((61, 34, 10), HWT, HWT),  # clearly few
@@ -101,3 +102,5 @@ def test_an_image_of_one_band_may_be_transposed(tmp_path):
     image = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     np.save(tmp_path / "a.npy", image)
     np.testing.assert_array_equal(read_cube(tmp_path / "a.npy", axes="WH").values.numpy(), image.T[None])
+    np.testing.assert_array_equal(read_cube(tmp_path / "a.npy", axes="WHT").values.numpy(), image.T[None])
+    np.testing.assert_array_equal(read_cube(tmp_path / "a.npy", axes="THW").values.numpy(), image[None])

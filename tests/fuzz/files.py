@@ -253,7 +253,7 @@ def _order_by_size(file: File) -> None:
     """Choose an order of axes that only sizes can tell."""
     bands, height, width = file.stored.shape
     file.axes = file.one("THW", "HWT", "HTW")
-    file.told = bands < 16 or (height == width and file.axes != "HTW")
+    file.told = bands < 16 or (height == width and file.axes == "THW")
 
 
 def _order_of_container(file: File, arrays: dict[str, Array], *, named: bool = False) -> None:

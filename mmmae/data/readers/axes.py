@@ -22,7 +22,7 @@ HINT = 'say the order of its axes by axes= (--axes), as in "HWT"'
 def checked_axes(axes: str, ndim: int) -> str:
     """Return `axes` for an array of `ndim` axes; raise ValueError if they are not the letters for it."""
     if sorted(axes) == ["H", "T", "W"]:
-        return axes if ndim == 3 else "HW"
+        return axes if ndim == 3 else axes.replace("T", "")
     if ndim == 2 and sorted(axes) == ["H", "W"]:
         return axes
     raise ValueError(f'axes is {axes!r}, expected the letters T, H and W in the order of the file, as in "HWT"')
@@ -52,8 +52,9 @@ def axes_by_wavelengths(sizes: Sequence[int], count: int, *, matlab: bool) -> st
 def axes_by_size(sizes: Sequence[int], *, matlab: bool) -> str:
     """Return the axes of an array that has neither names nor wavelengths.
 
-    Two axes of one size are those of a square image; a size that is clearly smaller than both others is that of the
-    bands; else the image is what has at least 16 rows and columns. Arrays smaller than that are bands x rows x columns.
+    Two axes of one size are those of a square image if they are the last two, or if one of the next two rules says the
+    same; a size that is clearly smaller than both others is that of the bands; else the image is what has at least 16
+    rows and columns. Arrays smaller than that are bands x rows x columns.
     MATLAB's are rows x columns x bands, unless the sizes contradict.
 
     Raises:
@@ -64,7 +65,8 @@ def axes_by_size(sizes: Sequence[int], *, matlab: bool) -> str:
     clear = [axis for axis in range(3) if CLEARLY * sizes[axis] <= others[axis][0]]
     images = [axis for axis in range(3) if others[axis][0] >= SMALLEST_IMAGE]
     bands = next((found[0] for found in (square, clear, images) if len(found) == 1), None)
-    doubtful = len(square) == 3 or (square == [1] and [1] not in (clear, images))  # rows x bands x columns is rare
+    # The first two axes may be of one size by chance, and rows x bands x columns are rare.
+    doubtful = len(square) == 3 or (square not in ([], [0]) and square not in (clear, images))
     if matlab and (doubtful or bands in (None, 2)):
         return "HWT"
     if not doubtful and not matlab:
