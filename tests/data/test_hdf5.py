@@ -270,3 +270,118 @@ def test_units_of_wavelengths(tmp_path, stored, values, unit, expected, key, whe
         assert "not used" in read_layout(tmp_path / "a.h5").notes[0]
     else:
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["group", "root", "beside"])
+def test_a_fill_value_of_the_storage_hides_no_other_declaration(tmp_path, stored, place):
+    values = stored.astype("f4")
+    values[:, 1] = np.nan
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("scene/cube", data=values, fillvalue=np.nan)
+        if place == "beside":
+            file["nodata"] = -9999.0
+        else:
+            (file["scene"] if place == "group" else file).attrs["NoData"] = -9999.0
+    nodata = read_cube(tmp_path / "a.h5").nodata.numpy()
+    assert nodata[:, :2].all()
+    np.testing.assert_array_equal(nodata, np.isnan(values) | (stored == -9999))
+
+
+def test_the_scale_of_the_nearest_group_counts(tmp_path, stored):
+    stored = np.abs(stored)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["scene/cube"] = stored
+        file["scene"].attrs["Scale_Factor"], file.attrs["scale_factor"] = 100.0, 7.0
+    cube = read_cube(tmp_path / "a.h5")
+    np.testing.assert_array_equal(cube.values.numpy(), (stored * (1 / 100)).astype("f4"))
+    assert cube.notes == ("values are divided by 100 (Scale_Factor)",)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["scene/cube"].attrs["add_offset"] = 3.0
+    np.testing.assert_array_equal(read_cube(tmp_path / "a.h5").values.numpy(), stored + 3)
+
+
+def test_a_scale_of_a_group_that_does_not_fit_is_noted(tmp_path, stored):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["cube"] = stored
+        file.attrs["scale_factor"] = [1.0, 2.0, 3.0]
+    cube = read_cube(tmp_path / "a.h5")
+    np.testing.assert_array_equal(cube.values.numpy(), stored)
+    assert "'scale_factor' is '[1. 2. 3.]'" in cube.notes[0]
+
+
+@pytest.mark.parametrize("names", [("scale_factor", "Scale_Factor"), ("Scale_Factor", "scale_factor")])
+def test_of_two_spellings_that_of_the_conventions_counts(tmp_path, stored, names):
+    with h5py.File(tmp_path / "a.h5", "w", track_order=True) as file:
+        cube = file.create_dataset("cube", data=stored, track_order=True)
+        for name in names:
+            cube.attrs[name] = {"scale_factor": 0.5, "Scale_Factor": 1000.0}[name]
+    cube = read_cube(tmp_path / "a.h5")
+    np.testing.assert_array_equal(cube.values.numpy(), stored * 0.5)
+    assert cube.notes == ("values are multiplied by 0.5 (scale_factor)",)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "low", "high"),
+    [
+        ({"valid_range": np.int16([0, 3000])}, 0, 3000),
+        ({"valid_min": np.int16(0)}, 0, np.inf),
+        ({"valid_max": np.int16(3000)}, -np.inf, 3000),
+        ({"valid_range": [0.0, 0.3], "scale_factor": 1e-4}, -np.inf, np.inf),  # in measured units: not used
+        ({"valid_range": "0 to 3000"}, -np.inf, np.inf),
+    ],
+)
+def test_values_beyond_the_valid_range_are_nodata(tmp_path, stored, attributes, low, high):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["cube"] = stored
+        file["cube"].attrs.update(attributes)
+    cube = read_cube(tmp_path / "a.h5", scale=1.0)
+    beyond = (stored < low) | (stored > high)
+    np.testing.assert_array_equal(cube.nodata.numpy(), beyond)
+    np.testing.assert_array_equal(cube.values.numpy(), np.where(beyond, 0, stored))
+    assert any(next(iter(attributes)) in note for note in cube.notes)
+
+
+def test_a_valid_range_without_sign_is_that_of_values_without_sign(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["cube"] = np.arange(-100, 20, dtype="i1").reshape(3, 5, 8)
+        file["cube"].attrs.update({"_Unsigned": "true", "valid_range": np.int8([10, -56])})  # 10 to 200
+    cube = read_cube(tmp_path / "a.h5")
+    meant = np.arange(-100, 20).reshape(3, 5, 8) % 256
+    np.testing.assert_array_equal(cube.nodata.numpy(), (meant < 10) | (meant > 200))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "noted"),
+    [
+        ("scale", 1e-4, "scale="), ("gain", 2.0, "scale="), ("offset", 5.0, "scale="), ("mask_value", 7, "nodata="),
+        ("null_value", 7, "nodata="), ("scale", 1.0, None), ("offset", 0.0, None),
+    ],
+)  # fmt: skip
+def test_attributes_that_could_be_meant_for_the_values_are_noted(tmp_path, stored, name, value, noted):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["cube"] = stored
+        file["cube"].attrs[name] = value
+    notes = read_cube(tmp_path / "a.h5").notes
+    assert len(notes) == (noted is not None)
+    assert noted is None or (f"{name} is" in notes[0] and noted in notes[0])
+
+
+@pytest.mark.parametrize("where", ["array", "attribute"])
+def test_wavelengths_that_are_texts_are_noted(tmp_path, stored, where):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["cube"] = stored
+        if where == "array":
+            file["wavelengths"] = [b"450", b"500", b"550", b"600", b"650"]
+        else:
+            file["cube"].attrs["wavelengths"] = ["450 nm", "500 nm", "550 nm", "600 nm", "650 nm"]
+    cube = read_cube(tmp_path / "a.h5")
+    assert cube.wavelengths is None
+    assert "wavelengths holds no numbers and is not used" in cube.notes[0]
+
+
+def test_wavelengths_in_a_cell_of_matlab_are_noted(tmp_path, stored):
+    import scipy.io
+
+    cells = np.array(["450 nm", "500 nm", "550 nm", "600 nm", "650 nm"], dtype=object)
+    scipy.io.savemat(tmp_path / "a.mat", {"cube": stored.transpose(1, 2, 0), "wavelengths": cells})
+    assert "wavelengths holds no numbers" in read_cube(tmp_path / "a.mat").notes[0]

@@ -1,5 +1,6 @@
 """Read cubes from .npy, .npz, .mat, HDF5 and netCDF files: find the arrays, and order their axes."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,12 @@ import numpy.typing as npt
 
 from .arrays import Arrays, ArraysLayout
 from .axes import HINT, axes_by_name, axes_by_size, axes_by_wavelengths, checked_axes
-from .declared import Scaling, declared_nodata, declared_scaling, is_nodata, is_unsigned, numbers_in
+from .declared import Scaling, declared_nodata, declared_range, declared_scaling, is_nodata, is_unsigned, numbers_in
 from .formats import CONTAINER_SUFFIXES, open_arrays
 from .matrices import Matrix, find_matrix
 from .products import Piece, find_product, matching
-from .stored import Part, StoredArray, StoredArrays, listing
-from .wavelengths import find_wavelengths, to_nanometres, wavelength_vectors
+from .stored import Part, StoredArray, StoredArrays, listing, squeezed
+from .wavelengths import find_wavelengths, to_nanometres, unread_wavelengths, wavelength_vectors
 from .windows import Window
 
 __all__ = ["CONTAINER_SUFFIXES", "container_layout", "read_container"]
@@ -35,6 +36,7 @@ class _Piece(NamedTuple):
         kept: numbers of the bands that it has.
         bad: numbers of those of them without data.
         nodata: stored values that mean nothing.
+        valid: the least and the largest stored value; what is beyond means nothing.
         unsigned: whether integers are meant without sign.
         scaling: how stored values become measured ones.
     """
@@ -47,6 +49,7 @@ class _Piece(NamedTuple):
     kept: list[int]
     bad: list[int]
     nodata: list[float]
+    valid: tuple[float, float]
     unsigned: bool
     scaling: Scaling
 
@@ -107,7 +110,8 @@ def container_layout(
 @contextmanager
 def _plan(path: Path, dataset: str | None, axes: str | None, given: Nanometres | None) -> Iterator[_Plan]:
     matlab = path.suffix.lower() == ".mat"
-    with open_arrays(path) as arrays:
+    with open_arrays(path) as found:
+        arrays = {name: squeezed(array) for name, array in found.items()}
         notes: list[str] = []
         product, pieces = find_product(arrays)
         if dataset is not None:
@@ -175,11 +179,12 @@ def _product_piece(
     if bad:
         notes.append(f"{len(bad)} bands are marked as bad ({piece.good})")
     own = array.attributes()[0]
-    scaling = declared_scaling(own, shape[0]) if piece.scaling is None else piece.scaling(root)
+    scaling = declared_scaling(array.attributes(), shape[0]) if piece.scaling is None else piece.scaling(root)
     nodata, remarks = declared_nodata(arrays, name)
     notes += [*remarks, scaling.note]
+    valid = declared_range(own, array.dtype, notes)
     nodata = nodata if piece.nodata is None else [*nodata, piece.nodata]
-    return _Piece(array, axes, shape, None, wavelengths, kept, bad, nodata, is_unsigned(own), scaling)
+    return _Piece(array, axes, shape, None, wavelengths, kept, bad, nodata, valid, is_unsigned(own), scaling)
 
 
 def _any_piece(
@@ -205,11 +210,12 @@ def _any_piece(
         notes.append(f"a matrix of {shape[0]} bands x {shape[1]} x {shape[2]} pixels, column by column")
     wavelengths = None if given is not None else _found_wavelengths(arrays, name, shape[0], axes, notes)
     own = array.attributes()[0]
-    scaling = declared_scaling(own, shape[0])
+    scaling = declared_scaling(array.attributes(), shape[0])
     nodata, remarks = declared_nodata(arrays, name)
     notes += [*remarks, scaling.note]
+    valid = declared_range(own, array.dtype, notes)
     kept = list(range(shape[0]))
-    return _Piece(array, axes, shape, matrix, wavelengths, kept, [], nodata, is_unsigned(own), scaling)
+    return _Piece(array, axes, shape, matrix, wavelengths, kept, [], nodata, valid, is_unsigned(own), scaling)
 
 
 def _found_axes(arrays: StoredArrays, name: str, given: Nanometres | None, *, matlab: bool) -> tuple[str, str]:
@@ -263,6 +269,7 @@ def _found_wavelengths(arrays: StoredArrays, name: str, bands: int, axes: str, n
         for vector in wavelength_vectors(arrays, name):
             if len(vector.values) not in others:
                 _check_count(len(vector.values), bands, vector.name, arrays[name], axes)
+        notes += unread_wavelengths(arrays, name)
     return None
 
 
@@ -321,6 +328,9 @@ def _read(piece: _Piece, window: Window | None) -> tuple[npt.NDArray[Any], npt.N
     if piece.unsigned and values.dtype.kind == "i":
         values = values.astype(values.dtype.newbyteorder("=")).view(f"u{values.dtype.itemsize}")
     hidden = is_nodata(values, piece.nodata)
+    if piece.valid != (-math.inf, math.inf):
+        beyond = (values < piece.valid[0]) | (values > piece.valid[1])
+        hidden = beyond if hidden is None else hidden | beyond
     unwritten = piece.array.unwritten(part)
     if unwritten is not None:
         unwritten = _as_thw(piece, unwritten, window)

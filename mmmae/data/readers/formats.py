@@ -61,7 +61,7 @@ def _npy_array(path: Path) -> StoredArray:
         with path.open("rb") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
 
-    return StoredArray(shape, dtype.kind in "biuf", read)
+    return StoredArray(shape, dtype.kind in "biuf", dtype, read)
 
 
 def _npz_arrays(archive: zipfile.ZipFile, arrays: Any) -> StoredArrays:
@@ -72,7 +72,7 @@ def _npz_arrays(archive: zipfile.ZipFile, arrays: Any) -> StoredArrays:
         with archive.open(member) as stream:
             shape, dtype = _npy_header(stream)
         name = member.removesuffix(".npy")
-        found[name] = StoredArray(shape, dtype.kind in "biuf", partial(_read_member, arrays, name))
+        found[name] = StoredArray(shape, dtype.kind in "biuf", dtype, partial(_read_member, arrays, name))
     return found
 
 
@@ -96,7 +96,7 @@ def _matlab_arrays(path: Path) -> StoredArrays:
         return np.asarray(scipy.io.loadmat(path, variable_names=[name], appendmat=False)[name])[part]
 
     return {
-        name: StoredArray(tuple(shape), kind in numeric, partial(load, name))
+        name: StoredArray(tuple(shape), kind in numeric, np.dtype(object), partial(load, name))
         for name, shape, kind in scipy.io.whosmat(path, appendmat=False)
     }
 
@@ -111,6 +111,7 @@ def _netcdf_arrays(file: Any) -> StoredArrays:
         return StoredArray(
             tuple(variable.shape),
             variable.data.dtype.kind in "biuf",
+            variable.data.dtype,
             lambda part: np.array(variable.data[part]),
             lambda: (vars(variable)["_attributes"], vars(file)["_attributes"]),
             tuple(variable.dimensions),

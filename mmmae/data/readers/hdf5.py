@@ -56,9 +56,10 @@ def _array(name: str, item: Any, matlab: bool, netcdf: bool) -> StoredArray:
     return StoredArray(
         tuple(reversed(item.shape)) if matlab else item.shape,
         numeric,
+        item.dtype,
         _reversed(read) if matlab else read,
         attributes,
-        () if matlab or item.ndim != 3 else tuple(_dimension(axis) for axis in item.dims),
+        () if matlab or item.ndim < 3 else tuple(_dimension(axis) for axis in item.dims),
         _fill(item, netcdf) if numeric else None,
         _reversed(unwritten) if matlab else unwritten,
         _refusal(name, item),

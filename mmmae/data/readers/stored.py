@@ -17,6 +17,7 @@ class StoredArray(NamedTuple):
     Attributes:
         shape: its sizes, in the order in which `read` returns them.
         numeric: whether it holds real numbers.
+        dtype: the type of its values as they are stored.
         read: returns its values; called with slices, or `...` for all.
         attributes: returns its attributes, those of its groups from the nearest to the root, each as a mapping.
         dimensions: the names of its axes, "" where there is none.
@@ -27,6 +28,7 @@ class StoredArray(NamedTuple):
 
     shape: tuple[int, ...]
     numeric: bool
+    dtype: np.dtype[Any]
     read: Callable[[Part], npt.NDArray[Any]]
     attributes: Callable[[], tuple[Attributes, ...]] = lambda: ({},)
     dimensions: tuple[str, ...] = ()
@@ -45,6 +47,23 @@ class StoredArray(NamedTuple):
 
 
 StoredArrays: TypeAlias = dict[str, StoredArray]
+
+
+def squeezed(array: StoredArray) -> StoredArray:
+    """Return an array of more than three axes without the first ones if their size is 1, as that of a single time."""
+    more = len(array.shape) - 3
+    if more <= 0 or set(array.shape[:more]) != {1}:
+        return array
+    first = (slice(0, 1),) * more
+
+    def read(part: Part) -> npt.NDArray[Any]:
+        return np.asarray(array.read(part if part is ... else first + part)[(0,) * more])
+
+    def unwritten(part: Part) -> npt.NDArray[np.bool_] | None:
+        found = array.unwritten(part if part is ... else first + part)
+        return None if found is None else found[(0,) * more]
+
+    return array._replace(shape=array.shape[more:], read=read, unwritten=unwritten, dimensions=array.dimensions[more:])
 
 
 def listing(arrays: StoredArrays) -> str:

@@ -18,7 +18,12 @@ NANOMETRES = {
     "angstroms": 0.1, "angstrom": 0.1,
 }  # fmt: skip
 _UNIT_IN_TEXT = "|".join(sorted((re.escape(unit) for unit in NANOMETRES if len(unit) > 1), key=len, reverse=True))
-_NUMBER_WITH_UNIT = re.compile(rf"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*({_UNIT_IN_TEXT})\b", re.IGNORECASE)
+_NUMBER = r"\d*\.?\d+(?:e[+-]?\d+)?"
+_LABEL = r"(?P<label>\b(?:bands?|channels?|ch|b)[\s_#.]*)?"
+_INTERVAL = rf"{_LABEL}(?<![\w.,])(?P<low>{_NUMBER})(?P<dash>\s*(?:-|\u2013|\.\.)\s*)"
+_NUMBER_WITH_UNIT = re.compile(
+    rf"(?:{_INTERVAL}|(?<![\d.,]))(?P<value>{_NUMBER})\s*(?P<unit>{_UNIT_IN_TEXT})\b", re.IGNORECASE
+)
 
 # The words of a name such as "center_wavelengths_nm"; other words, as in "good_wavelengths", make it something else.
 _WAVELENGTH = {"wavelength", "wavelengths", "wl", "wvl", "wave", "waves", "lambda", "lambdas"}
@@ -65,9 +70,20 @@ def to_nanometres(values: npt.ArrayLike, unit: str | None) -> npt.NDArray[np.flo
 
 
 def parse_wavelength(text: str) -> tuple[float, str] | None:
-    """Find the first number in `text` with a unit of length: "Band 3 (0.55 um)" gives 0.55 and "um"; else None."""
-    match = _NUMBER_WITH_UNIT.search(text)
-    return (float(match[1]), match[2]) if match else None
+    """Find a number in `text` with a unit of length: "Band 3 (0.55 um)" gives 0.55 and "um"; else None.
+
+    An interval, "400-450 nm", gives its middle. Several wavelengths that differ, as of a centre and a width, give None.
+    """
+    found: list[tuple[float, str]] = []
+    for match in _NUMBER_WITH_UNIT.finditer(text):
+        value = float(match["value"])
+        if match["low"] is not None:
+            low, numbered = float(match["low"]), match["label"] and match["dash"].strip() != match["dash"]
+            if low < value <= 3 * low and not numbered:  # "Band 300 - 550 nm" is no interval
+                value = (low + value) / 2
+        found.append((value, match["unit"]))
+    nm = [value * NANOMETRES.get(unit.casefold(), 0) for value, unit in found]
+    return found[0] if nm and max(nm) - min(nm) <= 1e-3 * max(nm) else None
 
 
 def find_wavelengths(arrays: StoredArrays, name: str, lengths: Collection[int]) -> Vector | None:
@@ -100,6 +116,28 @@ def find_wavelengths(arrays: StoredArrays, name: str, lengths: Collection[int]) 
                     "wavelengths= (--wavelengths FILE)"
                 )
     return first
+
+
+def unread_wavelengths(arrays: StoredArrays, name: str) -> list[str]:
+    """Return notes on what is called wavelengths of an array but holds no numbers, as texts do and cells of MATLAB."""
+    found = [
+        other
+        for other, array in arrays.items()
+        if other != name
+        and not array.numeric
+        and np.prod(array.shape, dtype=object) > 1
+        and _is_wavelength(_words(other.rsplit("/", 1)[-1]), set(_words(name)))
+    ]
+    for key, value in arrays[name].attributes()[0].items():
+        if _is_wavelength(_words(key), set()) and np.size(value) > 1:
+            try:
+                numbers_in(key, value)
+            except ValueError:
+                found.append(key)
+    return [
+        f"{what} holds no numbers and is not used; give wavelengths by wavelengths= (--wavelengths FILE)"
+        for what in found
+    ]
 
 
 def wavelength_vectors(arrays: StoredArrays, name: str) -> Iterator[Vector]:
