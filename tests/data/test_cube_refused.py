@@ -166,8 +166,33 @@ def test_axes_that_are_no_permutation_or_not_for_the_format_are_refused(tmp_path
         read_cube(write_raster(tmp_path / "a.tif", values), axes="HWT")
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (1, 2, 3, 4)])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 1, 3, 4)])
 def test_other_ranks_are_refused(tmp_path, shape):
     np.save(tmp_path / "a.npy", np.zeros(shape))
     with pytest.raises(ValueError, match=r"a\.npy.*expected 2 or 3 dimensions"):
         read_cube(tmp_path / "a.npy")
+
+
+def test_a_nodata_value_that_the_type_cannot_hold_is_refused(tmp_path, values):
+    np.save(tmp_path / "a.npy", (values * 100).astype(np.uint16))
+    with pytest.raises(
+        ValueError, match=r"a\.npy: nodata= \(--nodata\) is -9999, which values of type uint16 cannot be"
+    ):
+        read_cube(tmp_path / "a.npy", nodata=-9999)
+    assert not read_cube(tmp_path / "a.npy", nodata=float("nan")).nodata.any()
+
+
+def test_a_file_that_is_refused_for_its_values_can_be_read(tmp_path, values):
+    values[3, 0, 0] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(ValueError, match=r"a\.npy: NaN or infinite values: 1 in band 3"):
+        read_cube(tmp_path / "a.npy")
+
+
+def test_a_message_is_ours_and_not_that_of_its_cause(tmp_path, write_raster, values, monkeypatch):
+    def fail(*_):
+        raise ValueError("what is wrong with the header") from KeyError("samples")
+
+    monkeypatch.setattr("mmmae.data.readers.cube.read_envi", fail)
+    with pytest.raises(ValueError, match="cannot be read as an ENVI file: what is wrong with the header"):
+        read_cube(write_raster(tmp_path / "a.img", values))

@@ -47,14 +47,22 @@ class ArraysLayout(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def can_hold(dtype: np.dtype[Any], number: float) -> bool:
+    """Return whether values of a type of integers, or of truth values, can be `number`."""
+    if not math.isfinite(number) or number != int(number):
+        return False
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return bool(low <= number <= high)
+
+
 def equal_to(values: npt.NDArray[Any], nodata: float) -> npt.NDArray[np.bool_]:
-    """Return where values are `nodata`, rounded to their type if they are floats; NaN equals NaN here."""
+    """Return where values are `nodata`, rounded to their type if they are floats; NaN equals NaN here.
+
+    Doubles equal a fraction in float32 too: many were float32 before they were written.
+    """
     none = np.zeros(values.shape, dtype=bool)
     if values.dtype.kind != "f":
-        if not math.isfinite(nodata) or nodata != int(nodata):
-            return none
-        low, high = (0, 1) if values.dtype.kind == "b" else (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max)
-        return np.asarray(values == int(nodata)) if low <= nodata <= high else none
+        return np.asarray(values == int(nodata)) if can_hold(values.dtype, nodata) else none
     if math.isnan(nodata):
         return np.asarray(np.isnan(values))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -62,6 +70,8 @@ def equal_to(values: npt.NDArray[Any], nodata: float) -> npt.NDArray[np.bool_]:
         if math.isinf(rounded) and not math.isinf(nodata):
             return none
         same = values == rounded
+        if values.dtype.itemsize > 4 and not float(nodata).is_integer():
+            same |= values == np.float32(nodata).astype(values.dtype)
         if LARGE < abs(nodata) < math.inf:
             same |= np.abs(values / rounded - 1) < 1e-5
     return np.asarray(same)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .arrays import Arrays, equal_to
+from .arrays import Arrays, can_hold, equal_to
 from .containers import CONTAINER_SUFFIXES, container_layout, read_container
 from .envi import ENVI_DATA_SUFFIXES, envi_layout, read_envi
 from .pictures import PICTURE_SUFFIXES, picture_layout, read_picture
@@ -114,6 +114,9 @@ def read_cube(
         if 0 in arrays.values.shape:
             raise ValueError(f"the array has shape {list(arrays.values.shape)}, expected at least one value")
         if nodata is not None:
+            dtype = arrays.values.dtype
+            if dtype.kind != "f" and math.isfinite(nodata) and not can_hold(dtype, nodata):
+                raise _UnusableError(f"nodata= (--nodata) is {nodata:.17g}, which values of type {dtype} cannot be")
             equal = equal_to(arrays.values, nodata)
             arrays = arrays._replace(nodata=equal if arrays.nodata is None else arrays.nodata | equal)
         if scale is not None:
@@ -145,6 +148,10 @@ def read_layout(
         else:
             layout = envi_layout(path, given)
         return Layout(layout.shape, _fitting(given, layout.wavelengths, layout.shape[0]), layout.notes)
+
+
+class _UnusableError(ValueError):
+    """Says why values cannot be used although the file can be read."""
 
 
 def _checked_wavelengths(wavelengths: Sequence[float] | None) -> npt.NDArray[np.float32] | None:
@@ -183,10 +190,15 @@ def _errors_with_path(path: Path, dataset: str | None, axes: str | None) -> Iter
         yield suffix
     except ImportError:
         raise
+    except _UnusableError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file makes the format libraries raise nearly anything
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        detail = str(error.__cause__ or error) or "no reason given"
-        raise ValueError(f"{path}: cannot be read as a {_kind(suffix)} file: {kind}{detail}") from error
+        cause = error.__cause__ if type(error).__module__.startswith("rasterio") else None  # GDAL's own words
+        detail = str(cause or error) or "no reason given"
+        kind_of_file = _kind(suffix)
+        article = "an" if kind_of_file in ("ENVI", "HDF5") else "a"
+        raise ValueError(f"{path}: cannot be read as {article} {kind_of_file} file: {kind}{detail}") from error
 
 
 def _to_cube(arrays: Arrays, wavelengths: Tensor | None, check_finite: bool) -> Cube:
@@ -219,7 +231,7 @@ def _refuse(broken: npt.NDArray[np.bool_], what: str, why: str) -> None:
     if counts.any():
         places = ", ".join(f"{counts[band]} in band {band}" for band in np.flatnonzero(counts)[:8])
         rest = "" if (more := np.count_nonzero(counts) - 8) <= 0 else f" and {more} more bands"
-        raise ValueError(f"{what}: {places}{rest}{why}")
+        raise _UnusableError(f"{what}: {places}{rest}{why}")
 
 
 def _kind(suffix: str) -> str:
