@@ -137,7 +137,7 @@ def draw_stack(rng, folder):
     stored = np.nan_to_num(stored, nan=7)
     options = {
         "plain": {"metadata": None},
-        "shaped": {},
+        "shaped": {"metadata": {"axes": "CYX"}},  # without it sizes have to say that pages are bands
         "ImageJ": {"imagej": True},
         "OME": {"ome": True, "metadata": {"axes": "CYX"}},
     }[kind]

@@ -10,6 +10,8 @@ import scipy.io
 import torch
 
 from mmmae.data import read_cube
+from mmmae.data.readers.cube import read_layout
+from mmmae.data.readers.windows import Window
 
 NM = np.array([450.0, 500.0, 550.0, 600.0, 650.0])
 
@@ -226,3 +228,71 @@ def test_a_relative_path_and_a_string_are_read(tmp_path, monkeypatch, values):
     monkeypatch.chdir(tmp_path)
     assert read_cube("a.npy").values.shape == (5, 6, 7)
     assert read_cube(Path("a.npy")).values.shape == (5, 6, 7)
+
+
+def test_a_nodata_value_counts_beside_a_mask(tmp_path, write_raster, values):
+    values[:, 0, 0] = -9999
+    mask = np.ones((6, 7), dtype=bool)
+    mask[5, 5] = False
+    nodata = read_cube(write_raster(tmp_path / "a.tif", values, nodata=-9999, mask=mask)).nodata
+    assert nodata[0].nonzero().tolist() == [[0, 0], [5, 5]]
+    assert nodata.sum() == 10
+
+
+def test_a_scale_and_an_offset_of_a_geotiff_are_noted(tmp_path, write_raster, values):
+    import rasterio
+
+    path = write_raster(tmp_path / "a.tif", values, nodata=-1)
+    with rasterio.open(path, "r+") as target:
+        target.scales, target.offsets = [0.5] * 5, [1, 2, 3, 4, 5]
+    expected = ("values are multiplied by 0.5 (scale)", "one number a band is added to values (offset)")
+    assert read_cube(path).notes == read_layout(path).notes == expected
+
+
+def test_blocks_that_a_geotiff_leaves_out_are_nodata(tmp_path):
+    import rasterio
+
+    options = {"driver": "GTiff", "width": 48, "height": 40, "count": 1, "dtype": "float32", "nodata": -9999}
+    for kind, blocks in (
+        ("tiles", {"tiled": True, "blockxsize": 16, "blockysize": 16}),
+        ("strips", {"blockysize": 16}),
+    ):
+        with rasterio.open(tmp_path / f"{kind}.tif", "w", **options, **blocks, SPARSE_OK=True) as target:
+            target.write(np.ones((1, 8, 48), "f4"), window=rasterio.windows.Window(0, 32, 48, 8))
+        cube = read_cube(tmp_path / f"{kind}.tif")
+        assert not cube.nodata[0, 32:].any()
+        assert cube.nodata[0, :32].all()
+
+
+def test_a_header_beside_a_geotiff_is_noted_if_it_lists_wavelengths(tmp_path, write_raster, values):
+    path = write_raster(tmp_path / "a.tif", values)
+    path.with_suffix(".hdr").write_text(f"ENVI\nwavelength = {{{', '.join(map(str, NM))}}}\n")
+    for read in (read_cube, read_layout):
+        (note,) = read(path).notes
+        assert "wavelengths in a.hdr are not used" in note
+        assert read(path, wavelengths=NM).notes == ()
+
+
+def test_doubles_that_were_float32_have_its_nodata_value(tmp_path, values):
+    values[2, 3, 4] = -9999.9
+    np.save(tmp_path / "a.npy", values.astype(np.float64))
+    assert read_cube(tmp_path / "a.npy", nodata=-9999.9).nodata.nonzero().tolist() == [[2, 3, 4]]
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.h5", "a.nc"])
+def test_first_axes_of_size_1_are_left_out(tmp_path, values, name):
+    stored = values[None, None]
+    if name == "a.npy":
+        np.save(tmp_path / name, stored)
+    elif name == "a.npz":
+        np.savez(tmp_path / name, cube=stored, wavelengths=NM)
+    else:
+        with h5py.File(tmp_path / name, "w") as file:
+            file["reflectance"], file["wavelengths"] = stored, NM
+            for axis, label in enumerate(("run", "time", "band", "y", "x")):
+                file["reflectance"].dims[axis].label = label
+    cube = read_cube(tmp_path / name)
+    np.testing.assert_array_equal(cube.values.numpy(), values)
+    assert (cube.wavelengths is None) == (name == "a.npy")
+    part = read_cube(tmp_path / name, window=Window(1, 2, 3, 4))
+    np.testing.assert_array_equal(part.values.numpy(), values[:, 1:4, 2:6])

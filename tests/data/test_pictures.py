@@ -141,3 +141,11 @@ def test_a_header_or_preview_beside_an_image_is_no_second_image(tmp_path, write_
     np.save(tmp_path / "a.npy", values)
     with pytest.raises(ValueError, match=r"subject 'a': two files, .*a\.npy and .*a\.tif"):
         PairedFolder(tmp_path)
+
+
+def test_a_transparent_colour_of_a_palette_is_a_class(tmp_path):
+    image = palette_image(grey=False)
+    image.save(tmp_path / "a.png", transparency=0)
+    classes = read_cube(tmp_path / "a.png", classes=True)
+    assert not classes.nodata.any()
+    np.testing.assert_array_equal(classes.values[0].numpy(), np.asarray(image))

@@ -170,7 +170,14 @@ def directory(*entries, following=0):
 SIZES = ((256, 4, 1, 4), (257, 4, 1, 4), (258, 3, 1, 8), (273, 4, 1, 8), (279, 4, 1, 16))
 HOSTILE = {
     "more bands than bytes": (directory(*SIZES, (277, 3, 1, 65_535)), "declares 1048560 bytes"),
-    "the same, compressed": (directory(*SIZES, (277, 3, 1, 65_535), (259, 3, 1, 8)), "declares 1048560 bytes"),
+    "the same, compressed": (
+        directory((256, 4, 1, 4096), (257, 4, 1, 4096), *SIZES[2:], (277, 3, 1, 65_535), (259, 3, 1, 8)),
+        "declares 1099494850560 bytes",
+    ),
+    "nothing but blocks that are not there": (
+        directory((256, 4, 1, 65_536), (257, 4, 1, 65_536), *SIZES[2:4], (279, 4, 1, 0)),
+        "declares 4294967296 bytes",
+    ),
     "a size of 2^32": (directory((256, 4, 1, 2**32 - 1), (257, 4, 1, 2**32 - 1), *SIZES[2:]), "declares"),
     "no place of values": (directory(*SIZES[:3], (277, 3, 1, 65_535)), "says not where"),
     "a chain that loops": (directory(*SIZES, following=8), "the chain of pages does not end"),
@@ -217,7 +224,7 @@ def test_a_turned_page_is_noted(tmp_path):
     assert read_cube(tmp_path / "a.tif").notes == ("the file's orientation, 6, is not applied",)
 
 
-def test_alpha_is_no_band_unless_it_is_any_fourth_8_bit_band(tmp_path):
+def test_alpha_is_no_band_unless_it_is_any_fourth_band(tmp_path):
     values = stack("u2", (6, 7, 2))
     values[0, 0, 1] = 0
     tifffile.imwrite(
@@ -227,7 +234,74 @@ def test_alpha_is_no_band_unless_it_is_any_fourth_8_bit_band(tmp_path):
     np.testing.assert_array_equal(cube.values.numpy()[0][values[..., 1] > 0], values[..., 0][values[..., 1] > 0])
     np.testing.assert_array_equal(cube.nodata.numpy()[0], values[..., 1] == 0)
     assert cube.notes == ("band 1 is tagged as alpha and is left out",)
-    tifffile.imwrite(tmp_path / "b.tif", stack("u1", (6, 7, 4)), photometric="rgb", extrasamples=["unassalpha"])
-    cube = read_cube(tmp_path / "b.tif")
-    assert cube.values.shape == (4, 6, 7)
-    assert cube.notes == ("band 3 is tagged as alpha and is read as a band",)
+    for dtype in ("u1", "u2"):
+        tifffile.imwrite(tmp_path / "b.tif", stack(dtype, (6, 7, 4)), photometric="rgb", extrasamples=["unassalpha"])
+        cube = read_cube(tmp_path / "b.tif")
+        assert cube.values.shape == (4, 6, 7)
+        assert cube.notes == ("band 3 is tagged as alpha and is read as a band",)
+
+
+def test_the_nodata_value_of_the_first_page_is_that_of_all(tmp_path):
+    values = stack("u2")
+    values[:, 0, 0] = 999
+    for compression in (None, "zlib"):
+        with tifffile.TiffWriter(tmp_path / "a.tif") as target:
+            for number, page in enumerate(values):
+                tags = [] if number else [(42113, "s", 0, "999", True)]
+                target.write(page, metadata=None, extratags=tags, compression=compression)
+        np.testing.assert_array_equal(read_cube(tmp_path / "a.tif").nodata.numpy(), values == 999)
+
+
+def scaled(scale, offset):
+    items = (
+        f'<Item name="S" sample="0" role="scale">{scale}</Item><Item name="O" sample="0" role="offset">{offset}</Item>'
+    )
+    return [(42112, "s", 0, f"<GDALMetadata>{items}</GDALMetadata>", True)]
+
+
+@pytest.mark.parametrize("axes", ["THW", "TWH", "HTW", "WHT"])
+def test_scale_and_offset_are_kept_where_pages_are_rows(tmp_path, axes):
+    values = stack("u2")
+    stored = values.transpose(["THW".index(axis) for axis in axes])
+    write_pages(tmp_path / "a.tif", *stored, extratags=scaled(0.5, 3))
+    np.testing.assert_array_equal(read_cube(tmp_path / "a.tif", axes=axes).values.numpy(), values * 0.5 + 3)
+    with tifffile.TiffWriter(tmp_path / "b.tif") as target:
+        for number, page in enumerate(stored):
+            target.write(page, metadata=None, extratags=scaled(number + 1, 3))
+    if axes[0] == "T":
+        factors = np.arange(1, 12)[:, None, None]
+        np.testing.assert_array_equal(read_cube(tmp_path / "b.tif", axes=axes).values.numpy(), values * factors + 3)
+    else:
+        with pytest.raises(ValueError, match="pages have several scales or offsets"):
+            read_cube(tmp_path / "b.tif", axes=axes)
+
+
+@pytest.mark.parametrize("shape", [(60, 70, 9), (40, 50, 200)])
+def test_an_array_that_tifffile_wrote_without_axes_is_no_stack_against_its_sizes(tmp_path, shape):
+    values = stack(shape=shape)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    for read in (read_cube, read_layout):
+        with pytest.raises(ValueError, match=r"by axes= \(--axes\)"):
+            read(tmp_path / "a.tif")
+    found = read_cube(tmp_path / "a.tif", axes="HWT").values.numpy()
+    np.testing.assert_array_equal(found, values.transpose(2, 0, 1))
+    np.testing.assert_array_equal(read_cube(tmp_path / "a.tif", axes="THW").values.numpy(), values)
+    tifffile.imwrite(tmp_path / "a.tif", values, metadata={"axes": "CYX"})
+    np.testing.assert_array_equal(read_cube(tmp_path / "a.tif").values.numpy(), values)
+
+
+def test_what_any_page_notes_is_noted(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as target:
+        for page, orientation in zip(stack("u2", (3, 6, 7)), (6, 1, 1), strict=True):
+            tags = [(274, "H", 1, orientation, True)]
+            target.write(page, metadata=None, extratags=tags, compression="zlib")
+    expected = ("the file's orientation, 6, is not applied",)
+    assert read_cube(tmp_path / "a.tif").notes == read_layout(tmp_path / "a.tif").notes == expected
+
+
+def test_what_zstd_compresses_to_almost_nothing_is_read(tmp_path, write_raster):
+    ones = np.ones((1, 2048, 2048), np.uint8)
+    path = write_raster(tmp_path / "a.tif", ones, compress="zstd", tiled=True, blockxsize=2048, blockysize=2048)
+    with tifffile.TiffFile(path) as file:
+        assert sum(file.pages[0].databytecounts) * 10_000 < ones.size
+    assert (read_cube(path).values == 1).all()

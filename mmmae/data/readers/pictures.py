@@ -33,6 +33,8 @@ def read_picture(path: Path, window: Window | None = None, *, classes: bool = Fa
         colours = palette[arrays.values[0]]  # [H, W, 4]
         values = colours[..., : _shown(palette)].transpose(2, 0, 1)
         return Arrays(values, None, np.broadcast_to(colours[..., 3] == 0, values.shape))
+    if palette is not None:  # a transparent colour says how its class is shown, not that there is none
+        return arrays._replace(nodata=None)
     if classes and len(arrays.values) == 3 and (arrays.values == arrays.values[:1]).all():
         return Arrays(arrays.values[:1], None, None if arrays.nodata is None else arrays.nodata[:1])
     return arrays

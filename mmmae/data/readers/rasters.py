@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Arrays, ArraysLayout
+from .arrays import Arrays, ArraysLayout, equal_to
 from .products import with_metadata, with_metadata_layout
 from .tiff_pages import Page, chosen_pages, tiff_pages
+from .wavelength_files import header_note
 from .wavelengths import parse_wavelength, to_nanometres
 from .windows import Window
 
@@ -47,7 +48,8 @@ def read_tiff(
     pages, names = _names(path, dataset, axes)
     order = _order(pages, axes)
     if order == "THW":
-        return with_metadata(path, _read_pages(path, names, pages, window, wavelengths))
+        image = with_metadata(path, _read_pages(path, names, pages, window, wavelengths))
+        return image if image.wavelengths is not None else image._replace(notes=image.notes + header_note(path))
     stack = _read_pages(path, names, pages, None, NO_WAVELENGTHS)
     assert stack.nodata is not None
     turn, part = [order.index(axis) for axis in "THW"], (slice(None), slice(None), slice(None))
@@ -55,7 +57,8 @@ def read_tiff(
         window.check_within(*(stack.values.shape[order.index(axis)] for axis in "HW"))
         part = slice(None), *window.slices
     values, nodata = stack.values.transpose(turn)[part], stack.nodata.transpose(turn)[part]
-    return Arrays(values, wavelengths, nodata, notes=stack.notes)
+    scale, offset = (_of_turned(numbers, order) for numbers in (stack.scale, stack.offset))
+    return Arrays(values, wavelengths, nodata, scale, offset, stack.notes)
 
 
 def tiff_layout(
@@ -70,7 +73,8 @@ def tiff_layout(
             layout = ArraysLayout((len(pages), pages[0].height, pages[0].width), wavelengths, notes)
         else:
             layout = bands_layout(names, "GTiff", wavelengths, pages)
-        return with_metadata_layout(path, layout)
+        layout = with_metadata_layout(path, layout)
+        return layout if layout.wavelengths is not None else layout._replace(notes=layout.notes + header_note(path))
     sizes = dict(zip(order, (len(pages), pages[0].height, pages[0].width), strict=True))
     return ArraysLayout((sizes["T"], sizes["H"], sizes["W"]), wavelengths)
 
@@ -130,6 +134,19 @@ def _order(pages: Sequence[Page], axes: str | None) -> str:
     return axes
 
 
+def _of_turned(numbers: float | npt.NDArray[np.float64], order: str) -> float | npt.NDArray[np.float64]:
+    """Return the scale or offset of bands by those of pages; raise ValueError if pages are no bands and differ."""
+    each = np.atleast_1d(numbers)
+    if order[0] == "T":
+        return numbers
+    if (each != each[0]).any():
+        raise ValueError(
+            f"pages have several scales or offsets, which are of no band where axes are {order}; save the file with a "
+            "page a band"
+        )
+    return float(each[0])
+
+
 @contextmanager
 def open_raster(name: str, driver: str) -> Iterator[Any]:
     """Open a raster with a driver of GDAL, which the file can't choose itself; raise ValueError if it is complex."""
@@ -168,15 +185,18 @@ def read_bands(
     nodata: list[npt.NDArray[np.bool_]] = []
     bands: list[_Band] = []
     notes: list[str] = []
+    first: float | None = None
     for number, name in enumerate(names):  # one at a time: a stack may have more pages than a process may open files
         with open_raster(name, driver) as source:
-            described, notes = _describe(source, pages, number)
-            bands += described
-            found, hidden = _values(source, window)
+            bands += _describe(source, pages, number, notes)
+            found, hidden = _values(source, window, first)
+            first = source.nodatavals[0] if number == 0 else first
             values.append(found)
             nodata.append(hidden)
     wavelengths = _wavelengths(bands, notes) if given is None else given
+    notes += _scaling_notes(bands)
     scale, offset = np.array([band.scale for band in bands]), np.array([band.offset for band in bands])
+    notes = list(dict.fromkeys(notes))
     return Arrays(np.concatenate(values), wavelengths, np.concatenate(nodata), scale, offset, tuple(notes))
 
 
@@ -187,16 +207,30 @@ def bands_layout(names: Sequence[str], driver: str, given: Wavelengths, pages: S
     size = 0, 0
     for number, name in enumerate(names):
         with open_raster(name, driver) as source:
-            described, notes = _describe(source, pages, number)
-            bands += described
+            bands += _describe(source, pages, number, notes)
             size = source.height, source.width
     wavelengths = _wavelengths(bands, notes) if given is None else given
-    return ArraysLayout((len(bands), *size), wavelengths, tuple(notes))
+    notes += _scaling_notes(bands)
+    return ArraysLayout((len(bands), *size), wavelengths, tuple(dict.fromkeys(notes)))
 
 
-def _describe(source: Any, pages: Sequence[Page], number: int) -> tuple[list[_Band], list[str]]:
-    """Return what one page tells of its bands that are kept, and notes on it."""
-    notes: list[str] = []
+def _scaling_notes(bands: Sequence[_Band]) -> list[str]:
+    """Return how the scales and offsets of a file change its values, in words."""
+    scales, offsets = {band.scale for band in bands}, {band.offset for band in bands}
+    found = []
+    if scales - {1}:
+        found.append(f"values are multiplied by {_one(scales)} (scale)")
+    if offsets - {0}:
+        found.append(f"{_one(offsets)} is added to values (offset)")
+    return found
+
+
+def _one(numbers: set[float]) -> str:
+    return f"{min(numbers):g}" if len(numbers) == 1 else "one number a band"
+
+
+def _describe(source: Any, pages: Sequence[Page], number: int, notes: list[str]) -> list[_Band]:
+    """Return what one page tells of its bands that are kept, and add notes on it."""
     bands: list[_Band] = []
     kept, alpha = _kept(source), _alpha(source)
     if alpha is not None:
@@ -214,11 +248,13 @@ def _describe(source: Any, pages: Sequence[Page], number: int) -> tuple[list[_Ba
         elif wavelength is None and _is_number(micrometres := imagery.get("CENTRAL_WAVELENGTH_UM", "")):
             wavelength = float(micrometres), "um"  # rounded by GDAL to 1 nm, so last
         bands.append(_Band(wavelength, source.scales[band], source.offsets[band]))
-    return bands, notes
+    return bands
 
 
-def _values(source: Any, window: Window | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Read values and nodata of the bands that are kept."""
+def _values(
+    source: Any, window: Window | None, nodata_of_first: float | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read values and nodata of the bands that are kept; a page without a nodata value has that of the first page."""
     from rasterio.enums import MaskFlags
     from rasterio.windows import Window as RasterWindow
 
@@ -232,6 +268,10 @@ def _values(source: Any, window: Window | None) -> tuple[npt.NDArray[Any], npt.N
     for number, band in enumerate(kept):
         if MaskFlags.all_valid not in flags[band] and MaskFlags.alpha not in flags[band]:
             nodata[number] = source.read_masks(band + 1, window=place) == 0
+        declared = source.nodatavals[band]
+        declared = nodata_of_first if declared is None else declared
+        if declared is not None:  # GDAL leaves it out of the mask where the file has a mask or alpha
+            nodata[number] |= equal_to(values[number], declared)
     if alpha is not None and alpha not in kept:
         nodata |= source.read(alpha + 1, window=place) == 0
     return values, nodata
@@ -246,8 +286,8 @@ def _alpha(source: Any) -> int | None:
 
 
 def _kept(source: Any) -> list[int]:
-    """Return the bands without alpha. A fourth 8-bit band is kept: writers of GeoTIFF tag any as alpha."""
-    any_fourth = source.driver == "GTiff" and source.count == 4 and source.dtypes[0] == "uint8"
+    """Return the bands without alpha. A fourth band of a TIFF file is kept: writers tag any as alpha."""
+    any_fourth = source.driver == "GTiff" and source.count == 4
     left_out = None if any_fourth else _alpha(source)
     return [band for band in range(source.count) if band != left_out]
 

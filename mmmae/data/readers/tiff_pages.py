@@ -8,13 +8,17 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from .axes import axes_by_size
+
 MOST_PAGES = 65_536
+ALWAYS_HELD = 2**28  # bytes of values that are read from a compressed file of any size: zstd and LERC have no bound
 MOST_COMPRESSED = 10_000  # bytes of values that one compressed byte may stand for; Deflate reaches 1032, LZW less
 FORMATS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex int", 6: "complex"}
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, DESCRIPTION = 254, 255, 256, 257, 258, 259, 270
 STRIP_COUNTS, ORIENTATION, SAMPLES, PAGE_NAME, TILE_COUNTS, SAMPLE_FORMAT = 279, 274, 277, 285, 325, 339
+ROWS_PER_STRIP, PLANAR, TILE_WIDTH, TILE_HEIGHT = 278, 284, 322, 323
 STRIPS, FILL_ORDER, COLOURS, GDAL_METADATA, GDAL_NODATA = 273, 266, 320, 42112, 42113
 PLAIN = {f"{kind}{8 * size}": f"{kind[0]}{size}" for kind in ("uint", "int") for size in (1, 2, 4, 8)}
 PLAIN.update(float32="f4", float64="f8")
@@ -104,7 +108,7 @@ def _check_description(pages: list[Page], given: str | None) -> None:
     elif "<OME" in text[:2000] and "<Pixels" in text:
         axes = _ome_axes(text)
     elif text.startswith('{"shape":'):
-        axes = _shaped_axes(text, pages[0], given)
+        axes = _shaped_axes(text, pages, given)
     if not axes:
         return
     long = {name: size for name, size in axes.items() if size > 1}
@@ -137,8 +141,9 @@ def _ome_axes(text: str) -> dict[str, int]:
     return {"channels": sizes.get("C", 1), "slices": sizes.get("Z", 1), "times": sizes.get("T", 1)}
 
 
-def _shaped_axes(text: str, page: Page, given: str | None) -> dict[str, int]:
+def _shaped_axes(text: str, pages: list[Page], given: str | None) -> dict[str, int]:
     """Return the axes of an array that tifffile wrote, without those of a page."""
+    page = pages[0]
     try:
         described = json.loads(text)
         shape = [int(size) for size in described["shape"]]
@@ -147,6 +152,13 @@ def _shaped_axes(text: str, page: Page, given: str | None) -> dict[str, int]:
     names = str(described.get("axes", ""))
     if given is None and len(names) == len(shape) and page.samples == 1 and {*"YX"} <= {*names} and names[-2:] != "YX":
         raise ValueError(f"the file describes the axes {names}, Y and X not last; give their order by axes= (--axes)")
+    if given is None and not names and page.samples == 1 and shape == [len(pages), page.height, page.width]:
+        found = axes_by_size(shape, matlab=False)
+        if found != "THW":
+            raise ValueError(
+                f"the array {shape} was written without names of axes, and by its sizes they are {found}, not pages of "
+                f'bands; give their order by axes= (--axes), "{found}" or "THW"'
+            )
     inner = 2 if page.samples == 1 else 3
     return (
         {f"axis {number}": size for number, size in enumerate(shape[:-inner])} if len(shape) > inner else {"images": 1}
@@ -213,9 +225,15 @@ class _Directories:
         declared = samples * height * -(-width * bits // 8)
         counts = tags.get(STRIP_COUNTS) or tags.get(TILE_COUNTS)
         if counts is not None:
-            held = min(sum(self._integers(counts, counts[1])), self.size)
-            most = held if one(COMPRESSION, 1) == 1 else held * MOST_COMPRESSED
-            if declared > most:
+            lengths = self._integers(counts, counts[1])
+            held = min(sum(lengths), self.size)
+            across, down = (one(TILE_WIDTH, width), one(TILE_HEIGHT, height)) if TILE_COUNTS in tags else (
+                width, min(one(ROWS_PER_STRIP, height), height)
+            )  # fmt: skip
+            block = (1 if one(PLANAR, 1) == 2 else samples) * down * -(-across * bits // 8)
+            written = declared - lengths.count(0) * block  # blocks of nothing but nodata may be left out of the file
+            most = held if one(COMPRESSION, 1) == 1 else max(held * MOST_COMPRESSED, ALWAYS_HELD)
+            if written > most or declared > max(self.size * MOST_COMPRESSED, ALWAYS_HELD):
                 raise ValueError(
                     f"truncated or damaged: a page declares {declared} bytes of values ({samples} bands of {height} x "
                     f"{width}), the file has {held} for them"

@@ -39,5 +39,16 @@ def read_wavelength_file(path: Path) -> list[float]:
     return [float(value) for value in found]
 
 
+def header_note(image: Path) -> tuple[str, ...]:
+    """Return a note on wavelengths in an ENVI header beside an image of another format, which are not read with it."""
+    header = image.with_suffix(".hdr")
+    try:
+        listed = header.is_file() and bool(read_header(header).get("wavelength"))
+    except (ValueError, OSError):
+        listed = False
+    what = f"the wavelengths in {header.name} are not used; give them by wavelengths= (--wavelengths {header.name})"
+    return (what,) if listed else ()
+
+
 def _numbers(text: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.array([float(part) for part in re.split(r"[\s,;]+", text) if part], dtype=np.float64)
