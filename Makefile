@@ -52,7 +52,7 @@ test-lowest test-newest: test-%:
 soak: $(VENV)/.native ## run the tests that take long: 10,000 random calls, 5,000 random files, base in all cases, four processes, a run killed twenty times (25 minutes)
 	$(BIN)/python -m pytest tests/soak --soak $(ARGS)
 
-bench: $(VENV)/.native ## run the benches: every op, and the model against the reference (6 minutes; ARGS=--quick: one)
+bench: $(VENV)/.native ## run the benches: every op, and the model against the reference (9 minutes; ARGS=--quick: one)
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)
 
 bench-full: $(VENV)/.native $(VENV)/.peers ## the same with every preset, peers, scaling and switches (45 minutes)
