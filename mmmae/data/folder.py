@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .bands import CHOICES, BandChoice
 from .georeference import elsewhere, find_georeference
 from .image_files import ImageFiles
-from .normalization import Normalization, load_or_save, robust_percentiles
+from .normalization import Normalization, listed, load_or_save, remembered, robust_percentiles
 from .pairing import Modality, pair_files
 from .readers.arrays import Reading
 from .readers.windows import Window, tile_grid
@@ -38,7 +38,8 @@ class PairedFolder(Subjects):
         wavelengths: instead of `bands`, wavelengths in nm; the nearest band of each, within `tolerance`, is read.
         resample: instead of both, wavelengths in nm at which spectra are interpolated linearly.
         normalization: statistics, or the path of their JSON file, which is written if it does not exist yet. None:
-            computed and kept in memory.
+            computed and kept in memory. Statistics that were measured with `nodata` or `scale` bring them along; others
+            are refused.
         check_finite: False treats undeclared NaN and infinite values as nodata instead of raising an error.
         tolerance: in nm; also how far the wavelengths of two cubes may differ.
         dataset, axes, nodata, scale: as in `read_cube`; a mapping goes by modality ("hsi" for the cubes), anything else
@@ -114,6 +115,16 @@ class PairedFolder(Subjects):
         given = {"dataset": dataset, "axes": axes, "nodata": nodata, "scale": scale}
         reading = read_by_modality(["hsi", *aux], **given)
         reading["hsi"]["wavelengths"] = file_wavelengths
+        self._path = None
+        known: Normalization | None = None
+        if isinstance(normalization, Normalization):
+            known = normalization
+        elif normalization is not None:
+            self._path = Path(normalization)
+            known = Normalization.load(self._path) if self._path.exists() else None
+        if known is not None:
+            reading = {name: _recalled(given, known.reading.get(name, {})) for name, given in reading.items()}
+        self._remembered = {modality: remembered(options) for modality, options in reading.items()}
 
         hsi, paired = pair_files(hsi_dir, aux)
         self.folder = hsi.folder
@@ -156,15 +167,10 @@ class PairedFolder(Subjects):
         self.bands, self.wavelengths = self._hsi.bands, self._hsi.wavelengths
         self.modalities = {name: files.bands for name, files in self._aux.items()}
 
-        self._path = None
-        if isinstance(normalization, Normalization):
-            self.normalization = self._fitting(normalization, "normalization")
-        elif normalization is not None:
-            self._path = Path(normalization)
-            if self._path.exists():
-                self.normalization = self._fitting(Normalization.load(self._path), str(self._path))
-            elif not self._path.parent.is_dir():
-                raise ValueError(f"normalization {self._path}: the folder {self._path.parent} does not exist")
+        if known is not None:
+            self.normalization = self._fitting(known, str(self._path or "normalization"))
+        elif self._path is not None and not self._path.parent.is_dir():
+            raise ValueError(f"normalization {self._path}: the folder {self._path.parent} does not exist")
 
     @cached_property
     def normalization(self) -> Normalization:
@@ -280,7 +286,7 @@ class PairedFolder(Subjects):
                 place = "" if "modality" in str(error) else f"modality {modality!r}: "
                 raise ValueError(f"{place}{error}") from error
             selection[modality] = files.selection
-        return Normalization(percentiles, selection)
+        return Normalization(percentiles, selection, self._remembered)
 
     def _fitting(self, normalization: Normalization, source: str) -> Normalization:
         for modality, files in {"hsi": self._hsi, **self._aux}.items():
@@ -298,6 +304,12 @@ class PairedFolder(Subjects):
                     f"{source} was measured on other bands of modality {modality!r}: {selection}, "
                     f"expected {files.selection}"
                 )
+            measured, given = normalization.reading.get(modality), self._remembered[modality]
+            if measured is not None and measured != given:
+                raise ValueError(
+                    f"{source} was measured with {listed(measured)} of modality {modality!r}, the files are read with "
+                    f"{listed(given)}; give the same, or measure others"
+                )
         return normalization
 
 
@@ -308,6 +320,12 @@ def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | N
     if height < 1 or width < 1:
         raise ValueError(f"image_size is {image_size}, expected one or two positive numbers")
     return height, width
+
+
+def _recalled(given: Reading, known: Mapping[str, str]) -> Reading:
+    """Return the arguments of `read_cube` that are given, and those that statistics know where none are."""
+    chosen = {option: value for option, value in given.items() if value is not None}
+    return cast(Reading, {**{option: float(text) for option, text in known.items()}, **chosen})
 
 
 def read_by_modality(modalities: Sequence[str], **options: Any) -> dict[str, Reading]:

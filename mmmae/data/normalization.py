@@ -20,6 +20,7 @@ PERCENTILES = (2, 50, 98)
 MAX_PIXELS_PER_FILE = 8192
 MAX_VALUES = 2**23
 FORMAT = "mmmae-normalization-1"
+READING = ("nodata", "scale")
 
 Percentiles = tuple[tuple[float, float, float], ...]
 
@@ -34,6 +35,8 @@ class Normalization:
     Attributes:
         percentiles: modality -> (p2, p50, p98) of each band, in the units of the files.
         selection: modality -> a phrase that lists the bands measured ("bands 0,2"); empty if not known.
+        reading: modality -> the nodata value and the scale that were given for its files ({"scale": "0.5"}), as text,
+            in which NaN equals NaN; a modality that is not in it was read in a way that is not known.
 
     Example:
         >>> import torch
@@ -49,6 +52,7 @@ class Normalization:
 
     percentiles: Mapping[str, Percentiles]
     selection: Mapping[str, str] = field(default_factory=dict)
+    reading: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, bands in self.percentiles.items():
@@ -109,7 +113,8 @@ class Normalization:
     def to_json(self) -> dict[str, Any]:
         """Return the content of the file that `save` writes."""
         percentiles = {name: [list(values) for values in bands] for name, bands in self.percentiles.items()}
-        return {"format": FORMAT, "percentiles": percentiles, "selection": dict(self.selection)}
+        reading = {name: dict(given) for name, given in self.reading.items()}
+        return {"format": FORMAT, "percentiles": percentiles, "selection": dict(self.selection), "reading": reading}
 
     @classmethod
     def from_json(cls, content: Any) -> "Normalization":
@@ -121,7 +126,9 @@ class Normalization:
                 name: tuple((float(low), float(middle), float(high)) for low, middle, high in bands)
                 for name, bands in content["percentiles"].items()
             }
-            return cls(percentiles, {name: str(text) for name, text in content.get("selection", {}).items()})
+            selection = {name: str(text) for name, text in content.get("selection", {}).items()}
+            reading = {name: remembered(given) for name, given in content.get("reading", {}).items()}
+            return cls(percentiles, selection, reading)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__} {error}") from error
 
@@ -139,6 +146,16 @@ class Normalization:
         scale = np.where(half > resolution, half, 1.0)
         centre_and_scale = torch.tensor(np.stack([middle, scale]), dtype=torch.float32, device=values.device)
         return centre_and_scale[0, :, None, None], centre_and_scale[1, :, None, None]
+
+
+def remembered(reading: Mapping[str, Any]) -> dict[str, str]:
+    """Return as text those arguments of `read_cube` that change values: nodata and scale, where they are given."""
+    return {option: repr(float(reading[option])) for option in READING if reading.get(option) is not None}
+
+
+def listed(reading: Mapping[str, str]) -> str:
+    """Return a phrase for what `remembered` returned."""
+    return " and ".join(f"{option} {text}" for option, text in reading.items()) or "no nodata and no scale"
 
 
 def robust_percentiles(cubes: Iterable[Cube], count: int) -> Percentiles:

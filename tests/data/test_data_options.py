@@ -13,7 +13,7 @@ from mmmae.cli.options import DataOptions, GeneratedOptions, open_subjects
 from mmmae.cli.pretrain import training_subjects
 from mmmae.cli.rules import registry
 from mmmae.cli.trained import TrainedDataOptions, load_encoder
-from mmmae.data import CachedSubjects, PairedFolder, ShardedSubjects
+from mmmae.data import CachedSubjects, Normalization, PairedFolder, ShardedSubjects
 from mmmae.data.readers.wavelength_files import read_wavelength_file
 from mmmae.model.encoder import HSIEncoder
 from mmmae.phantom import Phantom, write_phantom
@@ -293,3 +293,42 @@ def test_a_cache_of_bands_that_are_no_multiple_of_the_patch_names_the_options(tu
     assert main(["data", "cache", *words]) == 0
     with pytest.raises(ValueError, match=r"the data have 14 bands, expected a multiple of the 3 of a patch: .*--bands"):
         training_subjects(*parse(tmp_path, "--cache", "{folder}/cache"), "tiny", {"image_size": 32}, seed=0)
+
+
+@pytest.fixture
+def scaled(turned):
+    """Statistics of the cubes of `turned`, measured with a scale and a nodata value."""
+    words = [*READING[:4], "--nodata", "-9999", "--scale", "0.5", "--normalization", "{folder}/statistics.json"]
+    data = open_subjects(parse(turned, "--hsi", "{folder}/hsi", *words)[0], None)
+    data.normalization  # noqa: B018  # written now
+    return data
+
+
+STATISTICS = ["--normalization", "{folder}/statistics.json", "--hsi", "{folder}/hsi", "--axes", "HWT"]
+STATISTICS += ["--dataset", "cube"]
+
+
+def test_statistics_bring_nodata_and_scale_along(turned, scaled):
+    again = open_subjects(parse(turned, *STATISTICS)[0], None)
+    assert torch.equal(again[0].hsi, scaled[0].hsi)
+    assert torch.equal(again[0].valid, scaled[0].valid)
+    assert again.normalization.reading == {"hsi": {"nodata": "-9999.0", "scale": "0.5"}}
+    open_subjects(parse(turned, *STATISTICS, "--nodata", "-9999", "--scale", "0.5")[0], None)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "read"), [("--scale", "2", "nodata -9999.0 and scale 2.0"), ("--nodata", "-1", "nodata -1.0")]
+)
+def test_another_nodata_or_scale_than_that_of_the_statistics_is_refused(turned, scaled, option, value, read):
+    message = rf"statistics.json was measured with nodata -9999.0 and scale 0.5 of .*'hsi', .* with {read}"
+    with pytest.raises(ValueError, match=message):
+        open_subjects(parse(turned, *STATISTICS, option, value)[0], None)
+
+
+def test_statistics_without_nodata_and_scale_take_none_and_those_of_others_any(turned):
+    words = [*STATISTICS, "--nodata", "-9999"]
+    measured = open_subjects(parse(turned, *STATISTICS)[0], None).normalization
+    with pytest.raises(ValueError, match=r"was measured with no nodata and no scale .* are read with nodata -9999.0"):
+        open_subjects(parse(turned, *words)[0], None)
+    Normalization(measured.percentiles, measured.selection).save(turned / "statistics.json")
+    open_subjects(parse(turned, *words)[0], None)

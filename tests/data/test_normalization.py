@@ -1,5 +1,6 @@
 """Statistics are those of the valid pixels, normalisation can be inverted, and a damaged file is refused."""
 
+import json
 import os
 
 import numpy as np
@@ -149,3 +150,18 @@ def test_a_folder_is_no_file_of_statistics(tmp_path):
 def test_a_missing_file_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         Normalization.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("value", ["nan", "-9999.0", "0.0001"])
+def test_how_files_were_read_is_stored(tmp_path, value):
+    statistics = Normalization({"hsi": ((1.0, 2.0, 5.0),)}, reading={"hsi": {"nodata": value, "scale": "0.5"}})
+    statistics.save(tmp_path / "statistics.json")
+    assert Normalization.load(tmp_path / "statistics.json") == statistics
+
+
+@pytest.mark.parametrize("reading", [[], {"hsi": 3}, {"hsi": {"scale": "x"}}, {"hsi": {"nodata": [1]}}], ids=str)
+def test_a_way_of_reading_that_is_none_is_refused(tmp_path, reading):
+    path = tmp_path / "statistics.json"
+    path.write_text(json.dumps({**STATISTICS.to_json(), "reading": reading}))
+    with pytest.raises(ValueError, match="is not a file of normalisation statistics"):
+        Normalization.load(path)
