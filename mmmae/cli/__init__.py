@@ -10,7 +10,8 @@ import inspect
 import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeAlias
 
 import tyro
@@ -20,7 +21,7 @@ from ..text import printable
 from ..tuning import tune_cpu
 from . import data, encode, export, finetune, import_spectralgpt, info, pretrain, profile, reconstruct
 from .options import Flag
-from .output import UnreadOutput
+from .output import UnreadOutput, one_line
 from .rules import registry
 from .stored import Stored, read_stored
 
@@ -40,6 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = _command_name(arguments)
     traceback = "--traceback" in arguments
     tune_cpu()
+    with _warnings_of_one_line():
+        return _call(command, arguments, traceback=traceback)
+
+
+def _call(command: str, arguments: list[str], *, traceback: bool) -> int:
     try:
         stored = read_stored(command, arguments)
         call = _parse(command, arguments, stored)
@@ -61,6 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "; the run goes on with --resume auto" if command == "pretrain" else ""
         print(f"mmmae {command}: interrupted{hint}", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _warnings_of_one_line() -> Iterator[None]:
+    before, warnings.formatwarning = warnings.formatwarning, one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _command_name(arguments: Sequence[str]) -> str:

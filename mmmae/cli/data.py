@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from ..checks import check_whole
-from ..text import printable
 from .options import Aux, DataOptions, Flag, ReadingOptions, aux_folders, open_subjects
+from .output import say
 
 if TYPE_CHECKING:
     from ..data.check import Finding
@@ -46,8 +46,9 @@ def check(
         json: print JSON
     """
     from ..data import CachedSubjects, ShardedSubjects
-    from ..data.check import check_files, check_stored
+    from ..data.check import Finding, Kind, check_files, check_stored
     from ..data.folder import read_by_modality
+    from ..data.pairing import has_images
     from ..data.readers.wavelength_files import read_wavelength_file
 
     track = partial(_tracked, "read")
@@ -63,18 +64,25 @@ def check(
         stored = (CachedSubjects if cache is not None else ShardedSubjects)(place, check_files=False)
         return _report(len(stored), check_stored(stored, track=track), json)
     folders = aux_folders(aux)
+    empty: list[Finding] = []
     if folder is not None:
         hsi = folder / "hsi"
         if hsi.is_dir():
-            beside = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-            folders = {path.name: str(path) for path in beside if path.name not in ("hsi", "labels")}
+            beside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+            beside = [path for path in beside if path.name not in ("hsi", "labels")]
+            folders = {path.name: str(path) for path in beside if has_images(path)}
+            reason = "is not read: it holds no image"
+            empty = [Finding(Kind.NOTE, path.name, "", path, reason) for path in beside if path.name not in folders]
         else:
             hsi = _folder_of_cubes(folder)
     assert hsi is not None
     how = read_by_modality(["hsi", *folders], **reading.by_modality(["hsi", *folders]))
     if wavelengths is not None:
+        if not wavelengths.is_file():
+            raise FileNotFoundError(f"--wavelengths is {wavelengths}, expected a file with those of all bands")
         how["hsi"]["wavelengths"] = read_wavelength_file(wavelengths)
-    return _report(*check_files(hsi, folders, reading=how, track=track), json)
+    count, findings = check_files(hsi, folders, reading=how, track=track)
+    return _report(count, [*findings, *empty], json)
 
 
 def cache(data: DataOptions, *, out: Path, image_size: int | None = None, workers: int = 0) -> None:
@@ -90,7 +98,7 @@ def cache(data: DataOptions, *, out: Path, image_size: int | None = None, worker
     check_whole("--workers", workers, 0)
     subjects = open_subjects(data, image_size)
     write_cache(subjects, out, workers=workers, track=partial(_tracked, "cached"))
-    print(f"{out} holds {subjects!r}")
+    say(f"{out} holds {subjects!r}")
 
 
 def shard(
@@ -112,7 +120,7 @@ def shard(
         write_shards(subjects, out, per_shard=per_shard, workers=workers, track=partial(_tracked, "packed"))
     except ImportError as error:
         raise ValueError(str(error)) from error
-    print(f"{out} holds {subjects!r}")
+    say(f"{out} holds {subjects!r}")
 
 
 def phantom(
@@ -141,7 +149,7 @@ def phantom(
     if not 0 <= missing <= 1:
         raise ValueError(f"--missing is {missing:g}, expected a number in [0, 1]")
     files = write_phantom(folder, subjects, size, bands, seed, missing)
-    print(f"wrote {subjects} generated subjects, no measurements, as {len(files)} files into {folder}")
+    say(f"wrote {subjects} generated subjects, no measurements, as {len(files)} files into {folder}")
 
 
 def _folder_of_cubes(folder: Path) -> Path:
@@ -171,7 +179,7 @@ def _report(count: int, findings: list[Finding], as_json: bool) -> int:
         print(json_format.dumps({"files": count, "findings": rows}, indent=1))
         return 1 if damage else 0
     for finding in findings:
-        print(f"{finding.kind.value:<13} {finding.modality:<10} {printable(f'{finding.path}: {finding.reason}')}")
+        say(f"{finding.kind.value:<13} {finding.modality:<10} {finding.path}: {finding.reason}")
     kinds = len({finding.kind for finding in damage})
     summary = f"{len(damage)} findings of {kinds} kinds of damage" if damage else "no damage"
     print(f"read {count}: {summary}")

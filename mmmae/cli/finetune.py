@@ -11,6 +11,7 @@ import tyro
 from ..config import MMMAEConfig, Preset
 from ..training.finetuning.settings import FinetuneSettings
 from .options import Fields, Flag, colours, config_fields, config_without_bands
+from .output import say
 from .stored import Stored
 from .trained import TrainedDataOptions, load_encoder, trained_subjects
 
@@ -79,18 +80,19 @@ def run(
         read = read_class_labels(labels, subjects)
     else:
         read = read_mask_labels(labels, subjects, ignore=ignore, names=classes.split(",") if classes else None)
-    print(f"{subjects!r}\n{len(read.counts)} of {len(subjects)} labelled, classes: {', '.join(read.classes)}")
+    say(repr(subjects))
+    say(f"{len(read.counts)} of {len(subjects)} labelled, classes: {', '.join(read.classes)}")
     _, report = finetune(
         model, subjects, read, out, chosen, validation=held_out(validation, subjects), rgb=shown, maps=maps
     )
     for name in report["not_trained"]:
-        print(f"note: no training subject has the class {name}")
+        say(f"note: no training subject has the class {name}")
     name = main_score(read.task)
     print(
         f"held out: {len(report['validation'])}; kept epoch {report['epoch']} of {report['epochs']}: "
-        f"{name} {report[name]:.4f}, accuracy {report['accuracy']:.4f}\n"
-        f"wrote {out / 'model'} and {out / 'metrics.json'}"
+        f"{name} {report[name]:.4f}, accuracy {report['accuracy']:.4f}"
     )
+    say(f"wrote {out / 'model'} and {out / 'metrics.json'}")
 
 
 def _from_scratch(

@@ -1,13 +1,29 @@
-"""A standard output whose reader may leave: a run of hours does not end because `head` has seen enough."""
+"""What commands print: lines that foreign names can't forge, and a standard output whose reader may leave."""
 
 from __future__ import annotations
 
 import os
 from typing import Any, TextIO
 
+from ..text import printable
+
+
+def say(line: object) -> None:
+    """Print one line, whatever the names in it hold."""
+    print(printable(line))
+
+
+def one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as one line, in place of `warnings.formatwarning`."""
+    return f"{printable(filename)}:{lineno}: {category.__name__}: {printable(' '.join(str(message).split()))}\n"
+
 
 class UnreadOutput:
     """A stream that drops what is written after its reader has closed the pipe, and is otherwise the stream itself.
+
+    A run of hours does not end because `head` has seen enough.
 
     Args:
         stream: a text stream with a file descriptor, as `sys.stdout`.

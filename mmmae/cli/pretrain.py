@@ -22,6 +22,7 @@ from .options import (
     open_subjects,
     own_choice,
 )
+from .output import say
 from .stored import Stored
 
 if TYPE_CHECKING:
@@ -88,11 +89,12 @@ def run(
     if world.rank == 0:
         of_ranks = f" on each of {world.ranks} processes" if world.ranks > 1 else ""
         course = f"{chosen.steps} steps of {chosen.batch * chosen.accumulate} subjects{of_ranks}"
-        print(f"{subjects!r}\n{source}, {course}, into {out}")
+        say(repr(subjects))
+        say(f"{source}, {course}, into {out}")
     pretrain(model, subjects, out, chosen, resume=stored.checkpoint, rgb=shown)
     if world.rank == 0:
         written = ("model", "encoder", "reconstruction.png")
-        print("wrote " + ", ".join(str(out / name) for name in written))
+        say("wrote " + ", ".join(str(out / name) for name in written))
 
 
 def training_subjects(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import MMMAEConfig
 from .options import DataOptions, Flag, check_bands, open_subjects, own_choice
+from .output import say
 
 if TYPE_CHECKING:
     from ..data.subjects import Subjects
@@ -55,9 +56,9 @@ def trained_subjects(data: TrainedDataOptions, config: MMMAEConfig, folder: Path
         hint = "; --adapt-normalization measures new ones" if stored is not None and str(stored) in str(error) else ""
         raise ValueError(f"{error}{hint}") from error
     if data.normalization is not None:
-        print(f"statistics of the input: {data.normalization}")
+        say(f"statistics of the input: {data.normalization}{_reading(subjects)}")
     elif stored is not None and data.hsi is not None:
-        print(f"statistics of the input: {stored}")
+        say(f"statistics of the input: {stored}{_reading(subjects)}")
     elif data.hsi is not None:
         print("statistics of the input: measured on these data, because there are none beside the model")
     elif stored is not None:
@@ -106,8 +107,16 @@ def _other_bands(config: MMMAEConfig, subjects: Subjects) -> dict[str, Any]:
     return changes
 
 
+def _reading(subjects: Subjects) -> str:
+    """Return how files are read because the statistics were measured so, for a message."""
+    from ..data.normalization import listed
+
+    reading = subjects.normalization.reading.get("hsi")
+    return f", with {listed(reading)}" if reading else ""
+
+
 def _compare(subjects: Subjects, stored: Path) -> None:
     from ..data import Normalization
 
     if Normalization.load(stored).percentiles.get("hsi") != subjects.normalization.percentiles.get("hsi"):
-        print(f"note: these data were normalised by other statistics than {stored}")
+        say(f"note: these data were normalised by other statistics than {stored}")

@@ -88,13 +88,22 @@ def images_in(modality: str, folder: Path) -> list[tuple[str, Path]]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"modality {modality!r}: the folder {folder} {what}")
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
-    images = [(stem, path) for path in files if (stem := _stem(path)) is not None]
-    with_image = {stem for stem, path in images if not _may_be_companion(path)}
-    images = [(stem, path) for stem, path in images if stem not in with_image or not _may_be_companion(path)]
+    images = _images(folder)
     if not images:
         raise ValueError(f"modality {modality!r}: no image in {folder}, expected files ending in {' '.join(SUFFIXES)}")
     return images
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether a folder has an image file."""
+    return bool(_images(folder))
+
+
+def _images(folder: Path) -> list[tuple[str, Path]]:
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
+    images = [(stem, path) for path in files if (stem := _stem(path)) is not None]
+    with_image = {stem for stem, path in images if not _may_be_companion(path)}
+    return [(stem, path) for stem, path in images if stem not in with_image or not _may_be_companion(path)]
 
 
 def _files_by_stem(modality: str, folder: Path) -> dict[str, Path]:

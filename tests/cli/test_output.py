@@ -1,9 +1,11 @@
-"""Runs go on when nobody reads what they print."""
+"""Runs go on when nobody reads what they print, and warnings keep to their line."""
 
 import os
 import subprocess
 import sys
+import warnings
 
+from mmmae.cli import main
 from mmmae.cli.output import UnreadOutput
 
 PRINTS = """
@@ -33,3 +35,16 @@ def test_output_with_a_reader_is_the_stream(tmp_path):
         output = UnreadOutput(stream)
         print("text", file=output, flush=True)
         assert os.fstat(output.fileno()).st_size == 5
+
+
+def test_a_warning_of_a_command_is_one_line(monkeypatch):
+    shown = []
+
+    def warn():
+        shown.append(warnings.formatwarning("scene\nread 9: no damage \x1b[31m", UserWarning, "a.py", 7))
+
+    monkeypatch.setattr("mmmae.cli._parse", lambda *options: warn)
+    before = warnings.formatwarning
+    assert main(["info"]) == 0
+    assert shown == ["a.py:7: UserWarning: scene read 9: no damage \\x1b[31m\n"]
+    assert warnings.formatwarning is before

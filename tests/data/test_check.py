@@ -2,8 +2,11 @@
 
 import json
 
+import h5py
 import numpy as np
 import pytest
+import scipy.io
+from PIL import Image
 
 from mmmae.cli import main
 from mmmae.data import PairedFolder, check, write_cache, write_shards
@@ -243,3 +246,66 @@ def test_the_phantom_gives_no_finding(tmp_path):
 def test_the_real_scenes_give_no_finding(scenes):
     aux = {"VV": f"{scenes}/S1RTC:0", "VH": f"{scenes}/S1RTC:1", "DEM": scenes / "DEM"}
     assert check_files(scenes / "S2L2A", aux) == (15, [])
+
+
+def test_hidden_folders_and_folders_without_an_image_do_not_end_the_check(tree, capsys):
+    for name in (".cache", "splits"):
+        (tree / name).mkdir()
+        (tree / name / "train.txt").write_text("s0")
+    assert main(["data", "check", str(tree), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["files"] == 12
+    (row,) = report["findings"]
+    assert (row["kind"], row["modality"], row["path"]) == ("note", "splits", str(tree / "splits"))
+    assert "holds no image" in row["reason"]
+
+
+def test_the_name_of_a_folder_forges_no_line(tree, capsys):
+    folder = tree / "x\nread 9: no damage"
+    folder.mkdir()
+    (folder / "s0.npy").write_bytes(b"")
+    assert main(["data", "check", str(tree)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("read ")] == lines[-1:]
+
+
+def windows_read(monkeypatch, path):
+    """Check a folder of one cube in strips of three rows; return the windows that are read."""
+    windows, read = [], check.read_cube
+
+    def reading(path, window=None, **options):
+        windows.append(window)
+        return read(path, window=window, **options)
+
+    monkeypatch.setattr(check, "read_cube", reading)
+    monkeypatch.setattr(check, "VALUES_AT_ONCE", 3 * 20 * 3)
+    assert check_files(path.parent)[1] == []
+    return windows
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".mat", ".png"])
+def test_what_is_decoded_as_a_whole_is_read_once(tmp_path, monkeypatch, suffix):
+    path, rng = tmp_path / f"a{suffix}", np.random.default_rng(0)
+    if suffix == ".npz":
+        np.savez_compressed(path, cube=rng.normal(size=(3, 16, 20)))
+    elif suffix == ".mat":
+        scipy.io.savemat(path, {"cube": rng.normal(size=(16, 20, 3))}, do_compression=True)
+    else:
+        Image.fromarray(rng.integers(1, 255, (16, 20, 3), dtype=np.uint8)).save(path)
+    assert windows_read(monkeypatch, path) == [None]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "rows"),
+    [((3, 4, 20), [0, 4, 8, 12]), ((1, 2, 5), [0, 2, 4, 6, 8, 10, 12, 14]), ((3, 16, 20), [0, 3, 6, 9, 12, 15])],
+    ids=["larger than a strip", "smaller", "too large"],
+)
+def test_strips_do_not_cut_chunks_unless_these_are_too_large(tmp_path, monkeypatch, chunks, rows):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("cube", data=np.random.default_rng(0).normal(size=(3, 16, 20)), chunks=chunks)
+    assert [window.row for window in windows_read(monkeypatch, tmp_path / "a.h5")] == rows
+
+
+def test_the_check_takes_a_file_of_wavelengths_only_and_says_so(tree, capsys):
+    assert main(["data", "check", "--hsi", str(tree / "hsi"), "--wavelengths", "550,650"]) == 2
+    assert "--wavelengths is 550,650, expected a file with those of all bands" in capsys.readouterr().err
