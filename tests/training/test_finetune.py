@@ -256,6 +256,44 @@ def test_a_pixel_in_several_tiles_is_scored_once_by_the_mean_of_their_logits():
     assert scores.compute()["confusion"] == [[3, 0], [1, 5]]
 
 
+def test_tiles_of_a_scene_that_come_apart_are_refused():
+    places = {f"{scene}@0,{column}": Position(scene, Window(0, column, 2, 2)) for column in (0, 2) for scene in "st"}
+    scenes = SceneScores(Scores("segmentation", ["a", "b"]), places)
+    with pytest.raises(ValueError, match="tile 's@0,2' does not follow the other tiles of scene 's'"):
+        scenes.update(list(places), torch.zeros(4, 2, 2, 2), torch.zeros(4, 2, 2, dtype=torch.int64))
+    scenes.finish()
+    scenes.update(["s@0,0"], torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))  # the next epoch
+
+
+def test_tiles_are_scored_against_all_labels_of_their_window(tmp_path):
+    for folder in ("hsi", "labels"):
+        (tmp_path / folder).mkdir()
+    for number, name in enumerate(("north", "south")):
+        cube = np.random.default_rng(number).normal(size=(12, 64, 64)).astype(np.float32)
+        cube[:, :3] = np.nan
+        np.savez(tmp_path / "hsi" / f"{name}.npz", cube=cube, nodata=np.nan)
+        np.save(tmp_path / "labels" / f"{name}.npy", np.arange(64) % 2 + np.zeros((64, 1)))  # halved, one class is left
+    subjects = PairedFolder(tmp_path / "hsi", image_size=32, tile=64)
+    labels = read_mask_labels(tmp_path / "labels", subjects)
+    settings = FinetuneSettings(epochs=1, batch=1)
+    _, report = finetune(encoder(), subjects, labels, tmp_path / "run", settings, validation=["south"], maps=0)
+    labelled = [scores["labelled"] for scores in report["classes"].values()]
+    assert labelled[0] == labelled[1]
+    assert sum(labelled) in (60 * 64, 62 * 64)  # the rows of nodata as far as the resized cube has them
+
+
+def test_names_of_classes_and_folders_forge_no_lines(tmp_path, files, capsys):
+    folder = tmp_path / "a\nheld out: 9"
+    folder.mkdir()
+    rows = [f'{path.stem},"x\n\x1b[31m{number % 2}"' for number, path in enumerate(sorted((files / "hsi").iterdir()))]
+    (tmp_path / "classes.csv").write_text("\n".join(["name,label", *rows]))
+    words = [*SMALL, "--hsi", str(files / "hsi"), "--task", "classification", "--labels", str(tmp_path / "classes.csv")]
+    assert main(["finetune", *words, "--out", str(folder / "run"), "--validation", "0.3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("held out: ") for line in lines) == 1
+    assert any(r"classes: x\n\x1b[31m0, x\n\x1b[31m1" in line for line in lines)
+
+
 def test_losses_of_epochs_that_are_not_validated_are_logged(tmp_path, capsys):
     squares = Squares(4)
     settings = FinetuneSettings(epochs=3, batch=3, keep="last")

@@ -199,3 +199,44 @@ def test_labels_can_be_sent_to_a_worker(scenes, tmp_path):
     for labels in (read_mask_labels(folder, subjects), read_class_labels(path, subjects)):
         sent = pickle.loads(pickle.dumps(labels))
         assert all(torch.equal(sent.target(index, (16, 16)), labels.target(index, (16, 16))) for index in range(12))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name,label\na," + b"x" * 200_000, "field larger than field limit"),
+        (b"name,label\na,\xff\n", "can't decode byte 0xff"),
+    ],
+    ids=["long", "not UTF-8"],
+)
+def test_what_is_no_csv_file_is_one_error_with_its_path(tmp_path, content, message):
+    path = tmp_path / "classes.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_class_labels(path, SUBJECTS)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("label", ["\u00b2", "--5", "9" * 5000], ids=["superscript", "two signs", "long"])
+def test_a_label_that_is_nearly_a_number_is_a_word(tmp_path, label):
+    path = tmp_path / "classes.csv"
+    path.write_text(f"name,label\na,{label}\nb,10\n", encoding="utf-8")
+    assert sorted(read_class_labels(path, SUBJECTS).classes) == sorted(["10", label])
+
+
+def test_places_of_labels_are_compared_once_a_scene(scenes, monkeypatch):
+    looked = []
+    monkeypatch.setattr("mmmae.training.finetuning.labels.find_georeference", looked.append)
+    subjects, folder = scenes
+    labels = read_mask_labels(folder, subjects)
+    assert len(looked) == 4  # raster and cube of two scenes
+    for north, south in zip(range(6), range(6, 12), strict=True):
+        for index in (north, south):
+            labels.target(index, (16, 16))
+    assert len(looked) == 4
+
+
+def test_labels_of_several_arrays_say_that_no_option_chooses_one(tmp_path):
+    np.savez(tmp_path / "a.npz", one=np.ones((8, 8)), two=np.ones((8, 8)))
+    with pytest.raises(ValueError, match=r"a.npz: .* several 2-D arrays.*; files of labels take no such option"):
+        read_mask_labels(tmp_path, SUBJECTS)

@@ -118,7 +118,7 @@ def finetune(
         normalization.save(folder / "normalization.json")
 
     train = Labelled(subjects, labels, training, settings, augmented=settings.augment)
-    validate = Labelled(subjects, labels, held_out, settings, augmented=False)
+    validate = Labelled(subjects, labels, held_out, settings, augmented=False, whole=True)
     places = {subjects.names[index]: subjects.positions[index] for index in held_out} if subjects.positions else {}
     module = Finetuning(model, labels, training, out, settings, places)
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from ...data import Sample
 from ...data.augment import augment
 from ...data.subjects import Subjects
 from ..sampling import shuffled
-from .labels import UNLABELLED, Labels
+from .labels import UNLABELLED, Labels, resize_labels
 from .settings import FinetuneSettings
 
 
@@ -36,30 +36,55 @@ class Item(NamedTuple):
 
     name: Any  # str, or a list
     hsi: Tensor  # [1, T, S, S]
-    target: Tensor  # int64 [] or [S, S]
+    target: Tensor  # int64 [] or [S, S], or of a tile's own size
 
 
-def labelled(sample: Sample, labels: Labels, index: int) -> Item:
-    """Return a sample with its target, in which pixels that are not valid have no label."""
-    height, width = sample.valid.shape
+def labelled(sample: Sample, labels: Labels, index: int, size: tuple[int, int] | None = None) -> Item:
+    """Return a sample with its target, in which pixels that are not valid have no label.
+
+    Args:
+        sample: the sample.
+        labels: of all subjects.
+        index: number of the subject.
+        size: height and width of a target of pixels; None: those of the sample.
+    """
+    height, width = size or sample.valid.shape
     target = labels.target(index, (height, width))
     if target.dim() == 2:
-        target = target.masked_fill(~sample.valid, UNLABELLED)
+        target = target.masked_fill(resize_labels(sample.valid.long(), (height, width)) == 0, UNLABELLED)
     return Item(sample.name, sample.hsi, target)
 
 
 class Labelled(Dataset[Item]):
-    """Labelled subjects by visit: item v is subject `chosen[v % len(chosen)]`, flipped at random by (seed, v)."""
+    """Labelled subjects by visit: item v is subject `chosen[v % len(chosen)]`, flipped at random by (seed, v).
+
+    Args:
+        subjects: the subjects.
+        labels: their labels.
+        chosen: numbers of the subjects to take.
+        settings: of which the seed is used.
+        augmented: whether they are flipped.
+        whole: whether tiles have the labels of all pixels of their window, whatever the size of the samples.
+    """
 
     def __init__(
-        self, subjects: Subjects, labels: Labels, chosen: Sequence[int], settings: FinetuneSettings, *, augmented: bool
+        self,
+        subjects: Subjects,
+        labels: Labels,
+        chosen: Sequence[int],
+        settings: FinetuneSettings,
+        *,
+        augmented: bool,
+        whole: bool = False,
     ) -> None:
         self.subjects, self.labels, self.chosen = subjects, labels, chosen
-        self.seed, self.augmented = settings.seed, augmented
+        self.seed, self.augmented, self.whole = settings.seed, augmented, whole
 
     def __getitem__(self, visit: int) -> Item:
         index = self.chosen[visit % len(self.chosen)]
-        item = labelled(self.subjects[index], self.labels, index)
+        window = self.subjects.positions[index].window if self.whole and self.subjects.positions else None
+        size = None if window is None else (window.height, window.width)
+        item = labelled(self.subjects[index], self.labels, index, size)
         if not self.augmented:
             return item
         mask = item.target if item.target.dim() == 2 else torch.zeros(item.hsi.shape[-2:], dtype=torch.int64)

@@ -20,6 +20,7 @@ from ...data.tiles import scene_sizes
 
 UNLABELLED = -100  # target that cross_entropy ignores
 IGNORE = 255  # value in a raster for pixels without a label
+MOST_DIGITS = 100  # of a label that counts as a number: int() refuses thousands
 
 
 class Labels:
@@ -71,15 +72,20 @@ def read_class_labels(path: str | Path, subjects: Subjects) -> Labels:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a CSV file with the columns name and label")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"name", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path} has the columns {reader.fieldnames}, expected name and label")
-        rows = [((row["name"] or "").strip(), (row["label"] or "").strip()) for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: can't be read as a CSV file in UTF-8: {error}") from error
+    if not {"name", "label"} <= set(columns or ()):
+        raise ValueError(f"{path} has the columns {columns}, expected name and label")
     by_name: dict[str, str] = {}
     scenes = scene_names(subjects)
     known = {*subjects.names, *scenes}
-    for name, label in rows:
+    for row in rows:
+        name, label = ((row[column] or "").strip() for column in ("name", "label"))
         if name not in known:
             raise ValueError(f"{path} names {name!r}, which is not a subject")
         if name in by_name:
@@ -190,17 +196,23 @@ class _Masks:
         self.cube_size, self.subject_files = subjects.cube_size, subjects.files
         self.positions, self.sizes = subjects.positions, scene_sizes(subjects.positions)
         self.last: tuple[Path | None, Tensor] = (None, torch.empty(0))
+        self.checked: set[str] = set()  # scenes whose rasters fit
 
     def raw(self, index: int) -> Tensor:
         """Read the numbers `[H, W]` in the raster of a subject, or in its tile; `UNLABELLED` where there is none."""
-        path = self.files[self.scenes[index]]
+        scene = self.scenes[index]
+        path = self.files[scene]
         if self.last[0] != path:
-            self.last = (path, self._fitting(path, _read_mask(path, self.ignore), index))
+            mask = _read_mask(path, self.ignore)
+            if scene not in self.checked:
+                self._check_fit(path, mask, index)
+                self.checked.add(scene)
+            self.last = (path, resize_labels(mask, self.sizes[scene]) if self.positions else mask)
         mask = self.last[1]
         return mask[self.positions[index].window.slices].contiguous() if self.positions else mask
 
-    def _fitting(self, path: Path, mask: Tensor, index: int) -> Tensor:
-        """Return the raster in the size of its scene if tiles are cut from it; both must have one aspect."""
+    def _check_fit(self, path: Path, mask: Tensor, index: int) -> None:
+        """Raise ValueError unless the raster has the aspect of its scene and lies where the scene does."""
         height, width = self.sizes.get(self.scenes[index]) or self.cube_size(index) or mask.shape
         if mask.shape[0] * width != mask.shape[1] * height:
             raise ValueError(
@@ -210,7 +222,6 @@ class _Masks:
         cube = self.subject_files(index).get("hsi")
         if cube is not None and (reason := elsewhere(find_georeference(path), find_georeference(cube))):
             raise ValueError(f"{path}, subject {self.names[index]!r}: {reason}")
-        return resize_labels(mask, (height, width)) if self.positions else mask
 
     def target(self, numbers: Tensor, index: int) -> Tensor:
         """Return the target `[H, W]` of a subject: places of its numbers in the ascending `numbers` of all classes."""
@@ -223,12 +234,17 @@ def _class_target(numbers: dict[int, int], index: int) -> Tensor:
 
 
 def _order(labels: set[str]) -> Callable[[str], tuple[int, str]]:
-    numbers = all(label.lstrip("-").isdigit() for label in labels)
+    numbers = all(label.removeprefix("-").isdecimal() and len(label) <= MOST_DIGITS for label in labels)
     return lambda label: (int(label) if numbers else 0, label)
 
 
 def _read_mask(path: Path, ignore: int) -> Tensor:
-    cube = read_cube(path, classes=True)
+    try:
+        cube = read_cube(path, classes=True)
+    except ValueError as error:
+        if "(--" in str(error) or "by --" in str(error):
+            raise ValueError(f"{error}; files of labels take no such option, write them anew") from error
+        raise
     if len(cube.values) != 1:
         raise ValueError(f"{path} has {len(cube.values)} bands, expected one band of classes")
     values, unknown = cube.values[0], cube.nodata[0] | (cube.values[0] == ignore)

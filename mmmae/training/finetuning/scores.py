@@ -81,13 +81,21 @@ class SceneScores:
     def __init__(self, scores: Scores, positions: Mapping[str, Position]) -> None:
         self.scores, self.positions, self._sizes = scores, positions, scene_sizes(positions.values())
         self._scene: str | None = None
+        self._seen: set[str] = set()
 
     def update(self, names: Sequence[str], logits: Tensor, targets: Tensor) -> None:
-        """Add logits `[B, classes, h, w]` of tiles and their targets `[B, h, w]`."""
+        """Add logits of tiles `[B, classes, ...]` and their targets `[B, ...]`; both are resized to the tiles' windows.
+
+        Raises:
+            ValueError: another scene's tiles lie between those of a scene.
+        """
         for name, tile, target in zip(names, logits, targets, strict=True):
             scene, window = self.positions[name]
             if scene != self._scene:
-                self.finish()
+                self._score()
+                if scene in self._seen:
+                    raise ValueError(f"tile {name!r} does not follow the other tiles of scene {scene!r}")
+                self._seen.add(scene)
                 self._scene = scene
                 self._mosaic = Mosaic(len(tile), self._sizes[scene], tile.device)
                 self._target = torch.full(self._sizes[scene], UNLABELLED, device=target.device)
@@ -97,7 +105,11 @@ class SceneScores:
             part.copy_(torch.where(known == UNLABELLED, part, known))
 
     def finish(self) -> None:
-        """Score the scene whose tiles came last."""
+        """Score the scene whose tiles came last; the scenes may then come again."""
+        self._score()
+        self._seen.clear()
+
+    def _score(self) -> None:
         if self._scene is not None:
             self.scores.update(self._mosaic.mean()[None], self._target[None])
             self._scene = None
