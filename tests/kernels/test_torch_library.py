@@ -227,9 +227,9 @@ def test_a_hundred_repeats_are_bitwise_equal(op):
 
 
 def test_a_wrong_op_does_not_pass_and_none_is_left_out(monkeypatch):
-    assert {case.op for case in CASES} | {"random_masking", "attention", "concat_attention", "conditioning"} == set(
-        mmmae_kernels.explain()
-    )
+    others = {"random_masking", "attention", "concat_attention", "conditioning"}
+    # Stacked blocks are no public function; the kernels under them are those of others.
+    assert {case.op for case in CASES} - {"stacked_blocks"} | others == set(mmmae_kernels.explain())
     monkeypatch.setattr(torch.nn.functional, "gelu", lambda hidden: hidden)
     case = next(case for case in CASES if case.op == "gelu_linear")
     wrong = dataclasses.replace(case, define=lambda i: [2 * i["x"] @ i["weight"].T + i["bias"]])
