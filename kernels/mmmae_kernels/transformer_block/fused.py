@@ -7,6 +7,7 @@ input of the GELU. Norms and the activation are computed again in backward, in t
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -228,8 +229,9 @@ def _backward(
     )
     grad_qkv_weight, grad_qkv_bias = weight_gradient(QKV_WEIGHT, grad_kv, norm1), None
     if needs[QKV_BIAS]:
-        stack = qkv_weight.shape[:-2]
-        grad_qkv_bias = sum_rows(grad_kv.view(*stack, -1, grad_kv.shape[1]), dtypes[QKV_BIAS])
+        stack = qkv_weight.shape[:-2]  # (W,), or () for one block
+        each = all_rows // math.prod(stack)  # -1 would be ambiguous where the width is 0
+        grad_qkv_bias = sum_rows(grad_kv.view(*stack, each, grad_kv.shape[1]), dtypes[QKV_BIAS])
     if saved.ids is not None:
         query_weight_gradient = weight_gradient(
             QKV_WEIGHT, grad_q, take(norm1.view(saved.total1.shape), saved.ids).view(rows, width)
