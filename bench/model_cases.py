@@ -112,7 +112,7 @@ def comparisons(step: Task, full: bool) -> list[ModelCase]:
 
 
 def comparisons_in_bfloat16(step: Task, full: bool) -> list[ModelCase]:
-    """Return those of one preset under autocast, with ours and the reference in float32 in the same races.
+    """Return the comparisons of a preset under autocast, with fast model and reference in float32 in the same races.
 
     They are a training step and encoding of 784 tokens. The reference is compiled for the step; in a full run a peer
     takes part in it too.

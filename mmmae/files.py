@@ -74,7 +74,7 @@ def file_for(folder: Path, subject: str, suffix: str) -> Path:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Let nobody else hold the folder, which must exist, during the block.
+    """Lock an existing folder during the block, against other processes and other calls in this one.
 
     The system releases the lock when the process ends, however it ends; processes that it has forked do not have it.
     On file systems without locks the folder is held in this process only.

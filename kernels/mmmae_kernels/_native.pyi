@@ -366,7 +366,7 @@ attention_forward_bfloat16 = attention_forward
 attention_backward_bfloat16 = attention_backward
 
 def attention_levels_bfloat16() -> list[str]:
-    """Return the same for bfloat16; last a model of AMX in plain C++, which the tests compare with AMX."""
+    """Return the levels of attention in bfloat16; the last is a model of AMX in plain C++, for the tests."""
 
 def gelu(
     hidden: int,

@@ -51,7 +51,7 @@ class UnreadOutput:
             self._drop()
 
     def _drop(self) -> None:
-        """Let the descriptor lead to nowhere: what the stream holds is flushed there at the end of the process."""
+        """Redirect the descriptor to the null device, into which the stream is flushed at the end of the process."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

@@ -49,7 +49,7 @@ class Vector(NamedTuple):
     named: bool
 
     def nanometres(self) -> npt.NDArray[np.float32] | None:
-        """Return it in nm, or None if it is in another unit than those of length."""
+        """Return the values in nm, or None if their unit is not one of length."""
         return to_nanometres(self.values, self.unit)
 
 
