@@ -18,7 +18,7 @@ from .image_files import ImageFiles
 from .normalization import Normalization, listed, load_or_save, remembered, robust_percentiles
 from .pairing import Modality, pair_files
 from .readers.arrays import Reading
-from .readers.windows import Window, tile_grid
+from .readers.windows import Edges, Window, tile_grid
 from .sample import Sample
 from .subjects import Subjects
 from .tiles import Position, grid_factor, scaled
@@ -51,6 +51,7 @@ class PairedFolder(Subjects):
             and only its pixels are read. The size of an auxiliary image must be an integer multiple or fraction of its
             cube's. None: whole cubes.
         overlap: pixels shared by neighbouring tiles; the last tile of a row or column shares more.
+        edges: as in `tile_grid`; tiles may be smaller than others with `clip` and `cut`, which are for cubes alone.
 
     Attributes:
         names: the subjects, sorted; tiles row by row.
@@ -101,8 +102,11 @@ class PairedFolder(Subjects):
         band_multiple: int = 1,
         tile: int | None = None,
         overlap: int = 0,
+        edges: Edges = "refuse",
     ) -> None:
         aux = dict(aux or {})
+        if aux and edges != "refuse":
+            raise ValueError(f"edges is {edges!r}, which is for cubes without auxiliary images")
         if "hsi" in aux:
             raise ValueError('"hsi" is the name of the cubes; give the auxiliary modality another')
         if isinstance(bands, str) and wavelengths is None and resample is None:
@@ -110,6 +114,7 @@ class PairedFolder(Subjects):
         else:
             choice = BandChoice(bands, wavelengths, resample, tolerance)  # type: ignore[arg-type]  # refuses several
         self.image_size, self.tile, self.overlap = _check_size(image_size), tile, overlap
+        self._edges = edges
         if not (tile is None and overlap == 0) and not 0 <= overlap < (tile or 0):
             raise ValueError(f"tile is {tile}, overlap is {overlap}, expected 0 <= overlap < tile")
         given = {"dataset": dataset, "axes": axes, "nodata": nodata, "scale": scale}
@@ -219,7 +224,7 @@ class PairedFolder(Subjects):
         assert self.tile is not None
         height, width = self._hsi.layout(scene).shape[1:]
         try:
-            return [Position(scene, window) for window in tile_grid(height, width, self.tile, overlap)]
+            return [Position(scene, window) for window in tile_grid(height, width, self.tile, overlap, self._edges)]
         except ValueError as error:
             raise ValueError(f"modality 'hsi', subject {scene!r}: {self._hsi.files[scene]}: {error}") from error
 

@@ -57,6 +57,30 @@ def test_a_grid_covers_an_image_and_its_last_tiles_end_with_it():
         assert covered.all()
 
 
+def test_a_grid_of_a_small_image_is_clipped_and_a_regular_grid_is_cut():
+    assert tile_grid(10, 36, 16, 4, "clip") == [Window(0, column, 10, 16) for column in (0, 12, 20)]
+    assert tile_grid(24, 36, 16, 4, "clip") == tile_grid(24, 36, 16, 4)
+    assert tile_grid(10, 36, 16, 4, "cut") == [Window(0, 0, 10, 16), Window(0, 12, 10, 16), Window(0, 24, 10, 12)]
+    assert tile_grid(16, 16, 16, 4, "cut") == [Window(0, 0, 16, 16)]
+    for side in range(1, 60):
+        covered = np.zeros((side, 16), bool)
+        for window in tile_grid(side, 16, 16, 5, "cut"):
+            assert window.row % 11 == 0
+            assert 0 < window.height <= 16
+            covered[window.slices] = True
+        assert covered.all()
+
+
+def test_scenes_smaller_than_a_tile_are_read_whole_if_tiles_may_be_clipped(tree, scene):
+    subjects = PairedFolder(
+        tree / "hsi", tile=30, edges="clip", normalization=Normalization({"hsi": IDENTITY.percentiles["hsi"]})
+    )
+    assert [position.window for position in subjects.positions] == [Window(0, 0, 24, 30), Window(0, 6, 24, 30)]
+    assert np.array_equal(subjects[1].hsi[0].numpy(), scene["hsi"][:, :, 6:])
+    with pytest.raises(ValueError, match="edges is 'cut', which is for cubes without auxiliary images"):
+        PairedFolder(tree / "hsi", {"fine": tree / "fine"}, tile=12, edges="cut")
+
+
 def test_tiles_are_named_by_scene_and_corner(tree):
     data = PairedFolder(tree / "hsi", tile=16, overlap=4, normalization=IDENTITY)
     assert data.names == ["a@r0c0", "a@r0c12", "a@r0c20", "a@r8c0", "a@r8c12", "a@r8c20"]

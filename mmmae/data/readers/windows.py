@@ -1,6 +1,8 @@
 """Rectangular windows of an image, and the grid of tiles that covers it."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
+
+Edges: TypeAlias = Literal["refuse", "clip", "cut"]
 
 
 class Window(NamedTuple):
@@ -25,21 +27,30 @@ class Window(NamedTuple):
             )
 
 
-def tile_grid(height: int, width: int, tile: int, overlap: int = 0) -> list[Window]:
+def tile_grid(height: int, width: int, tile: int, overlap: int = 0, edges: Edges = "refuse") -> list[Window]:
     """Cover an image of `height` x `width` by squares of `tile` pixels, listed row by row.
 
-    Neighbours share `overlap` pixels; the last of a row or column is moved inwards to end with the image, so it shares
-    more.
+    Args:
+        height, width: size of the image.
+        tile: side of a tile.
+        overlap: pixels that neighbours share; the last of a row or column may share more.
+        edges: what happens where tiles end. `refuse`: the last tile of a row or column is moved inwards to end with the
+            image, and images smaller than a tile are refused. `clip`: the same, but tiles of an image smaller than a
+            tile are as small as the image. `cut`: tiles lie on a regular grid, and the last ones are cut off.
 
     Raises:
-        ValueError: the image is smaller than a tile.
+        ValueError: the image is smaller than a tile, and `edges` is `refuse`.
     """
-    if min(height, width) < tile:
+    if edges == "refuse" and min(height, width) < tile:
         raise ValueError(f"the image is {height} x {width}, smaller than a tile of {tile} x {tile}")
-    rows, columns = (_corners(side, tile, tile - overlap) for side in (height, width))
-    return [Window(row, column, tile, tile) for row in rows for column in columns]
+    rows, columns = (_corners(side, tile, overlap, edges) for side in (height, width))
+    return [
+        Window(row, column, min(tile, height - row), min(tile, width - column)) for row in rows for column in columns
+    ]
 
 
-def _corners(side: int, tile: int, stride: int) -> list[int]:
-    last = side - tile
-    return [*range(0, last, stride), last]
+def _corners(side: int, tile: int, overlap: int, edges: Edges) -> list[int]:
+    if edges == "cut":
+        return list(range(0, max(1, side - overlap), tile - overlap))
+    last = max(0, side - tile)
+    return [*range(0, last, tile - overlap), last]
