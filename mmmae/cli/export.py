@@ -1,35 +1,54 @@
-"""`mmmae export`: an encoder as a file that runs without this package."""
+"""`mmmae export`: an encoder or a fine-tuned model as a file that runs without this package."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
 from .options import Fields, config_fields
+from .trained import STATISTICS
 
 
-def run(encoder: Positional[Path], *, out: Path, fields: Fields) -> None:
-    """Write an encoder as a program of torch.export (.pt2) or an ONNX model (.onnx) that runs without mmmae.
+def run(model: Positional[Path], *, out: Path, fields: Fields) -> None:
+    """Write a model as a program of torch.export (.pt2) or an ONNX model (.onnx) that runs without mmmae.
 
-    The batch may have any size from 1; images must have the encoder's image_size. The file is compared with the
-    encoder before it is written.
+    The batch may have any size from 1; images must have the encoder's image_size. The file is compared with the model
+    before it is written, and holds the statistics by which its input has to be normalised, and the names of classes.
 
     Args:
-        encoder: folder of an encoder or of a whole model
+        model: folder of an encoder, of a whole model, whose encoder is written, or of a fine-tuned model
         out: NAME.pt2 or NAME.onnx
-        fields: change a config field, as in image_size=448; position embeddings are resized
+        fields: change a config field of an encoder, as in image_size=448; position embeddings are resized
     """
+    from ..data import Normalization
     from ..model.encoder import HSIEncoder
-    from ..model.export import check_export, export_encoder
+    from ..model.export import check_export, export_encoder, export_finetuned
+    from ..model.finetuned import is_finetuned, load_finetuned
+    from ..model.heads import SegmentationModel
 
     check_export(out)
-    model = HSIEncoder.from_pretrained(encoder, **config_fields(fields))
-    difference = export_encoder(model, out)
-    config = model.config
+    statistics = model / STATISTICS
+    known: dict[str, Any] = {}
+    if statistics.exists():
+        known["normalization"] = Normalization.load(statistics).to_json()
+    if is_finetuned(model):
+        if fields:
+            raise ValueError("--set is for encoders: the head of a fine-tuned model fits its own encoder alone")
+        finetuned, classes = load_finetuned(model)
+        difference = export_finetuned(finetuned, classes, out, **known)
+        config = finetuned.encoder.config
+        size = f", {config.image_size}, {config.image_size}" if isinstance(finetuned, SegmentationModel) else ""
+        made = f"logits [batch, {len(classes)}{size}]"
+    else:
+        encoder = HSIEncoder.from_pretrained(model, **config_fields(fields))
+        difference = export_encoder(encoder, out, **known)
+        config = encoder.config
+        made = f"tokens [batch, {config.tokens}, {config.dim}]"
     print(
         f"wrote {out}\n"
         f"hsi [batch, {config.in_channels}, {config.bands}, {config.image_size}, {config.image_size}] float32 "
-        f"-> tokens [batch, {config.tokens}, {config.dim}] float32\n"
+        f"-> {made} float32\n"
         f"largest difference from PyTorch, on random volumes: {difference:.1e}"
     )

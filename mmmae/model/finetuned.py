@@ -74,6 +74,15 @@ def load_finetuned(
     return model.eval(), config["classes"]
 
 
+def is_finetuned(directory: str | Path) -> bool:
+    """Return whether a folder holds a fine-tuned model, rather than an encoder or a whole model."""
+    try:
+        config = json.loads((Path(directory) / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "task" in config and "classes" in config
+
+
 def build(task: str, encoder: HSIEncoder, classes: int, **head: Any) -> FinetunedModel:
     """Make a model for a task, with an untrained head."""
     if task not in TASKS:

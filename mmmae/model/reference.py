@@ -8,7 +8,7 @@ D channels, m auxiliary images.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -204,13 +204,22 @@ class ReferenceEncoder(nn.Module):
 
     def forward(self, hsi: Tensor) -> Tensor:
         """Encode `[B, C, T, H, W]` to tokens `[B, N, D]`."""
+        tokens, _ = self.forward_intermediates(hsi, ())
+        return tokens
+
+    def forward_intermediates(
+        self, hsi: Tensor, indices: Sequence[int], *, normalize: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encode, and return the outputs of some blocks too, as `HSIEncoder.forward_intermediates` does."""
         check_hsi(self.config, hsi, self.pos_embed_spatial.device)
         tokens = self.patch_embed(resize_volume(hsi, self.config.image_size))
         tokens = tokens + _position(self.pos_embed_spectral, self.pos_embed_spatial)
+        outputs = []
         for block in self.blocks:
             tokens = block(tokens)
-        encoded: Tensor = self.norm(tokens)
-        return encoded
+            outputs.append(tokens)
+        maps = [self.norm(outputs[index]) if normalize else outputs[index] for index in indices]  # [B, N, D]
+        return self.norm(tokens), [each.transpose(1, 2).unflatten(2, self.config.grid) for each in maps]
 
 
 class PatchEmbed(nn.Module):

@@ -1,5 +1,6 @@
-"""Exported encoders give the same tokens, from files that do not need this package."""
+"""Exported models give the same tokens or logits, from files that do not need this package."""
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -9,21 +10,28 @@ import torch
 
 import mmmae
 from mmmae.cli import main
+from mmmae.data import Normalization
 from mmmae.model import export
+from mmmae.model.finetuned import build, save_finetuned
 
 pytestmark = pytest.mark.xdist_group("export")  # whose files are written once
 FIELDS = {"image_size": 32, "patch": (3, 8, 8), "aux": {}}
 FORMATS = [".pt2", ".onnx"]
+CLASSES = ["bare soil", "wheat, winter", "water"]
+STATISTICS = Normalization({"hsi": tuple((band, band + 1.0, band + 4.0) for band in range(12))})
+
+
+def changed(module):
+    with torch.no_grad():
+        for parameter in module.parameters():  # norms and biases too must matter
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return module
 
 
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(0)
-    encoder = mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", activation_checkpointing=True, **FIELDS))
-    with torch.no_grad():
-        for parameter in encoder.parameters():  # norms and biases too must matter
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return encoder
+    return changed(mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", activation_checkpointing=True, **FIELDS)))
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +140,14 @@ def test_the_command_says_shapes_and_difference(files, tmp_path, capsys, suffix)
 def test_a_program_with_other_tokens_is_not_written(encoder, tmp_path, monkeypatch, suffix, wrong):
     measured = iter([wrong, 0.0])
     monkeypatch.setattr(export, "_difference", lambda *_: next(measured))
-    with pytest.raises(
-        ValueError, match=r"not written: the tokens differ from the encoder's by (2.0e-04|nan), expected"
-    ):
+    with pytest.raises(ValueError, match=r"not written: the tokens differ from the model's by (2.0e-04|nan), expected"):
         export.export_encoder(encoder, tmp_path / f"e{suffix}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_check_sees_a_wrong_weight(encoder, tmp_path, monkeypatch):
     other = mmmae.HSIEncoder(encoder.config)
-    program = export._plain_program(other)
+    program = export._plain_program(export.Exported(other, other.config, "tokens", {}))
     monkeypatch.setattr(export, "_plain_program", lambda _: program)
     with pytest.raises(ValueError, match="not written"):
         export.export_encoder(encoder, tmp_path / "e.pt2")
@@ -164,3 +170,61 @@ def test_weights_beyond_the_limit_of_an_onnx_file_are_refused(encoder, tmp_path,
     monkeypatch.setattr(export, "ONNX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"expected less than 2 for an ONNX file; export to \.pt2"):
         export.export_encoder(encoder, tmp_path / "e.onnx")
+
+
+@pytest.fixture(scope="module", params=["segmentation", "classification"])
+def finetuned(request, tmp_path_factory):
+    """A model in training mode, its task, and a folder with the files that the command and the function wrote."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp(request.param)
+    config = mmmae.MMMAEConfig.preset("tiny", wavelengths=[450 + 40 * band for band in range(12)], **FIELDS)
+    model = changed(build(request.param, mmmae.HSIEncoder(config), len(CLASSES), freeze_encoder=True))
+    save_finetuned(folder / "model", model, CLASSES)
+    STATISTICS.save(folder / "model" / "normalization.json")
+    if request.param == "segmentation":
+        export.export_finetuned(model, CLASSES, folder / "model.pt2", normalization=STATISTICS.to_json())
+    if all(map(export.importlib.util.find_spec, export.ONNX_PACKAGES)):
+        assert main(["export", str(folder / "model"), "--out", str(folder / "model.onnx")]) == 0
+    return model, request.param, folder
+
+
+def check_metadata(found, task):
+    assert (found["task"], found["classes"]) == (task, CLASSES)
+    assert Normalization.from_json(found["normalization"]) == STATISTICS
+    assert found["input"]["shape"] == ["batch", 1, 12, 32, 32]
+    assert found["input"]["wavelengths"] == [450 + 40 * band for band in range(12)]
+    assert found["output"]["shape"] == ["batch", 3, *([32, 32] if task == "segmentation" else [])]
+
+
+@pytest.mark.parametrize("finetuned", ["segmentation"], indirect=True)
+def test_a_torch_program_of_a_fine_tuned_model_gives_its_logits_and_knows_its_classes(finetuned):
+    model, task, folder = finetuned
+    assert all(module.training for module in model.modules())
+    assert model.freeze_encoder
+    assert isinstance(model.encoder, mmmae.HSIEncoder)
+    extra = {"metadata.json": ""}
+    program = torch.export.load(folder / "model.pt2", extra_files=extra)
+    check_metadata(json.loads(extra["metadata.json"]), task)
+    with torch.no_grad():
+        logits = program.module()(volume(5))
+        assert (logits - model(volume(5))).abs().max() <= 1e-4
+    assert logits.std() > 0.01
+
+
+def test_an_onnx_model_of_a_fine_tuned_model_gives_its_logits_and_knows_its_classes(finetuned):
+    import onnxruntime
+
+    model, task, folder = finetuned
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    check_metadata({key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}, task)
+    (logits,) = session.run(["logits"], {"hsi": volume(5).numpy()})
+    with torch.no_grad():
+        assert (torch.from_numpy(logits) - model(volume(5))).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("finetuned", ["segmentation"], indirect=True)
+def test_fields_of_a_fine_tuned_model_can_not_be_changed(finetuned, tmp_path, capsys):
+    folder = finetuned[2]
+    assert main(["export", str(folder / "model"), "--out", str(tmp_path / "m.pt2"), "--set", "image_size=16"]) == 2
+    assert "the head of a fine-tuned model fits its own encoder alone" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
