@@ -23,13 +23,14 @@ class Position(NamedTuple):
         return f"{self.scene}@r{self.window.row}c{self.window.column}"
 
 
-def untile(tiles: Iterable[Tensor], positions: Sequence[Position]) -> dict[str, Tensor]:
+def untile(tiles: Iterable[Tensor], positions: Sequence[Position], *, weighted: bool = False) -> dict[str, Tensor]:
     """Put results for tiles together into one map a scene; where tiles overlap, the map is their mean.
 
     Args:
         tiles: `[C, h, w]` for each position, in the order of `positions`; resized bilinearly to the window if it has
             another size. Pass logits or probabilities: class numbers have no mean.
         positions: of the tiles, as in `PairedFolder.positions`.
+        weighted: weigh the pixels of a tile by `window_weights`, so that tiles fade into each other.
 
     Returns:
         scene -> `[C, H, W]` float32, on the device of the tiles; NaN where no tile lies.
@@ -47,7 +48,7 @@ def untile(tiles: Iterable[Tensor], positions: Sequence[Position]) -> dict[str, 
             raise ValueError(f"a tile has shape {list(tile.shape)}, expected [C, H, W]")
         scene, window = positions[placed]
         if scene not in mosaics:
-            mosaics[scene] = Mosaic(len(tile), sizes[scene], tile.device)
+            mosaics[scene] = Mosaic(len(tile), sizes[scene], tile.device, weighted=weighted)
         mosaics[scene].add(tile, window)
         placed += 1
     if placed < len(positions):
@@ -62,24 +63,43 @@ class Mosaic:
         channels: C.
         size: (height, width) of the scene.
         device: device of the tiles.
+        weighted: weigh the pixels of a tile by `window_weights`.
     """
 
-    def __init__(self, channels: int, size: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, channels: int, size: tuple[int, int], device: torch.device, *, weighted: bool = False) -> None:
         self._total = torch.zeros(channels, *size, device=device)
         self._count = torch.zeros(*size, device=device)
+        self._weighted = weighted
 
     def add(self, tile: Tensor, window: Window) -> None:
         """Add a tile `[C, h, w]`; it is resized bilinearly to the window if it has another size."""
-        values, size = tile.float(), (window.height, window.width)
-        if tuple(values.shape[1:]) != size:
-            values = F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+        values = fit(tile, window)
+        weights = window_weights(window.height, window.width, tile.device) if self._weighted else values.new_ones(())
         rows, columns = window.slices
-        self._total[:, rows, columns] += values
-        self._count[rows, columns] += 1
+        self._total[:, rows, columns] += values * weights
+        self._count[rows, columns] += weights
 
     def mean(self) -> Tensor:
         """Return the map `[C, H, W]` float32; NaN where no tile lies."""
         return self._total / self._count
+
+
+def fit(tile: Tensor, window: Window) -> Tensor:
+    """Return a tile `[C, h, w]` in float32, resized bilinearly to the window if it has another size."""
+    values, size = tile.float(), (window.height, window.width)
+    if tuple(values.shape[1:]) == size:
+        return values
+    return F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def window_weights(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Return the weights `[height, width]` by which overlapping tiles are averaged, all above 0.
+
+    They fall off linearly from the middle to the edges, where a tile shows a pixel the least of its surroundings. Two
+    tiles that share up to half of their pixels fade into each other linearly.
+    """
+    rows, columns = (1 - ((torch.arange(side, device=device) + 0.5) * 2 / side - 1).abs() for side in (height, width))
+    return rows[:, None] * columns
 
 
 def scene_sizes(positions: Iterable[Position]) -> dict[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from mmmae.data import Normalization, PairedFolder, Position, collate, image_files, read_cube, untile
 from mmmae.data.readers.cube import read_layout
 from mmmae.data.readers.windows import Window, tile_grid
+from mmmae.data.tiles import window_weights
 
 IDENTITY = Normalization({"hsi": ((-1.0, 0.0, 1.0),) * 3, "fine": ((-1.0, 0.0, 1.0),), "coarse": ((-1.0, 0.0, 1.0),)})
 
@@ -101,6 +102,18 @@ def test_tiles_put_together_are_the_scene(tree, scene):
             Position("a", Window(*(int(number * factor) for number in position.window))) for position in data.positions
         ]
         np.testing.assert_array_equal(untile([s.aux[name] for s in samples], places)["a"], scene[name])
+
+
+def test_weighted_tiles_fade_into_each_other():
+    places = [Position("a", Window(0, column, 6, 8)) for column in (0, 4)]
+    (row,) = untile([torch.zeros(1, 6, 8), torch.ones(1, 6, 8)], places, weighted=True)["a"][:, 3]
+    torch.testing.assert_close(row[:4], torch.zeros(4))
+    torch.testing.assert_close(row[4:8], torch.tensor([1, 3, 5, 7]) / 8)
+    torch.testing.assert_close(row[8:], torch.ones(4))
+    for size in ((1, 1), (2, 1), (5, 6)):
+        weights = window_weights(*size)
+        assert (weights > 0).all()
+        torch.testing.assert_close(weights, weights.flip(0, 1))
 
 
 def test_no_read_is_larger_than_a_tile(tree, reads):

@@ -121,11 +121,11 @@ def _whole(
         return samples[0].hsi[0], targets[0], logits[0], samples[0].valid
     places = [subjects.positions[index] for index in indices]
 
-    def together(tiles: Sequence[Tensor]) -> Tensor:
-        return next(iter(untile(tiles, places).values()))
+    def together(tiles: Sequence[Tensor], *, weighted: bool = False) -> Tensor:
+        return next(iter(untile(tiles, places, weighted=weighted).values()))
 
     known = [F.one_hot(target.clamp(min=0) + (target >= 0), len(labels.classes) + 1) for target in targets]
     target = together([one_hot.permute(2, 0, 1) for one_hot in known]).argmax(0) - 1
     valid = together([sample.valid[None].float() for sample in samples])[0] >= 0.5
     cube = together([sample.hsi[0] for sample in samples])
-    return cube, target.masked_fill(target < 0, UNLABELLED), together(logits), valid
+    return cube, target.masked_fill(target < 0, UNLABELLED), together(logits, weighted=True), valid

@@ -97,7 +97,7 @@ class SceneScores:
                     raise ValueError(f"tile {name!r} does not follow the other tiles of scene {scene!r}")
                 self._seen.add(scene)
                 self._scene = scene
-                self._mosaic = Mosaic(len(tile), self._sizes[scene], tile.device)
+                self._mosaic = Mosaic(len(tile), self._sizes[scene], tile.device, weighted=True)
                 self._target = torch.full(self._sizes[scene], UNLABELLED, device=target.device)
             self._mosaic.add(tile, window)
             known = resize_labels(target, (window.height, window.width))
