@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,27 +19,66 @@ from .heads import SegmentationModel
 from .pretrained import CONFIG_NAME, WEIGHTS_NAME
 
 TASKS = ("classification", "segmentation")
+MOST_PIXELS = 65_536  # along the side of a window
 FinetunedModel: TypeAlias = LinearClassifier | SegmentationModel
 
 
-def save_finetuned(directory: str | Path, model: FinetunedModel, classes: Sequence[str]) -> None:
+@dataclasses.dataclass(frozen=True)
+class FinetunedConfig:
+    """The content of `config.json` beside a fine-tuned model.
+
+    Attributes:
+        task: one of `TASKS`.
+        classes: names of the classes, in the order of the logits.
+        head: arguments of the head.
+        encoder: fields of the encoder's config.
+        numbers: values of the classes in rasters of labels; None if they are not known.
+        window: side in pixels of the squares that the model was trained on; None if cubes were not cut.
+    """
+
+    task: str
+    classes: list[str]
+    head: dict[str, Any]
+    encoder: dict[str, Any]
+    numbers: list[int] | None = None
+    window: int | None = None
+
+    @property
+    def values(self) -> list[int]:
+        """Values of the classes in a map: those in labels, else their names if these are numbers, else their places."""
+        if self.numbers is not None:
+            return self.numbers
+        if all(name.isdecimal() and len(name) < 6 for name in self.classes):
+            return [int(name) for name in self.classes]
+        return list(range(len(self.classes)))
+
+
+def save_finetuned(
+    directory: str | Path,
+    model: FinetunedModel,
+    classes: Sequence[str],
+    *,
+    numbers: Sequence[int] | None = None,
+    window: int | None = None,
+) -> None:
     """Write `config.json` (task, classes, head, encoder) and `model.safetensors`, each of them atomically.
 
     Args:
         directory: made if it does not exist.
         model: the model to write.
         classes: names of the classes, in the order of the logits.
+        numbers, window: as in `FinetunedConfig`.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {"task": "classification", "classes": list(classes), "head": {}}
+    task, head = "classification", dict[str, Any]()
     if isinstance(model, SegmentationModel):
-        head = {"width": model.head.folds[0].out_channels, "blocks": list(model.blocks)}
-        config.update(task="segmentation", head=head)
-    config["encoder"] = model.encoder.config.to_dict()
+        task, head = "segmentation", {"width": model.head.folds[0].out_channels, "blocks": list(model.blocks)}
+    listed = None if numbers is None else [int(number) for number in numbers]
+    config = FinetunedConfig(task, list(classes), head, model.encoder.config.to_dict(), listed, window)
     tensors = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
     write_atomically(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    write_json(directory / CONFIG_NAME, config)
+    write_json(directory / CONFIG_NAME, dataclasses.asdict(config))
 
 
 def load_finetuned(
@@ -61,17 +101,25 @@ def load_finetuned(
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: no such file, expected a folder with a fine-tuned model")
-    config = _read_config(directory / CONFIG_NAME)
+    config = read_finetuned(directory)
     try:
         with torch.device("meta"):
-            encoder = HSIEncoder(MMMAEConfig.from_dict(config["encoder"]), kernels, attention)
-            model = build(config["task"], encoder, len(config["classes"]), **config["head"])
+            encoder = HSIEncoder(MMMAEConfig.from_dict(config.encoder), kernels, attention)
+            model = build(config.task, encoder, len(config.classes), **config.head)
         model.load_state_dict(load_file(directory / WEIGHTS_NAME), strict=True, assign=True)
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"{directory}: the files do not fit together as a fine-tuned model: {error}") from error
     for parameter in model.parameters():
         parameter.requires_grad_()
-    return model.eval(), config["classes"]
+    return model.eval(), config.classes
+
+
+def build(task: str, encoder: HSIEncoder, classes: int, **head: Any) -> FinetunedModel:
+    """Make a model for a task, with an untrained head."""
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}, must be one of {', '.join(TASKS)}")
+    kind = SegmentationModel if task == "segmentation" else LinearClassifier
+    return kind(encoder, classes, **head)
 
 
 def is_finetuned(directory: str | Path) -> bool:
@@ -83,20 +131,30 @@ def is_finetuned(directory: str | Path) -> bool:
     return isinstance(config, dict) and "task" in config and "classes" in config
 
 
-def build(task: str, encoder: HSIEncoder, classes: int, **head: Any) -> FinetunedModel:
-    """Make a model for a task, with an untrained head."""
-    if task not in TASKS:
-        raise ValueError(f"task is {task!r}, must be one of {', '.join(TASKS)}")
-    kind = SegmentationModel if task == "segmentation" else LinearClassifier
-    return kind(encoder, classes, **head)
+def read_finetuned(directory: str | Path) -> FinetunedConfig:
+    """Read what a folder says about its fine-tuned model.
 
-
-def _read_config(path: Path) -> Mapping[str, Any]:
+    Raises:
+        FileNotFoundError: there is no `config.json`.
+        ValueError: it is not that of a fine-tuned model.
+    """
+    path = Path(directory) / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected a folder with a fine-tuned model")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     kinds = {"task": str, "classes": list, "head": dict, "encoder": dict}
-    if not isinstance(config, dict) or any(not isinstance(config.get(part), kind) for part, kind in kinds.items()):
+    if not isinstance(found, dict) or any(not isinstance(found.get(part), kind) for part, kind in kinds.items()):
         raise ValueError(f"{path}: not the config of a fine-tuned model, expected {', '.join(kinds)} in it")
-    return config
+    numbers, window, classes = found.get("numbers"), found.get("window"), [str(name) for name in found["classes"]]
+    if numbers is not None and not (
+        isinstance(numbers, list)
+        and len(numbers) == len(classes)
+        and all(isinstance(number, int) and number >= 0 for number in numbers)
+    ):
+        raise ValueError(f"{path}: numbers is {str(numbers)[:60]}, expected a whole number >= 0 for each class")
+    if window is not None and not (isinstance(window, int) and 0 < window < MOST_PIXELS):
+        raise ValueError(f"{path}: window is {str(window)[:60]}, expected a whole number of pixels, or null")
+    return FinetunedConfig(found["task"], classes, found["head"], found["encoder"], numbers, window)
