@@ -34,7 +34,9 @@ def run(
     labels: Path,
     ignore: int = 255,
     classes: str | None = None,
+    split: Annotated[str | None, tyro.conf.arg(metavar="SPLIT")] = None,
     validation: Annotated[str, tyro.conf.arg(metavar="NAME,...|SHARE")] = "0.2",
+    fold: Annotated[str | None, tyro.conf.arg(metavar="K/N")] = None,
     out: Path | None = None,
     config: Path | None = None,
     rgb: tuple[int, ...] | None = None,
@@ -52,7 +54,12 @@ def run(
         labels: folder of rasters of class numbers with the cubes' stems, or CSV file with the columns name and label
         ignore: number in rasters that means not labelled
         classes: names of the classes in rasters by ascending number, with commas between
-        validation: subjects or scenes to hold out, by name with commas between, or the share of them to draw
+        split: how labels are divided: subjects:SHARE (held out), pixels:SHARE (of each class, to train with),
+            blocks:PIXELS (side of the blocks to hold out) or table:FILE.csv (columns name, and group or split); None:
+            subjects, and blocks if there is one scene
+        validation: subjects, scenes or groups to hold out, by name with commas between, or the share of subjects,
+            groups or blocks to draw
+        fold: hold out the K-th of N parts of the subjects, groups or blocks instead of a share
         out: the run's folder; None: runs/finetune, then runs/finetune-2, ...
         config: JSON or YAML file with settings, as config.json in a run's folder; options override it
         rgb: bands that maps show as red, green and blue
@@ -68,6 +75,7 @@ def run(
     from ..training.finetuning.finetune import finetune
     from ..training.finetuning.labels import read_class_labels, read_mask_labels
     from ..training.finetuning.scores import main_score
+    from ..training.finetuning.splits import divide
     from ..training.folders import default_folder
 
     out = out or default_folder(Path("runs/finetune"))
@@ -82,9 +90,9 @@ def run(
         read = read_mask_labels(labels, subjects, ignore=ignore, names=classes.split(",") if classes else None)
     say(repr(subjects))
     say(f"{len(read.counts)} of {len(subjects)} labelled, classes: {', '.join(read.classes)}")
-    _, report = finetune(
-        model, subjects, read, out, chosen, validation=held_out(validation, subjects), rgb=shown, maps=maps
-    )
+    parts = divide(subjects, read, split, validation=held_out(validation, subjects), fold=fold, seed=chosen.seed)
+    say(f"split: {parts.text}")
+    _, report = finetune(model, subjects, read, out, chosen, split=parts, rgb=shown, maps=maps)
     for name in report["not_trained"]:
         say(f"note: no training subject has the class {name}")
     name = main_score(read.task)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmmae.data import PairedFolder
-from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels, scene_names, split
+from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels
 
 SUBJECTS = SimpleNamespace(names=["a", "b", "c"], positions=(), cube_size=lambda index: None, files=lambda index: {})
 
@@ -156,40 +156,6 @@ def test_a_mask_of_another_aspect_than_its_cube_is_refused(tmp_path):
         read_mask_labels(written(tmp_path, a=np.arange(64).reshape(8, 8)), subjects)
     np.save(tmp_path / "masks" / "a.npy", np.arange(60).reshape(6, 10))
     read_mask_labels(tmp_path / "masks", subjects)
-
-
-def test_the_tiles_of_a_scene_are_held_out_together(scenes):
-    subjects, folder = scenes
-    labels = read_mask_labels(folder, subjects)
-    of = scene_names(subjects)
-    for validation in (["south"], 0.5, 0.01, 0.6):
-        training, held_out = split(subjects, labels, validation, seed=3)
-        assert len(training) == len(held_out) == 6
-        assert not {of[index] for index in training} & {of[index] for index in held_out}
-    assert {of[index] for index in split(subjects, labels, ["south"], seed=0)[1]} == {"south"}
-
-
-def test_subjects_without_a_label_are_on_no_side(tmp_path):
-    labels = read_mask_labels(written(tmp_path, a=[[1]], c=[[2]]), SUBJECTS)
-    training, held_out = split(SUBJECTS, labels, 0.5, seed=0)
-    assert sorted(training + held_out) == [0, 2]
-    assert split(SUBJECTS, labels, ["c"], seed=0) == ([0], [2])
-
-
-@pytest.mark.parametrize(
-    ("validation", "message"),
-    [
-        (["b"], "names 'b', expected names of labelled"),
-        (["a", "c"], "0 subjects are left to train with"),
-        (0.9, "0 subjects"),
-        (1.5, "validation is 1.5"),
-    ],
-    ids=str,
-)
-def test_a_side_without_subjects_is_refused(tmp_path, validation, message):
-    labels = read_mask_labels(written(tmp_path, a=[[1]], c=[[2]]), SUBJECTS)
-    with pytest.raises(ValueError, match=message):
-        split(SUBJECTS, labels, validation, seed=0)
 
 
 def test_labels_can_be_sent_to_a_worker(scenes, tmp_path):

@@ -28,10 +28,11 @@ from ..module import learning_rate_factor, reading_waits
 from ..pictures import check_rgb
 from ..precision import find_device, precision_plugin
 from .labelled import Item, Labelled, loader
-from .labels import UNLABELLED, Labels, split
+from .labels import UNLABELLED, Labels
 from .maps import write_maps
 from .scores import SceneScores, Scores, main_score, write_confusion
 from .settings import FinetuneSettings
+from .splits import Split, divide
 
 READ_EVERY = 50  # steps between checks of the losses, if these make the host wait for the device
 
@@ -43,7 +44,9 @@ def finetune(
     out: str | Path,
     settings: FinetuneSettings | None = None,
     *,
+    split: str | Split | None = None,
     validation: Sequence[str] | float = 0.2,
+    fold: str | None = None,
     rgb: tuple[int, int, int] | None = None,
     maps: int = 8,
 ) -> tuple[FinetunedModel, dict[str, Any]]:
@@ -59,7 +62,7 @@ def finetune(
         labels: from `read_class_labels` or `read_mask_labels`; subjects without a label are not used.
         out: the run's folder.
         settings: None means the defaults.
-        validation: names of subjects or scenes to hold out, or the share of them to draw at random.
+        split, validation, fold: which labels train and which are held out, see `divide`; or a `Split` made before.
         rgb: bands that maps show as red, green and blue; None spreads three over the spectrum.
         maps: largest number of maps to draw.
 
@@ -91,7 +94,8 @@ def finetune(
     settings = settings or FinetuneSettings()
     out = Path(out)
     _check(encoder, subjects, labels, settings, rgb)
-    training, held_out = split(subjects, labels, validation, settings.seed)
+    parts = _divided(subjects, labels, split, validation=validation, fold=fold, seed=settings.seed)
+    training, held_out = list(parts.training.counts), list(parts.held_out.counts)
     check_can_write(out)
     _check_free(out)
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
@@ -117,10 +121,10 @@ def finetune(
         folder.mkdir(exist_ok=True)
         normalization.save(folder / "normalization.json")
 
-    train = Labelled(subjects, labels, training, settings, augmented=settings.augment)
-    validate = Labelled(subjects, labels, held_out, settings, augmented=False, whole=True)
+    train = Labelled(subjects, parts.training, training, settings, augmented=settings.augment)
+    validate = Labelled(subjects, parts.held_out, held_out, settings, augmented=False, whole=True)
     places = {subjects.names[index]: subjects.positions[index] for index in held_out} if subjects.positions else {}
-    module = Finetuning(model, labels, training, out, settings, places)
+    module = Finetuning(model, parts.training, training, out, settings, places)
     with warnings.catch_warnings():
         for message in ("does not have many workers", "LeafSpec", "smaller than the logging interval", "exists and is"):
             warnings.filterwarnings("ignore", message=f".*{message}.*")
@@ -128,7 +132,7 @@ def finetune(
             trainer.fit(module, loader(train, settings, shuffled=True), loader(validate, settings, shuffled=False))
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
-    trained = torch.stack([labels.counts[index] for index in training]).sum(0)
+    trained = torch.stack([parts.training.counts[index] for index in training]).sum(0)
     missing = [name for name, count in zip(labels.classes, trained.tolist(), strict=True) if count == 0]
     report = {
         "epoch": module.kept,
@@ -136,13 +140,15 @@ def finetune(
         "keep": settings.keep,
         **module.report,
         "not_trained": missing,
+        "split": parts.text,
+        **({"pixels": parts.pixels()} if parts.roles else {}),
         **names,
     }
     write_json(out / "metrics.json", report)
     write_confusion(labels.classes, report["confusion"], out)
     kept, _ = load_finetuned(out / "model")
     if labels.task == "segmentation" and maps > 0:
-        write_maps(kept, subjects, labels, held_out, out / "maps", count=maps, rgb=rgb)
+        write_maps(kept, subjects, parts.held_out, held_out, out / "maps", count=maps, rgb=rgb)
     return kept, report
 
 
@@ -294,6 +300,10 @@ def class_weights(labels: Labels, training: Sequence[int], settings: FinetuneSet
     if settings.class_weights == "balanced":
         return (counts.sum() / (len(counts) * counts.clamp(min=1))).float()
     return torch.tensor(settings.class_weights)
+
+
+def _divided(subjects: Subjects, labels: Labels, split: str | Split | None, **options: Any) -> Split:
+    return split if isinstance(split, Split) else divide(subjects, labels, split, **options)
 
 
 def _check(

@@ -43,10 +43,13 @@ class Labels:
         """Return the labels of the subjects `chosen` only."""
         return Labels(self.task, self.classes, {index: self.counts[index] for index in chosen}, self._read)
 
-    def target(self, index: int, size: tuple[int, int]) -> Tensor:
-        """Return the target of a subject: int64 `[]`, or `[*size]`, resized by the nearest pixel."""
+    def target(self, index: int, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the target of a subject: int64 `[]`, or `[*size]`, resized by the nearest pixel.
+
+        Without a size it has that of the labels; those of a tile have the size of its window.
+        """
         target = self._read(index)
-        return target if target.dim() == 0 else resize_labels(target, size)
+        return target if target.dim() == 0 or size is None else resize_labels(target, size)
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -142,49 +145,24 @@ def read_mask_labels(
     return Labels("segmentation", classes, counted, functools.partial(masks.target, torch.tensor(numbers)))
 
 
-def split(
-    subjects: Subjects, labels: Labels, validation: Sequence[str] | float, seed: int
-) -> tuple[list[int], list[int]]:
-    """Split labelled subjects into training and validation; the tiles of a scene stay together.
-
-    Args:
-        subjects: the subjects, of which only names and scenes are used.
-        labels: their labels.
-        validation: names of subjects, or of scenes if the subjects are tiles; or the share of them to draw, at least
-            one.
-        seed: seed of the draw.
-
-    Returns:
-        The numbers of the subjects to train with and of those to validate with.
-
-    Raises:
-        ValueError: a name is unknown, or one of the two sides has no subject.
-    """
-    labelled = {index: scene for index, scene in enumerate(scene_names(subjects)) if index in labels.counts}
-    scenes = sorted(set(labelled.values()))
-    if isinstance(validation, float):
-        if not 0 < validation < 1:
-            raise ValueError(f"validation is {validation:g}, expected a share in (0, 1), or names")
-        count = max(1, round(validation * len(scenes)))
-        held = set(np.random.default_rng(seed).permutation(scenes)[:count].tolist())
-    else:
-        held = set(validation)
-        if unknown := sorted(held - set(scenes)):
-            raise ValueError(
-                f"validation names {unknown[0]!r}, expected names of labelled subjects or scenes, such as {scenes[0]!r}"
-            )
-    held_out = [index for index, scene in labelled.items() if scene in held]
-    training = [index for index, scene in labelled.items() if scene not in held]
-    if not training or not held_out:
-        raise ValueError(
-            f"{len(training)} subjects are left to train with, {len(held_out)} to validate with; expected at least one"
-        )
-    return training, held_out
-
-
 def scene_names(subjects: Subjects) -> list[str]:
     """Return the scene of each subject if they are tiles, else their names."""
     return [position.scene for position in subjects.positions] or list(subjects.names)
+
+
+def scene_targets(subjects: Subjects, labels: Labels) -> dict[str, Tensor]:
+    """Return scene -> target int64 `[H, W]` of the labelled scenes, each put together of its tiles if it has any."""
+    scenes, sizes = scene_names(subjects), scene_sizes(subjects.positions)
+    targets: dict[str, Tensor] = {}
+    for index in labels.counts:
+        target, scene = labels.target(index), scenes[index]
+        if not subjects.positions:
+            targets[scene] = target
+            continue
+        window = subjects.positions[index].window
+        whole = targets.setdefault(scene, torch.full(sizes[scene], UNLABELLED))
+        whole[window.slices] = resize_labels(target, (window.height, window.width))
+    return targets
 
 
 class _Masks:

@@ -1,0 +1,304 @@
+"""Division of labels into those that train and those that are held out: by subjects, a table, pixels or blocks."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.subjects import Subjects
+from .labels import UNLABELLED, Labels, scene_names, scene_targets
+from .pixel_splits import GAP, TEST, TRAIN, draw_blocks, draw_pixels
+
+KINDS = "subjects:SHARE, pixels:SHARE, blocks:PIXELS or table:FILE.csv"
+SIDES = {"train": True, "training": True, "test": False, "validation": False, "held-out": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The labels to train with and those to score with, which may be pixels of the same scenes.
+
+    Attributes:
+        training: labels of the subjects to train with; pixels of the other side are unlabelled.
+        held_out: labels of the subjects to score.
+        text: a phrase that tells people how they were divided.
+        roles: scene -> uint8 `[H, W]`, the role of each pixel (`NONE`, `TRAIN`, `TEST`, `GAP`); empty if whole subjects
+            are held out.
+    """
+
+    training: Labels
+    held_out: Labels
+    text: str
+    roles: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def pixels(self) -> dict[str, int]:
+        """Return how many labelled pixels train, test, and are used by neither because they lie in the gap."""
+        roles = {"training": TRAIN, "test": TEST, "gap": GAP}
+        return {name: sum(int((scene == role).sum()) for scene in self.roles.values()) for name, role in roles.items()}
+
+
+def divide(
+    subjects: Subjects,
+    labels: Labels,
+    split: str | None = None,
+    *,
+    validation: Sequence[str] | float = 0.2,
+    fold: str | None = None,
+    seed: int = 0,
+    window: int | None = None,
+) -> Split:
+    """Divide labels into those that train and those that are held out.
+
+    Args:
+        subjects: the subjects, or the tiles of scenes.
+        labels: their labels.
+        split: `subjects` or `subjects:SHARE` holds out whole subjects, and the tiles of a scene together;
+            `pixels:SHARE` trains with this share of each class's pixels and tests with the others; `blocks:PIXELS`
+            holds out squares with sides of so many pixels, with a gap around them as wide as the model sees;
+            `table:FILE.csv` has the columns `name`, and `group` (held out together) or `split` (train or test). None:
+            `subjects`, and `blocks` if the labelled pixels are all of one scene.
+        validation: the share of subjects, blocks or groups to hold out, or the names of subjects, scenes or groups.
+        fold: `K/N` holds out the K-th of N parts of the subjects, blocks or groups, K from 1; each is held out once.
+        seed: seed of the draw.
+        window: the side of the square around each pixel that the model sees; None: it sees whole subjects.
+
+    Raises:
+        ValueError: the split is not one of these, does not fit the labels, or leaves a side empty.
+        FileNotFoundError: there is no such table.
+    """
+    if split is None:
+        split = default_split(subjects, labels, validation, window)
+    kind, _, value = split.partition(":")
+    part = _fold(fold)
+    if isinstance(validation, float) and not 0 < validation < 1:
+        raise ValueError(f"validation is {validation:g}, expected a share in (0, 1), or names")
+    if kind == "subjects":
+        held = _share(split, value) if value else validation
+        scenes = scene_names(subjects)
+        return _by_group(labels, {index: scenes[index] for index in labels.counts}, held, part, seed, "subjects")
+    if kind == "table" and value:
+        return _by_table(subjects, labels, Path(value), validation, part, seed)
+    if kind in ("pixels", "blocks") and labels.task != "segmentation":
+        raise ValueError(f"split is {split!r}, of pixels; expected subjects or table for classes of subjects")
+    if kind == "pixels":
+        if part:
+            raise ValueError("a fold is of subjects, blocks or groups; expected no fold with a split by pixels")
+        share = _share(split, value)
+        roles = draw_pixels(scene_targets(subjects, labels), len(labels.classes), share, seed)
+        return _by_role(subjects, labels, roles, f"{share:.4g} of the pixels of each class train", window)
+    if kind == "blocks":
+        if not re.fullmatch("[1-9][0-9]{0,8}", value):
+            raise ValueError(f"split is {split!r}, expected blocks:PIXELS with the side of a block, as in blocks:32")
+        if not isinstance(validation, float):
+            raise ValueError(f"validation names {validation[0]!r}, expected a share of the blocks to hold out")
+        windows: dict[str, list[tuple[slice, slice]]] = {}
+        for index in labels.counts if window is None else ():
+            whole = (slice(None), slice(None))
+            places = subjects.positions[index].window.slices if subjects.positions else whole
+            windows.setdefault(scene_names(subjects)[index], []).append(places)
+        targets, classes = scene_targets(subjects, labels), len(labels.classes)
+        roles, text = draw_blocks(
+            targets, classes, int(value), part or validation, seed, windows if window is None else window
+        )
+        return _by_role(subjects, labels, roles, text, window, apart=True)
+    raise ValueError(f"split is {split!r}, expected {KINDS}")
+
+
+def default_split(
+    subjects: Subjects, labels: Labels, validation: Sequence[str] | float, window: int | None = None
+) -> str:
+    """Return `subjects`, or `blocks:PIXELS` if the labelled pixels are all of one scene.
+
+    Raises:
+        ValueError: the model sees this one scene whole, so that blocks of it can't be kept apart.
+    """
+    scenes = scene_names(subjects)
+    one = len({scenes[index] for index in labels.counts}) == 1
+    if not one or labels.task != "segmentation" or not isinstance(validation, float):
+        return "subjects"
+    if window is not None:
+        return f"blocks:{3 * window}"
+    if len(labels.counts) == 1:
+        raise ValueError(
+            "one subject has labels, and the model sees it whole: cut it into tiles (--tile PIXELS), of which blocks "
+            "are held out, or give --split pixels:0.1 to train with a tenth of its pixels and test with the others"
+        )
+    positions = subjects.positions
+    return f"blocks:{min(positions[index].window.height for index in labels.counts)}"
+
+
+def _by_group(
+    labels: Labels,
+    groups: Mapping[int, str],
+    validation: Sequence[str] | float,
+    fold: tuple[int, int] | None,
+    seed: int,
+    what: str,
+) -> Split:
+    """Hold out some of the groups: subject number -> group."""
+    names = sorted(set(groups.values()))
+    drawn = np.random.default_rng(seed).permutation(names).tolist()
+    if not isinstance(validation, float):
+        if fold:
+            raise ValueError("a fold and names to hold out exclude each other")
+        held = set(validation)
+        if unknown := sorted(held - set(names)):
+            known = "labelled subjects or scenes" if what == "subjects" else what
+            raise ValueError(
+                f"validation names {unknown[0]!r}, expected names of {known}, such as {names[0]!r}"
+                if names
+                else f"validation names {unknown[0]!r}, and there are no {known}"
+            )
+    elif fold:
+        if fold[1] > len(names):
+            raise ValueError(f"the fold is {fold[0]}/{fold[1]}, expected at most as many parts as {len(names)} {what}")
+        held = set(drawn[fold[0] - 1 :: fold[1]])
+    else:
+        held = set(drawn[: max(1, round(validation * len(names)))])
+    held_out = [index for index, group in groups.items() if group in held]
+    training = [index for index, group in groups.items() if group not in held]
+    if not training or not held_out:
+        raise ValueError(
+            f"{len(training)} subjects are left to train with, {len(held_out)} to validate with; expected at least one"
+        )
+    text = f"{len(held)} of {len(names)} {what} held out"
+    return Split(labels.only(training), labels.only(held_out), text)
+
+
+def _by_table(
+    subjects: Subjects,
+    labels: Labels,
+    path: Path,
+    validation: Sequence[str] | float,
+    fold: tuple[int, int] | None,
+    seed: int,
+) -> Split:
+    scenes = scene_names(subjects)
+    column, table = _read_table(path, {*subjects.names, *scenes})
+    groups = {}
+    for index in labels.counts:
+        name = subjects.names[index]
+        group = table.get(name, table.get(scenes[index]))
+        if group is not None:
+            groups[index] = group
+    left_out = len(labels.counts) - len(groups)
+    note = f"; {left_out} labelled subjects are not in {path}" if left_out else ""
+    if column == "group":
+        split = _by_group(labels, groups, validation, fold, seed, "groups")
+        return dataclasses.replace(split, text=split.text + note)
+    if fold or not isinstance(validation, float):
+        raise ValueError(f"{path} has a column split, which holds out already; expected no fold and no names with it")
+    if unknown := sorted({side for side in table.values() if side.lower() not in SIDES}):
+        raise ValueError(f"{path} has the split {unknown[0]!r}, must be one of {', '.join(SIDES)}")
+    sides = {side: [i for i, group in groups.items() if SIDES[group.lower()] == side] for side in (True, False)}
+    if not sides[True] or not sides[False]:
+        raise ValueError(f"{path} gives {len(sides[True])} labelled subjects to train, {len(sides[False])} to test")
+    text = f"{len(sides[True])} subjects train and {len(sides[False])} are held out, as {path} says{note}"
+    return Split(labels.only(sides[True]), labels.only(sides[False]), text)
+
+
+def _read_table(path: Path, known: set[str]) -> tuple[str, dict[str, str]]:
+    """Read `group` or `split`, and the value of each name in a CSV file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a CSV file with the columns name, and group or split")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: can't be read as a CSV file in UTF-8: {error}") from error
+    given = [column for column in ("group", "split") if column in columns]
+    if "name" not in columns or len(given) != 1:
+        raise ValueError(f"{path} has the columns {columns}, expected name, and either group or split")
+    table: dict[str, str] = {}
+    for row in rows:
+        name, value = ((row[column] or "").strip() for column in ("name", given[0]))
+        if name not in known:
+            raise ValueError(f"{path} names {name!r}, which is not a subject")
+        if name in table:
+            raise ValueError(f"{path} names {name!r} twice")
+        if not value:
+            raise ValueError(f"{path} has no {given[0]} for {name!r}")
+        table[name] = value
+    return given[0], table
+
+
+def _by_role(
+    subjects: Subjects,
+    labels: Labels,
+    roles: Mapping[str, Tensor],
+    text: str,
+    window: int | None,
+    *,
+    apart: bool = False,
+) -> Split:
+    """Divide the labels by the role of each pixel; `apart`: no subject to train with has a pixel to test with."""
+    sides = {TRAIN: _Side(subjects, labels, roles, TRAIN), TEST: _Side(subjects, labels, roles, TEST)}
+    counts: dict[int, dict[int, Tensor]] = {TRAIN: {}, TEST: {}}
+    for index in labels.counts:
+        for role, side in sides.items():
+            found = side(index)
+            if bool((found != UNLABELLED).any()):
+                known = found[found != UNLABELLED]
+                counts[role][index] = torch.bincount(known, minlength=len(labels.classes))
+    if apart and window is None:
+        counts[TRAIN] = {index: count for index, count in counts[TRAIN].items() if index not in counts[TEST]}
+    for role, what in ((TRAIN, "train"), (TEST, "test")):
+        if not counts[role]:
+            raise ValueError(
+                f"the split leaves no pixel to {what} with"
+                + (
+                    ": each subject or tile has a pixel to test with; expected blocks that are multiples of the tiles' "
+                    "side, smaller tiles (--tile), or tiles with more overlap (--overlap)"
+                    if apart and role == TRAIN
+                    else ""
+                )
+            )
+    made = {role: Labels(labels.task, labels.classes, counts[role], side) for role, side in sides.items()}
+    split = Split(made[TRAIN], made[TEST], text, roles)
+    pixels = split.pixels()
+    lost = f", {pixels['gap']:,} are lost in the gap between them" if apart else ""
+    return dataclasses.replace(
+        split, text=f"{text}: {pixels['training']:,} pixels train, {pixels['test']:,} test{lost}"
+    )
+
+
+class _Side:
+    """Reads the targets of subjects with the labels of one role only."""
+
+    def __init__(self, subjects: Subjects, labels: Labels, roles: Mapping[str, Tensor], role: int) -> None:
+        self.labels, self.roles, self.role = labels, roles, role
+        self.scenes, self.positions = scene_names(subjects), subjects.positions
+
+    def __call__(self, index: int) -> Tensor:
+        target, roles = self.labels.target(index), self.roles[self.scenes[index]]
+        if self.positions:
+            roles = roles[self.positions[index].window.slices]
+        return target.masked_fill(roles != self.role, UNLABELLED)
+
+
+def _share(split: str, value: str) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise ValueError(f"split is {split!r}, expected a share in (0, 1), as in {split.partition(':')[0]}:0.1")
+    return share
+
+
+def _fold(text: str | None) -> tuple[int, int] | None:
+    """Return K and N of `K/N`."""
+    if text is None:
+        return None
+    match = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", text)
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= parts or parts < 2:
+        raise ValueError(f"fold is {text!r}, expected K/N with 1 <= K <= N and N at least 2, as in 1/5")
+    return part, parts

@@ -1,0 +1,217 @@
+"""Splits of labels into those that train and those that are held out: subjects, groups, pixels and blocks."""
+
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mmmae.data.readers.windows import tile_grid
+from mmmae.data.tiles import Position
+from mmmae.training.finetuning.labels import UNLABELLED, Labels, scene_names, scene_targets
+from mmmae.training.finetuning.pixel_splits import GAP, NONE, TEST, TRAIN
+from mmmae.training.finetuning.splits import divide
+
+
+def subjects_of(scenes, size=(40, 56), tile=16, overlap=8):
+    """Tiles of scenes, or whole scenes without `tile`, of which there are names and places only."""
+    places = [Position(scene, window) for scene in scenes for window in tile_grid(*size, tile, overlap)] if tile else []
+    names = [place.name for place in places] or list(scenes)
+    return SimpleNamespace(names=names, positions=places)
+
+
+def labels_of(subjects, size=(40, 56), classes=5, seed=0):
+    """Labels in patches of 4 x 4 pixels, a sixth of them without a label, of classes that are rarer and rarer."""
+    rng, targets = np.random.default_rng(seed), {}
+    for scene in dict.fromkeys(scene_names(subjects)):
+        drawn = rng.choice([UNLABELLED, *range(classes)], (10, 14), p=[1 / 6, 1 / 3, 1 / 4, 1 / 8, 1 / 12, 1 / 24])
+        targets[scene] = torch.from_numpy(drawn.repeat(4, 0).repeat(4, 1))
+    maps = [targets[scene] for scene in scene_names(subjects)]
+    if subjects.positions:
+        maps = [target[place.window.slices] for target, place in zip(maps, subjects.positions, strict=True)]
+    counts = {i: torch.bincount(target[target >= 0], minlength=classes) for i, target in enumerate(maps)}
+    return Labels("segmentation", [f"class{number}" for number in range(classes)], counts, maps.__getitem__)
+
+
+def class_labels(names):
+    counts = {index: torch.tensor([1, 0]) for index in range(len(names))}
+    return Labels("classification", ["x", "y"], counts, lambda index: torch.tensor(0))
+
+
+def test_the_tiles_of_a_scene_are_held_out_together():
+    subjects = subjects_of(["north", "south"])
+    labels, of = labels_of(subjects), scene_names(subjects)
+    for validation in (["south"], 0.5, 0.01, 0.6):
+        parts = divide(subjects, labels, "subjects", validation=validation, seed=3)
+        assert len(parts.training.counts) == len(parts.held_out.counts) == len(of) / 2
+        assert not {of[index] for index in parts.training.counts} & {of[index] for index in parts.held_out.counts}
+    assert {of[index] for index in divide(subjects, labels, validation=["south"]).held_out.counts} == {"south"}
+
+
+def test_subjects_without_a_label_are_on_no_side():
+    subjects = subjects_of("abc", tile=None)
+    labels = labels_of(subjects).only([0, 2])
+    parts = divide(subjects, labels, "subjects:0.5")
+    assert sorted([*parts.training.counts, *parts.held_out.counts]) == [0, 2]
+    parts = divide(subjects, labels, validation=["c"])
+    assert (list(parts.training.counts), list(parts.held_out.counts)) == ([0], [2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation": ["b"]}, "names 'b', expected names of labelled"),
+        ({"validation": ["a", "c"]}, "0 subjects are left to train with"),
+        ({"validation": 0.9}, "0 subjects"),
+        ({"validation": 1.5}, "validation is 1.5"),
+        ({"validation": ["a"], "fold": "1/2"}, "exclude each other"),
+        ({"fold": "1/3"}, "fold is 1/3, expected at most as many parts as 2 subjects"),
+        ({"fold": "3/2"}, "fold is '3/2', expected K/N"),
+        ({"split": "pixels:2"}, "expected a share in"),
+        ({"split": "pixels:0.5", "fold": "1/2"}, "expected no fold with a split by pixels"),
+        ({"split": "blocks"}, "expected blocks:PIXELS"),
+        ({"split": "blocks:99"}, "2 blocks of 99 x 99 pixels have labels, expected at least 3"),
+        ({"split": "blocks:8", "validation": ["a"]}, "expected a share of the blocks"),
+        ({"split": "blocks:8"}, "leaves no pixel to train with: each subject or tile has a pixel to test with"),
+        ({"split": "halves"}, "split is 'halves', expected subjects:SHARE, pixels:SHARE"),
+    ],
+    ids=str,
+)
+def test_a_split_that_does_not_fit_is_refused(options, message):
+    subjects = subjects_of("abc", tile=None)
+    options = {"fold": "1/3", **options} if options.get("split") == "blocks:99" else options
+    with pytest.raises(ValueError, match=message):
+        divide(subjects, labels_of(subjects).only([0, 2]), **options)
+
+
+def test_each_fold_holds_out_other_subjects_and_together_all():
+    subjects = subjects_of("abcdefg", tile=None)
+    labels = class_labels(subjects.names)
+    held = [list(divide(subjects, labels, fold=f"{part}/3", seed=1).held_out.counts) for part in (1, 2, 3)]
+    assert sorted(index for part in held for index in part) == list(range(7))
+    assert [len(part) for part in held] == [3, 2, 2]
+
+
+def test_pixels_are_drawn_class_by_class_and_each_is_on_one_side():
+    subjects = subjects_of(["a"])
+    labels = labels_of(subjects)
+    parts = divide(subjects, labels, "pixels:0.1", seed=2)
+    whole = scene_targets(subjects, labels)["a"]
+    train, test = (scene_targets(subjects, side)["a"] for side in (parts.training, parts.held_out))
+    assert not ((train != UNLABELLED) & (test != UNLABELLED)).any()
+    assert torch.equal(torch.where(train != UNLABELLED, train, test), whole)
+    for number in range(5):
+        assert (train == number).sum() == round(0.1 * int((whole == number).sum()))
+    assert parts.pixels() == {"training": int((train >= 0).sum()), "test": int((test >= 0).sum()), "gap": 0}
+    assert not torch.equal(divide(subjects, labels, "pixels:0.1", seed=3).roles["a"], parts.roles["a"])
+    assert torch.equal(divide(subjects, labels, "pixels:0.1", seed=2).roles["a"], parts.roles["a"])
+    for side in (parts.training, parts.held_out):
+        for index, counts in side.counts.items():
+            target = side.target(index)
+            assert torch.equal(torch.bincount(target[target >= 0], minlength=5), counts)
+
+
+def test_a_class_of_one_pixel_trains_and_one_of_two_does_both():
+    target = torch.tensor([[0, 1, 1, 2], [2, 2, 2, 2]])
+    counts = {0: torch.bincount(target.flatten())}
+    labels = Labels("segmentation", ["a", "b", "c"], counts, lambda index: target)
+    parts = divide(SimpleNamespace(names=["s"], positions=[]), labels, "pixels:0.99")
+    assert parts.training.counts[0].tolist() == [1, 1, 4]
+    assert parts.held_out.counts[0].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("split", ["blocks:16", "blocks:13"])
+def test_no_tile_to_train_with_has_a_pixel_to_test_with_and_no_other_pixel_is_lost(split):
+    subjects = subjects_of(["a", "b"])
+    labels = labels_of(subjects)
+    parts = divide(subjects, labels, split, seed=1)
+    roles = [parts.roles[place.scene][place.window.slices] for place in subjects.positions]
+    assert parts.training.counts
+    for index in parts.training.counts:
+        assert not (roles[index] == TEST).any()
+        assert torch.equal(parts.training.target(index) != UNLABELLED, roles[index] == TRAIN)
+    clean = {scene: torch.zeros(40, 56, dtype=torch.bool) for scene in "ab"}
+    for role, place in zip(roles, subjects.positions, strict=True):
+        clean[place.scene][place.window.slices] |= not (role == TEST).any()
+    for scene, target in scene_targets(subjects, labels).items():
+        role = parts.roles[scene]
+        assert torch.equal(role == NONE, target == UNLABELLED)
+        assert torch.equal(role == GAP, (target != UNLABELLED) & (role != TEST) & ~clean[scene])
+    assert parts.pixels()["gap"] > 0 if split == "blocks:13" else parts.text.startswith("5 of 24 blocks of 16 x 16")
+
+
+def test_no_window_around_a_pixel_to_train_with_has_a_pixel_to_test_with():
+    subjects = subjects_of(["a"], tile=None)
+    parts = divide(subjects, labels_of(subjects), "blocks:12", window=7, seed=0)
+    roles = parts.roles["a"]
+    for row, column in (roles == TRAIN).nonzero().tolist():
+        assert not (roles[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4] == TEST).any()
+    for row, column in (roles == GAP).nonzero().tolist():
+        assert (roles[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4] == TEST).any()
+    assert all((roles == role).any() for role in (TRAIN, TEST, GAP))
+
+
+def test_each_fold_of_blocks_holds_out_other_pixels_and_together_all():
+    subjects = subjects_of(["a"])
+    labels = labels_of(subjects)
+    tested = [divide(subjects, labels, "blocks:16", fold=f"{part}/4").roles["a"] == TEST for part in (1, 2, 3, 4)]
+    assert torch.equal(torch.stack(tested).sum(0), (scene_targets(subjects, labels)["a"] != UNLABELLED).long())
+
+
+def test_one_scene_is_divided_into_blocks_of_a_tile_and_one_that_is_seen_whole_is_refused():
+    subjects = subjects_of(["a"])
+    assert divide(subjects, labels_of(subjects)).text.startswith("2 of 12 blocks of 16 x 16 pixels are held out: ")
+    whole = subjects_of(["a"], tile=None)
+    assert "blocks of 15 x 15" in divide(whole, labels_of(whole), window=5).text
+    with pytest.raises(ValueError, match=r"one subject has labels.*--tile PIXELS.*--split pixels:0.1"):
+        divide(whole, labels_of(whole))
+
+
+def test_groups_of_a_table_are_held_out_together_and_a_split_is_taken_as_it_is(tmp_path):
+    subjects, table = subjects_of("abcdef", tile=None), tmp_path / "trees.csv"
+    labels = class_labels(subjects.names)
+    table.write_text("name,group,year\na,oak,1\nb,elm,1\nc,oak,2\nd,ash,1\ne,elm,2\n")
+    for options in ({"validation": ["oak"]}, {"validation": 0.3}, {"fold": "2/3"}):
+        parts = divide(subjects, labels, f"table:{table}", **options)
+        held = {"abcdef"[index] for index in parts.held_out.counts}
+        assert held in ({"a", "c"}, {"b", "e"}, {"d"})
+        assert {"abcdef"[index] for index in parts.training.counts} == set("abcde") - held
+        assert f"1 labelled subjects are not in {table}" in parts.text
+    table.write_text("name,split\na,train\nb,Test\nc,training\n")
+    parts = divide(subjects, labels, f"table:{table}")
+    assert (list(parts.training.counts), list(parts.held_out.counts)) == ([0, 2], [1])
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("name,part\na,1\n", {}, r"columns \['name', 'part'\], expected name, and either group or split"),
+        ("name,group,split\na,1,train\n", {}, "expected name, and either group or split"),
+        ("name,group\nz,1\n", {}, "names 'z', which is not a subject"),
+        ("name,group\na,1\na,2\n", {}, "names 'a' twice"),
+        ("name,group\na,\n", {}, "no group for 'a'"),
+        (
+            "name,group\na,1\nb,2\n",
+            {"validation": ["3"]},
+            "names '3', expected names of groups, such as '1'",
+        ),
+        ("name,split\na,train\nb,exam\n", {}, "has the split 'exam', must be one of train"),
+        ("name,split\na,train\nb,train\n", {}, "gives 2 labelled subjects to train, 0 to test"),
+        ("name,split\na,train\nb,test\n", {"fold": "1/2"}, "expected no fold and no names"),
+    ],
+    ids=str,
+)
+def test_a_broken_table_is_one_error_with_its_path(tmp_path, text, options, message):
+    subjects, table = subjects_of("abc", tile=None), tmp_path / "table.csv"
+    table.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        divide(subjects, class_labels(subjects.names), f"table:{table}", **options)
+
+
+def test_divided_labels_can_be_sent_to_a_worker():
+    subjects = subjects_of(["a"])
+    parts = divide(subjects, labels_of(subjects), "blocks:16")
+    for side in (parts.training, parts.held_out):
+        sent = pickle.loads(pickle.dumps(side))
+        assert all(torch.equal(sent.target(index), side.target(index)) for index in side.counts)
