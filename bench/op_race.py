@@ -14,7 +14,7 @@ from bench.op_cases import CASES
 from bench.op_work import BACKENDS, OpWork, Place, Run, compiled
 from bench.options import Options
 from bench.results import Measurement
-from mmmae.cost.counting import flop_counter
+from mmmae.cost.launches import flop_counter
 
 TOLERANCE = 1e-5  # float32: sums of up to 1568 rows in another order
 REPEAT = 10  # runs on a GPU that are started without waiting, where they can't be captured

@@ -29,8 +29,10 @@ from bench.op_cases import CASES
 from bench.op_work import Place
 from bench.results import Prediction
 from mmmae.cost.components import Encoder, Model, Traced
-from mmmae.cost.counting import Operator, Uncomputed, count_operators, count_step, total
+from mmmae.cost.costs import Operator, total
+from mmmae.cost.counting import count_operators, count_step
 from mmmae.cost.gpu import ATTENTION, on_gpu
+from mmmae.cost.launches import Uncomputed
 
 TARGET = "sm90"  # sizes decide what is launched; the architecture decides only which tiles a kernel uses
 DTYPE = torch.bfloat16

@@ -13,7 +13,8 @@ from bench.options import Options
 from bench.race import Entry, Result, race
 from bench.results import Measurement
 from mmmae.cost import Report
-from mmmae.cost.counting import StepCost, count_step
+from mmmae.cost.costs import StepCost
+from mmmae.cost.counting import count_step
 
 STEP_BATCH = 8
 

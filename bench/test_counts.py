@@ -12,7 +12,8 @@ from bench.op_cases import CASES
 from bench.op_work import BACKENDS, Place, Run
 from bench.suite import Suite
 from mmmae.cost.components import blank_copy
-from mmmae.cost.counting import count, flop_counter
+from mmmae.cost.counting import count
+from mmmae.cost.launches import flop_counter
 
 PRESETS = ("base", "vit", "tiny")
 

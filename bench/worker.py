@@ -24,7 +24,7 @@ import mmmae
 from bench.contenders import COMPILED, Task, Work
 from bench.device_time import is_queued, once
 from bench.limits import gemm_speed, gemms_of, macs_of, peak_bytes, seconds_alone
-from mmmae.cost.counting import flop_counter
+from mmmae.cost.launches import flop_counter
 from mmmae_kernels import use_backend
 
 SAMPLED = 4096  # numbers of a tensor that are compared

@@ -9,7 +9,7 @@ AMOUNTS = ("parameters", "macs", "bytes", "launches")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The cost of a component; `mmmae.cost.counting.Cost` defines what is counted."""
+    """The cost of a component; `mmmae.cost.costs.Cost` defines what is counted."""
 
     component: str
     parameters: int

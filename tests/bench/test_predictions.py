@@ -25,7 +25,7 @@ from bench.predictions import (
     without_graph,
 )
 from bench.results import Prediction
-from mmmae.cost.counting import Cost, Operator
+from mmmae.cost.costs import Cost, Operator
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpus.md"
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

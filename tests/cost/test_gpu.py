@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import mmmae
 from mmmae.cost.components import Traced, components_of
-from mmmae.cost.counting import Cost, StepCost, count_operators, count_step, total
+from mmmae.cost.costs import Cost, StepCost, total
+from mmmae.cost.counting import count_operators, count_step
 from mmmae.cost.gpu import ATTENTION, on_gpu
 from mmmae_kernels import explain, gelu_linear, use_backend
 

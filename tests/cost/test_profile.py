@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils import flop_counter
 
 import mmmae
-from mmmae.cost import components, counting, mac_formulas
+from mmmae.cost import components, counting, launches, mac_formulas
+from mmmae.cost.costs import Cost
 from mmmae_kernels import attention, use_backend
 from mmmae_kernels.attention import costs as attention_costs
 from mmmae_kernels.cpu import library as native
@@ -63,14 +64,14 @@ def test_counting_without_computing_gives_what_computing_gives(make, attention):
     for parameter in traced.parameters():
         nn.init.normal_(parameter, std=0.02)
     inputs = [torch.randn_like(tensor) for tensor in traced.inputs(2)]
-    with torch.no_grad(), counting.Ledger(traced) as ledger:
+    with torch.no_grad(), launches.Ledger(traced) as ledger:
         traced(*inputs)
     assert dict(ledger.by_component) == counted
 
 
-def booked(function) -> counting.Cost:
+def booked(function) -> Cost:
     """Return the cost that the ledger records for a function."""
-    with torch.no_grad(), counting.Ledger(SimpleNamespace(running=lambda: "it")) as ledger:
+    with torch.no_grad(), launches.Ledger(SimpleNamespace(running=lambda: "it")) as ledger:
         function()
     return ledger.by_component["it"]
 
@@ -78,26 +79,26 @@ def booked(function) -> counting.Cost:
 def test_a_linear_layer_is_one_launch_that_reads_and_writes_each_element_once():
     x, weight, bias = torch.ones(2, 3), torch.ones(5, 3), torch.ones(5)
     cost = booked(lambda: F.linear(x, weight, bias))
-    assert cost == counting.Cost(macs=2 * 3 * 5, bytes=4 * (6 + 15 + 5 + 10), launches=1)
+    assert cost == Cost(macs=2 * 3 * 5, bytes=4 * (6 + 15 + 5 + 10), launches=1)
 
 
 def test_views_and_allocations_are_no_launches():
     x = torch.ones(2, 6)
-    assert booked(lambda: x.view(3, 4).t().unsqueeze(0).expand(7, -1, -1).new_empty(5)) == counting.Cost()
+    assert booked(lambda: x.view(3, 4).t().unsqueeze(0).expand(7, -1, -1).new_empty(5)) == Cost()
 
 
 def test_launches_of_a_step_are_counted_like_those_of_a_forward_pass():
     x, weight = torch.ones(2, 6), torch.ones(4, 6)
-    with counting.Launches() as launches:
+    with launches.Launches() as counted:
         F.linear(x, weight).view(4, 2).t().unsqueeze(0).new_empty(5)
         torch.empty_like(x).copy_(x)
-    assert launches.count == 2
+    assert counted.count == 2
 
 
 def test_a_repeated_element_is_read_once_and_integers_have_their_own_size():
     row, ids = torch.ones(1, 4), torch.zeros(2, 4, dtype=torch.int64)
     cost = booked(lambda: row.expand(1000, 4).gather(0, ids))
-    assert cost == counting.Cost(bytes=4 * 4 + 8 * 8 + 4 * 8, launches=1)
+    assert cost == Cost(bytes=4 * 4 + 8 * 8 + 4 * 8, launches=1)
 
 
 def test_saved_bytes_are_those_of_a_real_step():
@@ -140,9 +141,9 @@ def test_operators_of_a_function_are_listed_in_order_at_any_size():
 
     costs = [operator.cost for operator in counting.count_operators(forward_backward)]
     products = [cost for cost in costs if cost.macs]
-    assert products == [counting.Cost(60, 4 * (12 + 15 + 20), 1), counting.Cost(60, 4 * (20 + 15 + 12), 1)]
+    assert products == [Cost(60, 4 * (12 + 15 + 20), 1), Cost(60, 4 * (20 + 15 + 12), 1)]
     assert costs[0] == products[0]
-    assert costs[1] == counting.Cost(bytes=4 * (20 + 20), launches=1)
+    assert costs[1] == Cost(bytes=4 * (20 + 20), launches=1)
 
 
 def test_an_operator_of_others_without_formula_is_an_error_in_a_step_too():

@@ -10,8 +10,9 @@ from unittest import mock
 import torch
 
 import mmmae
-from mmmae.cost.counting import Launches, count_step
+from mmmae.cost.counting import count_step
 from mmmae.cost.gpu import ATTENTION
+from mmmae.cost.launches import Launches
 from mmmae_kernels.aot.costs import cost
 from mmmae_kernels.aot.rows import faults_of, row_of
 from mmmae_kernels.gpu.config import SHARED_MEMORY, Launch

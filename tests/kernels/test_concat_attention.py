@@ -15,7 +15,8 @@ pytest.importorskip("triton", reason="needs triton")
 
 from torch.nn import functional as F
 
-from mmmae.cost.counting import count_operators, total
+from mmmae.cost.costs import total
+from mmmae.cost.counting import count_operators
 from mmmae_kernels import concat_attention, use_backend
 from mmmae_kernels.attention import gpu
 from mmmae_kernels.attention.guidance import merging_backend

@@ -29,7 +29,7 @@ import triton
 
 import mmmae
 import mmmae_kernels
-from mmmae.cost import counting
+from mmmae.cost import launches
 from mmmae_kernels import use_backend
 from mmmae_kernels.add_layer_norm.reference import add_layer_norm_reference
 from mmmae_kernels.aot import cases
@@ -161,16 +161,16 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if counting._does_work(func) and (not name.startswith("mmmae::") or name == "mmmae::philox_noise"):
+        if launches._does_work(func) and (not name.startswith("mmmae::") or name == "mmmae::philox_noise"):
             read = {"aten::copy_": args[1:], "aten::new_zeros": ()}.get(name, (args, kwargs or {}))
-            tensors = counting._tensors(read) + counting._tensors(result)
-            self.bytes += sum(map(counting._bytes, (t for t in tensors if elements(t) >= self.large)))
+            tensors = launches._tensors(read) + launches._tensors(result)
+            self.bytes += sum(map(launches._bytes, (t for t in tensors if elements(t) >= self.large)))
         return result
 
 
 def elements(tensor: Tensor) -> int:
     """Return the number of elements in memory; an expanded axis counts once."""
-    return counting._bytes(tensor) // tensor.element_size()
+    return launches._bytes(tensor) // tensor.element_size()
 
 
 class Launched:
