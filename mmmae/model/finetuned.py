@@ -16,11 +16,12 @@ from ..config import MMMAEConfig
 from ..files import write_atomically, write_json
 from .encoder import HSIEncoder, LinearClassifier
 from .heads import SegmentationModel
+from .pixels import PixelClassifier
 from .pretrained import CONFIG_NAME, WEIGHTS_NAME
 
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "segmentation", "pixels")
 MOST_PIXELS = 65_536  # along the side of a window
-FinetunedModel: TypeAlias = LinearClassifier | SegmentationModel
+FinetunedModel: TypeAlias = LinearClassifier | SegmentationModel  # a PixelClassifier is one of the latter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class FinetunedConfig:
         head: arguments of the head.
         encoder: fields of the encoder's config.
         numbers: values of the classes in rasters of labels; None if they are not known.
-        window: side in pixels of the squares that the model was trained on; None if cubes were not cut.
+        window: side in pixels of the squares that the model was trained on; None if cubes were not cut. For the task
+            "pixels", those around each pixel.
     """
 
     task: str
@@ -73,7 +75,8 @@ def save_finetuned(
     directory.mkdir(parents=True, exist_ok=True)
     task, head = "classification", dict[str, Any]()
     if isinstance(model, SegmentationModel):
-        task, head = "segmentation", {"width": model.head.folds[0].out_channels, "blocks": list(model.blocks)}
+        task = "pixels" if isinstance(model, PixelClassifier) else "segmentation"
+        head = {"width": model.head.folds[0].out_channels, "blocks": list(model.blocks)}
     listed = None if numbers is None else [int(number) for number in numbers]
     config = FinetunedConfig(task, list(classes), head, model.encoder.config.to_dict(), listed, window)
     tensors = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
@@ -118,8 +121,8 @@ def build(task: str, encoder: HSIEncoder, classes: int, **head: Any) -> Finetune
     """Make a model for a task, with an untrained head."""
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, must be one of {', '.join(TASKS)}")
-    kind = SegmentationModel if task == "segmentation" else LinearClassifier
-    return kind(encoder, classes, **head)
+    kinds = {"classification": LinearClassifier, "segmentation": SegmentationModel, "pixels": PixelClassifier}
+    return kinds[task](encoder, classes, **head)
 
 
 def is_finetuned(directory: str | Path) -> bool:
