@@ -7,9 +7,9 @@ from .model.export import export_encoder
 from .model.fast import FastModel, fast_model
 from .model.finetuned import load_finetuned
 from .model.heads import SegmentationModel
+from .model.imports import import_encoder, import_spectralgpt
 from .model.inputs import Output
 from .model.reference import ReferenceModel, reference_model
-from .model.spectralgpt import import_spectralgpt
 from .training import TrainingStep
 from .tuning import tune_cpu
 
@@ -26,6 +26,7 @@ __all__ = [
     "TrainingStep",
     "export_encoder",
     "fast_model",
+    "import_encoder",
     "import_spectralgpt",
     "load_finetuned",
     "profile",

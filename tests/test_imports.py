@@ -102,6 +102,7 @@ def test_by_a_bare_install_each_command_works_or_names_the_extra_that_it_needs()
         "encode --encoder e --hsi h --out o.npz": "train",
         "reconstruct --model m --hsi h --out o": "train",
         "info": "train",
+        "import c.pth --out o": "train",
         "import-spectralgpt c.pth --out o": "train",
         "data phantom o": "data",
     }

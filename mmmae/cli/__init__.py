@@ -19,7 +19,7 @@ import tyro
 from ..extras import explain_missing
 from ..text import printable
 from ..tuning import tune_cpu
-from . import data, encode, export, finetune, import_spectralgpt, info, pretrain, profile, reconstruct
+from . import data, encode, export, finetune, import_encoder, info, pretrain, profile, reconstruct
 from .options import Flag
 from .output import UnreadOutput, one_line
 from .rules import registry
@@ -94,7 +94,8 @@ def _parse(command: str, arguments: Sequence[str], stored: Stored) -> Call:
         "encode": _later(encode.run),
         "reconstruct": _later(reconstruct.run),
         "export": _later(export.run),
-        "import-spectralgpt": _later(import_spectralgpt.run),
+        "import": _later(import_encoder.run),
+        "import-spectralgpt": _later(import_encoder.run_spectralgpt),
     }
 
     @dataclasses.dataclass(frozen=True)

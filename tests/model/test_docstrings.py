@@ -18,7 +18,7 @@ SHOWN = (
     "mmmae.model.heads.SegmentationModel",
     "mmmae.model.inputs.Output",
     "mmmae.model.pretrained.Pretrained.save_pretrained",
-    "mmmae.model.spectralgpt.import_spectralgpt",
+    "mmmae.model.imports.import_encoder",
     "mmmae.cost.report.profile",
 )
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import mmmae
 from mmmae.cli import main
-from mmmae.model.spectralgpt import import_spectralgpt
+from mmmae.model.imports import import_spectralgpt
 
 DIM, HEADS, DEPTH, HIDDEN, BANDS, SIZE = 64, 2, 2, 96, 6, 32
 PATCH = (3, 8, 8)
