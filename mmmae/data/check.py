@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .bands import select_bands
 from .fill_values import FillValues
-from .georeference import elsewhere, find_georeference
+from .georeference import find_georeference
 from .pairing import images_in, split_location
 from .readers.arrays import Reading
 from .readers.cube import Cube, read_cube, read_layout
@@ -23,13 +23,14 @@ from .readers.formats import CONTAINER_SUFFIXES
 from .readers.pictures import PICTURE_SUFFIXES
 from .readers.windows import Window
 from .store.stored import StoredSubjects, Track
+from .warp import Warp, find_warp
 
 VALUES_AT_ONCE = 2**24
 CHUNKS_AT_ONCE = 4  # times as many values may be read at once, where a chunk would be decoded again for each strip
 
 
 class Kind(str, Enum):
-    """The kinds of findings; the last four are information, the others damage."""
+    """The kinds of findings; the last five are information, the others damage."""
 
     UNREADABLE = "unreadable"  # or truncated, or not what its suffix says
     EMPTY = "empty"  # no byte or no value
@@ -40,18 +41,19 @@ class Kind(str, Enum):
     CONSTANT = "constant"  # one value throughout the file, or throughout a band
     BANDS = "bands"  # another number of bands than the other files, or a requested band is missing
     WAVELENGTHS = "wavelengths"  # other wavelengths than the other files, or none where others have some
-    MISALIGNED = "misaligned"  # an auxiliary image of another place or aspect ratio than its cube
+    MISALIGNED = "misaligned"  # an auxiliary image that does not overlap its cube, or whose aspect ratio is another
     DUPLICATE = "duplicate"  # the values of another subject
     SAME_STEM = "same-stem"  # a second file of a subject
     ORPHAN = "orphan"  # an auxiliary image without a cube
     SIZES = "sizes"  # cubes of several sizes, which need an image_size
     UNUSED_BAND = "unused-band"  # a band that is nodata in every file
     NO_AUXILIARY = "no-auxiliary"  # a cube without any auxiliary image
+    RESAMPLED = "resampled"  # auxiliary images on other grids than their cubes, onto which they are resampled
     NOTE = "note"  # what the file says and a reader does not see: bands left out, values scaled
 
     @property
     def is_damage(self) -> bool:
-        return self not in (Kind.SIZES, Kind.UNUSED_BAND, Kind.NO_AUXILIARY, Kind.NOTE)
+        return self not in (Kind.SIZES, Kind.UNUSED_BAND, Kind.NO_AUXILIARY, Kind.RESAMPLED, Kind.NOTE)
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ def check_files(
         by_modality[file.modality].append(file)
     general = [finding for group in by_modality.values() for finding in _compare(group, tolerance)]
     cubes = {file.subject: file for file in reversed(by_modality["hsi"])}
-    for file in files:
-        if file.modality != "hsi":
-            _pair(file, cubes.get(file.subject))
+    for modality, group in by_modality.items():
+        if modality != "hsi":
+            general += _pair(group, cubes)
     if len(by_modality) > 1:
         paired = {file.subject for file in files if file.modality != "hsi"}
         for subject, cube in cubes.items():
@@ -353,18 +355,37 @@ def _same_values(one: _Examined, two: _Examined) -> bool:
     return True
 
 
-def _pair(file: _Examined, cube: _Examined | None) -> None:
-    """Compare an auxiliary image with its cube."""
-    if cube is None:
-        file.report(Kind.ORPHAN, "no cube has this stem")
-    elif file.size is not None and cube.size is not None:
-        (height, width), (rows, columns) = cube.size, file.size
+def _pair(files: Sequence[_Examined], cubes: Mapping[str, _Examined]) -> Iterator[Finding]:
+    """Compare auxiliary images with their cubes; report to each, and yield in which ways they are resampled."""
+    resampled: dict[str, list[_Examined]] = defaultdict(list)
+    for file in files:
+        cube = cubes.get(file.subject)
+        if cube is None:
+            file.report(Kind.ORPHAN, "no cube has this stem")
+        elif file.size is not None and cube.size is not None:
+            warp = _compare_places(file, file.size, cube, cube.size)
+            if warp is not None:
+                resampled[warp.differences].append(file)
+    for differences, group in resampled.items():
+        reason = f"{len(group)} of {len(files)} files, such as {group[0].path.name}, have {differences}: resampled by "
+        reason += "position onto the grids of their cubes"
+        yield Finding(Kind.RESAMPLED, group[0].modality, "", group[0].path.parent, reason)
+
+
+def _compare_places(file: _Examined, size: tuple[int, int], cube: _Examined, cube_size: tuple[int, int]) -> Warp | None:
+    """Compare an image with its cube by position, or by aspect if one of them does not tell where it lies."""
+    image_place, cube_place = find_georeference(file.path), find_georeference(cube.path)
+    if image_place is None or image_place.size != size or cube_place is None or cube_place.size != cube_size:
+        (height, width), (rows, columns) = cube_size, size
         if abs(rows - columns * height / width) > 1 and abs(columns - rows * width / height) > 1:
             reason = f"is {rows} x {columns}, its cube {height} x {width}: the aspect ratios differ"
             file.report(Kind.MISALIGNED, reason)
-            return
-        if apart := elsewhere(find_georeference(file.path), find_georeference(cube.path)):
-            file.report(Kind.MISALIGNED, apart)
+        return None
+    try:
+        return find_warp(image_place, cube_place)
+    except ValueError as error:
+        file.report(Kind.MISALIGNED, str(error))
+        return None
 
 
 def _bands(numbers: Iterable[int]) -> str:

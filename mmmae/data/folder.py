@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .bands import CHOICES, BandChoice
-from .georeference import elsewhere, find_georeference
 from .image_files import ImageFiles
 from .normalization import Normalization, listed, load_or_save, remembered, robust_percentiles
 from .pairing import Modality, pair_files
@@ -30,7 +29,8 @@ class PairedFolder(Subjects):
     Args:
         hsi_dir: folder of cubes, one file (or ENVI pair) a subject, in any format of `read_cube`.
         aux: modality -> folder of its images: "DIR" for all bands, "DIR:0" or "DIR:0,2" for some. A subject lacks the
-            modality if it has no file there, or one that is nodata throughout.
+            modality if it has no file there, or one that is nodata throughout. Where both tell where they lie, an image
+            of another extent, orientation or reference system is resampled bilinearly onto the grid of its cube.
         image_size: side, or (height, width), to which images of other sizes are resized: bilinear, no antialiasing,
             corners not aligned. None: every file of a modality must have the size of the first.
         bands: 0-based numbers of the bands to read from the cubes; or text: numbers and ranges like "0-189,213", or
@@ -48,8 +48,8 @@ class PairedFolder(Subjects):
         band_multiple: the last bands are left out, with a warning, so that their number is a multiple of this, as of
             the bands of a model's patch.
         tile: side in pixels of the squares that cubes are cut into. Each is a subject with a name like `scene1@r0c48`,
-            and only its pixels are read. The size of an auxiliary image must be an integer multiple or fraction of its
-            cube's. None: whole cubes.
+            and only its pixels are read. The size of an auxiliary image without georeference must be an integer
+            multiple or fraction of its cube's. None: whole cubes.
         overlap: pixels shared by neighbouring tiles; the last tile of a row or column shares more.
         edges: as in `tile_grid`; tiles may be smaller than others with `clip` and `cut`, which are for cubes alone.
 
@@ -134,21 +134,22 @@ class PairedFolder(Subjects):
         hsi, paired = pair_files(hsi_dir, aux)
         self.folder = hsi.folder
 
-        def files_of(modality: str, found: Modality, chosen: BandChoice) -> ImageFiles:
+        def files_of(modality: str, found: Modality, chosen: BandChoice, cubes: ImageFiles | None = None) -> ImageFiles:
             return ImageFiles(
                 modality,
                 found.files,
                 chosen,
                 one_size=self.image_size is None and tile is None,
+                cubes=cubes,
                 check_finite=check_finite,
                 reading=reading[modality],
             )
 
         self._hsi = files_of("hsi", hsi, choice)
         self._aux = {
-            name: files_of(name, found, BandChoice(found.bands, tolerance=tolerance)) for name, found in paired.items()
+            name: files_of(name, found, BandChoice(found.bands, tolerance=tolerance), self._hsi)
+            for name, found in paired.items()
         }
-        self._placed: set[tuple[str, str]] = set()  # pairs of modality and scene that lie where the cube does
         scenes = sorted(hsi.files)
         self.positions = [] if tile is None else [place for scene in scenes for place in self._tiles_of(scene, overlap)]
         self.names = scenes if tile is None else [position.name for position in self.positions]
@@ -196,7 +197,6 @@ class PairedFolder(Subjects):
         aux: dict[str, Tensor] = {}
         for modality, files in self._aux.items():
             if scene in files:
-                self._check_place(modality, scene)
                 image, missing = self._image(files, scene, self._on_grid(modality, scene, window))
                 if not missing.all():
                     aux[modality] = self._resize(image)
@@ -229,31 +229,23 @@ class PairedFolder(Subjects):
             raise ValueError(f"modality 'hsi', subject {scene!r}: {self._hsi.files[scene]}: {error}") from error
 
     def _grid_factors(self, files: ImageFiles) -> dict[str, Fraction]:
-        """Return scene -> length of a cube's pixel in pixels of the auxiliary image."""
+        """Return scene -> length of a cube's pixel in pixels of the auxiliary image; 1 where it is resampled."""
         assert self.tile is not None
         factors: dict[str, Fraction] = {}
         for scene, path in files.files.items():
             place = f"modality {files.modality!r}, subject {scene!r}: {path}"
-            cube, image = self._hsi.layout(scene).shape, files.layout(scene).shape
             try:
-                factors[scene] = grid_factor(cube[1:], image[1:], self.tile, self.overlap)
+                factors[scene] = grid_factor(self._hsi.size(scene), files.size(scene), self.tile, self.overlap)
             except ValueError as error:
-                raise ValueError(f"{place}: {error}") from error
+                if files.warp(scene, sizes_fit=False) is None:
+                    raise ValueError(f"{place}: {error}") from error
+                factors[scene] = Fraction(1)
             known = next(iter(factors.values()))
             if self.image_size is None and factors[scene] != known:
                 raise ValueError(
                     f"{place} has {factors[scene]} pixels a pixel of its cube, others have {known}; give an image_size"
                 )
         return factors
-
-    def _check_place(self, modality: str, scene: str) -> None:
-        """Raise ValueError if the auxiliary image lies elsewhere than its cube, as far as both say where they lie."""
-        if (modality, scene) in self._placed:
-            return
-        path = self._aux[modality].files[scene]
-        if reason := elsewhere(find_georeference(path), find_georeference(self._hsi.files[scene])):
-            raise ValueError(f"modality {modality!r}, subject {scene!r}: {path}: {reason}")
-        self._placed.add((modality, scene))
 
     def _on_grid(self, modality: str, scene: str, window: Window | None) -> Window | None:
         return None if window is None else scaled(window, self._factors[modality][scene])
@@ -284,8 +276,6 @@ class PairedFolder(Subjects):
                     for _, window in self._tiles_of(scene, 0)
                 ]
             try:
-                for scene in files.files if files is not self._hsi else ():
-                    self._check_place(modality, scene)
                 percentiles[modality] = robust_percentiles((files.read(*part) for part in parts), len(parts))
             except ValueError as error:
                 place = "" if "modality" in str(error) else f"modality {modality!r}: "

@@ -1,4 +1,4 @@
-"""Where an image lies on the ground, and whether another one covers the same place."""
+"""Where an image lies on the ground, and where its pixels lie in another image."""
 
 from __future__ import annotations
 
@@ -7,26 +7,71 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from .readers.envi import ENVI_DATA_SUFFIXES, envi_pair
 from .readers.rasters import TIFF_SUFFIXES
+
+INTERVALS = 64  # between the points across an image whose places stand for those of all pixels
+EDGE = 1e-3  # of a pixel, that belongs to neither of two images that touch
+
+Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # columns and rows, or x and y
 
 
 class Georeference(NamedTuple):
     """The place of an image.
 
     Attributes:
-        crs: coordinate reference system, of rasterio.
-        corner: (x, y) of the outer corner of the first pixel, in units of `crs`.
-        across: (x, y) from the first column to behind the last one.
-        down: (x, y) from the first row to behind the last one.
-        pixel: the longer side of a pixel.
+        crs: coordinate reference system, of rasterio, without heights.
+        transform: (column, row) -> (x, y), an `Affine`; (0, 0) is the outer corner of the first pixel.
+        height, width: in pixels.
     """
 
     crs: Any
-    corner: tuple[float, float]
-    across: tuple[float, float]
-    down: tuple[float, float]
-    pixel: float
+    transform: Any
+    height: int
+    width: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
+    def crs_name(self) -> str:
+        """The EPSG code of the coordinate reference system, or else the beginning of its text."""
+        code = self.crs.to_epsg()
+        return f"EPSG:{code}" if code else str(self.crs.to_string())[:60]
+
+    def points(self) -> Points:
+        """Return columns and rows of a grid of points from edge to edge."""
+        columns, rows = (np.linspace(0, side, min(max(side, 2), INTERVALS) + 1) for side in (self.width, self.height))
+        grid = np.meshgrid(columns, rows)
+        return grid[0].reshape(-1), grid[1].reshape(-1)
+
+    def inside(self, points: Points) -> npt.NDArray[np.bool_]:
+        """Return which points, as columns and rows, lie within the image and not on its edge."""
+        columns, rows = points
+        across = (columns > EDGE) & (columns < self.width - EDGE)
+        return np.asarray(across & (rows > EDGE) & (rows < self.height - EDGE))
+
+    def points_in(self, other: Georeference, points: Points) -> Points:
+        """Return columns and rows in another image of points of this one.
+
+        They are infinite where the reference system of the other image does not reach, and all of them are if one
+        system can't be expressed in the other.
+        """
+        from rasterio.warp import transform
+
+        x, y = _apply(self.transform, points)
+        if self.crs != other.crs:
+            try:
+                x, y = (np.array(places) for places in transform(self.crs, other.crs, x, y))
+            except Exception:  # of many classes, of which some are private to rasterio
+                x = y = np.full(x.shape, np.inf)
+        with np.errstate(invalid="ignore"):
+            return _apply(~other.transform, (x, y))
 
 
 def find_georeference(path: Path) -> Georeference | None:
@@ -48,35 +93,14 @@ def find_georeference(path: Path) -> Georeference | None:
                 crs, transform, height, width = source.crs, source.transform, source.height, source.width
         except RasterioIOError:  # our own readers say what is wrong with the file
             return None
-    if not crs or transform.is_identity:
+    if not crs or transform.is_identity or transform.is_degenerate:
         return None
-    a, b, x, d, e, y = tuple(transform)[:6]
-    longer = max((a * a + d * d) ** 0.5, (b * b + e * e) ** 0.5)
-    return Georeference(crs, (x, y), (a * width, d * width), (b * height, e * height), longer)
+    return Georeference(_horizontal(crs), transform, height, width)
 
 
-def elsewhere(image: Georeference | None, cube: Georeference | None) -> str | None:
-    """Return why an image does not cover the place of its cube, as a phrase; None if it does, or if one has no place.
-
-    Corners may differ by half a pixel, of the coarser image.
-    """
-    if image is None or cube is None:
-        return None
-    if image.crs != cube.crs and _horizontal(image.crs) != _horizontal(cube.crs):
-        return f"lies in {_name(image.crs)}, its cube in {_name(cube.crs)}: reproject it to the cube's"
-    allowed = max(image.pixel, cube.pixel) / 2
-    turned = image.across[0] * cube.across[0] + image.across[1] * cube.across[1] < 0
-    flipped = image.down[0] * cube.down[0] + image.down[1] * cube.down[1] < 0
-    if turned or flipped:
-        return "is turned against its cube: its rows or columns run the other way; warp it to the cube's grid"
-    for what, corners in (("upper left", (image.corner, cube.corner)), ("lower right", (_end(image), _end(cube)))):
-        (x, y), (cube_x, cube_y) = corners
-        if max(abs(x - cube_x), abs(y - cube_y)) > allowed:
-            return (
-                f"covers another place than its cube: its {what} corner is at {x:.10g}, {y:.10g}, the cube's at "
-                f"{cube_x:.10g}, {cube_y:.10g}; warp it to the cube's grid"
-            )
-    return None
+def _apply(transform: Any, points: Points) -> Points:
+    a, b, c, d, e, f = tuple(transform)[:6]
+    return a * points[0] + b * points[1] + c, d * points[0] + e * points[1] + f
 
 
 def _horizontal(crs: Any) -> Any:
@@ -92,13 +116,3 @@ def _horizontal(crs: Any) -> Any:
         if sign == "]" and depth == 0 and not quoted:
             return type(crs).from_wkt(wkt[start.end() : place + 1])
     return crs
-
-
-def _end(place: Georeference) -> tuple[float, float]:
-    (x, y), (across_x, across_y), (down_x, down_y) = place.corner, place.across, place.down
-    return x + across_x + down_x, y + across_y + down_y
-
-
-def _name(crs: Any) -> str:
-    code = crs.to_epsg()
-    return f"EPSG:{code}" if code else str(crs.to_string())[:60]

@@ -1,18 +1,21 @@
-"""The image files of one modality: reads the requested bands, and compares each file with the first."""
+"""The image files of one modality: reads the requested bands on the cube's grid, and compares files with the first."""
 
 import multiprocessing
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .bands import CHOICES, BandChoice
+from .georeference import find_georeference
 from .readers.arrays import Reading
 from .readers.cube import Cube, Layout, read_cube, read_layout
 from .readers.windows import Window
+from .warp import Warp, find_warp
 
 
 class ImageFiles:
@@ -23,6 +26,8 @@ class ImageFiles:
         files: subject -> file, at least one.
         choice: the bands to read of each file.
         one_size: whether every file must have the size of the first.
+        cubes: those of the subjects, onto whose grids images that lie on others are resampled by position. None: files
+            are read as they are.
         check_finite: as in `read_cube`.
         reading: further arguments of `read_cube`.
 
@@ -35,7 +40,7 @@ class ImageFiles:
 
     Raises:
         ValueError: at construction and on access, a file cannot be read, lacks a band, or differs from the first in
-            bands, wavelengths or size. The message names modality, subject and path.
+            bands, wavelengths or size, or does not overlap its cube. The message names modality, subject and path.
     """
 
     def __init__(
@@ -45,12 +50,16 @@ class ImageFiles:
         choice: BandChoice,
         *,
         one_size: bool,
+        cubes: "ImageFiles | None" = None,
         check_finite: bool = True,
         reading: Reading | None = None,
     ) -> None:
         self.modality, self.files, self.one_size = modality, files, one_size
         self._check_finite, self._reading = check_finite, reading or Reading()
+        self._cubes = cubes
         self._layouts: dict[str, Layout] = {}
+        self._warps: dict[str, Warp | None] = {}
+        self._differences: set[str] = set()  # from the grids of cubes, of which there was a warning
         self._noted: set[str] = set()
         self.first = min(files)
         layout = self.layout(self.first)
@@ -58,7 +67,7 @@ class ImageFiles:
             self.choice = choice.resolved(layout.shape[0], layout.wavelengths)
             chosen = self.choice.apply(_without_pixels(layout))
         self._warn_of_notes(self.first, layout.notes)
-        self._count, self._size = layout.shape[0], layout.shape[1:]
+        self._count, self._size = layout.shape[0], self.size(self.first)
         self.bands, self.wavelengths = len(chosen.values), chosen.wavelengths
         self._kept: Tensor | None = None
         self._all_needed = False
@@ -82,11 +91,33 @@ class ImageFiles:
                 self._layouts[name] = read_layout(self.files[name], **self._reading)
         return self._layouts[name]
 
+    def size(self, name: str) -> tuple[int, int]:
+        """Return height and width of an image as `read` returns it."""
+        warp = self.warp(name)
+        return self.layout(name).shape[1:] if warp is None else warp.cube.size
+
+    def warp(self, name: str, *, sizes_fit: bool = True) -> Warp | None:
+        """Return how a file is resampled onto the grid of its cube, or None if it is read as it is.
+
+        Args:
+            name: of the subject.
+            sizes_fit: False resamples the file although it covers the place of its cube, from now on.
+        """
+        if name not in self._warps or not sizes_fit:
+            with self._named(name):
+                self._warps[name] = self._find_warp(name, sizes_fit)
+            self._warn_of_warp(name, self._warps[name])
+        return self._warps[name]
+
     def read(self, name: str, window: Window | None = None) -> Cube:
-        """Read the chosen bands of one file, or of a window of it, in the file's units."""
-        path, first = self.files[name], self.files[self.first]
+        """Read the chosen bands of one file, or of a window of it, in the file's units.
+
+        The window is one of the cube if the file is resampled onto its grid.
+        """
+        path, first, warp = self.files[name], self.files[self.first], self.warp(name)
         with self._named(name):
-            cube = read_cube(path, check_finite=self._check_finite, window=window, **self._reading)
+            read = partial(read_cube, path, check_finite=self._check_finite, **self._reading)
+            cube = read(window=window) if warp is None else warp.read(lambda part: read(window=part), window)
             self._warn_of_notes(name, cube.notes)
             if self.choice.all_bands and len(cube.values) != self._count:
                 hint = f"; choose bands that all have by {CHOICES}" if self.modality == "hsi" else ""
@@ -144,6 +175,26 @@ class ImageFiles:
             self.cut = [labels[number] for number in kept[left:].tolist()]
             self._kept, self.bands = kept[:left], left
             self.wavelengths = None if self.wavelengths is None else self.wavelengths[:left]
+
+    def _find_warp(self, name: str, sizes_fit: bool) -> Warp | None:
+        image = None if self._cubes is None else find_georeference(self.files[name])
+        if self._cubes is None or image is None or image.size != self.layout(name).shape[1:]:  # as axes= reads pages
+            return None
+        cube = find_georeference(self._cubes.files[name])
+        if cube is None or cube.size != self._cubes.layout(name).shape[1:]:
+            return None
+        return find_warp(image, cube, sizes_fit=sizes_fit)
+
+    def _warn_of_warp(self, name: str, warp: Warp | None) -> None:
+        """Warn once of each way in which grids differ; not in a worker."""
+        if warp is None or warp.differences in self._differences or multiprocessing.parent_process() is not None:
+            return
+        self._differences.add(warp.differences)
+        warnings.warn(
+            f"modality {self.modality!r}: {self.files[name]} is resampled by position onto the grid of its cube, as it "
+            f"has {warp.differences}; others like it are not named",
+            stacklevel=4,
+        )
 
     def _warn_of_notes(self, name: str, notes: tuple[str, ...]) -> None:
         """Warn once of what the reader notes of a file, if it is not what it notes of the first; not in a worker."""

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data import read_cube
-from ...data.georeference import elsewhere, find_georeference
+from ...data.georeference import find_georeference
 from ...data.pairing import pair_files
 from ...data.subjects import Subjects
 from ...data.tiles import scene_sizes
+from ...data.warp import Warp, find_warp
 
 UNLABELLED = -100  # target that cross_entropy ignores
 IGNORE = 255  # value in a raster for pixels without a label
@@ -119,7 +120,8 @@ def read_mask_labels(
     Args:
         folder: folder of rasters of whole numbers in one band, in any format of `read_cube`.
         subjects: a tile uses its window of the scene's raster. A raster of another size than its cube is resized to the
-            nearest pixel; its aspect must be that of the cube.
+            nearest pixel; its aspect must be that of the cube. Where both tell where they lie, a raster of another
+            extent, orientation or reference system is resampled to the nearest pixel on the grid of the cube.
         ignore: the number that means "not labelled", besides the nodata that a file declares.
         names: names of the classes, in ascending order of their numbers; None uses the numbers.
 
@@ -174,32 +176,43 @@ class _Masks:
         self.cube_size, self.subject_files = subjects.cube_size, subjects.files
         self.positions, self.sizes = subjects.positions, scene_sizes(subjects.positions)
         self.last: tuple[Path | None, Tensor] = (None, torch.empty(0))
-        self.checked: set[str] = set()  # scenes whose rasters fit
+        self.warps: dict[str, Warp | None] = {}  # scene -> how its raster is resampled
 
     def raw(self, index: int) -> Tensor:
         """Read the numbers `[H, W]` in the raster of a subject, or in its tile; `UNLABELLED` where there is none."""
         scene = self.scenes[index]
         path = self.files[scene]
         if self.last[0] != path:
-            mask = _read_mask(path, self.ignore)
-            if scene not in self.checked:
-                self._check_fit(path, mask, index)
-                self.checked.add(scene)
+            if scene not in self.warps:
+                self.warps[scene] = self._find_warp(path, index)
+            mask = _read_mask(path, self.ignore, self.warps[scene])
+            self._check_aspect(path, mask, index)
             self.last = (path, resize_labels(mask, self.sizes[scene]) if self.positions else mask)
         mask = self.last[1]
         return mask[self.positions[index].window.slices].contiguous() if self.positions else mask
 
-    def _check_fit(self, path: Path, mask: Tensor, index: int) -> None:
-        """Raise ValueError unless the raster has the aspect of its scene and lies where the scene does."""
-        height, width = self.sizes.get(self.scenes[index]) or self.cube_size(index) or mask.shape
+    def _find_warp(self, path: Path, index: int) -> Warp | None:
+        """Return how a raster is resampled onto the grid of its scene; None if it is read as it is."""
+        cube = self.subject_files(index).get("hsi")
+        place, grid = (None if file is None else find_georeference(file) for file in (path, cube))
+        if place is None or grid is None or self._size(index) not in (None, grid.size):
+            return None
+        try:
+            return find_warp(place, grid, sizes_fit=place.height * grid.width == place.width * grid.height)
+        except ValueError as error:
+            raise ValueError(f"{path}, subject {self.names[index]!r}: {error}") from error
+
+    def _check_aspect(self, path: Path, mask: Tensor, index: int) -> None:
+        height, width = self._size(index) or mask.shape
         if mask.shape[0] * width != mask.shape[1] * height:
             raise ValueError(
                 f"{path}, subject {self.names[index]!r}: the labels are {mask.shape[0]} x {mask.shape[1]}, the cube is "
                 f"{height} x {width}; expected the same aspect"
             )
-        cube = self.subject_files(index).get("hsi")
-        if cube is not None and (reason := elsewhere(find_georeference(path), find_georeference(cube))):
-            raise ValueError(f"{path}, subject {self.names[index]!r}: {reason}")
+
+    def _size(self, index: int) -> tuple[int, int] | None:
+        """Return height and width of a subject's scene, if they are known."""
+        return self.sizes.get(self.scenes[index]) or self.cube_size(index)
 
     def target(self, numbers: Tensor, index: int) -> Tensor:
         """Return the target `[H, W]` of a subject: places of its numbers in the ascending `numbers` of all classes."""
@@ -216,9 +229,10 @@ def _order(labels: set[str]) -> Callable[[str], tuple[int, str]]:
     return lambda label: (int(label) if numbers else 0, label)
 
 
-def _read_mask(path: Path, ignore: int) -> Tensor:
+def _read_mask(path: Path, ignore: int, warp: Warp | None) -> Tensor:
+    read = functools.partial(read_cube, path, classes=True)
     try:
-        cube = read_cube(path, classes=True)
+        cube = read() if warp is None else warp.read(lambda part: read(window=part), nearest=True)
     except ValueError as error:
         if "(--" in str(error) or "by --" in str(error):
             raise ValueError(f"{error}; files of labels take no such option, write them anew") from error
