@@ -31,7 +31,7 @@ Call: TypeAlias = Callable[[], "int | None"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; for bad input print one line on standard error and return 2."""
+    """Run a command; for bad input print one line on standard error and return 2, for a lost worker process 1."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         from .. import __version__
@@ -56,7 +56,7 @@ def _call(command: str, arguments: list[str], *, traceback: bool) -> int:
             raise
         rank = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
         print(f"mmmae {command}: {rank}{printable(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ChildProcessError) else 2
     except ModuleNotFoundError as error:
         reason = explain_missing(error)
         if reason is None or traceback:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, distributed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -37,22 +38,53 @@ class World(NamedTuple):
 def find_world() -> World:
     """Read the processes of the run from the environment variables of torchrun.
 
+    A process that SLURM did not start together with others, as in a shell of `salloc` or in a batch script without
+    `srun`, trains alone, however many tasks the job may have.
+
     Raises:
-        ValueError: the machines have different numbers of processes, or another launcher started several.
+        ValueError: the machines have different numbers of processes, another launcher started several, or a variable
+            is no number.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
-            if int(os.environ.get(name, 1)) > 1:
+        launchers = {
+            "WORLD_SIZE": "",
+            "OMPI_COMM_WORLD_SIZE": "",
+            "SLURM_STEP_NUM_TASKS": ", or srun --ntasks=1 for one",
+        }
+        for name, alone in launchers.items():
+            if _number(name, 1) > 1 and not (name == "SLURM_STEP_NUM_TASKS" and _in_slurm_shell()):
                 raise ValueError(
-                    f"{name} is {os.environ[name]}, but each process would train alone; start them by torchrun"
+                    f"{name} is {os.environ[name]}, but each process would train alone; start them by torchrun{alone}"
                 )
         return World(0, 1, 1)
-    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
+    world = World(*(_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
     if world.ranks % world.ranks_of_node:
         raise ValueError(
             f"{world.ranks_of_node} of {world.ranks} processes are on this machine, expected equally many on each"
         )
     return world
+
+
+def _number(name: str, default: int | None = None) -> int:
+    """Return the number in an environment variable."""
+    text = os.environ.get(name, str(default) if default is not None else "")
+    if not text.isdecimal():
+        raise ValueError(f"{name} is {text!r} in the environment, expected a whole number >= 0, as torchrun sets it")
+    return int(text)
+
+
+def _in_slurm_shell() -> bool:
+    """Return whether this process was started from an interactive shell, by hand, in a job step of several tasks."""
+    return "SLURM_PTY_PORT" in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+
+
+def cluster_environment(world: World) -> list[LightningEnvironment]:
+    """Return the plugin by which Lightning does not look for a cluster's launcher where a process trains alone.
+
+    In every SLURM job it would take its process for one of those that `srun` starts, and compare their number with the
+    number of devices.
+    """
+    return [LightningEnvironment()] if world.ranks == 1 else []
 
 
 def choose_strategy(name: str, world: World) -> Any:

@@ -21,6 +21,7 @@ from torch import distributed
 
 from ..config import MMMAEConfig
 from ..data import Normalization
+from ..data.loading import lost_workers_told
 from ..data.subjects import Subjects
 from ..files import check_can_write, hold, write_json
 from ..model.fast import FastModel, fast_model
@@ -37,7 +38,7 @@ from .checkpoints import (
     find_checkpoint,
     remove_partial,
 )
-from .distributed import World, choose_strategy, find_world, gather_objects, whole_model
+from .distributed import World, choose_strategy, cluster_environment, find_world, gather_objects, whole_model
 from .graph import graph_refuses
 from .module import Pretraining, trains_by_itself
 from .pictures import check_rgb, draw, save_figure
@@ -46,6 +47,8 @@ from .progress import StepProgress
 from .reports import Pictures, Throughput
 from .sampling import SubjectData
 from .settings import PretrainSettings
+
+ADVICE = "; the run goes on with --resume auto"  # where a worker was lost
 
 # Warnings of Lightning and PyTorch that do not apply here.
 UNFOUNDED = (
@@ -96,6 +99,7 @@ def pretrain(
             belongs to another run, or a loss or gradient is not finite.
         OSError: a file can't be read or written.
         ConnectionError: another process of the run is gone.
+        ChildProcessError: a worker process that reads data was killed.
         KeyboardInterrupt: the run was interrupted; it can be resumed.
 
     Example:
@@ -201,7 +205,8 @@ def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, che
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         try:
             path = None if checkpoint is None else checkpoint.path
-            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            with lost_workers_told(ADVICE):
+                trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
         except RuntimeError as error:
@@ -329,7 +334,7 @@ def _lightning_trainer(
         num_sanity_val_steps=0,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[checkpoints, _precision(settings, world)],
+        plugins=[checkpoints, _precision(settings, world), *cluster_environment(world)],
         use_distributed_sampler=False,
         log_every_n_steps=1,
         enable_model_summary=False,

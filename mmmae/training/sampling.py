@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data import Batch, Sample, Subjects, collate
 from ..data.augment import augment
+from ..data.loading import SampleLoader
 from .settings import PretrainSettings
 
 HOLD_OUT_STREAM, ORDER_STREAM = 1, 2  # make these draws independent of others from the same seed
@@ -153,8 +154,8 @@ class SubjectData(lightning.LightningDataModule):
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
         )
-        return DataLoader(
-            Visits(self.subjects, chosen, settings, augmented=augmented),  # type: ignore[arg-type]
+        return SampleLoader(
+            Visits(self.subjects, chosen, settings, augmented=augmented),
             batch_sampler=sampler,
             collate_fn=functools.partial(collate, modalities=list(self.subjects.modalities)),
             num_workers=workers,

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import default_convert
 
 from ...files import is_file_name
+from ..loading import SampleLoader
 from ..normalization import Normalization
 from ..readers.windows import Window
 from ..sample import Sample
@@ -142,7 +143,7 @@ def make_entry(subjects: Subjects, index: int, name: str, tensors: Mapping[str, 
 def read_samples(subjects: Subjects, chosen: Sequence[int], workers: int) -> Iterator[Sample]:
     """Yield the samples of the chosen subjects in order, read by `workers` processes."""
     # Without a batch size the loader hands samples through as they are; a Sampler may be any sequence.
-    yield from DataLoader(subjects, batch_size=None, sampler=chosen, num_workers=workers)
+    yield from SampleLoader(subjects, batch_size=None, sampler=chosen, num_workers=workers, collate_fn=default_convert)
 
 
 def to_tensors(sample: Sample) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...data.loading import lost_workers_told
 from ...data.subjects import Subjects
 from ...data.tiles import Position
 from ...files import check_can_write, hold, write_json
@@ -24,6 +25,7 @@ from ...model.encoder import HSIEncoder
 from ...model.finetuned import FinetunedModel, build, load_finetuned, save_finetuned
 from ...precision import resolve_precision, use_tf32
 from ...tuning import tune_cpu
+from ..distributed import World, cluster_environment
 from ..module import learning_rate_factor, reading_waits
 from ..pictures import check_rgb
 from ..precision import find_device, precision_plugin
@@ -129,7 +131,8 @@ def finetune(
         for message in ("does not have many workers", "LeafSpec", "smaller than the logging interval", "exists and is"):
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         try:
-            trainer.fit(module, loader(train, settings, shuffled=True), loader(validate, settings, shuffled=False))
+            with lost_workers_told():
+                trainer.fit(module, loader(train, settings, shuffled=True), loader(validate, settings, shuffled=False))
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
     trained = torch.stack([parts.training.counts[index] for index in training]).sum(0)
@@ -340,7 +343,7 @@ def _trainer(out: Path, settings: FinetuneSettings, device: torch.device) -> lig
             check_val_every_n_epoch=settings.epochs if settings.keep == "last" else 1,
             gradient_clip_val=settings.clip,
             logger=CSVLogger(out, name="logs"),
-            plugins=precision_plugin(settings.precision, device),
+            plugins=[precision_plugin(settings.precision, device), *cluster_environment(World(0, 1, 1))],
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_checkpointing=False,

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...data import Sample
 from ...data.augment import augment
+from ...data.loading import SampleLoader
 from ...data.subjects import Subjects
 from ..sampling import shuffled
 from .labels import UNLABELLED, Labels, resize_labels
@@ -21,7 +22,7 @@ from .settings import FinetuneSettings
 
 def loader(data: Labelled, settings: FinetuneSettings, *, shuffled: bool) -> DataLoader[Item]:
     """Return a loader over one pass at a time, shuffled or in order."""
-    return DataLoader(
+    return SampleLoader(
         data,
         batch_sampler=Order(len(data.chosen), settings.batch, settings.seed, shuffled=shuffled),
         collate_fn=_collate,

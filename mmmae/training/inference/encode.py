@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ...checks import check_choice, check_whole
 from ...data import Batch, collate
+from ...data.loading import SampleLoader
 from ...data.subjects import Subjects
 from ...files import check_can_write, write_atomically
 from ...model.encoder import HSIEncoder
@@ -123,7 +123,7 @@ def features(
     precision: Precision = "32",
 ) -> Iterator[Tensor]:
     """Yield the features of one batch after another, float32 on the CPU, and show the progress."""
-    loader: DataLoader[Batch] = DataLoader(
+    loader: SampleLoader[Batch] = SampleLoader(
         subjects,  # type: ignore[arg-type]
         batch_size=batch,
         collate_fn=functools.partial(collate, modalities=()),
