@@ -31,7 +31,7 @@ def run(
     preset: Preset | None = None,
     fields: Fields,
     task: Literal["segmentation", "classification"],
-    labels: Path,
+    labels: Path | None = None,
     ignore: int = 255,
     classes: str | None = None,
     split: Annotated[str | None, tyro.conf.arg(metavar="SPLIT")] = None,
@@ -51,12 +51,13 @@ def run(
         preset: the encoder of --scratch; None: that of --config, else base
         fields: change a config field of --scratch, as in image_size=64 or patch=3,8,8
         task: what to classify: pixels or subjects
-        labels: folder of rasters of class numbers with the cubes' stems, or CSV file with the columns name and label
+        labels: folder of rasters of class numbers with the cubes' stems, or the raster of the only scene; for
+            classification a CSV file with the columns name and label
         ignore: number in rasters that means not labelled
         classes: names of the classes in rasters by ascending number, with commas between
         split: how labels are divided: subjects:SHARE (held out), pixels:SHARE (of each class, to train with),
-            blocks:PIXELS (side of the blocks to hold out) or table:FILE.csv (columns name, and group or split); None:
-            subjects, and blocks if there is one scene
+            blocks:PIXELS (side of the blocks to hold out), table:FILE.csv (columns name, and group or split) or
+            masks:TRAIN,TEST (rasters, instead of --labels); None: subjects, and blocks if there is one scene
         validation: subjects, scenes or groups to hold out, by name with commas between, or the share of subjects,
             groups or blocks to draw
         fold: hold out the K-th of N parts of the subjects, groups or blocks instead of a share
@@ -72,8 +73,14 @@ def run(
     shown = colours(rgb)
     if task == "classification" and (classes or ignore != 255):
         raise ValueError("--classes and --ignore are for segmentation; a CSV file names its classes")
+    masks = split.partition(":")[2] if split is not None and split.startswith("masks:") else None
+    if (labels is None) != (masks is not None):
+        raise ValueError("--labels names the labels, unless --split masks:TRAIN,TEST does; expected one of them")
+    if masks is not None and (task == "classification" or fold or validation != "0.2"):
+        raise ValueError("--split masks holds out pixels of --task segmentation by itself; expected no other choice")
     from ..training.finetuning.finetune import finetune
     from ..training.finetuning.labels import read_class_labels, read_mask_labels
+    from ..training.finetuning.masks import divide_by_masks
     from ..training.finetuning.scores import main_score
     from ..training.finetuning.splits import divide
     from ..training.folders import default_folder
@@ -84,13 +91,21 @@ def run(
     else:
         read_fields = {} if preset else stored.model
         model, subjects = _from_scratch(data, preset or "base", read_fields, config_fields(fields), chosen.seed)
-    if task == "classification":
-        read = read_class_labels(labels, subjects)
+    names = classes.split(",") if classes else None
+    if masks is not None:
+        read, parts = divide_by_masks(masks, subjects, ignore=ignore, names=names)
     else:
-        read = read_mask_labels(labels, subjects, ignore=ignore, names=classes.split(",") if classes else None)
+        assert labels is not None
+        by_file = task == "classification"
+        read = (
+            read_class_labels(labels, subjects)
+            if by_file
+            else read_mask_labels(labels, subjects, ignore=ignore, names=names)
+        )
+        held = held_out(validation, subjects)
+        parts = divide(subjects, read, split, validation=held, fold=fold, seed=chosen.seed)
     say(repr(subjects))
     say(f"{len(read.counts)} of {len(subjects)} labelled, classes: {', '.join(read.classes)}")
-    parts = divide(subjects, read, split, validation=held_out(validation, subjects), fold=fold, seed=chosen.seed)
     say(f"split: {parts.text}")
     _, report = finetune(model, subjects, read, out, chosen, split=parts, rgb=shown, maps=maps)
     for name in report["not_trained"]:
@@ -98,7 +113,8 @@ def run(
     name = main_score(read.task)
     print(
         f"held out: {len(report['validation'])}; kept epoch {report['epoch']} of {report['epochs']}: "
-        f"{name} {report[name]:.4f}, accuracy {report['accuracy']:.4f}"
+        f"{name} {report[name]:.4f}, accuracy {report['accuracy']:.4f}, average accuracy "
+        f"{report['average_accuracy']:.4f}, kappa {report['kappa']:.4f}"
     )
     say(f"wrote {out / 'model'} and {out / 'metrics.json'}")
 

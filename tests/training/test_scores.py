@@ -1,12 +1,16 @@
 """Scores of predictions: their definitions, and whole scenes put together of tiles."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
+from sklearn import metrics
 
 from mmmae.data.readers.windows import Window
 from mmmae.data.tiles import Position
 from mmmae.training.finetuning.labels import UNLABELLED
-from mmmae.training.finetuning.scores import SceneScores, Scores
+from mmmae.training.finetuning.scores import SceneScores, Scores, compute_scores
 
 
 def test_scores_are_those_of_their_definition_and_absent_classes_do_not_count():
@@ -19,7 +23,39 @@ def test_scores_are_those_of_their_definition_and_absent_classes_do_not_count():
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["miou"] == pytest.approx((2 / 3 + 1 / 3) / 2)
     assert found["f1_macro"] == pytest.approx((4 / 5 + 2 / 4) / 2)
-    assert found["classes"]["a"] == {"labelled": 3, "f1": pytest.approx(4 / 5), "iou": pytest.approx(2 / 3)}
+    assert found["classes"]["a"] == {
+        "labelled": 3,
+        "accuracy": pytest.approx(2 / 3),
+        "f1": pytest.approx(4 / 5),
+        "iou": pytest.approx(2 / 3),
+    }
+
+
+def test_scores_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    truth = rng.choice(6, 2000, p=[0.5, 0.2, 0.2, 0.07, 0.03, 0])  # the last class does not occur, but is predicted
+    predicted = np.where(rng.random(2000) < 0.6, truth, rng.integers(0, 6, 2000))
+    found = compute_scores(torch.from_numpy(metrics.confusion_matrix(truth, predicted)), list("abcdef"), "segmentation")
+    occur = list(range(5))
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted), rel=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class that is predicted does not occur
+        assert found["average_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(truth, predicted), rel=1e-12)
+    assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(truth, predicted), rel=1e-12)
+    f1, iou = (
+        score(truth, predicted, labels=occur, average=None) for score in (metrics.f1_score, metrics.jaccard_score)
+    )
+    assert found["f1_macro"] == pytest.approx(f1.mean(), rel=1e-12)
+    assert found["miou"] == pytest.approx(iou.mean(), rel=1e-12)
+    assert [found["classes"][name]["f1"] for name in "abcde"] == pytest.approx(f1.tolist(), rel=1e-12)
+    assert [found["classes"][name]["iou"] for name in "abcde"] == pytest.approx(iou.tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize("confusion", [[[0, 0], [0, 0]], [[7, 0], [0, 0]]])
+def test_scores_of_nothing_and_of_one_class_are_numbers(confusion):
+    found = compute_scores(torch.tensor(confusion), ["a", "b"], "segmentation")
+    assert found["kappa"] == 0
+    assert found["accuracy"] == found["average_accuracy"] == found["miou"] == (1 if confusion[0][0] else 0)
 
 
 def test_a_pixel_in_several_tiles_is_scored_once_by_the_mean_of_their_logits():

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from mmmae.data import PairedFolder
 from mmmae.data.readers.windows import tile_grid
 from mmmae.data.tiles import Position
-from mmmae.training.finetuning.labels import UNLABELLED, Labels, scene_names, scene_targets
+from mmmae.training.finetuning.labels import UNLABELLED, Labels, read_mask_labels, scene_names, scene_targets
+from mmmae.training.finetuning.masks import divide_by_masks
 from mmmae.training.finetuning.pixel_splits import GAP, NONE, TEST, TRAIN
 from mmmae.training.finetuning.splits import divide
 
@@ -215,3 +217,58 @@ def test_divided_labels_can_be_sent_to_a_worker():
     for side in (parts.training, parts.held_out):
         sent = pickle.loads(pickle.dumps(side))
         assert all(torch.equal(sent.target(index), side.target(index)) for index in side.counts)
+
+
+@pytest.fixture
+def one_scene(tmp_path):
+    """One scene of 24 x 40 pixels as tiles of 16, and rasters of its labels, 0 where there is none."""
+    labels = np.random.default_rng(0).integers(0, 4, (24, 40)).astype(np.uint8) * 2
+    (tmp_path / "hsi").mkdir()
+    np.save(tmp_path / "hsi" / "s.npy", np.random.default_rng(1).random((3, 24, 40)))
+    train, test = (np.where(np.arange(40) % 4 == column, labels, 0).astype(np.uint8) for column in (0, 1))
+    for name, raster in {"all": labels, "TR": train, "TE": test * (test != 2)}.items():
+        np.save(tmp_path / f"{name}.npy", raster)
+    return PairedFolder(tmp_path / "hsi", tile=16), tmp_path
+
+
+def test_masks_divide_labels_as_they_are(one_scene):
+    subjects, folder = one_scene
+    labels, parts = divide_by_masks(f"{folder}/TR.npy,{folder}/TE.npy", subjects, ignore=0)
+    assert labels.classes == ["2", "4", "6"]
+    assert labels.numbers == parts.training.numbers == [2, 4, 6]
+    for side, name in ((parts.training, "TR"), (parts.held_out, "TE")):
+        expected = torch.from_numpy(np.load(folder / f"{name}.npy")).long()
+        found = scene_targets(subjects, side)["s"]
+        assert torch.equal(torch.where(found == UNLABELLED, 0, (found + 1) * 2), expected)
+        assert torch.equal(parts.roles["s"] == (TRAIN if name == "TR" else TEST), expected > 0)
+    whole = scene_targets(subjects, labels)["s"]
+    assert torch.equal(whole != UNLABELLED, parts.roles["s"] != NONE)
+    both = sum(side.counts[0] for side in (parts.training, parts.held_out))
+    assert torch.equal(labels.counts[0], both)
+    for name in ("train", "test"):
+        (folder / name).mkdir()
+        (folder / ("TR.npy" if name == "train" else "TE.npy")).rename(folder / name / "s.npy")
+    assert torch.equal(divide_by_masks(str(folder), subjects, ignore=0)[1].roles["s"], parts.roles["s"])
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ("{}/TR.npy", "expected TRAIN,TEST"),
+        ("{0}/TR.npy,{0}/all.npy", r"\d+ pixels of 's' have a label in both"),
+        ("{0}/TR.npy,{0}/none", "none"),
+    ],
+    ids=str,
+)
+def test_masks_that_do_not_divide_are_refused(one_scene, masks, message):
+    subjects, folder = one_scene
+    with pytest.raises(ValueError, match=message):
+        divide_by_masks(masks.format(folder), subjects, ignore=0)
+
+
+def test_the_one_raster_of_one_scene_may_have_any_name(one_scene):
+    subjects, folder = one_scene
+    assert read_mask_labels(folder / "all.npy", subjects, ignore=0).classes == ["2", "4", "6"]
+    np.save(folder / "hsi" / "t.npy", np.zeros((3, 24, 40)))
+    with pytest.raises(ValueError, match="is one file, and there are 2 scenes; expected a folder"):
+        read_mask_labels(folder / "all.npy", PairedFolder(folder / "hsi"))

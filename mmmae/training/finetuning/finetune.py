@@ -29,12 +29,13 @@ from ..distributed import World, cluster_environment
 from ..module import learning_rate_factor, reading_waits
 from ..pictures import check_rgb
 from ..precision import find_device, precision_plugin
+from .divided import Split
 from .labelled import Item, Labelled, loader
 from .labels import UNLABELLED, Labels
 from .maps import write_maps
 from .scores import SceneScores, Scores, main_score, write_confusion
 from .settings import FinetuneSettings
-from .splits import Split, divide
+from .splits import divide
 
 READ_EVERY = 50  # steps between checks of the losses, if these make the host wait for the device
 
@@ -179,6 +180,7 @@ class Finetuning(lightning.LightningModule):
         self.scores = Scores(labels.task, labels.classes)
         self.scenes = SceneScores(self.scores, positions) if positions and labels.task == "segmentation" else None
         self.register_buffer("class_weights", class_weights(labels, training, settings), persistent=False)
+        self.window = next((position.window.height for position in (positions or {}).values()), None)
         self.report: dict[str, Any] = {}
         self.kept = 0
         self.losses: list[Tensor] = []  # of the steps in this epoch
@@ -240,7 +242,9 @@ class Finetuning(lightning.LightningModule):
         better = not self.report or scores[name] > self.report[name]
         if keep := better or self.settings.keep == "last":
             self.report, self.kept = scores, epoch
-            save_finetuned(self.out / "model", self.model, self.labels.classes)
+            save_finetuned(
+                self.out / "model", self.model, self.labels.classes, numbers=self.labels.numbers, window=self.window
+            )
         print(
             f"epoch {epoch}/{self.settings.epochs}  loss {loss:.4f}  validation {name} {scores[name]:.4f}, accuracy "
             f"{scores['accuracy']:.4f}{', kept' if keep else ''}",

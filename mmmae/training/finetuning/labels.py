@@ -33,16 +33,24 @@ class Labels:
         counts: subject number -> `[classes]`, the number of times that each class occurs in the target.
         read: function from the subject number to the target: int64 `[]`, or `[H, W]` with `UNLABELLED` for pixels
             without a label. It must pickle if workers do not fork.
+        numbers: values of the classes in rasters, in the order of `classes`; None if there are none.
     """
 
     def __init__(
-        self, task: str, classes: Sequence[str], counts: dict[int, Tensor], read: Callable[[int], Tensor]
+        self,
+        task: str,
+        classes: Sequence[str],
+        counts: dict[int, Tensor],
+        read: Callable[[int], Tensor],
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.task, self.classes, self.counts, self._read = task, list(classes), counts, read
+        self.numbers = None if numbers is None else list(numbers)
 
     def only(self, chosen: Sequence[int]) -> Labels:
         """Return the labels of the subjects `chosen` only."""
-        return Labels(self.task, self.classes, {index: self.counts[index] for index in chosen}, self._read)
+        counts = {index: self.counts[index] for index in chosen}
+        return Labels(self.task, self.classes, counts, self._read, self.numbers)
 
     def target(self, index: int, size: tuple[int, int] | None = None) -> Tensor:
         """Return the target of a subject: int64 `[]`, or `[*size]`, resized by the nearest pixel.
@@ -118,7 +126,8 @@ def read_mask_labels(
     Every file is read here for its classes, and again when a target is used.
 
     Args:
-        folder: folder of rasters of whole numbers in one band, in any format of `read_cube`.
+        folder: folder of rasters of whole numbers in one band, in any format of `read_cube`; or the raster of the only
+            scene.
         subjects: a tile uses its window of the scene's raster. A raster of another size than its cube is resized to the
             nearest pixel; its aspect must be that of the cube. Where both tell where they lie, a raster of another
             extent, orientation or reference system is resampled to the nearest pixel on the grid of the cube.
@@ -129,22 +138,34 @@ def read_mask_labels(
         ValueError: the folder or a file can't be read, a value is not a whole number, a raster does not fit its scene,
             the number of classes is not that of `names`, or no subject has a label.
     """
-    masks = _Masks(pair_files(folder, {})[0].files, subjects, ignore)
-    found: dict[int, dict[int, int]] = {}
-    for index, scene in enumerate(masks.scenes):
-        if scene in masks.files:
-            values, counts = np.unique(masks.raw(index).numpy(), return_counts=True)
-            found[index] = {int(v): int(c) for v, c in zip(values, counts, strict=True) if v != UNLABELLED}
-    if not any(found.values()):
-        raise ValueError(f"{folder} has labels for none of the subjects, such as {subjects.names[0]!r}")
-    numbers = sorted(set().union(*found.values()))
+    return read_masks_alike([folder], subjects, ignore=ignore, names=names)[0]
+
+
+def read_masks_alike(
+    folders: Sequence[str | Path], subjects: Subjects, *, ignore: int = IGNORE, names: Sequence[str] | None = None
+) -> list[Labels]:
+    """Read labels as `read_mask_labels` does from several folders, whose classes are those of all of them."""
+    read: list[tuple[_Masks, dict[int, dict[int, int]]]] = []
+    for folder in folders:
+        masks = _Masks(_mask_files(Path(folder), subjects), subjects, ignore)
+        found: dict[int, dict[int, int]] = {}
+        for index, scene in enumerate(masks.scenes):
+            if scene in masks.files:
+                values, counts = np.unique(masks.raw(index).numpy(), return_counts=True)
+                found[index] = {int(v): int(c) for v, c in zip(values, counts, strict=True) if v != UNLABELLED}
+        if not any(found.values()):
+            raise ValueError(f"{folder} has labels for none of the subjects, such as {subjects.names[0]!r}")
+        read.append((masks, found))
+    numbers = sorted(set().union(*(count for _, found in read for count in found.values())))
     if names is not None and len(names) != len(numbers):
         raise ValueError(f"there are {len(names)} names of classes, expected {len(numbers)}, for the labels {numbers}")
-    counted = {
-        index: torch.tensor([count.get(number, 0) for number in numbers]) for index, count in found.items() if count
-    }
     classes = [str(number) for number in numbers] if names is None else list(names)
-    return Labels("segmentation", classes, counted, functools.partial(masks.target, torch.tensor(numbers)))
+    labels = []
+    for masks, found in read:
+        counted = {i: torch.tensor([count.get(number, 0) for number in numbers]) for i, count in found.items() if count}
+        target = functools.partial(masks.target, torch.tensor(numbers))
+        labels.append(Labels("segmentation", classes, counted, target, numbers))
+    return labels
 
 
 def scene_names(subjects: Subjects) -> list[str]:
@@ -218,6 +239,19 @@ class _Masks:
         """Return the target `[H, W]` of a subject: places of its numbers in the ascending `numbers` of all classes."""
         mask = self.raw(index)
         return torch.searchsorted(numbers, mask).masked_fill(mask == UNLABELLED, UNLABELLED)
+
+
+def _mask_files(path: Path, subjects: Subjects) -> dict[str, Path]:
+    """Return scene -> raster of a folder, or of the one file that belongs to the only scene."""
+    if not path.is_file():
+        return pair_files(path, {})[0].files
+    scenes = sorted(set(scene_names(subjects)))
+    if len(scenes) > 1:
+        raise ValueError(
+            f"{path} is one file, and there are {len(scenes)} scenes; expected a folder of rasters with their names, "
+            f"such as {scenes[0]!r}"
+        )
+    return {scenes[0]: path}
 
 
 def _class_target(numbers: dict[int, int], index: int) -> Tensor:

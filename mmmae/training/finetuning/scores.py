@@ -1,4 +1,4 @@
-"""Scores of a classifier: accuracy, F1, IoU and the confusion matrix, by torchmetrics."""
+"""Scores of a classifier: accuracies, kappa, F1 and IoU, all from the confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassJaccardIndex,
-)
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ...data.tiles import Mosaic, Position, scene_sizes
 from ...files import write_atomically
@@ -31,43 +25,60 @@ class Scores(nn.Module):
     def __init__(self, task: str, classes: Sequence[str]) -> None:
         super().__init__()
         self.task, self.classes = task, list(classes)
-        options: dict[str, Any] = {"ignore_index": UNLABELLED, "validate_args": False}
-        self.metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(len(classes), average="micro", **options),
-                "f1": MulticlassF1Score(len(classes), average=None, **options),
-                "iou": MulticlassJaccardIndex(len(classes), average=None, **options),
-                "confusion": MulticlassConfusionMatrix(len(classes), **options),
-            }
-        )
+        self.confusion = MulticlassConfusionMatrix(len(classes), ignore_index=UNLABELLED, validate_args=False)
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Add logits `[B, classes, ...]` and their targets `[B, ...]`."""
-        self.metrics.update(logits.argmax(1), target)
+        self.confusion.update(logits.argmax(1), target)
 
     def reset(self) -> None:
         """Forget all predictions."""
-        self.metrics.reset()
+        self.confusion.reset()
 
     def compute(self) -> dict[str, Any]:
-        """Compute the scores of all predictions.
+        """Compute the scores of all predictions, see `compute_scores`; targets without a label do not count."""
+        return compute_scores(self.confusion.compute().cpu(), self.classes, self.task)
 
-        Returns:
-            `accuracy`; `f1_macro` and, for a segmentation, `miou`, the means over the classes that occur in the
-            targets; `classes`, the same scores for each class by name; and `confusion`, with a row for each true and a
-            column for each predicted class. Targets without a label do not count.
-        """
-        scores = self.metrics.compute()
-        labelled = scores["confusion"].sum(1)
-        occurs = labelled > 0
-        names = {"f1": "f1_macro", **({"iou": "miou"} if self.task == "segmentation" else {})}
-        by_class = {
-            name: {"labelled": int(labelled[i]), **{score: float(scores[score][i]) for score in names}}
-            for i, name in enumerate(self.classes)
-        }
-        means = {mean: float(scores[score][occurs].mean()) if occurs.any() else 0.0 for score, mean in names.items()}
-        confusion = scores["confusion"].tolist()
-        return {"accuracy": float(scores["accuracy"]), **means, "classes": by_class, "confusion": confusion}
+
+def compute_scores(confusion: Tensor, classes: Sequence[str], task: str) -> dict[str, Any]:
+    """Compute scores from a confusion matrix `[classes, classes]`, a row for each true class.
+
+    With n the number of predictions, r the rows' and c the columns' sums and d the diagonal:
+
+    - `accuracy`, the overall accuracy (OA): sum(d) / n.
+    - `average_accuracy` (AA): the mean of d / r, the accuracies of the classes, or producer's accuracies.
+    - `kappa`: (OA - e) / (1 - e) with e = sum(r * c) / n^2, the agreement by chance (Cohen, 1960; for maps Congalton,
+      1991); 0 if e is 1.
+    - `f1_macro`: the mean of 2 d / (r + c), the harmonic means of precision and recall (van Rijsbergen, 1979).
+    - `miou`, of pixels only: the mean of d / (r + c - d), intersections over unions (Jaccard, 1912; Everingham et al.,
+      2010).
+
+    Means are over the classes that occur in the targets.
+
+    Returns:
+        These scores; `classes`, for each class by name `labelled`, `accuracy`, `f1` and `iou`; and `confusion`.
+    """
+    counts = confusion.double()
+    true, predicted, right = counts.sum(1), counts.sum(0), counts.diagonal()
+    total = float(counts.sum()) or 1.0
+    ratios = {"accuracy": right / true.clamp(min=1), "f1": 2 * right / (true + predicted).clamp(min=1)}
+    if task != "classification":
+        ratios["iou"] = right / (true + predicted - right).clamp(min=1)
+    accuracy, chance = float(right.sum()) / total, float(true @ predicted) / total**2
+    occurs = true > 0
+    means = {name: float(values[occurs].mean()) if occurs.any() else 0.0 for name, values in ratios.items()}
+    names = {"accuracy": "average_accuracy", "f1": "f1_macro", "iou": "miou"}
+    by_class = {
+        name: {"labelled": int(true[i]), **{score: float(values[i]) for score, values in ratios.items()}}
+        for i, name in enumerate(classes)
+    }
+    return {
+        "accuracy": accuracy,
+        "kappa": (accuracy - chance) / (1 - chance) if chance < 1 else 0.0,
+        **{names[name]: mean for name, mean in means.items()},
+        "classes": by_class,
+        "confusion": confusion.tolist(),
+    }
 
 
 class SceneScores:
@@ -117,7 +128,7 @@ class SceneScores:
 
 def main_score(task: str) -> str:
     """Return the name of the score by which the best epoch is chosen."""
-    return "miou" if task == "segmentation" else "f1_macro"
+    return "f1_macro" if task == "classification" else "miou"
 
 
 def write_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]], out: Path) -> None:

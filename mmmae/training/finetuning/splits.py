@@ -9,38 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...data.subjects import Subjects
-from .labels import UNLABELLED, Labels, scene_names, scene_targets
-from .pixel_splits import GAP, TEST, TRAIN, draw_blocks, draw_pixels
+from .divided import Split, divide_by_role
+from .labels import Labels, scene_names, scene_targets
+from .pixel_splits import draw_blocks, draw_pixels
 
-KINDS = "subjects:SHARE, pixels:SHARE, blocks:PIXELS or table:FILE.csv"
+KINDS = "subjects:SHARE, pixels:SHARE, blocks:PIXELS, table:FILE.csv or masks:TRAIN,TEST"
 SIDES = {"train": True, "training": True, "test": False, "validation": False, "held-out": False}
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """The labels to train with and those to score with, which may be pixels of the same scenes.
-
-    Attributes:
-        training: labels of the subjects to train with; pixels of the other side are unlabelled.
-        held_out: labels of the subjects to score.
-        text: a phrase that tells people how they were divided.
-        roles: scene -> uint8 `[H, W]`, the role of each pixel (`NONE`, `TRAIN`, `TEST`, `GAP`); empty if whole subjects
-            are held out.
-    """
-
-    training: Labels
-    held_out: Labels
-    text: str
-    roles: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-
-    def pixels(self) -> dict[str, int]:
-        """Return how many labelled pixels train, test, and are used by neither because they lie in the gap."""
-        roles = {"training": TRAIN, "test": TEST, "gap": GAP}
-        return {name: sum(int((scene == role).sum()) for scene in self.roles.values()) for name, role in roles.items()}
 
 
 def divide(
@@ -91,7 +67,7 @@ def divide(
             raise ValueError("a fold is of subjects, blocks or groups; expected no fold with a split by pixels")
         share = _share(split, value)
         roles = draw_pixels(scene_targets(subjects, labels), len(labels.classes), share, seed)
-        return _by_role(subjects, labels, roles, f"{share:.4g} of the pixels of each class train", window)
+        return divide_by_role(subjects, labels, roles, f"{share:.4g} of the pixels of each class train", window)
     if kind == "blocks":
         if not re.fullmatch("[1-9][0-9]{0,8}", value):
             raise ValueError(f"split is {split!r}, expected blocks:PIXELS with the side of a block, as in blocks:32")
@@ -106,7 +82,9 @@ def divide(
         roles, text = draw_blocks(
             targets, classes, int(value), part or validation, seed, windows if window is None else window
         )
-        return _by_role(subjects, labels, roles, text, window, apart=True)
+        return divide_by_role(subjects, labels, roles, text, window, apart=True)
+    if kind == "masks":
+        raise ValueError(f"split is {split!r}: masks hold the labels themselves, see divide_by_masks")
     raise ValueError(f"split is {split!r}, expected {KINDS}")
 
 
@@ -227,60 +205,6 @@ def _read_table(path: Path, known: set[str]) -> tuple[str, dict[str, str]]:
             raise ValueError(f"{path} has no {given[0]} for {name!r}")
         table[name] = value
     return given[0], table
-
-
-def _by_role(
-    subjects: Subjects,
-    labels: Labels,
-    roles: Mapping[str, Tensor],
-    text: str,
-    window: int | None,
-    *,
-    apart: bool = False,
-) -> Split:
-    """Divide the labels by the role of each pixel; `apart`: no subject to train with has a pixel to test with."""
-    sides = {TRAIN: _Side(subjects, labels, roles, TRAIN), TEST: _Side(subjects, labels, roles, TEST)}
-    counts: dict[int, dict[int, Tensor]] = {TRAIN: {}, TEST: {}}
-    for index in labels.counts:
-        for role, side in sides.items():
-            found = side(index)
-            if bool((found != UNLABELLED).any()):
-                known = found[found != UNLABELLED]
-                counts[role][index] = torch.bincount(known, minlength=len(labels.classes))
-    if apart and window is None:
-        counts[TRAIN] = {index: count for index, count in counts[TRAIN].items() if index not in counts[TEST]}
-    for role, what in ((TRAIN, "train"), (TEST, "test")):
-        if not counts[role]:
-            raise ValueError(
-                f"the split leaves no pixel to {what} with"
-                + (
-                    ": each subject or tile has a pixel to test with; expected blocks that are multiples of the tiles' "
-                    "side, smaller tiles (--tile), or tiles with more overlap (--overlap)"
-                    if apart and role == TRAIN
-                    else ""
-                )
-            )
-    made = {role: Labels(labels.task, labels.classes, counts[role], side) for role, side in sides.items()}
-    split = Split(made[TRAIN], made[TEST], text, roles)
-    pixels = split.pixels()
-    lost = f", {pixels['gap']:,} are lost in the gap between them" if apart else ""
-    return dataclasses.replace(
-        split, text=f"{text}: {pixels['training']:,} pixels train, {pixels['test']:,} test{lost}"
-    )
-
-
-class _Side:
-    """Reads the targets of subjects with the labels of one role only."""
-
-    def __init__(self, subjects: Subjects, labels: Labels, roles: Mapping[str, Tensor], role: int) -> None:
-        self.labels, self.roles, self.role = labels, roles, role
-        self.scenes, self.positions = scene_names(subjects), subjects.positions
-
-    def __call__(self, index: int) -> Tensor:
-        target, roles = self.labels.target(index), self.roles[self.scenes[index]]
-        if self.positions:
-            roles = roles[self.positions[index].window.slices]
-        return target.masked_fill(roles != self.role, UNLABELLED)
 
 
 def _share(split: str, value: str) -> float:

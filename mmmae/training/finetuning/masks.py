@@ -1,0 +1,66 @@
+"""Labels that are divided already, into rasters of those that train and rasters of those that test."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...data.subjects import Subjects
+from .divided import Split
+from .labels import IGNORE, UNLABELLED, Labels, read_masks_alike, scene_targets
+from .pixel_splits import NONE, TEST, TRAIN
+
+
+def divide_by_masks(
+    masks: str, subjects: Subjects, *, ignore: int = IGNORE, names: Sequence[str] | None = None
+) -> tuple[Labels, Split]:
+    """Read labels that are divided already, into rasters of those that train and rasters of those that test.
+
+    Args:
+        masks: `TRAIN,TEST`, two folders or, for one scene, two files as in `read_mask_labels`; or one folder with the
+            folders `train` and `test`.
+        subjects, ignore, names: as in `read_mask_labels`.
+
+    Returns:
+        The labels of both, and how they are divided.
+
+    Raises:
+        ValueError: rasters can't be read or do not fit, or a pixel is in both.
+    """
+    pair = [Path(masks) / "train", Path(masks) / "test"] if Path(masks).is_dir() else [*map(Path, masks.split(","))]
+    if len(pair) != 2:
+        raise ValueError(
+            f"masks is {masks!r}, expected TRAIN,TEST: two folders or files of labels with a comma between"
+        )
+    train, test = read_masks_alike(pair, subjects, ignore=ignore, names=names)
+    targets = {TRAIN: scene_targets(subjects, train), TEST: scene_targets(subjects, test)}
+    roles: dict[str, Tensor] = {}
+    for role, scenes in targets.items():
+        for scene, target in scenes.items():
+            known = roles.setdefault(scene, torch.full(target.shape, NONE, dtype=torch.uint8))
+            if known.shape != target.shape:
+                raise ValueError(f"{masks}: the two rasters of {scene!r} differ in size, expected the same")
+            if both := int(((known != NONE) & (target != UNLABELLED)).sum()):
+                raise ValueError(f"{masks}: {both:,} pixels of {scene!r} have a label in both, expected in one of them")
+            known[target != UNLABELLED] = role
+    split = Split(train, test, "", roles)
+    pixels = split.pixels()
+    text = f"masks {masks}: {pixels['training']:,} pixels train, {pixels['test']:,} test"
+    whole = {index: train.counts.get(index, 0) + test.counts.get(index, 0) for index in {*train.counts, *test.counts}}
+    both_sides = Labels("segmentation", train.classes, whole, _Either(train, test), train.numbers)
+    return both_sides, dataclasses.replace(split, text=text)
+
+
+class _Either:
+    """Reads the targets of subjects that have labels in one of two rasters, or in both."""
+
+    def __init__(self, train: Labels, test: Labels) -> None:
+        self.sides = [train, test]
+
+    def __call__(self, index: int) -> Tensor:
+        found = [side.target(index) for side in self.sides if index in side.counts]
+        return found[0] if len(found) == 1 else torch.where(found[0] == UNLABELLED, found[1], found[0])
