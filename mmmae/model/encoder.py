@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,19 @@ from mmmae_kernels.transformer_block.reference import take
 
 from ..checks import check_whole
 from ..config import MMMAEConfig
+from .conventions import ClassifierConventions, Conventions, group_matcher
 from .initialisation import initialise
 from .inputs import check_hsi
-from .layers import EPSILON, Block, PatchEmbed, begin_stream, materialised, norm, product_parameters
+from .layers import EPSILON, Block, PatchEmbed, begin_stream, materialised, product_parameters
+from .layers import norm as apply_norm
 from .position import position_table
 from .pretrained import Pretrained
 from .resize import resize
 
+MapFormat: TypeAlias = Literal["NCTHW", "NCHW", "NLC"]
 
-class Backbone(Pretrained):
+
+class Backbone(Conventions, Pretrained):
     """Base class of the encoder and the masked autoencoder, with their common parameters and steps."""
 
     def __init__(self, config: MMMAEConfig, kernels: str = "auto", attention: str = "auto") -> None:
@@ -126,21 +130,57 @@ class HSIEncoder(Backbone):
         tokens, _ = self.forward_intermediates(hsi, ())
         return tokens
 
+    @overload
     def forward_intermediates(
-        self, hsi: Tensor, indices: Sequence[int] | None = None, *, normalize: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
+        self,
+        hsi: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        output_fmt: MapFormat = "NCTHW",
+        intermediates_only: Literal[False] = False,
+        normalize: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        hsi: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        output_fmt: MapFormat = "NCTHW",
+        intermediates_only: Literal[True],
+        normalize: bool = False,
+    ) -> list[Tensor]: ...
+
+    def forward_intermediates(
+        self,
+        hsi: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        output_fmt: MapFormat = "NCTHW",
+        intermediates_only: bool = False,
+        normalize: bool = False,
+    ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
         """Encode, and return the outputs of some blocks too, as maps for dense prediction.
 
         Args:
             hsi: `[B, C, T, H, W]`.
-            indices: numbers of the blocks, negative ones from the end; None means all.
-            normalize: apply the final norm to the maps too.
+            indices: numbers of the blocks, negative ones from the end; n means the last n, None all.
+            norm: apply the final norm to the maps too.
+            output_fmt: shape of a map: `NCTHW` is `[B, D, t, h, w]`; `NCHW`, for networks on images, has the spectral
+                axis among the channels, `[B, D * t, h, w]`; `NLC` is `[B, N, D]`.
+            intermediates_only: return only the maps, and run no block after the last of `indices`.
+            normalize: another name of `norm`.
 
         Returns:
-            The tokens `[B, N, D]`, and a map `[B, D, t, h, w]` for each index, in the order of `indices`.
+            The tokens `[B, N, D]`, and a map for each index, in the order of `indices`.
 
         Raises:
-            ValueError: there is no block of such a number, or the volume does not fit, see `forward`.
+            ValueError: there is no block of such a number, there is no such format, or the volume does not fit, see
+                `forward`.
 
         Example:
             >>> encoder = mmmae.fast_model("tiny").hsi_encoder()
@@ -148,24 +188,50 @@ class HSIEncoder(Backbone):
             >>> tokens.shape, [tuple(block.shape) for block in maps]
             (torch.Size([1, 784, 64]), [(1, 64, 4, 14, 14), (1, 64, 4, 14, 14)])
         """
+        if output_fmt not in get_args(MapFormat):
+            raise ValueError(f"output_fmt is {output_fmt!r}, must be one of {', '.join(get_args(MapFormat))}")
         depth = len(self.blocks)
-        indices = range(depth) if indices is None else indices
+        if indices is None or isinstance(indices, int):
+            count = depth if indices is None else indices
+            if not 0 <= count <= depth:
+                raise ValueError(f"indices is {count}, expected a number of blocks in 0..{depth}, or a list of numbers")
+            indices = range(depth - count, depth)
         for index in indices:
             if not -depth <= index < depth:
                 raise ValueError(f"indices has {index}, expected numbers in {-depth}..{depth - 1}")
-        wanted = {index % depth for index in indices}
+        numbers = [index % depth for index in indices]
         check_hsi(self.config, hsi, self.pos_embed_spatial.device)
-        maps: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}  # [B, N, D]
         with self.backend(), self.weights_cast_once():
             volume = resize(hsi, self.config.image_size)
             stream = begin_stream(self.embed(volume, None, self.embed_by_module(volume)), self.config)
             for number, block in enumerate(self.blocks):
+                if intermediates_only and len(outputs) == len(set(numbers)):
+                    break
                 stream = block(*stream)
-                if number in wanted:
-                    tokens: Any = norm(self.norm, stream) if normalize else materialised(stream)
-                    maps[number] = tokens.transpose(1, 2).unflatten(2, self.config.grid)
-            encoded = norm(self.norm, stream)
-        return encoded, [maps[index % depth] for index in indices]
+                if number in numbers:
+                    outputs[number] = apply_norm(self.norm, stream) if norm or normalize else materialised(stream)
+            maps = [self._as_map(outputs[number], output_fmt) for number in numbers]
+            return maps if intermediates_only else (apply_norm(self.norm, stream), maps)
+
+    def _as_map(self, tokens: Tensor, output_fmt: MapFormat) -> Tensor:
+        if output_fmt == "NLC":
+            return tokens
+        volume: Tensor = tokens.transpose(1, 2).unflatten(2, self.config.grid)  # type: ignore[no-untyped-call]
+        return volume.flatten(1, 2) if output_fmt == "NCHW" else volume
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """The maps of the blocks in the format `NCHW`, as timm's `FeatureInfo` lists them."""
+        channels, reduction = self.config.dim * self.config.grid[0], self.config.patch[1]
+        return [
+            {"num_chs": channels, "reduction": reduction, "module": f"blocks.{number}", "index": number}
+            for number in range(len(self.blocks))
+        ]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return the patterns by which timm sorts the parameters into groups, for learning rates by depth."""
+        return group_matcher("", coarse)
 
     @classmethod
     def _select_weights(
@@ -179,7 +245,7 @@ class HSIEncoder(Backbone):
         return config, {name: weight for name, weight in weights.items() if name in names}
 
 
-class LinearClassifier(nn.Module):
+class LinearClassifier(ClassifierConventions):
     """An encoder with a linear head on the mean of its tokens, for probing and fine-tuning.
 
     Args:
@@ -188,20 +254,44 @@ class LinearClassifier(nn.Module):
         freeze_encoder: train only the head, without gradients through the encoder.
     """
 
+    encoder: HSIEncoder
+
     def __init__(self, encoder: HSIEncoder, classes: int, *, freeze_encoder: bool = False) -> None:
         super().__init__()
-        check_whole("classes", classes, 1)
         self.encoder, self.freeze_encoder = encoder, freeze_encoder
-        self.head = nn.Linear(encoder.config.dim, classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.reset_classifier(classes)
 
     def forward(self, hsi: Tensor) -> Tensor:
         """Classify `[B, C, T, H, W]`; return logits `[B, classes]`."""
+        return self.forward_head(self.forward_features(hsi))
+
+    def forward_features(self, hsi: Tensor) -> Tensor:
+        """Encode `[B, C, T, H, W]` to tokens `[B, N, D]`."""
         with torch.no_grad() if self.freeze_encoder else contextlib.nullcontext():
-            tokens = self.encoder(hsi)
-        logits: Tensor = self.head(tokens.mean(dim=1))
-        return logits
+            tokens: Tensor = self.encoder(hsi)
+        return tokens
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Classify tokens `[B, N, D]`; return logits `[B, classes]`, or with `pre_logits` the mean token `[B, D]`."""
+        mean = tokens.mean(dim=1)
+        return mean if pre_logits else self.head(mean)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.head.out_features
+
+    def get_classifier(self) -> nn.Linear:
+        """Return the layer that computes the logits."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the layer that computes the logits by an untrained one, on the encoder's device."""
+        check_whole("classes", num_classes, 1)
+        encoder = self.encoder
+        self.head = nn.Linear(encoder.config.dim, num_classes, device=encoder.device, dtype=encoder.dtype)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
 
 
 def adopt_parameters(module: nn.Module, source: nn.Module) -> None:
