@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import nn
@@ -266,13 +266,30 @@ class MMMAEConfig:
     @classmethod
     def from_json(cls, text: str) -> MMMAEConfig:
         """Make a config from what `to_json` returned."""
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"config: not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"config: the text holds {described(values)}, expected a JSON object")
-        return cls.from_dict(values)
+        return cls.from_dict(parse_json(text))
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """Return the members of a JSON object with fields of a config, which are not checked."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config: the text holds {described(values)}, expected a JSON object")
+    return values
+
+
+def _ignoring_use_cache(refuse: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
+    def set_attribute(config: Any, name: str, value: Any) -> None:
+        if name != "use_cache":
+            refuse(config, name, value)
+
+    return set_attribute
+
+
+# `transformers.Trainer` sets `use_cache` in the config of any model. There is no cache here, and configs stay frozen.
+MMMAEConfig.__setattr__ = _ignoring_use_cache(MMMAEConfig.__setattr__)  # type: ignore[method-assign]
 
 
 def resolve_config(config: MMMAEConfig | str, **overrides: Any) -> MMMAEConfig:

@@ -21,7 +21,7 @@ ROWS = (  # a room imports only from rows before its own
     ("mmmae.cost",),
     ("mmmae.training",),
     ("mmmae",),
-    ("mmmae.cli", "mmmae.recipes"),
+    ("mmmae.cli", "mmmae.interop", "mmmae.recipes"),
     ("mmmae.__main__",),
     ("tests.cases", "tests.emulator", "tests.fuzz"),
     ("bench",),

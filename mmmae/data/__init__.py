@@ -2,6 +2,7 @@
 
 from .augment import augment
 from .bands import resample_bands, select_bands
+from .dicts import DictSubjects
 from .folder import PairedFolder
 from .normalization import Normalization, robust_percentiles
 from .readers.cube import Cube, read_cube
@@ -15,6 +16,7 @@ __all__ = [
     "Batch",
     "CachedSubjects",
     "Cube",
+    "DictSubjects",
     "Normalization",
     "PairedFolder",
     "Position",

@@ -14,11 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..config import MMMAEConfig
-from ..files import check_can_write, write_atomically
+from ..config import MMMAEConfig, parse_json
+from ..files import check_can_write, write_atomically, write_json
 from .position import resize_positions
 
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
+MODEL_TYPE = "mmmae"  # by which transformers finds the class of a folder, see `mmmae.interop.huggingface`
+FOREIGN = ("model_type", "architectures", "dtype", "transformers_version")  # what transformers writes beside our fields
 CARD = """---
 {{ card_data }}
 ---
@@ -187,7 +189,7 @@ def save_weights(directory: str | Path, config: MMMAEConfig, weights: Mapping[st
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
     write_atomically(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    write_atomically(directory / CONFIG_NAME, lambda path: path.write_text(config.to_json() + "\n"))
+    write_json(directory / CONFIG_NAME, {"model_type": MODEL_TYPE, **config.to_dict()})
 
 
 def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]:
@@ -202,7 +204,7 @@ def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: no such file, expected a folder with a model or an encoder")
     try:
-        config = MMMAEConfig.from_json((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = _parse_config((directory / CONFIG_NAME).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{directory / CONFIG_NAME}: not UTF-8 text, expected a config as JSON") from error
     except ValueError as error:
@@ -211,6 +213,14 @@ def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]
         return config, load_file(directory / WEIGHTS_NAME)
     except SafetensorError as error:
         raise ValueError(f"{directory / WEIGHTS_NAME}: not a complete safetensors file: {error}") from error
+
+
+def _parse_config(text: str) -> MMMAEConfig:
+    values = parse_json(text)
+    kind = values.get("model_type", MODEL_TYPE)
+    if kind != MODEL_TYPE:
+        raise ValueError(f"config: model_type is {kind!r}, expected {MODEL_TYPE!r}")
+    return MMMAEConfig.from_dict({name: value for name, value in values.items() if name not in FOREIGN})
 
 
 def _names_a_repository(name: str | Path) -> bool:
