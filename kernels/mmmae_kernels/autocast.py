@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import current_backend, native_refuses, native_unavailable, triton_refuses, triton_unavailable
+from .gpu import executors
 
 PLAIN = (Tensor, torch.nn.Parameter)
 ALIGNMENT = 64  # elements between the beginnings of two copies: 128 bytes in half precision, for aligned loads
@@ -48,6 +49,19 @@ def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight
     copy = copy_of(weight)
     return weight.to(dtype) if copy is None or copy.dtype != dtype else copy
+
+
+def for_backward(weight: Tensor, used: Tensor) -> Tensor:
+    """Return what to save of a weight for backward, where `cast_again` takes it: itself on CPUs, else what was used.
+
+    The copies in half precision then live no longer than the forward pass. On a GPU the casts would be more launches.
+    """
+    return weight if weight.is_cpu and executors.current() is None else used
+
+
+def cast_again(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return in `dtype` what `for_backward` returned."""
+    return weight if weight.dtype == dtype else weight.to(dtype)
 
 
 def copy_of(weight: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autocast import cast, copy_of, is_autocast, matmul_dtype
+from .autocast import cast, cast_again, copy_of, for_backward, is_autocast, matmul_dtype
 from .checks import check_device, check_floating, check_like, check_rank, check_tensor, check_vector
 from .cpu import library
 from .dispatch import HALVES, KERNEL_DTYPES, current_backend
@@ -69,15 +69,17 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         ctx.x_dtype, ctx.matmuls = x.dtype, matmuls_for(x, dtype, weight.dtype)
-        x, weight = x if x.dtype == dtype else x.to(dtype), cast(weight, dtype)
-        ctx.save_for_backward(x, weight)
-        return linear_no_grad(x, weight, None if bias is None else cast(bias, dtype))
+        x, used = x if x.dtype == dtype else x.to(dtype), cast(weight, dtype)
+        ctx.save_for_backward(x, for_backward(weight, used))
+        return linear_no_grad(x, used, None if bias is None else cast(bias, dtype))
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x = linear_no_grad(grad, weight.t()).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = linear_no_grad(grad, cast_again(weight, x.dtype).t()).to(ctx.x_dtype)
         return grad_x, *linear_gradients(grad, x, ctx.needs_input_grad[1:], ctx.matmuls), None
 
 

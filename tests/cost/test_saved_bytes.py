@@ -20,12 +20,13 @@ MOST = {
 }
 
 
-def saved_bytes(preset: str, stream: str | None, batch: int) -> int:
-    """Return the bytes kept by the kernels that a GPU would run, in float32 where no stream is named."""
+def saved_bytes(preset: str, stream: str | None, batch: int, target: str | None = "sm90") -> int:
+    """Return the bytes kept by the kernels of a GPU, or for None of a CPU; in float32 where no stream is named."""
+    attention = "native" if target is None else "sdpa" if stream is None else ATTENTION
     with torch.device("meta"):
         config = mmmae.MMMAEConfig.preset(preset, aux={}, residual_stream=stream or "float32")
-        model = mmmae.FastModel(config, "triton", "sdpa" if stream is None else ATTENTION)
-    return count_step(model, batch, autocast=stream and torch.bfloat16, target="sm90").saved_bytes
+        model = mmmae.FastModel(config, "native" if target is None else "triton", attention)
+    return count_step(model, batch, autocast=stream and torch.bfloat16, target=target).saved_bytes
 
 
 @pytest.mark.parametrize("preset", ["base", "vit"])
@@ -39,3 +40,10 @@ def test_a_sample_in_bfloat16_keeps_three_fifths_and_half_with_its_stream_in_bfl
         with torch.device("meta"):
             parameters = sum(p.numel() for p in mmmae.FastModel(mmmae.MMMAEConfig.preset(preset, aux={})).parameters())
         assert 0.9 * 2 * parameters < copies < 1.01 * 2 * parameters
+
+
+def test_on_a_cpu_a_step_in_bfloat16_keeps_less_than_three_fifths():
+    """Whatever the batch: no copies of weights are kept there. Of a block's two sums only one is in float32."""
+    whole = saved_bytes("base", None, 1, target=None)
+    assert saved_bytes("base", "float32", 1, target=None) <= 0.58 * whole
+    assert saved_bytes("base", "bfloat16", 1, target=None) <= 0.52 * whole

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..add_layer_norm.op import dispatch_key
-from ..autocast import cast, matmul_dtype
+from ..autocast import cast, cast_again, for_backward, matmul_dtype
 from ..checks import check_vector
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
 from ..gpu.groups import COUNTERS
@@ -70,10 +70,12 @@ class _GeluLinear(torch.autograd.Function):
         backend: str,
     ) -> Tensor:
         ctx.matmuls, ctx.backend = matmuls_for(hidden, dtype, weight.dtype), backend
+        saved = weight
         if weight.dtype != dtype:
             weight, bias = cast(weight, dtype), None if bias is None else cast(bias, dtype)
+            saved = for_backward(saved, weight)
         activated, counters = kernels_for(hidden, backend).gelu_forward(hidden, hidden_bias)
-        ctx.save_for_backward(hidden, weight, hidden_bias, counters)
+        ctx.save_for_backward(hidden, saved, hidden_bias, counters)
         return linear_no_grad(activated, weight, bias)
 
     @staticmethod
@@ -81,7 +83,7 @@ class _GeluLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         hidden, weight, hidden_bias, counters = ctx.saved_tensors
         # First the gradient of the activation; gelu_backward overwrites it with that of hidden.
-        grad_hidden = linear_no_grad(grad, weight.t())
+        grad_hidden = linear_no_grad(grad, cast_again(weight, grad.dtype).t())
         backward = kernels_for(hidden, ctx.backend).gelu_backward
         activated, grad_hidden_bias = backward(grad_hidden, hidden, hidden_bias, counters)
         grad_weight, grad_bias = linear_gradients(grad, activated, ctx.needs_input_grad[1:3], ctx.matmuls)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..add_layer_norm.op import check_norm, dispatch_key, dtypes_of, refuse_long_rows, summand_gradients, total_dtype
-from ..autocast import cast, matmul_dtype
+from ..autocast import cast, cast_again, for_backward, matmul_dtype
 from ..checks import check_epsilon
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
 from ..linear import check_linear, linear_gradients, linear_no_grad, matmuls_for
@@ -91,9 +91,11 @@ class _NormLinear(torch.autograd.Function):
         total, norm, statistics, counters = forward(x, residual, residual_bias, norm_weight, norm_bias, epsilon, dtype)
         ctx.dtypes, ctx.backend = dtypes_of(x, residual, residual_bias), backend
         ctx.matmuls = matmuls_for(x, dtype, weight.dtype)
+        saved = weight
         if weight.dtype != dtype:
             weight, bias = cast(weight, dtype), None if bias is None else cast(bias, dtype)
-        ctx.save_for_backward(x if residual is None else total, statistics, counters, norm_weight, norm_bias, weight)
+            saved = for_backward(saved, weight)
+        ctx.save_for_backward(x if residual is None else total, statistics, counters, norm_weight, norm_bias, saved)
         ctx.set_materialize_grads(False)
         out = linear_no_grad(norm, weight, bias)
         return out if residual is None else (total, out)
@@ -107,9 +109,9 @@ class _NormLinear(torch.autograd.Function):
             return *summand_gradients(grad_total, None, dtypes), *(None,) * 7
         total, statistics, counters, norm_weight, norm_bias, weight = ctx.saved_tensors
         backward = kernels_for(total, ctx.backend).add_layer_norm_backward
+        grad_norm = linear_no_grad(grad_out, cast_again(weight, grad_out.dtype).t())
         grad, grad_norm_weight, grad_norm_bias, row_sum, norm, grad_residual = backward(
-            *(grad_total, linear_no_grad(grad_out, weight.t()), total, norm_weight, norm_bias, statistics, counters),
-            *(dtypes[2], dtypes[1]),
+            *(grad_total, grad_norm, total, norm_weight, norm_bias, statistics, counters), dtypes[2], dtypes[1]
         )
         grad_weight, grad_bias = linear_gradients(grad_out, norm, ctx.needs_input_grad[5:7], ctx.matmuls)
         summands = summand_gradients(grad, row_sum, dtypes, grad_residual)

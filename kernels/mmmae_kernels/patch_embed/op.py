@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autocast import cast, matmul_dtype
+from ..autocast import cast, cast_again, for_backward, matmul_dtype
 from ..checks import (
     check_device,
     check_floating,
@@ -131,10 +131,10 @@ class _PatchEmbed(torch.autograd.Function):
         backend: str,
     ) -> Tensor:
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (volume, weight, bias, position)]
-        weight = cast(weight, dtype)
-        ctx.save_for_backward(volume, weight, ids)
-        ctx.backend = backend
-        embedded: Tensor = kernels_for(volume, backend).patch_embed_forward(volume, weight, bias, ids, position)
+        used = cast(weight, dtype)
+        ctx.save_for_backward(volume, for_backward(weight, used), ids)
+        ctx.dtype, ctx.backend = dtype, backend
+        embedded: Tensor = kernels_for(volume, backend).patch_embed_forward(volume, used, bias, ids, position)
         return embedded
 
     @staticmethod
@@ -142,6 +142,7 @@ class _PatchEmbed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         volume, weight, ids = ctx.saved_tensors
         needs = tuple([ctx.needs_input_grad[place] for place in (0, 1, 2, 4)])
+        weight = cast_again(weight, ctx.dtype)
         gradients = kernels_for(volume, ctx.backend).patch_embed_backward(grad, volume, weight, ids, needs)
         grad_volume, grad_weight, grad_bias, grad_position = (
             gradient.to(dtype) if need else None

@@ -15,7 +15,7 @@ from ..add_layer_norm.op import in_dtype, residual_gradient
 from ..add_layer_norm.reference import add_layer_norm_reference
 from ..attention.op import attention_backend, concat_attention
 from ..attention.reference import attention_eager
-from ..autocast import autocast_dtype, cast
+from ..autocast import autocast_dtype, cast, cast_again, for_backward
 from ..gpu import executors
 from ..linear import linear, sum_rows
 from ..norm_linear.op import norm_linear
@@ -159,7 +159,8 @@ class FusedConditioning(torch.autograd.Function):
         ctx.save_for_backward(
             *(present, x if residual is None else total, statistics, counters),
             *(vectors, guide_statistics, guide_counters),
-            *(qkv, kv, mixed, lse, w.norm_weight, w.norm_bias, qkv_weight, proj_weight),
+            *(qkv, kv, mixed, lse, w.norm_weight, w.norm_bias),
+            *(for_backward(w.qkv_weight, qkv_weight), for_backward(w.proj_weight, proj_weight)),
         )
         ctx.set_materialize_grads(False)
         ctx.plan = plan
@@ -174,6 +175,7 @@ class FusedConditioning(torch.autograd.Function):
         qkv, kv, mixed, lse, *weights = rest
         norm_weight, norm_bias, qkv_weight, proj_weight = weights
         plan, dtypes = ctx.plan, ctx.plan.dtypes
+        qkv_weight, proj_weight = (cast_again(weight, plan.dtype) for weight in (qkv_weight, proj_weight))
         *_, qkv_bias_dtype, _, proj_bias_dtype = dtypes
         kernels, matmuls = kernels_for(total, plan.backend), plan.matmuls
         (batch, tokens, width), guides = total.shape, vectors.shape[1]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..add_layer_norm.op import in_dtype, residual_gradient
-from ..autocast import cast
+from ..autocast import cast, cast_again, for_backward
 from ..linear import sum_rows
 from ..operators import first_derivative_only, kernels_for
 from .plan import Plan
@@ -23,7 +23,7 @@ from .reference import BlockWeights, take
 
 
 class Saved(NamedTuple):
-    """The tensors saved for backward, except q, k and v; weights are in the dtype of the matrix products.
+    """The tensors saved for backward, except q, k and v.
 
     Each weight may be a stack with one more axis in front, see `StackedBlocks`.
     """
@@ -34,7 +34,9 @@ class Saved(NamedTuple):
     counters1: Tensor | None  # zeros that backward on a GPU counts with
     mixed: Tensor  # [B, M, h, d], attention's output
     lse: Tensor  # [B, h, M]
-    total2: Tensor  # [B, M, D], the stream after attention
+    total2: Tensor | None  # [B, M, D], the stream after attention; None if computed again, from the next two
+    attended: Tensor | None  # [B, M, D], what attention adds to the stream without the bias
+    proj_bias: Tensor | None
     statistics2: Tensor  # [2, B*M]
     counters2: Tensor | None
     hidden: Tensor  # [B, M, H], output of fc1 without its bias
@@ -144,9 +146,14 @@ def _forward(
         projected, rows = (q, kv), take(total1, ids)
     del norm1
     mixed, lse = kernels.attention_forward(projected, None, plan.attention)
+    attended = project(mixed.flatten(2), proj_weight)
     total2, norm2, *saved2 = kernels.add_layer_norm_forward(
-        rows, project(mixed.flatten(2), proj_weight), w.proj_bias, w.norm2_weight, w.norm2_bias, epsilon, dtype
+        rows, attended, w.proj_bias, w.norm2_weight, w.norm2_bias, epsilon, dtype
     )
+    # What attention adds takes half the bytes of a float32 stream. On a GPU another sum would be another launch.
+    adds_again = plan.backend == "native" and attended.itemsize < total2.itemsize
+    summed = (None, attended, w.proj_bias) if adds_again else (total2, None, None)
+    del attended
     hidden = project(norm2, fc1_weight)
     del norm2
     activated, hidden_counters = kernels.gelu_forward(hidden, w.fc1_bias)
@@ -154,9 +161,10 @@ def _forward(
     del activated
 
     ctx.save_for_backward(
-        *(ids, total1, *saved1, mixed, lse, total2, *saved2, hidden, hidden_counters),
-        *(w.norm1_weight, w.norm1_bias, qkv_weight, proj_weight, w.norm2_weight, w.norm2_bias),
-        *(fc1_weight, w.fc1_bias, fc2_weight),
+        *(ids, total1, *saved1, mixed, lse, *summed, *saved2, hidden, hidden_counters),
+        *(w.norm1_weight, w.norm1_bias, for_backward(w.qkv_weight, qkv_weight)),
+        *(for_backward(w.proj_weight, proj_weight), w.norm2_weight, w.norm2_bias),
+        *(for_backward(w.fc1_weight, fc1_weight), w.fc1_bias, for_backward(w.fc2_weight, fc2_weight)),
         *projected,  # after the fields of Saved
     )
     ctx.set_materialize_grads(False)
@@ -175,16 +183,19 @@ def _backward(
     norm_backward = kernels.add_layer_norm_backward
     dtypes = plan.dtypes
     batch, tokens, width = saved.total1.shape
-    rows, all_rows = batch * saved.total2.shape[1], batch * tokens
+    rows, all_rows = batch * saved.mixed.shape[1], batch * tokens
 
     def weight_gradient(index: int, grad: Tensor, inputs: Tensor) -> Tensor | None:
         return in_dtype(matmuls.weight_gradient(grad, inputs), dtypes[index]) if needs[index] else None
 
+    def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+        return matmuls.input_gradient(grad, cast_again(weight, plan.dtype))
+
     # The MLP.
     if grad_out is None:
-        grad_out = saved.total2.new_zeros(saved.total2.shape, dtype=plan.dtype)
+        grad_out = saved.mixed.new_zeros(rows, width, dtype=plan.dtype)
     grad_out = grad_out.reshape(rows, width)
-    grad_hidden = matmuls.input_gradient(grad_out, saved.fc2_weight)
+    grad_hidden = input_gradient(grad_out, saved.fc2_weight)
     activated, grad_fc1_bias = kernels.gelu_backward(
         grad_hidden, saved.hidden.view(rows, saved.hidden.shape[2]), saved.fc1_bias, saved.hidden_counters
     )
@@ -192,8 +203,8 @@ def _backward(
     del activated
     grad_stream, grad_norm2_weight, grad_norm2_bias, grad_proj_bias, norm2, grad_attended = norm_backward(
         None if grad_total is None else grad_total.reshape(rows, width),
-        matmuls.input_gradient(grad_hidden, saved.fc1_weight),
-        saved.total2.view(rows, width),
+        input_gradient(grad_hidden, saved.fc1_weight),
+        _stream_after_attention(saved).view(rows, width),
         *(saved.norm2_weight, saved.norm2_bias, saved.statistics2, saved.counters2),
         *(dtypes[PROJ_BIAS], plan.dtype),
     )
@@ -203,13 +214,13 @@ def _backward(
     # Attention.
     grad_attended = residual_gradient(grad_stream, grad_attended, plan.dtype)
     grad_proj_weight = weight_gradient(PROJ_WEIGHT, grad_attended, saved.mixed.view(rows, width))
-    grad_mixed = matmuls.input_gradient(grad_attended, saved.proj_weight).view(saved.mixed.shape)
+    grad_mixed = input_gradient(grad_attended, saved.proj_weight).view(saved.mixed.shape)
     grads = kernels.attention_backward(grad_mixed, projected, None, saved.mixed, saved.lse, plan.attention)
     del grad_attended, grad_mixed
     # Without ids, both are the gradient of the packed q, k and v.
     grad_q = grads[0].view(rows, width if len(grads) == 2 else 3 * width)
     grad_kv = grads[-1].view(all_rows, 2 * width if len(grads) == 2 else 3 * width)
-    qkv_weight = saved.qkv_weight
+    qkv_weight = cast_again(saved.qkv_weight, plan.dtype)
     if saved.ids is None:
         grad_norm = matmuls.input_gradient(grad_kv, qkv_weight)
     else:
@@ -250,3 +261,12 @@ def _backward(
         *(grad_norm1_weight, grad_norm1_bias, grad_qkv_weight, grad_qkv_bias, grad_proj_weight, grad_proj_bias),
         *(grad_norm2_weight, grad_norm2_bias, grad_fc1_weight, grad_fc1_bias, grad_fc2_weight),
     )
+
+
+def _stream_after_attention(saved: Saved) -> Tensor:
+    """Return `total2`, where it is not saved with the additions of forward, to the bit."""
+    if saved.attended is None or saved.proj_bias is None:
+        assert saved.total2 is not None
+        return saved.total2
+    rows = saved.total1 if saved.ids is None else take(saved.total1, saved.ids)
+    return torch.add(saved.attended, saved.proj_bias.to(torch.float32)).add_(rows)
