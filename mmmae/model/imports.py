@@ -40,7 +40,7 @@ NO_CLASS_TOKEN = "the encoder has no class token; its features differ from those
 LEFT_OUT = {
     r"decoder|mask_token": "of the decoder",
     r"cls_token|dist_token|pos_embed_class|channel_cls_embed": NO_CLASS_TOKEN,
-    r"reg_token": "the encoder has no register tokens",
+    r"reg_token|register_tokens": "the encoder has no register tokens",
     r"head|fc_norm|fpn|conv_[qkv]\.|l1\.|teacher_head": "of another task",
     r"student_": "of the student; the teacher's weights are taken",
     r"patch_embed\.(spectral_adapter|original_patch_embed)\.": "another name of weights that are loaded",
