@@ -13,7 +13,7 @@ from ..training.finetuning.settings import FinetuneSettings
 from .options import Fields, Flag, colours, config_fields, config_without_bands
 from .output import say
 from .stored import Stored
-from .trained import TrainedDataOptions, load_encoder, trained_subjects
+from .trained import TrainedDataOptions, image_size_for, load_encoder, trained_subjects
 
 if TYPE_CHECKING:
     from ..data.subjects import Subjects
@@ -30,7 +30,8 @@ def run(
     scratch: Annotated[Flag, ENCODER] = False,
     preset: Preset | None = None,
     fields: Fields,
-    task: Literal["segmentation", "classification"],
+    task: Literal["segmentation", "pixels", "classification"],
+    window: int | None = None,
     labels: Path | None = None,
     ignore: int = 255,
     classes: str | None = None,
@@ -50,7 +51,8 @@ def run(
         scratch: start from random weights instead, for comparison
         preset: the encoder of --scratch; None: that of --config, else base
         fields: change a config field of --scratch, as in image_size=64 or patch=3,8,8
-        task: what to classify: pixels or subjects
+        task: what to classify: all pixels of a subject or tile at once, each pixel by the window around it, or subjects
+        window: side of the window around a pixel in pixels, odd, for --task pixels; None: 9
         labels: folder of rasters of class numbers with the cubes' stems, or the raster of the only scene; for
             classification a CSV file with the columns name and label
         ignore: number in rasters that means not labelled
@@ -73,6 +75,10 @@ def run(
     shown = colours(rgb)
     if task == "classification" and (classes or ignore != 255):
         raise ValueError("--classes and --ignore are for segmentation; a CSV file names its classes")
+    if (window is not None or data.tile is not None) and task == ("segmentation" if window is not None else "pixels"):
+        raise ValueError("--window is for --task pixels, which takes whole scenes, and --tile for the other tasks")
+    if task == "pixels":
+        window = window or 9
     masks = split.partition(":")[2] if split is not None and split.startswith("masks:") else None
     if (labels is None) != (masks is not None):
         raise ValueError("--labels names the labels, unless --split masks:TRAIN,TEST does; expected one of them")
@@ -81,16 +87,17 @@ def run(
     from ..training.finetuning.finetune import finetune
     from ..training.finetuning.labels import read_class_labels, read_mask_labels
     from ..training.finetuning.masks import divide_by_masks
+    from ..training.finetuning.pixels import check_window
     from ..training.finetuning.scores import main_score
     from ..training.finetuning.splits import divide
     from ..training.folders import default_folder
 
     out = out or default_folder(Path("runs/finetune"))
     if encoder is not None:
-        model, subjects = load_encoder(data, encoder)
+        model, subjects = load_encoder(data, encoder, window)
     else:
         read_fields = {} if preset else stored.model
-        model, subjects = _from_scratch(data, preset or "base", read_fields, config_fields(fields), chosen.seed)
+        model, subjects = _from_scratch(data, preset or "base", read_fields, config_fields(fields), chosen.seed, window)
     names = classes.split(",") if classes else None
     if masks is not None:
         read, parts = divide_by_masks(masks, subjects, ignore=ignore, names=names)
@@ -102,12 +109,14 @@ def run(
             if by_file
             else read_mask_labels(labels, subjects, ignore=ignore, names=names)
         )
+        if window is not None:
+            check_window(window, subjects, read)
         held = held_out(validation, subjects)
-        parts = divide(subjects, read, split, validation=held, fold=fold, seed=chosen.seed)
+        parts = divide(subjects, read, split, validation=held, fold=fold, seed=chosen.seed, window=window)
     say(repr(subjects))
     say(f"{len(read.counts)} of {len(subjects)} labelled, classes: {', '.join(read.classes)}")
     say(f"split: {parts.text}")
-    _, report = finetune(model, subjects, read, out, chosen, split=parts, rgb=shown, maps=maps)
+    _, report = finetune(model, subjects, read, out, chosen, split=parts, window=window, rgb=shown, maps=maps)
     for name in report["not_trained"]:
         say(f"note: no training subject has the class {name}")
     name = main_score(read.task)
@@ -120,9 +129,17 @@ def run(
 
 
 def _from_scratch(
-    data: TrainedDataOptions, preset: Preset, stored: Mapping[str, Any], fields: Mapping[str, Any], seed: int
+    data: TrainedDataOptions,
+    preset: Preset,
+    stored: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    seed: int,
+    window: int | None,
 ) -> tuple[HSIEncoder, Subjects]:
-    """Make an encoder with random weights for the bands of the data; `fields` override those `stored` in a file."""
+    """Make an encoder with random weights for the bands of the data; `fields` override those `stored` in a file.
+
+    For windows of pixels, patch and image size have the window's size unless `fields` say otherwise.
+    """
     import torch
 
     from ..model.encoder import HSIEncoder
@@ -138,7 +155,14 @@ def _from_scratch(
         if field in fields:
             raise ValueError(f"--set {field} can't be chosen: {reason}")
     fields = {**{field: value for field, value in stored.items() if field not in reasons}, **fields}
-    subjects = trained_subjects(data, config_without_bands(preset, fields), None)
+    if window is not None:
+        bands = MMMAEConfig.preset(preset).patch[0]
+        side = next(length for length in range(min(2, window), window + 1) if window % length == 0)
+        fields = {"patch": [bands, side, side], **fields}
+        fields.setdefault("image_size", image_size_for(window, fields["patch"]))
+    subjects = trained_subjects(
+        data, config_without_bands(preset, fields), None, tiles=None if window is None else "refuse"
+    )
     torch.manual_seed(seed)
     return HSIEncoder(MMMAEConfig.preset(preset, **{**fields, "bands": subjects.bands, "aux": {}})), subjects
 

@@ -14,6 +14,7 @@ from tyro.conf import UseAppendAction
 from ..config import MMMAEConfig
 
 if TYPE_CHECKING:
+    from ..data.readers.windows import Edges
     from ..data.subjects import Subjects
 
 Flag: TypeAlias = tyro.conf.FlagCreatePairsOff[bool]  # without a --no-flag
@@ -108,6 +109,7 @@ def open_subjects(
     normalization: Path | None = None,
     band_multiple: int = 1,
     choice: Mapping[str, Any] | None = None,
+    edges: Edges = "refuse",
 ) -> Subjects:
     """Open the data set that the options name.
 
@@ -120,6 +122,7 @@ def open_subjects(
         normalization: statistics for files where the options name none; ignored if the file does not exist.
         band_multiple: the last bands of files are left out, so that their number is a multiple of this.
         choice: bands where the options choose none, as arguments of `PairedFolder`.
+        edges: what happens where tiles end, as in `PairedFolder`.
 
     Raises:
         ValueError: two options exclude each other, or one needs another (the message names both), or the data do not
@@ -145,6 +148,7 @@ def open_subjects(
             **data.by_modality(["hsi", *aux]),
             tile=data.tile,
             overlap=data.overlap or 0,
+            edges=edges,
             normalization=data.normalization or stored,
         )
     if data.cache is None and data.shards is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from .options import DataOptions, Flag, check_bands, open_subjects, own_choice
 from .output import say
 
 if TYPE_CHECKING:
+    from ..data.readers.windows import Edges
     from ..data.subjects import Subjects
     from ..model.encoder import HSIEncoder
 
@@ -29,29 +32,33 @@ class TrainedDataOptions(DataOptions):
     adapt_normalization: Flag = False
 
 
-def trained_subjects(data: TrainedDataOptions, config: MMMAEConfig, folder: Path | None) -> Subjects:
+def trained_subjects(
+    data: TrainedDataOptions, config: MMMAEConfig, folder: Path | None, *, tiles: Edges | None = None
+) -> Subjects:
     """Open data normalised for a trained model, and print where the statistics come from.
 
     Args:
         data: the options.
         config: the model's config.
         folder: the model's folder; its `normalization.json` is used unless the options say otherwise. None: none.
+        tiles: leave tiles of files in their own size, with these edges; None resizes all images to the model's size.
 
     Raises:
         ValueError: options exclude each other, or statistics and data do not fit.
     """
     stored = folder / STATISTICS if folder is not None and (folder / STATISTICS).exists() else None
-    how: dict[str, Any] = {"band_multiple": config.patch[0], "choice": own_choice(stored)}
+    how: dict[str, Any] = {"band_multiple": config.patch[0], "choice": own_choice(stored), "edges": tiles or "refuse"}
+    size = config.image_size if tiles is None else None
     if data.adapt_normalization:
         if data.normalization is not None:
             raise ValueError("--adapt-normalization and --normalization exclude each other")
         if data.hsi is None:
             raise ValueError("--adapt-normalization needs --hsi: other data are normalised already")
-        subjects = open_subjects(data, config.image_size, **how)
+        subjects = open_subjects(data, size, **how)
         print("statistics of the input: measured on these data")
         return subjects
     try:
-        subjects = open_subjects(data, config.image_size, normalization=stored, **how)
+        subjects = open_subjects(data, size, normalization=stored, **how)
     except ValueError as error:
         hint = "; --adapt-normalization measures new ones" if stored is not None and str(stored) in str(error) else ""
         raise ValueError(f"{error}{hint}") from error
@@ -67,8 +74,10 @@ def trained_subjects(data: TrainedDataOptions, config: MMMAEConfig, folder: Path
     return subjects
 
 
-def load_encoder(data: TrainedDataOptions, folder: Path) -> tuple[HSIEncoder, Subjects]:
+def load_encoder(data: TrainedDataOptions, folder: Path, window: int | None = None) -> tuple[HSIEncoder, Subjects]:
     """Load an encoder and open the data for it; if they have other bands, its position embeddings are resized.
+
+    For windows of so many pixels the encoder has their size, and the data keep their own.
 
     Raises:
         ValueError: files, options and data do not fit.
@@ -79,7 +88,7 @@ def load_encoder(data: TrainedDataOptions, folder: Path) -> tuple[HSIEncoder, Su
     if data.aux:
         raise ValueError("--aux is not used: an encoder takes hyperspectral cubes alone")
     encoder = HSIEncoder.from_pretrained(folder)
-    subjects = trained_subjects(data, encoder.config, folder)
+    subjects = trained_subjects(data, encoder.config, folder, tiles=None if window is None else "refuse")
     changes = _other_bands(encoder.config, subjects)
     if changes:
         at = "" if "wavelengths" not in changes else " at other wavelengths"
@@ -87,8 +96,15 @@ def load_encoder(data: TrainedDataOptions, folder: Path) -> tuple[HSIEncoder, Su
             f"the encoder was trained on {encoder.config.bands} bands; its position embeddings are resized for "
             f"{subjects.bands}{at}"
         )
-        encoder = HSIEncoder.from_pretrained(folder, **changes)
-    return encoder, subjects
+    if window is not None:
+        changes["image_size"] = image_size_for(window, encoder.config.patch)
+    return HSIEncoder.from_pretrained(folder, **changes) if changes else encoder, subjects
+
+
+def image_size_for(window: int, patch: Sequence[int]) -> int:
+    """Return the smallest image size, a multiple of the patch, that holds a window of so many pixels."""
+    side = math.lcm(*patch[1:])
+    return -(-window // side) * side
 
 
 def _other_bands(config: MMMAEConfig, subjects: Subjects) -> dict[str, Any]:

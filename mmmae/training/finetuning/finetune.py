@@ -33,6 +33,7 @@ from .divided import Split
 from .labelled import Item, Labelled, loader
 from .labels import UNLABELLED, Labels
 from .maps import write_maps
+from .pixels import LabelledPixels, check_window
 from .scores import SceneScores, Scores, main_score, write_confusion
 from .settings import FinetuneSettings
 from .splits import divide
@@ -50,6 +51,7 @@ def finetune(
     split: str | Split | None = None,
     validation: Sequence[str] | float = 0.2,
     fold: str | None = None,
+    window: int | None = None,
     rgb: tuple[int, int, int] | None = None,
     maps: int = 8,
 ) -> tuple[FinetunedModel, dict[str, Any]]:
@@ -66,6 +68,8 @@ def finetune(
         out: the run's folder.
         settings: None means the defaults.
         split, validation, fold: which labels train and which are held out, see `divide`; or a `Split` made before.
+        window: classify each pixel by the square of so many pixels around it, an odd number; the subjects must be
+            whole scenes, which stay in memory. None: classify whole subjects, or all pixels of them at once.
         rgb: bands that maps show as red, green and blue; None spreads three over the spectrum.
         maps: largest number of maps to draw.
 
@@ -97,7 +101,9 @@ def finetune(
     settings = settings or FinetuneSettings()
     out = Path(out)
     _check(encoder, subjects, labels, settings, rgb)
-    parts = _divided(subjects, labels, split, validation=validation, fold=fold, seed=settings.seed)
+    if window is not None:
+        check_window(window, subjects, labels)
+    parts = _divided(subjects, labels, split, validation=validation, fold=fold, seed=settings.seed, window=window)
     training, held_out = list(parts.training.counts), list(parts.held_out.counts)
     check_can_write(out)
     _check_free(out)
@@ -111,10 +117,11 @@ def finetune(
     if in_tf32 or settings.precision != "32":
         print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
     torch.manual_seed(settings.seed)
-    model = build(labels.task, encoder, len(labels.classes), freeze_encoder=settings.mode == "probe")
+    task = labels.task if window is None else "pixels"
+    model = build(task, encoder, len(labels.classes), freeze_encoder=settings.mode == "probe")
     sides = {"training": training, "validation": held_out}
     names = {side: [subjects.names[index] for index in chosen] for side, chosen in sides.items()}
-    described = {"task": labels.task, "classes": labels.classes, "encoder": encoder.config.to_dict()}
+    described = {"task": task, "classes": labels.classes, "encoder": encoder.config.to_dict()}
     described |= {"settings": dataclasses.asdict(settings), "subjects": repr(subjects), **names}
     out.mkdir(parents=True, exist_ok=True)
     with hold(out):
@@ -124,10 +131,17 @@ def finetune(
         folder.mkdir(exist_ok=True)
         normalization.save(folder / "normalization.json")
 
-    train = Labelled(subjects, parts.training, training, settings, augmented=settings.augment)
-    validate = Labelled(subjects, parts.held_out, held_out, settings, augmented=False, whole=True)
+    train: Labelled | LabelledPixels
+    validate: Labelled | LabelledPixels
+    if window is None:
+        train = Labelled(subjects, parts.training, training, settings, augmented=settings.augment)
+        validate = Labelled(subjects, parts.held_out, held_out, settings, augmented=False, whole=True)
+    else:
+        scenes = {index: subjects[index] for index in sorted({*training, *held_out})}
+        train = LabelledPixels(scenes, parts.training, window, settings, augmented=settings.augment)
+        validate = LabelledPixels(scenes, parts.held_out, window, settings, augmented=False)
     places = {subjects.names[index]: subjects.positions[index] for index in held_out} if subjects.positions else {}
-    module = Finetuning(model, parts.training, training, out, settings, places)
+    module = Finetuning(model, parts.training, training, out, settings, places, window)
     with warnings.catch_warnings():
         for message in ("does not have many workers", "LeafSpec", "smaller than the logging interval", "exists and is"):
             warnings.filterwarnings("ignore", message=f".*{message}.*")
@@ -152,7 +166,8 @@ def finetune(
     write_confusion(labels.classes, report["confusion"], out)
     kept, _ = load_finetuned(out / "model")
     if labels.task == "segmentation" and maps > 0:
-        write_maps(kept, subjects, parts.held_out, held_out, out / "maps", count=maps, rgb=rgb)
+        shown = labels if parts.roles else parts.held_out
+        write_maps(kept, subjects, shown, held_out, out / "maps", count=maps, rgb=rgb, roles=parts.roles, window=window)
     return kept, report
 
 
@@ -174,13 +189,14 @@ class Finetuning(lightning.LightningModule):
         out: Path,
         settings: FinetuneSettings,
         positions: Mapping[str, Position] | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         self.model, self.labels, self.out, self.settings = model, labels, out, settings
         self.scores = Scores(labels.task, labels.classes)
         self.scenes = SceneScores(self.scores, positions) if positions and labels.task == "segmentation" else None
         self.register_buffer("class_weights", class_weights(labels, training, settings), persistent=False)
-        self.window = next((position.window.height for position in (positions or {}).values()), None)
+        self.window = window or next((position.window.height for position in (positions or {}).values()), None)
         self.report: dict[str, Any] = {}
         self.kept = 0
         self.losses: list[Tensor] = []  # of the steps in this epoch

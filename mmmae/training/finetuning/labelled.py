@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,11 @@ from ..sampling import shuffled
 from .labels import UNLABELLED, Labels, resize_labels
 from .settings import FinetuneSettings
 
+if TYPE_CHECKING:
+    from .pixels import LabelledPixels
 
-def loader(data: Labelled, settings: FinetuneSettings, *, shuffled: bool) -> DataLoader[Item]:
+
+def loader(data: Labelled | LabelledPixels, settings: FinetuneSettings, *, shuffled: bool) -> DataLoader[Item]:
     """Return a loader over one pass at a time, shuffled or in order."""
     return SampleLoader(
         data,
@@ -86,14 +89,17 @@ class Labelled(Dataset[Item]):
         window = self.subjects.positions[index].window if self.whole and self.subjects.positions else None
         size = None if window is None else (window.height, window.width)
         item = labelled(self.subjects[index], self.labels, index, size)
-        if not self.augmented:
-            return item
-        mask = item.target if item.target.dim() == 2 else torch.zeros(item.hsi.shape[-2:], dtype=torch.int64)
-        carrier = Sample(item.name, item.hsi, {"label": mask[None].double()}, torch.ones_like(mask, dtype=torch.bool))
-        generator = np.random.default_rng([self.seed, visit])
-        flipped = augment(carrier, generator, crop=None, flip=True)  # without a crop nothing is interpolated
-        target = item.target if item.target.dim() == 0 else flipped.aux["label"][0].long()
-        return Item(item.name, flipped.hsi, target)
+        return flipped(item, self.seed, visit) if self.augmented else item
+
+
+def flipped(item: Item, seed: int, visit: int) -> Item:
+    """Return an item whose cube, and target of pixels, are mirrored and transposed at random by (seed, visit)."""
+    mask = item.target if item.target.dim() == 2 else torch.zeros(item.hsi.shape[-2:], dtype=torch.int64)
+    carrier = Sample(item.name, item.hsi, {"label": mask[None].double()}, torch.ones_like(mask, dtype=torch.bool))
+    generator = np.random.default_rng([seed, visit])
+    turned = augment(carrier, generator, crop=None, flip=True)  # without a crop nothing is interpolated
+    target = item.target if item.target.dim() == 0 else turned.aux["label"][0].long()
+    return Item(item.name, turned.hsi, target)
 
 
 class Order(Sampler[list[int]]):

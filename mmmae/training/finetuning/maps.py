@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,12 @@ from ...files import file_for
 from ...text import figure_text
 from ..pictures import GREY, contrast, save_figure, show, spread
 from .labelled import labelled
-from .labels import UNLABELLED, Labels, scene_names
+from .labels import UNLABELLED, Labels, resize_labels, scene_names
+from .pixel_splits import GAP, TEST
+from .pixels import predict_pixels
 
 RIGHT, WRONG = (0.85, 0.9, 0.85), (0.8, 0.1, 0.1)
+ROLES = [(GREY,) * 3, (1.0, 0.6, 0.0), (0.1, 0.35, 0.8), (0.0, 0.0, 0.0)]  # colours of NONE, TRAIN, TEST and GAP
 MOST_TILES = 400  # of a scene that is drawn whole; more would be more pixels than a picture shows
 
 
@@ -34,24 +37,43 @@ def write_maps(
     *,
     count: int,
     rgb: tuple[int, int, int] | None = None,
+    roles: Mapping[str, Tensor] | None = None,
+    window: int | None = None,
 ) -> None:
     """Write pictures `NAME.png` of the first `count` subjects, or scenes, among those `chosen`.
 
-    The tiles of a scene are put together, with the mean of their logits where they overlap; if there are more than 400,
-    they are drawn one by one.
+    The tiles of a scene are put together, faded into each other where they overlap; if there are more than 400, they
+    are drawn one by one.
+
+    Args:
+        model: in evaluation mode.
+        subjects, labels: the subjects and their labels.
+        chosen: numbers of the subjects to draw.
+        folder: made if it does not exist.
+        count: largest number of pictures.
+        rgb: bands shown as red, green and blue; None spreads three over the spectrum.
+        roles: scene -> roles of its pixels, if pixels are held out; such scenes are drawn whole, and errors are those
+            of the pixels to test with.
+        window: side of the windows that the model classifies the centres of; None: it classifies whole subjects.
     """
     folder.mkdir(exist_ok=True)
-    scenes = scene_names(subjects)
+    scenes, roles = scene_names(subjects), roles or {}
+    drawn = {scenes[index] for index in chosen}
     groups: dict[str, list[int]] = {}
-    for index in chosen:
-        groups.setdefault(scenes[index], []).append(index)
+    for index in range(len(scenes)) if roles else chosen:
+        if scenes[index] in drawn:
+            groups.setdefault(scenes[index], []).append(index)
     pictures: list[tuple[str, list[int]]] = []
     for scene, indices in groups.items():
         whole = len(indices) <= MOST_TILES
         pictures += [(scene, indices)] if whole else [(subjects.names[index], [index]) for index in indices]
     for name, indices in pictures[:count]:
-        hsi, target, logits, valid = _whole(model, subjects, labels, indices)
-        figure = draw_map(name, hsi, target, logits.argmax(0), valid, labels.classes, rgb)
+        hsi, target, logits, valid = _whole(model, subjects, labels, indices, window)
+        role = roles.get(scenes[indices[0]])
+        if role is not None and len(indices) == 1 and subjects.positions:
+            role = role[subjects.positions[indices[0]].window.slices]
+        role = None if role is None else resize_labels(role.long(), (target.shape[0], target.shape[1]))
+        figure = draw_map(name, hsi, target, logits.argmax(0), valid, labels.classes, rgb, role)
         save_figure(figure, file_for(folder, name, ".png"))
 
 
@@ -63,6 +85,7 @@ def draw_map(
     valid: Tensor,
     classes: Sequence[str],
     rgb: tuple[int, int, int] | None = None,
+    roles: Tensor | None = None,
 ) -> Figure:
     """Draw one subject, or one scene put together of tiles.
 
@@ -74,24 +97,29 @@ def draw_map(
         valid: bool `[H, W]`; predictions for other pixels are drawn grey.
         classes: names of the classes.
         rgb: bands shown as red, green and blue; None spreads three over the spectrum.
+        roles: int64 `[H, W]`, roles of the pixels; None: all test.
     """
     bands = list(rgb or spread(len(hsi)))
     labelled = target != UNLABELLED
     low, high = contrast(hsi[bands], valid)
     colours = class_colours(len(classes))
-    wrong = (predicted != target) & labelled
+    tested = labelled if roles is None else labelled & (roles == TEST)
+    wrong = (predicted != target) & tested
     error = np.where(wrong[..., None].numpy(), WRONG, RIGHT)
-    error[~labelled.numpy()] = GREY
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    panels = figure.subplots(1, 4)
+    error[~tested.numpy()] = GREY
+    figure = Figure(figsize=(14 if roles is None else 17, 4.2), layout="constrained")
+    panels = figure.subplots(1, 4 if roles is None else 5)
     picture = (((hsi[bands] - low) / (high - low)).clamp(0, 1) * valid).permute(1, 2, 0)
     show(panels[0], picture.numpy(), f"input, bands {', '.join(map(str, bands))}")
     given = np.where(labelled[..., None].numpy(), colours[target.clamp(min=0).numpy()], GREY)
     show(panels[1], given, "label")
     found = np.where(valid[..., None].numpy(), colours[predicted.numpy()], GREY)
     show(panels[2], found, "prediction")
-    share = float(wrong.sum()) / max(1, int(labelled.sum()))
-    show(panels[3], error, f"error: {share:.1%} of the labelled pixels")
+    share = float(wrong.sum()) / max(1, int(tested.sum()))
+    show(panels[3], error, f"error: {share:.1%} of the {'labelled' if roles is None else 'test'} pixels")
+    if roles is not None:
+        title = "[orange] train, [blue] test" + (", [black] gap" if bool((roles == GAP).any()) else "")
+        show(panels[4], np.asarray(ROLES)[roles.numpy()], title.replace("[", "").replace("]", ":"))
     present = sorted({*target[labelled].tolist(), *predicted[valid].tolist()})
     handles = [Patch(color=colours[number], label=figure_text(classes[number])) for number in present]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(8, max(1, len(handles))), frameon=False)
@@ -109,12 +137,17 @@ def class_colours(classes: int) -> np.ndarray:
 
 
 def _whole(
-    model: nn.Module, subjects: Subjects, labels: Labels, indices: Sequence[int]
+    model: nn.Module, subjects: Subjects, labels: Labels, indices: Sequence[int], window: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return cube `[T, H, W]`, target `[H, W]`, logits `[classes, H, W]` and valid `[H, W]` of a subject or scene."""
     samples = [subjects[index] for index in indices]
-    targets = [labelled(sample, labels, index).target for sample, index in zip(samples, indices, strict=True)]
+    targets = [
+        labelled(sample, labels, index).target if index in labels.counts else torch.full(sample.valid.shape, UNLABELLED)
+        for sample, index in zip(samples, indices, strict=True)
+    ]
     device = next(model.parameters()).device
+    if window is not None:
+        return samples[0].hsi[0], targets[0], predict_pixels(model, samples[0].hsi, window), samples[0].valid
     with torch.inference_mode():
         logits = [model(sample.hsi[None].to(device))[0].cpu() for sample in samples]
     if len(indices) == 1:

@@ -1,0 +1,136 @@
+"""One scene is fine-tuned with pixels held out: by tiles, and by windows around each pixel."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import mmmae
+from mmmae.cli import main
+from mmmae.data import PairedFolder
+from mmmae.data.windows import reflect_windows
+from mmmae.model.finetuned import load_finetuned, read_finetuned
+from mmmae.model.pixels import PixelClassifier
+from mmmae.training.finetuning.finetune import finetune
+from mmmae.training.finetuning.labels import UNLABELLED, read_mask_labels
+from mmmae.training.finetuning.maps import write_maps
+from mmmae.training.finetuning.pixels import LabelledPixels, predict_pixels
+from mmmae.training.finetuning.settings import FinetuneSettings
+from mmmae.training.finetuning.splits import divide
+
+SCRATCH = ["finetune", "--scratch", "--preset", "tiny", "--epochs", "1", "--ignore", "0"]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A folder with the scene `hsi/field.npz` of 24 x 20 pixels in blocks of a class each, and labels `gt.npy`."""
+    folder, rng = tmp_path_factory.mktemp("scene"), np.random.default_rng(0)
+    labels = rng.permutation(np.arange(30) % 4).reshape(6, 5).repeat(4, 0).repeat(4, 1)
+    cube = rng.normal(size=(4, 12))[labels].transpose(2, 0, 1) * 3 + rng.normal(size=(12, 24, 20)) / 3
+    cube[:, :2] = np.nan
+    (folder / "hsi").mkdir()
+    np.savez(folder / "hsi" / "field.npz", cube=cube.astype(np.float32), nodata=np.nan)
+    np.save(folder / "gt.npy", labels.astype(np.uint8))
+    return folder
+
+
+def test_windows_are_those_around_the_labelled_and_valid_pixels(scene):
+    subjects = PairedFolder(scene / "hsi")
+    labels = read_mask_labels(scene / "gt.npy", subjects, ignore=0)
+    gt, sample = np.load(scene / "gt.npy"), subjects[0]
+    data = LabelledPixels({0: sample}, labels, 5, FinetuneSettings(), augmented=False)
+    assert len(data.chosen) == (gt[2:] > 0).sum()  # two rows are nodata
+    for visit in (0, len(data.chosen) // 2, len(data.chosen) - 1):
+        _, row, column, number = data.chosen[visit].tolist()
+        assert gt[row, column] == number + 1
+        item = data[visit]
+        assert int(item.target) == number
+        assert torch.equal(item.hsi[..., 2, 2], sample.hsi[..., row, column])
+        assert torch.equal(item.hsi, reflect_windows(sample.hsi, torch.tensor([row]), torch.tensor([column]), 5)[0])
+    augmented = LabelledPixels({0: sample}, labels, 5, FinetuneSettings(), augmented=True)
+    turned = [augmented[100 + visit * len(data.chosen)].hsi for visit in range(8)]
+    assert all(torch.equal(window[..., 2, 2], data[100].hsi[..., 2, 2]) for window in turned)
+    assert len({window.numpy().tobytes() for window in turned}) > 3
+
+
+def test_predictions_of_a_scene_are_those_of_its_windows():
+    torch.manual_seed(0)
+    encoder = mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", image_size=3, patch=(3, 3, 3), aux={}))
+    model = PixelClassifier(encoder, 4).eval()
+    hsi = torch.randn(1, 12, 5, 7)
+    logits = predict_pixels(model, hsi, 3, batch=8)
+    assert logits.shape == (4, 5, 7)
+    for row, column in ((0, 0), (2, 6), (4, 3)):
+        window = reflect_windows(hsi, torch.tensor([row]), torch.tensor([column]), 3)
+        with torch.no_grad():
+            torch.testing.assert_close(logits[:, row, column], model(window)[0])
+
+
+def test_one_scene_is_classified_pixel_by_pixel_from_the_command_line(scene, tmp_path, capsys):
+    words = ["--hsi", str(scene / "hsi"), "--labels", str(scene / "gt.npy"), "--task", "pixels", "--window", "3"]
+    assert main([*SCRATCH, *words, "--split", "blocks:8", "--batch", "32", "--out", str(tmp_path / "run")]) == 0
+    assert "of 9 blocks of 8 x 8 pixels are held out: " in capsys.readouterr().out
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert sum(map(sum, report["confusion"])) == report["pixels"]["test"] > 0
+    assert {"accuracy", "average_accuracy", "kappa", "f1_macro", "miou", "split"} < set(report)
+    config = read_finetuned(tmp_path / "run" / "model")
+    assert (config.task, config.window, config.numbers) == ("pixels", 3, [1, 2, 3])
+    assert isinstance(load_finetuned(tmp_path / "run" / "model")[0], PixelClassifier)
+    assert (tmp_path / "run" / "maps" / "field.png").exists()
+
+
+def test_a_window_that_the_patch_does_not_divide_is_enlarged(scene, tmp_path):
+    words = ["--hsi", str(scene / "hsi"), "--labels", str(scene / "gt.npy"), "--task", "pixels", "--window", "5"]
+    words += ["--set", "patch=3,4,4", "--split", "pixels:0.1", "--batch", "512", "--maps", "0"]
+    assert main([*SCRATCH, *words, "--out", str(tmp_path / "run")]) == 0
+    config = read_finetuned(tmp_path / "run" / "model")
+    assert (config.window, config.encoder["image_size"]) == (5, 8)
+
+
+def test_pixels_of_one_scene_are_learnt_from_a_tenth_of_them(scene, tmp_path):
+    subjects = PairedFolder(scene / "hsi")
+    labels = read_mask_labels(scene / "gt.npy", subjects, ignore=0)
+    torch.manual_seed(0)
+    encoder = mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", image_size=3, patch=(3, 3, 3), aux={}))
+    settings = FinetuneSettings(epochs=8, batch=4, learning_rate=3e-3, layer_decay=1.0, keep="last")
+    _, report = finetune(encoder, subjects, labels, tmp_path, settings, split="pixels:0.1", window=3, maps=0)
+    assert report["accuracy"] > 0.9  # noise of 1/3 about spectra that are 3 apart in each of twelve bands
+
+
+def test_a_map_of_one_scene_shows_roles_and_the_errors_of_the_test_pixels(scene, tmp_path, monkeypatch):
+    subjects = PairedFolder(scene / "hsi", image_size=8, tile=8, overlap=4)
+    labels = read_mask_labels(scene / "gt.npy", subjects, ignore=0)
+    parts = divide(subjects, labels, "blocks:8")
+    drawn = []
+    monkeypatch.setattr("mmmae.training.finetuning.maps.draw_map", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr("mmmae.training.finetuning.maps.save_figure", lambda figure, path: None)
+    encoder = mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", image_size=8, patch=(3, 4, 4), aux={}))
+    model = mmmae.SegmentationModel(encoder, 3).eval()
+    write_maps(model, subjects, labels, list(parts.held_out.counts), tmp_path, count=1, roles=parts.roles)
+    _, hsi, target, predicted, valid, _, _, roles = drawn[0]
+    gt = torch.from_numpy(np.load(scene / "gt.npy")).long()
+    gt[:2] = 0
+    assert hsi.shape[1:] == target.shape == predicted.shape == valid.shape == (24, 20)
+    assert torch.equal(torch.where(target == UNLABELLED, 0, target + 1), gt)
+    assert torch.equal(roles, parts.roles["field"].long())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "pixels", "--tile", "8"], "which takes whole scenes"),
+        (["--task", "segmentation", "--window", "9"], "--window is for --task pixels"),
+        (["--task", "pixels", "--window", "8"], "window is 8, expected an odd number"),
+        (["--task", "segmentation"], "one subject has labels, and the model sees it whole: cut it into tiles"),
+        (["--task", "segmentation", "--split", "masks:a,b"], "--labels names the labels, unless --split masks"),
+    ],
+    ids=str,
+)
+def test_what_one_scene_can_not_do_is_one_line(scene, tmp_path, capsys, words, message):
+    words = ["--hsi", str(scene / "hsi"), "--labels", str(scene / "gt.npy"), *words]
+    assert main([*SCRATCH, *words, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "run").exists()
