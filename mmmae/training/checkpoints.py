@@ -105,7 +105,8 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write into a temporary file, keep the checkpoint before as `previous.ckpt`, and rename the new one.
 
-        A run that goes on from `previous.ckpt` keeps it until it has written one itself: the last may be damaged.
+        From the first one on there is a last checkpoint at every moment, for those who look at a run in progress. A run
+        that goes on from `previous.ckpt` keeps it until it has written one itself: the last may be damaged.
         """
         path = Path(path)
         previous = path.with_name(PREVIOUS.name)
@@ -114,7 +115,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         def rotate() -> None:
             if path.exists() and (path in self._saved or resumed != previous.resolve()):
-                os.replace(path, previous)
+                _keep_as(path, previous)
 
         write_atomically(path, lambda temporary: torch.save(checkpoint, temporary), before_rename=rotate)
         self._saved.add(path)
@@ -181,6 +182,19 @@ def check_unchanged(out: Path, checkpoint: Checkpoint | None) -> None:
         )
 
 
+def _keep_as(path: Path, other: Path) -> None:
+    """Give a file a second name, which may be in use; where the file system can't, the first name is lost."""
+    link = other.with_name(f".{other.name}.{os.getpid()}.partial")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:
+        os.replace(path, other)
+    else:
+        os.replace(link, other)
+        link.unlink(missing_ok=True)  # renaming does nothing if both are one file already
+
+
 def file_state(path: Path) -> FileState | None:
     """Return what tells a file from one that has replaced it, or None if there is none."""
     try:
@@ -193,7 +207,7 @@ def file_state(path: Path) -> FileState | None:
 def _last_whole(out: Path) -> Checkpoint | None:
     """Return the last checkpoint in a run's folder, or the one before with a warning if the last is damaged."""
     last, previous = out / LAST, out / PREVIOUS
-    if not last.exists():  # the process was killed between the two renamings
+    if not last.exists():  # killed between two renamings, on a file system without links
         return Checkpoint.read(previous) if previous.exists() else None
     try:
         return Checkpoint.read(last)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import mmmae
 from mmmae.files import hold
@@ -100,6 +101,36 @@ def test_the_last_checkpoint_keeps_its_name_until_the_next_is_whole_on_the_disk(
         files.save_checkpoint({"step": 3}, last)
     assert (last.read_bytes(), previous.read_bytes()) == before
     assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_there_is_a_last_checkpoint_before_and_after_each_renaming(tmp_path, monkeypatch):
+    last, previous = tmp_path / LAST, tmp_path / PREVIOUS
+    files, replace = WholeCheckpoints(), os.replace
+    files.save_checkpoint({"step": 1}, last)
+    renamed = []
+
+    def watched(source, target):
+        assert last.exists()
+        replace(source, target)
+        assert last.exists()
+        renamed.append(Path(target).name)
+
+    monkeypatch.setattr(os, "replace", watched)
+    files.save_checkpoint({"step": 2}, last)
+    assert renamed == ["previous.ckpt", "last.ckpt"]
+    assert [torch.load(path, weights_only=True)["step"] for path in (previous, last)] == [1, 2]
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_without_links_the_checkpoint_before_is_kept_all_the_same(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    files = WholeCheckpoints()
+    for step in (1, 2, 3):
+        files.save_checkpoint({"step": step}, tmp_path / LAST)
+    assert [torch.load(tmp_path / path, weights_only=True)["step"] for path in (PREVIOUS, LAST)] == [2, 3]
 
 
 def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_that_the_run_goes_on_from(finished, tmp_path):
