@@ -19,13 +19,13 @@ import tyro
 from ..extras import explain_missing
 from ..text import printable
 from ..tuning import tune_cpu
-from . import data, encode, export, finetune, import_encoder, info, pretrain, profile, reconstruct
+from . import data, encode, export, finetune, import_encoder, info, predict, pretrain, profile, reconstruct
 from .options import Flag
 from .output import UnreadOutput, one_line
 from .rules import registry
 from .stored import Stored, read_stored
 
-RUNS = ("pretrain", "finetune", "encode", "reconstruct")  # commands that go on when nobody reads what they print
+RUNS = ("pretrain", "finetune", "predict", "encode", "reconstruct")  # go on when nobody reads what they print
 
 Call: TypeAlias = Callable[[], "int | None"]
 
@@ -91,6 +91,7 @@ def _parse(command: str, arguments: Sequence[str], stored: Stored) -> Call:
         "data": Data,
         "pretrain": _later(pretrain.run, stored=stored),
         "finetune": _later(finetune.run, stored=stored),
+        "predict": _later(predict.run),
         "encode": _later(encode.run),
         "reconstruct": _later(reconstruct.run),
         "export": _later(export.run),
