@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ..config import MMMAEConfig
 from ..files import write_atomically, write_json
 from .encoder import HSIEncoder, LinearClassifier
-from .heads import SegmentationModel
+from .heads import HEAD_FORMAT, SegmentationModel
 from .pixels import PixelClassifier
 from .pretrained import CONFIG_NAME, WEIGHTS_NAME
 
@@ -73,12 +73,11 @@ def save_finetuned(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    task, head = "classification", dict[str, Any]()
+    head: dict[str, Any] = {}
     if isinstance(model, SegmentationModel):
-        task = "pixels" if isinstance(model, PixelClassifier) else "segmentation"
-        head = {"width": model.head.folds[0].out_channels, "blocks": list(model.blocks)}
+        head = {"format": HEAD_FORMAT, "width": model.width, "blocks": list(model.blocks)}
     listed = None if numbers is None else [int(number) for number in numbers]
-    config = FinetunedConfig(task, list(classes), head, model.encoder.config.to_dict(), listed, window)
+    config = FinetunedConfig(task_of(model), list(classes), head, model.encoder.config.to_dict(), listed, window)
     tensors = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
     write_atomically(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     write_json(directory / CONFIG_NAME, dataclasses.asdict(config))
@@ -105,10 +104,16 @@ def load_finetuned(
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: no such file, expected a folder with a fine-tuned model")
     config = read_finetuned(directory)
+    arguments = dict(config.head)
+    if config.task in ("segmentation", "pixels") and (found := arguments.pop("format", 1)) != HEAD_FORMAT:
+        raise ValueError(
+            f"{directory}: its head has format {found}, expected {HEAD_FORMAT}: fine-tune anew, or load it with the "
+            "version of mmmae that wrote it"
+        )
     try:
         with torch.device("meta"):
             encoder = HSIEncoder(MMMAEConfig.from_dict(config.encoder), kernels, attention)
-            model = build(config.task, encoder, len(config.classes), **config.head)
+            model = build(config.task, encoder, len(config.classes), **arguments)
         model.load_state_dict(load_file(directory / WEIGHTS_NAME), strict=True, assign=True)
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"{directory}: the files do not fit together as a fine-tuned model: {error}") from error
@@ -123,6 +128,13 @@ def build(task: str, encoder: HSIEncoder, classes: int, **head: Any) -> Finetune
         raise ValueError(f"task is {task!r}, must be one of {', '.join(TASKS)}")
     kinds = {"classification": LinearClassifier, "segmentation": SegmentationModel, "pixels": PixelClassifier}
     return kinds[task](encoder, classes, **head)
+
+
+def task_of(model: FinetunedModel) -> str:
+    """Return the task of a model, one of `TASKS`."""
+    if isinstance(model, PixelClassifier):
+        return "pixels"
+    return "segmentation" if isinstance(model, SegmentationModel) else "classification"
 
 
 def is_finetuned(directory: str | Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,12 +11,19 @@ from torch.nn import functional as F
 
 from ..checks import check_whole
 from ..config import MMMAEConfig
+from .conventions import ClassifierConventions
 from .encoder import HSIEncoder
+from .inputs import check_hsi
 from .resize import resize
 
+LEVELS = 3  # sizes at which the head reads the bands: full, half and quarter
+ALONE = 0.25  # share of the samples of a training step that are classified by their spectra alone
+PACE = 350.0  # sum of the scales of the classifier's spectral inputs, each at most 10
+HEAD_FORMAT = 2  # 1 joined the bands with the sum of all maps
 
-class SegmentationModel(nn.Module):
-    """An encoder with a light upsampling head that classifies each pixel.
+
+class SegmentationModel(ClassifierConventions):
+    """An encoder with a head that classifies each pixel by its spectrum and by its surroundings.
 
     Args:
         encoder: it becomes part of the model, whose training changes it too.
@@ -25,6 +31,7 @@ class SegmentationModel(nn.Module):
         freeze_encoder: train only the head, without gradients through the encoder.
         width: channels of the head.
         blocks: numbers of the blocks whose maps the head reads; None means up to four, spread evenly over the depth.
+            Without any, the encoder is not run: the head sees the bands alone.
 
     Raises:
         ValueError: an argument is not allowed; the message says what is.
@@ -38,6 +45,8 @@ class SegmentationModel(nn.Module):
         >>> torch.nn.functional.cross_entropy(logits, torch.zeros(2, 224, 224, dtype=torch.int64)).backward()
     """
 
+    encoder: HSIEncoder
+
     def __init__(
         self,
         encoder: HSIEncoder,
@@ -50,30 +59,51 @@ class SegmentationModel(nn.Module):
         super().__init__()
         self.encoder, self.freeze_encoder = encoder, freeze_encoder
         depth = encoder.config.depth
-        self.blocks = tuple(spread_blocks(depth) if blocks is None else blocks)
-        if not self.blocks or not all(-depth <= block < depth for block in self.blocks):
-            raise ValueError(f"blocks is {list(self.blocks)}, expected at least one number in {-depth}..{depth - 1}")
+        self.width, self.blocks = width, tuple(spread_blocks(depth) if blocks is None else blocks)
+        if not all(-depth <= block < depth for block in self.blocks):
+            raise ValueError(f"blocks is {list(self.blocks)}, expected numbers in {-depth}..{depth - 1}")
         self.head = SegmentationHead(encoder.config, classes, width, len(self.blocks))
 
     def forward(self, hsi: Tensor) -> Tensor:
         """Classify the pixels of `[B, C, T, H, W]`, resized to S = image_size; return logits `[B, classes, S, S]`."""
-        with torch.no_grad() if self.freeze_encoder else contextlib.nullcontext():
-            _, maps = self.encoder.forward_intermediates(hsi, self.blocks, normalize=True)
-        logits: Tensor = self.head(maps, resize(hsi, self.encoder.config.image_size))
+        config, device = self.encoder.config, self.encoder.pos_embed_spatial.device
+        check_hsi(config, hsi, device)
+        maps: list[Tensor] = []
+        if self.blocks:
+            with torch.no_grad() if self.freeze_encoder else contextlib.nullcontext():
+                _, maps = self.encoder.forward_intermediates(hsi, self.blocks, normalize=True)
+        logits: Tensor = self.head(maps, resize(hsi, config.image_size))
         return logits
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.head.classify.out_channels
+
+    def get_classifier(self) -> nn.Conv2d:
+        """Return the layer that computes the logits."""
+        return self.head.classify
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the layer that computes the logits by an untrained one, on the encoder's device."""
+        self.head.reset_classifier(num_classes)
+        like = self.encoder.pos_embed_spatial
+        self.head.classify.to(like.device, like.dtype)
 
 
 class SegmentationHead(nn.Module):
-    """Head that upsamples the summed maps of blocks to pixels, and joins them with the bands.
+    """Head with one linear classifier of what a pixel is: its spectrum, and features of its surroundings.
 
-    The spectral axis of the maps is folded into channels. Patches are coarse, and the spectrum of a pixel says much
-    about its class: at full size, the bands join through two layers of 1 x 1 convolutions.
+    The features come from a small U-Net: its way down reads the bands at full, half and quarter size, its way up begins
+    at the maps of the encoder and joins them with the bands. The classifier starts near 0, and in training some samples
+    are classified without these features, so that it is a good classifier of spectra, to which surroundings add. Norms
+    are of single pixels: those of an image would take away how bright it is.
 
     Args:
         config: of the encoder.
         classes: number of classes.
         width: channels on the grid of the tokens; half as many after the second doubling of the size.
-        maps: number of maps.
+        maps: number of maps; without any, the way up begins at the bands.
 
     Raises:
         ValueError: `classes` is below 1, or `width` is not a multiple of 16.
@@ -81,30 +111,76 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, config: MMMAEConfig, classes: int, width: int, maps: int) -> None:
         super().__init__()
-        check_whole("classes", classes, 1)
         if width < 1 or width % 16:
             raise ValueError(f"width is {width}, expected a multiple of 16")
-        groups, *grid = config.grid
-        self.sizes = doubled_sizes((grid[0], grid[1]), config.image_size)
-        self.folds = nn.ModuleList(nn.Conv2d(config.dim * groups, width, 1) for _ in range(maps))
-        widths = [width, *(width if step == 0 else width // 2 for step in range(len(self.sizes)))]
-        self.steps = nn.ModuleList(_step(before, after) for before, after in itertools.pairwise(widths))
-        pixel = width // 2
-        bands = config.in_channels * config.bands
-        self.spectra = nn.Sequential(nn.Conv2d(bands, pixel, 1), nn.GELU(), nn.Conv2d(pixel, pixel, 1), nn.GELU())
-        self.join = _step(widths[-1] + pixel, pixel)
-        self.classify = nn.Conv2d(pixel, classes, 1)
+        groups, rows, columns = config.grid
+        half = width // 2
+        sizes = [(rows, columns), *doubled_sizes((rows, columns), config.image_size)]
+        levels = min(LEVELS, len(sizes))
+        self.spectra = Spectra(config.in_channels * config.bands)
+        self.stem = nn.Conv2d(self.spectra.channels, half, 1)
+        self.down = nn.ModuleList(_step(half, half) for _ in range(levels))
+        self.folds = nn.ModuleList(nn.Conv2d(config.dim * groups, half, 1) for _ in range(maps))
+        self.down_sizes = sizes[: -levels - 1 : -1]
+        self.up_sizes = sizes if maps else self.down_sizes[::-1]
+        self.up = nn.ModuleList()
+        before = half * maps
+        for number, size in enumerate(self.up_sizes):
+            after = width if number < 2 and size != sizes[-1] else half
+            self.up.append(_step(before + (half if size in self.down_sizes else 0), after))
+            before = after
+        self.reset_classifier(classes)
+
+    def reset_classifier(self, classes: int) -> None:
+        """Replace the classifier by an untrained one."""
+        check_whole("classes", classes, 1)
+        self.classify = nn.Conv2d(self.spectra.channels + self.stem.out_channels, classes, 1)
         nn.init.trunc_normal_(self.classify.weight, std=0.01)
+        nn.init.zeros_(self.classify.weight.data[:, : self.spectra.channels])
+        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor], volume: Tensor) -> Tensor:
         """Compute logits `[B, classes, S, S]` from maps `[B, D, t, h, w]` and the volume `[B, C, T, S, S]`."""
-        folded = (fold(tokens.flatten(1, 2)) for fold, tokens in zip(self.folds, maps, strict=True))
-        features = torch.stack(list(folded)).sum(0)  # [B, width, h, w]
-        for size, step in zip(self.sizes, self.steps, strict=True):
-            features = step(F.interpolate(features, size, mode="bilinear", align_corners=False))
         spectra = self.spectra(volume.flatten(1, 2))
-        logits: Tensor = self.classify(self.join(torch.cat([features, spectra], dim=1)))
+        bands, features = {}, self.stem(spectra)
+        for size, step in zip(self.down_sizes, self.down, strict=True):
+            bands[size] = features = step(_interpolate(features, size))
+        joined = [fold(tokens.flatten(1, 2)) for fold, tokens in zip(self.folds, maps, strict=True)]
+        for size, step in zip(self.up_sizes, self.up, strict=True):
+            parts = [_interpolate(features, size) for features in joined]
+            joined = [step(torch.cat([*parts, bands[size]] if size in bands else parts, dim=1))]
+        context = joined[0]
+        if self.training:
+            context = context * (torch.rand(len(context), 1, 1, 1, device=context.device) >= ALONE)
+        # Adam moves each weight by the learning rate, and so a logit by that times the sum of the inputs.
+        scaled = spectra * min(10.0, PACE / self.spectra.channels)
+        logits: Tensor = self.classify(torch.cat([scaled, context], dim=1))
         return logits
+
+
+class Spectra(nn.Module):
+    """The spectra in three forms: the bands, differences between neighbours, and each spectrum standardised.
+
+    Differences are large where spectra bend, and a standardised spectrum is free of how bright its pixel is. Classes of
+    pixels whose bands rise and fall together become separable in few steps of training.
+
+    Args:
+        bands: number of bands, counted over all channels.
+
+    Attributes:
+        channels: number of channels of the result.
+    """
+
+    def __init__(self, bands: int) -> None:
+        super().__init__()
+        self.channels = 3 * bands - 1
+
+    def forward(self, bands: Tensor) -> Tensor:
+        """Join the forms `[B, channels, H, W]` of the bands `[B, bands, H, W]`."""
+        centred = bands - bands.mean(1, keepdim=True)
+        standardised = centred * (centred.square().mean(1, keepdim=True) + 1e-5).rsqrt()
+        forms = [bands, 3 * (bands[:, 1:] - bands[:, :-1]), standardised]
+        return torch.cat(forms, dim=1)
 
 
 def spread_blocks(depth: int) -> list[int]:
@@ -122,5 +198,19 @@ def doubled_sizes(grid: tuple[int, int], image_size: int) -> list[tuple[int, int
     return sizes
 
 
+class PixelNorm(nn.LayerNorm):
+    """A layer norm over the channels of each pixel of `[B, C, H, W]`."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalise each pixel."""
+        return super().forward(image.movedim(1, -1)).movedim(-1, 1)
+
+
+def _interpolate(features: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(features.shape[-2:]) == size:
+        return features
+    return F.interpolate(features, size, mode="bilinear", align_corners=False)
+
+
 def _step(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.GELU())
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), PixelNorm(after), nn.GELU())

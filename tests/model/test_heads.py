@@ -7,7 +7,7 @@ import torch
 
 import mmmae
 from mmmae.model.finetuned import load_finetuned, save_finetuned
-from mmmae.model.heads import SegmentationModel, doubled_sizes, spread_blocks
+from mmmae.model.heads import SegmentationModel, Spectra, doubled_sizes, spread_blocks
 
 CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), aux={})
 
@@ -36,21 +36,74 @@ def test_blocks_are_spread_to_the_last_and_sizes_double_to_the_pixels():
     assert doubled_sizes((32, 32), 32) == []
 
 
-def test_a_pixel_of_the_input_reaches_its_own_logits_at_full_resolution():
-    model = SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, freeze_encoder=True)
+def trained(model):
+    """Give the classifier, which starts at 0, random weights."""
+    torch.nn.init.normal_(model.head.classify.weight, std=0.1)
+    return model
+
+
+def test_a_new_head_knows_nothing_and_learns_from_spectra_the_most():
+    model = SegmentationModel(mmmae.HSIEncoder(CONFIG), 3)
+    hsi = torch.randn(4, 1, 12, 32, 32)
+    logits = model(hsi)
+    assert logits.abs().max() < 0.5
+    torch.nn.functional.cross_entropy(logits, hsi[:, 0, 0].gt(0).long()).backward()
+    gradient = model.head.classify.weight.grad
+    assert gradient[:, :35].norm() > 2 * gradient[:, 35:].norm()
+    assert model.encoder.pos_embed_spatial.grad.any()
+
+
+def test_a_trained_pixel_depends_on_its_own_spectrum_the_most():
+    model = trained(SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, freeze_encoder=True)).eval()
     hsi = torch.randn(1, 1, 12, 32, 32, requires_grad=True)
     model(hsi)[0, :, 7, 21].sum().backward()
-    # The frozen encoder passes no gradient: the rest comes through the spectra, and reaches all pixels by group norm.
-    row, column = divmod(int(hsi.grad[0, 0].abs().sum(0).argmax()), 32)
-    assert abs(row - 7) <= 1
-    assert abs(column - 21) <= 1
+    reached = hsi.grad[0, 0].abs().sum(0)
+    assert divmod(int(reached.argmax()), 32) == (7, 21)
+    assert 7 * 7 < int((reached > 0).sum()) < 32 * 32  # surroundings; no norm reaches all pixels
+
+
+@pytest.mark.parametrize("blocks", [None, ()], ids=["encoder", "head alone"])
+def test_training_classifies_some_samples_by_their_spectra_alone(blocks):
+    model = trained(SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, blocks=blocks))
+    hsi = torch.randn(1, 1, 12, 32, 32).expand(64, -1, -1, -1, -1)
+    with torch.no_grad():
+        samples = model(hsi).flatten(1)
+        whole = model.eval()(hsi[:1]).flatten(1)
+        model.head.classify.weight[:, 35:] = 0
+        spectral = model(hsi[:1]).flatten(1)
+    alone, joined = ((samples - logits).norm(dim=1) < 1e-4 * logits.norm() for logits in (spectral, whole))
+    assert (alone ^ joined).all()
+    assert 4 <= int(alone.sum()) <= 32  # 16 of 64 are expected
+
+
+def test_spectra_have_three_forms_and_the_last_ignores_gain_and_offset():
+    bands = torch.randn(2, 5, 3, 4)
+    spectra = Spectra(5)
+    forms = spectra(bands)
+    assert forms.shape == (2, spectra.channels, 3, 4)
+    assert torch.equal(forms[:, :5], bands)
+    torch.testing.assert_close(forms[:, 5:9], 3 * bands.diff(dim=1))
+    torch.testing.assert_close(
+        forms[:, 9:], (bands - bands.mean(1, True)) / bands.std(1, correction=0, keepdim=True), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(spectra(2 * bands + 7)[:, 9:], forms[:, 9:], rtol=1e-3, atol=1e-3)
+    assert spectra(torch.ones(1, 5, 2, 2))[:, 5:].abs().max() == 0
+
+
+def test_a_head_without_maps_does_not_run_the_encoder(monkeypatch):
+    model = trained(SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, blocks=()))
+    monkeypatch.setattr(model.encoder, "forward_intermediates", None)
+    model(torch.randn(1, 1, 12, 20, 30)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+    with pytest.raises(ValueError, match="hsi has 11 bands"):
+        model(torch.randn(1, 1, 11, 32, 32))
 
 
 def test_a_frozen_encoder_gets_no_gradient_and_a_free_one_does():
     for frozen in (True, False):
-        model = SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, freeze_encoder=frozen)
+        model = trained(SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, freeze_encoder=frozen))
         model(torch.randn(1, 1, 12, 32, 32)).square().mean().backward()
-        assert model.head.spectra[0].weight.grad.any()
+        assert model.head.classify.weight.grad.any()
         assert any(parameter.grad is not None for parameter in model.encoder.parameters()) is not frozen
 
 
@@ -58,7 +111,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_a_free_one_does():
 def test_a_saved_model_gives_the_same_logits(tmp_path, kind):
     encoder = mmmae.HSIEncoder(CONFIG)
     model = (
-        SegmentationModel(encoder, 3, width=32, blocks=(1,))
+        trained(SegmentationModel(encoder, 3, width=32, blocks=(1,)))
         if kind == "segmentation"
         else mmmae.LinearClassifier(encoder, 3)
     )
@@ -90,13 +143,23 @@ def test_damaged_and_other_files_are_refused_by_name(tmp_path):
         load_finetuned(tmp_path)
 
 
+def test_a_model_with_the_head_of_before_is_refused(tmp_path):
+    save_finetuned(tmp_path, SegmentationModel(mmmae.HSIEncoder(CONFIG), 3), ["a", "b", "c"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["head"]["format"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match="its head has format 1, expected 2: fine-tune anew, or load it with the version"
+    ):
+        load_finetuned(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"classes": 0}, "classes is 0"),
         ({"width": 20}, "width is 20, expected a multiple of 16"),
-        ({"blocks": ()}, r"blocks is \[\], expected at least one number in -2..1"),
-        ({"blocks": (2,)}, r"blocks is \[2\], expected"),
+        ({"blocks": (2,)}, r"blocks is \[2\], expected numbers in -2..1"),
     ],
     ids=str,
 )

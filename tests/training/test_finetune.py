@@ -186,7 +186,7 @@ def test_class_weights_balance_what_the_training_labels_have():
 
 def test_the_loss_is_the_weighted_mean_over_labelled_pixels_and_0_without_any(tmp_path):
     squares = Squares(2)
-    model = build("segmentation", encoder(), 2)
+    model = build("segmentation", encoder(), 2).eval()  # training drops samples at random
     module = Finetuning(model, squares.labels(), [0], tmp_path, FinetuneSettings(class_weights=(1.0, 3.0)))
     hsi, target = squares[0].hsi[None], squares.mask(0)[None].clone()
     target[:, :10] = UNLABELLED

@@ -15,7 +15,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...data.loading import lost_workers_told
 from ...data.subjects import Subjects
@@ -31,7 +30,8 @@ from ..pictures import check_rgb
 from ..precision import find_device, precision_plugin
 from .divided import Split
 from .labelled import Item, Labelled, loader
-from .labels import UNLABELLED, Labels
+from .labels import Labels
+from .losses import classification_loss
 from .maps import write_maps
 from .pixels import LabelledPixels, check_window
 from .scores import SceneScores, Scores, main_score, write_confusion
@@ -118,7 +118,8 @@ def finetune(
         print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
     torch.manual_seed(settings.seed)
     task = labels.task if window is None else "pixels"
-    model = build(task, encoder, len(labels.classes), freeze_encoder=settings.mode == "probe")
+    head: dict[str, Any] = {"blocks": ()} if settings.mode == "head" else {"freeze_encoder": settings.mode == "probe"}
+    model = build(task, encoder, len(labels.classes), **head)
     sides = {"training": training, "validation": held_out}
     names = {side: [subjects.names[index] for index in chosen] for side, chosen in sides.items()}
     described = {"task": task, "classes": labels.classes, "encoder": encoder.config.to_dict()}
@@ -203,7 +204,7 @@ class Finetuning(lightning.LightningModule):
         self.names: list[list[str]] = []  # subjects of the steps whose losses were not checked yet
 
     def training_step(self, batch: Item, batch_idx: int) -> Tensor:
-        """Return the weighted cross-entropy of the labelled targets."""
+        """Return the loss of the labelled targets."""
         loss = self.loss(batch)
         self.losses.append(loss.detach())
         self.names.append(batch.name)
@@ -212,13 +213,9 @@ class Finetuning(lightning.LightningModule):
         return loss
 
     def loss(self, batch: Item) -> Tensor:
-        """Return the mean cross-entropy of the labelled targets, weighted by class; 0 if none is labelled."""
+        """Return the loss of the labelled targets, weighted by class; 0 if none is labelled."""
         assert isinstance(self.class_weights, Tensor)
-        sums = F.cross_entropy(
-            self.model(batch.hsi), batch.target, self.class_weights, ignore_index=UNLABELLED, reduction="sum"
-        )
-        weights = self.class_weights[batch.target.clamp(min=0)] * (batch.target != UNLABELLED)
-        return sums / weights.sum().clamp(min=torch.finfo(sums.dtype).tiny)
+        return classification_loss(self.settings.loss, self.model(batch.hsi), batch.target, self.class_weights)
 
     def on_validation_start(self) -> None:
         """Check the losses before a model may be kept."""
@@ -289,12 +286,13 @@ def parameter_groups(model: FinetunedModel, settings: FinetuneSettings) -> list[
     """Group the parameters that are trained by learning rate and weight decay, and freeze the others.
 
     The head and the encoder's last norm have the whole learning rate, block i of L has `layer_decay ** (L - i)` of it,
-    patch embedding and positions have `layer_decay ** (L + 1)`. The mode `probe` freezes the encoder.
+    patch embedding and positions have `layer_decay ** (L + 1)`. The modes `probe` and `head` freeze
+    the encoder.
     """
     depth = model.encoder.config.depth
     groups: dict[tuple[int, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        frozen = settings.mode == "probe" and name.startswith("encoder.")
+        frozen = settings.mode != "full" and name.startswith("encoder.")
         parameter.requires_grad_(not frozen)
         if frozen:
             continue
@@ -338,6 +336,8 @@ def _check(
 ) -> None:
     if subjects.bands != encoder.config.bands:
         raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {encoder.config.bands}")
+    if settings.mode == "head" and labels.task == "classification":
+        raise ValueError("mode is 'head', which classifies pixels by their bands; subjects need full or probe")
     if len(labels.classes) < 2:
         raise ValueError(f"the labels have only the class {labels.classes[0]!r}, expected at least two classes")
     if not isinstance(settings.class_weights, str) and len(settings.class_weights) != len(labels.classes):

@@ -9,8 +9,9 @@ from typing import Literal, TypeAlias, get_args
 from ...checks import check_choice, check_number, check_whole
 from ...precision import Precision
 
-Mode: TypeAlias = Literal["full", "probe"]
+Mode: TypeAlias = Literal["full", "probe", "head"]
 Keep: TypeAlias = Literal["best", "last"]
+Loss: TypeAlias = Literal["cross-entropy", "focal", "dice"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,8 @@ class FinetuneSettings:
     """The settings of a fine-tuning run.
 
     Args:
-        mode: full trains encoder and head; probe freezes the encoder and trains the head alone
+        mode: full trains encoder and head; probe freezes the encoder and trains the head alone; head leaves the encoder
+            out and classifies pixels by their bands, which an encoder has to beat
         epochs: passes over the training subjects
         batch: samples per step
         learning_rate: peak learning rate, that of the head; blocks of the encoder have less, see layer_decay
@@ -26,6 +28,8 @@ class FinetuneSettings:
         warmup: share of the steps with linear warm-up, before the cosine schedule to 0
         weight_decay: AdamW's weight decay of matrices and kernels; biases, norms and position embeddings have none
         clip: largest norm of the gradient
+        loss: cross-entropy; focal, in which pixels that are easy count little; or dice, which adds 1 less the Dice
+            coefficient of the classes to the cross-entropy
         class_weights: weights of the classes in the loss: none, balanced (in inverse proportion to the frequency of a
             class among the training labels), or one number per class
         augment: flip and transpose subjects, and their labels, at random
@@ -50,6 +54,7 @@ class FinetuneSettings:
     warmup: float = 0.1
     weight_decay: float = 0.05
     clip: float = 1.0
+    loss: Loss = "cross-entropy"
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
     augment: bool = False
     keep: Keep = "best"
@@ -60,6 +65,7 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, get_args(Mode))
+        check_choice("loss", self.loss, get_args(Loss))
         check_choice("keep", self.keep, get_args(Keep))
         check_choice("precision", self.precision, get_args(Precision))
         for field, least in (("epochs", 1), ("batch", 1), ("workers", 0)):
