@@ -57,7 +57,7 @@ class DataOptions(ReadingOptions):
     """The data set.
 
     Args:
-        hsi: folder of hyperspectral cubes, one file per subject
+        hsi: folder of hyperspectral cubes, one file per subject; or one such file
         aux: folder of auxiliary images with the file stems of the cubes; :0 or :0,2 picks bands
         bands: bands of the cubes to take, as 0-189,213, or all in intervals, as 400-1340,1460-1790nm; None: all
         wavelengths: the same, by the nearest wavelength in nm, as 550,650; or a file of the wavelengths of all bands

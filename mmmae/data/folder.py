@@ -27,7 +27,7 @@ class PairedFolder(Subjects):
     """Subjects in folders of images, paired by file stem.
 
     Args:
-        hsi_dir: folder of cubes, one file (or ENVI pair) a subject, in any format of `read_cube`.
+        hsi_dir: folder of cubes, one file (or ENVI pair) a subject, in any format of `read_cube`; or one such file.
         aux: modality -> folder of its images: "DIR" for all bands, "DIR:0" or "DIR:0,2" for some. A subject lacks the
             modality if it has no file there, or one that is nodata throughout. Where both tell where they lie, an image
             of another extent, orientation or reference system is resampled bilinearly onto the grid of its cube.

@@ -34,10 +34,10 @@ def pair_files(
 ) -> tuple[Modality, dict[str, Modality]]:
     """List the hyperspectral files and, for each modality, the auxiliary files with the same stems.
 
-    Auxiliary files without a hyperspectral file give one warning.
+    Auxiliary files without a hyperspectral file give one warning, unless one cube alone is named.
 
     Args:
-        hsi_dir: folder of cubes; each is a subject.
+        hsi_dir: folder of cubes, of which each is a subject; or the file of one.
         aux: modality -> "DIR", "DIR:0" or "DIR:0,2".
 
     Raises:
@@ -45,7 +45,8 @@ def pair_files(
             file of a modality belongs to a subject.
     """
     hsi_dir = Path(hsi_dir)
-    hsi = Modality(hsi_dir, None, _files_by_stem("hsi", hsi_dir))
+    alone = _alone(hsi_dir)
+    hsi = Modality(hsi_dir, None, _files_by_stem("hsi", hsi_dir) if alone is None else alone)
     paired: dict[str, Modality] = {}
     orphans: list[str] = []
     for name, location in aux.items():
@@ -58,7 +59,7 @@ def pair_files(
                 f"(as in {next(iter(files.values())).name} and {next(iter(hsi.files.values())).name})"
             )
         orphans += [f"{name}: {path}" for stem, path in files.items() if stem not in hsi.files]
-    if orphans:
+    if orphans and alone is None:
         more = f" and {len(orphans) - 5} more" if len(orphans) > 5 else ""
         warnings.warn(
             f"{len(orphans)} auxiliary files have no hyperspectral file of their stem in {hsi_dir} and are not used: "
@@ -113,6 +114,15 @@ def _files_by_stem(modality: str, folder: Path) -> dict[str, Path]:
             raise ValueError(f"modality {modality!r}, subject {stem!r}: two files, {files[stem]} and {path}")
         files[stem] = path
     return files
+
+
+def _alone(path: Path) -> dict[str, Path] | None:
+    """Return the subject in a file, or in the ENVI pair that it belongs to; None if it is no file of an image."""
+    if not path.is_file():
+        return None
+    header = envi_header(path) if path.suffix.lower() in ENVI_DATA_SUFFIXES else None
+    stem = _stem(header or path)
+    return None if stem is None else {stem: header or path}
 
 
 def _may_be_companion(path: Path) -> bool:

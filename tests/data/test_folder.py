@@ -141,10 +141,21 @@ def test_two_files_of_one_stem_are_refused(tree):
 def test_an_unknown_or_empty_folder_is_refused_at_construction(tree, modality):
     (tree / "empty").mkdir()
     (tree / "empty" / "notes.txt").write_text("x")
-    for name, message in (("none", "does not exist"), ("empty", "no image in"), ("ir/s0.npy", "is a file")):
+    for name, message in (("none", "does not exist"), ("empty", "no image in"), ("empty/notes.txt", "is a file")):
         folders = {"hsi": tree / "hsi", "ir": tree / "ir", modality: tree / name}
         with pytest.raises(ValueError, match=rf"modality '{modality}': .*{message}"):
             PairedFolder(folders["hsi"], {"ir": folders["ir"]})
+
+
+def test_one_file_is_a_data_set_of_one_subject(tree, write_cube, values):
+    subjects = PairedFolder(tree / "hsi" / "s2.tif", {"ir": tree / "ir"})
+    assert subjects.names == ["s2"]
+    assert sorted(subjects[0].aux) == ["ir"]
+    with pytest.raises(ValueError, match=r"modality 'ir': .*s0\.npy is a file"):
+        PairedFolder(tree / "hsi", {"ir": tree / "ir" / "s0.npy"})
+    pair = write_cube(tree / "alone.img", values)
+    for path in (pair, pair.with_suffix(".hdr")):
+        assert PairedFolder(path).names == ["alone"]
 
 
 def test_auxiliary_files_without_a_subject_give_one_warning(tree):
