@@ -19,12 +19,14 @@ ALIGNMENT = 64  # elements between the beginnings of two copies: 128 bytes in ha
 # By the id of a weight: the weight, so that no other gets its id, and its copy.
 Copies: TypeAlias = Mapping[int, tuple[Tensor, Tensor]]
 
+is_any_autocast = torch._C._is_any_autocast_enabled  # whether for any device: an answer without the device's name
+
 _copies: ContextVar[Copies | None] = ContextVar("copies", default=None)  # those in use in this thread
 
 
 def is_autocast(tensor: Tensor) -> bool:
     """Return whether autocast is enabled for the tensor's device."""
-    return autocast_dtype(tensor.device.type) is not None
+    return is_any_autocast() and autocast_dtype(tensor.device.type) is not None
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -36,7 +38,7 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 
 def matmul_dtype(weight: Tensor) -> torch.dtype:
     """Return the dtype of a matrix product with `weight`: autocast's if it is enabled and `weight` is not float64."""
-    dtype = autocast_dtype(weight.device.type)
+    dtype = autocast_dtype(weight.device.type) if is_any_autocast() else None
     return weight.dtype if dtype is None or weight.dtype == torch.float64 else dtype
 
 

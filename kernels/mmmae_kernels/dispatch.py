@@ -88,6 +88,32 @@ class Op:
             function = self.selected[key] = self.implementations[self.choose(requested, *arguments)].function
         return function
 
+    def select_checked(
+        self, key: Callable[..., Hashable], check: Callable[..., None], *arguments: Any
+    ) -> Callable[..., Any]:
+        """Return the function that computes a call by the current backend; only the first call with a key is checked.
+
+        Args:
+            key: returns everything about the op's arguments that the check or a refusal may depend on. It may raise
+                AttributeError, IndexError or TypeError for arguments that the check refuses.
+            check: raises ValueError unless the op's arguments match.
+            arguments: the op's arguments, in order.
+        """
+        if torch.compiler.is_compiling():
+            check(*arguments)
+            return self.select(None, *arguments)
+        requested = current_backend()
+        try:
+            found = key(*arguments), requested, executors.current_target()
+        except (AttributeError, IndexError, TypeError):
+            check(*arguments)
+            raise
+        function = self.selected.get(found)
+        if function is None:
+            check(*arguments)
+            function = self.selected[found] = self.implementations[self.choose(requested, *arguments)].function
+        return function
+
     def choose(self, requested: str, *arguments: Any) -> str:
         """Return the name of the backend for a call; see `select` for arguments and errors."""
         named = dict(zip(self.parameters, arguments))  # noqa: B905  # arguments that are left out have defaults

@@ -217,3 +217,33 @@ def test_debug_mode_finds_a_restore_that_is_no_permutation(monkeypatch):
     monkeypatch.setenv("MMMAE_DEBUG", "1")
     with pytest.raises(ValueError, match="ids_restore contains a number twice"):
         decoder_tokens(*arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {0: lambda x: x.int()},
+        {0: lambda x: x[..., :3]},
+        {0: lambda x: x.sum()},
+        {0: lambda x: x.tolist()},
+        {0: lambda x: x.to_sparse()},
+        {1: lambda residual: residual[:1]},
+        {1: lambda residual: residual.bool()},
+        {1: lambda residual: residual.to("meta")},
+        {1: lambda residual: None},
+        {2: lambda weight: weight[:3]},
+        {2: lambda weight: weight.double()},
+        {3: lambda bias: bias[None]},
+        {3: lambda bias: None},
+        {5: lambda residual_bias: residual_bias.to_sparse()},
+    ],
+)
+def test_a_call_that_differs_in_one_argument_from_one_that_was_right_is_refused(wrong):
+    """Norms are checked only once for each combination of shapes, dtypes and devices."""
+    x, vector = torch.randn(2, 3, 4), torch.randn(4)
+    right = [x, x, vector, vector, 1e-6, vector]
+    add_layer_norm(*right)
+    for place, change in wrong.items():
+        right[place] = change(right[place])
+    with pytest.raises(ValueError, match="expected"):
+        add_layer_norm(*right)

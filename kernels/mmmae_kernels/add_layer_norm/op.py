@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..autocast import is_autocast
+from ..autocast import is_autocast, matmul_dtype
 from ..checks import check_device, check_epsilon, check_floating, check_like, check_shape, check_tensor, check_vector
 from ..dispatch import HALVES, Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
 from ..gpu.groups import COUNTERS
@@ -51,11 +52,35 @@ def add_layer_norm(
         >>> torch.equal(total, x + residual)
         True
     """
-    check_norm(x, residual, weight, bias, residual_bias)
     epsilon = check_epsilon("epsilon", epsilon)
     arguments = (x, residual, weight, bias, epsilon, residual_bias)
-    total, norm = ADD_LAYER_NORM.select(dispatch_key(x, residual, weight, bias, residual_bias), *arguments)(*arguments)
+    total, norm = ADD_LAYER_NORM.select_checked(_key, _check, *arguments)(*arguments)
     return total, norm
+
+
+def _key(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, residual_bias: Tensor | None
+) -> Hashable:
+    return summands_key(x, residual, residual_bias), matmul_dtype(weight), tensor_key(weight), tensor_key(bias)
+
+
+tensor_key = operator.attrgetter("shape", "dtype", "device", "layout")
+
+
+def summands_key(x: Tensor, residual: Tensor | None, residual_bias: Tensor | None) -> Hashable:
+    """Return what checks and the choice of an implementation depend on in the summands of a norm."""
+    shape = x.shape
+    return (
+        *(shape[-1], x.dtype, x.device, x.layout),
+        None if residual is None else (residual.shape == shape, residual.dtype, residual.device, residual.layout),
+        None if residual_bias is None else tensor_key(residual_bias),
+    )
+
+
+def _check(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, residual_bias: Tensor | None
+) -> None:
+    check_norm(x, residual, weight, bias, residual_bias)
 
 
 def check_norm(

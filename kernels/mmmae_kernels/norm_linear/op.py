@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..add_layer_norm.op import check_norm, dispatch_key, dtypes_of, refuse_long_rows, summand_gradients, total_dtype
+from ..add_layer_norm.op import (
+    check_norm,
+    dtypes_of,
+    refuse_long_rows,
+    summand_gradients,
+    summands_key,
+    tensor_key,
+    total_dtype,
+)
 from ..autocast import cast, cast_again, for_backward, matmul_dtype
 from ..checks import check_epsilon
 from ..dispatch import Arguments, Reason, declare, native_refuses, tensors_of, triton_refuses
@@ -51,13 +59,29 @@ def norm_linear(
         >>> total.shape, qkv.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 5, 24]))
     """
-    check_norm(x, residual, norm_weight, norm_bias, residual_bias, ("norm_weight", "norm_bias"))
-    check_linear("x", x, weight, bias, total_dtype(x, residual))
     epsilon = check_epsilon("epsilon", epsilon)
     arguments = (x, residual, norm_weight, norm_bias, weight, bias, epsilon, residual_bias)
-    key = (*dispatch_key(x, residual, norm_weight, norm_bias, weight, bias, residual_bias), matmul_dtype(weight))
-    total, out = NORM_LINEAR.select(key, *arguments)(*arguments)
+    total, out = NORM_LINEAR.select_checked(_key, _check, *arguments)(*arguments)
     return total, out
+
+
+def _key(x: Tensor, residual: Tensor | None, *others: Any) -> Hashable:
+    norm_weight, norm_bias, weight, bias, _, residual_bias = others
+    return (
+        *(summands_key(x, residual, residual_bias), matmul_dtype(weight)),
+        *(
+            tensor_key(norm_weight),
+            tensor_key(norm_bias),
+            tensor_key(weight),
+            None if bias is None else tensor_key(bias),
+        ),
+    )
+
+
+def _check(x: Tensor, residual: Tensor | None, *others: Any) -> None:
+    norm_weight, norm_bias, weight, bias, _, residual_bias = others
+    check_norm(x, residual, norm_weight, norm_bias, residual_bias, ("norm_weight", "norm_bias"))
+    check_linear("x", x, weight, bias, total_dtype(x, residual))
 
 
 def _by_kernels(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
