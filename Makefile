@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt $(foreach ending,cpp h,$(wildcard kernels/mmmae_kernels/*/*.$(ending) kernels/mmmae_kernels/*/*/*.$(ending)))
 
 .DELETE_ON_ERROR:
-.PHONY: install demo test aot verify-gpu test-versions test-lowest test-newest soak bench bench-full gpu lint types sanitize clean help
+.PHONY: install demo test aot verify-gpu test-versions test-lowest test-newest soak bench bench-full gpu interop lint types sanitize clean help
 
 install: $(VENV)/.native ## install the package with all extras and the tools of development into .venv
 
@@ -61,6 +61,15 @@ bench-full: $(VENV)/.native $(VENV)/.peers ## the same with every preset, peers,
 # Nothing is installed: it takes .venv where there is one, and whatever $(PYTHON) has where there is none.
 gpu: ## on a machine with a GPU: check every kernel and step, then take times (8 minutes; ARGS=--dry-run: on the CPU)
 	PYTHONPATH=.:kernels $$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m bench.gpu $(ARGS)
+
+# In a second environment, which sees the packages of .venv: what these libraries bring stays outside of it.
+INTEROP := build/interop
+interop: $(VENV)/.native ## test with timm, transformers, peft, torchgeo and TerraTorch (downloads 300 MB, then 2 minutes)
+	test -x $(INTEROP)/bin/python || $(BIN)/python -m venv $(INTEROP)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(INTEROP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages-of-venv.pth
+	$(INTEROP)/bin/python -m pip install -q -c constraints.txt 'mmmae[interop,terratorch]'
+	OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest tests/interop $(ARGS)
 
 lint: $(VENV)/.installed ## check style and format
 	$(BIN)/ruff check

@@ -13,7 +13,7 @@ from mmmae.extras import EXTRAS
 BLOCK = "import sys; sys.modules.update(dict.fromkeys({absent!r}))  # as if not installed\n"
 OPTIONAL = {
     *(package for packages in EXTRAS.values() for package in packages),
-    *("transformers", "peft", "sklearn", "flash_attn", "xformers"),
+    *("transformers", "accelerate", "peft", "timm", "torchgeo", "terratorch", "sklearn", "flash_attn", "xformers"),
 }
 
 

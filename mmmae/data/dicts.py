@@ -19,13 +19,13 @@ from .subjects import Subjects
 
 
 class DictDataset(Protocol):
-    """A data set with a length, whose items are mappings."""
+    """A data set whose items are mappings."""
 
     def __len__(self) -> int:
         """Return the number of items."""
         ...
 
-    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+    def __getitem__(self, index: Any, /) -> Mapping[str, Any]:
         """Return an item."""
         ...
 
@@ -34,7 +34,9 @@ class DictSubjects(Subjects):
     """Subjects from the items of a data set, each a dict of tensors or arrays in any units.
 
     Args:
-        dataset: has a length, and a mapping for each number below it; a `torch.utils.data.Dataset` or a list.
+        dataset: has a mapping for each of `items`; a `torch.utils.data.Dataset` or a list.
+        items: what to index the data set by, one a subject: None means all numbers below its length. A geographic data
+            set of torchgeo takes the queries of a sampler, as in `list(GridGeoSampler(dataset, size=128))`.
         image: key of the cube, `[T, H, W]` or `[1, T, H, W]`.
         aux: auxiliary modality -> key of its image, `[C, H, W]` or `[H, W]`. A subject lacks the modality where the key
             is missing or its value is None.
@@ -62,6 +64,7 @@ class DictSubjects(Subjects):
     def __init__(
         self,
         dataset: DictDataset,
+        items: Sequence[Any] | None = None,
         *,
         image: str = "image",
         aux: Mapping[str, str] | None = None,
@@ -71,10 +74,11 @@ class DictSubjects(Subjects):
         wavelengths: Sequence[float] | None = None,
         normalization: str | os.PathLike[str] | Normalization | None = None,
     ) -> None:
-        count = len(dataset)
+        self.dataset, self.mask = dataset, mask
+        self.items = range(len(dataset)) if items is None else list(items)
+        count = len(self.items)
         if count == 0:
             raise ValueError("the data set is empty, expected at least one item")
-        self.dataset, self.mask = dataset, mask
         self.keys = {"hsi": image, **(aux or {})}
         if len(self.keys) != 1 + len(aux or {}):
             raise ValueError('"hsi" is the name of the cubes; give the auxiliary modality another')
@@ -100,7 +104,7 @@ class DictSubjects(Subjects):
         return self._compute() if self._path is None else load_or_save(self._path, self._compute)
 
     def __getitem__(self, index: int) -> Sample:
-        item, name = self.dataset[index], self.names[index]
+        item, name = self.dataset[self.items[index]], self.names[index]
         cube = self._image(index, item, "hsi")
         if cube is None:
             raise ValueError(f"subject {name!r} has no {self.keys['hsi']!r}, expected it in {list(item)}")
@@ -145,8 +149,8 @@ class DictSubjects(Subjects):
 
     def _first(self, modality: str) -> Tensor:
         """Return the first image of a modality."""
-        for index in range(len(self.dataset)):
-            image = self._tensor(index, self.dataset[index], modality)
+        for index, key in enumerate(self.items):
+            image = self._tensor(index, self.dataset[key], modality)
             if image is not None:
                 return image
         raise ValueError(f"no item has {self.keys[modality]!r}, the key of modality {modality!r}")
@@ -170,8 +174,8 @@ class DictSubjects(Subjects):
 
     def _cubes(self, modality: str) -> Iterator[Cube]:
         """Yield the images of a modality, for their statistics."""
-        for index in range(len(self)):
-            item = self.dataset[index]
+        for index, key in enumerate(self.items):
+            item = self.dataset[key]
             image = self._image(index, item, modality)
             if image is not None:
                 nodata = ~torch.isfinite(image)

@@ -5,20 +5,8 @@ import importlib.util
 from types import ModuleType
 
 import pytest
-import torch
 
-# A torchvision that was built for CUDA can't load its operators beside a PyTorch for CPUs, and its import fails where
-# it describes two of them. None is used here.
-LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
-if importlib.util.find_spec("torchvision") is not None:
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        for name in ("nms", "qnms"):
-            LIBRARY.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
-        importlib.import_module("torchvision")
+from . import torchvision_operators  # noqa: F401
 
 
 def load(name: str) -> ModuleType:
@@ -32,3 +20,13 @@ def load(name: str) -> ModuleType:
 def timm():
     load("timm.optim")
     return load("timm")
+
+
+@pytest.fixture(scope="session")
+def terratorch():
+    return load("terratorch")
+
+
+@pytest.fixture(scope="session")
+def torchgeo():
+    return load("torchgeo.datasets")
