@@ -138,13 +138,13 @@ def test_the_best_epoch_is_kept_and_the_last_one_on_request(tmp_path, monkeypatc
     assert (report["epoch"], report["miou"]) == (3, 0.1)
 
 
-def test_a_probe_leaves_the_encoder_as_it_was_and_a_full_run_does_not(tmp_path):
+def test_a_probe_and_a_head_leave_the_encoder_as_it_was_and_a_full_run_does_not(tmp_path):
     squares, before = Squares(4), encoder()
-    for mode in ("probe", "full"):
+    for mode in ("probe", "head", "full"):
         settings = FinetuneSettings(epochs=1, mode=mode)
         model, _ = finetune(encoder(), squares, squares.labels(), tmp_path / mode, settings, maps=0)
         same = [torch.equal(new, old) for new, old in zip(model.encoder.parameters(), before.parameters(), strict=True)]
-        assert all(same) if mode == "probe" else not any(same)
+        assert not any(same) if mode == "full" else all(same)
 
 
 def test_the_same_seed_gives_the_same_model_and_workers_change_nothing(tmp_path):
@@ -319,6 +319,13 @@ def test_only_every_so_many_steps_wait_for_the_device(tmp_path, monkeypatch, tas
         ({"subjects": SimpleNamespace(bands=6)}, "the subjects have 6 bands, the encoder takes 12"),
         ({"labels": Labels("segmentation", ["a"], {}, Squares().mask)}, "only the class 'a'"),
         ({"settings": FinetuneSettings(class_weights=(1.0,))}, "class_weights has 1 numbers, expected 2"),
+        (
+            {
+                "settings": FinetuneSettings(mode="head"),
+                "labels": Labels("classification", ["a", "b"], {}, Squares().mask),
+            },
+            "mode is 'head', which classifies pixels by their bands; subjects need full or probe",
+        ),
         ({"rgb": (0, 1, 12)}, "expected bands 0..11"),
         ({"validation": ["nobody"]}, "validation names 'nobody'"),
         ({"settings": FinetuneSettings(device="quantum")}, "device is 'quantum', which can't be used"),
@@ -345,6 +352,7 @@ def test_a_finished_run_is_not_overwritten(segmented, files):
     ("field", "value"),
     [
         ("mode", "half"), ("keep", "all"), ("epochs", 0), ("epochs", 2.5), ("batch", 0), ("workers", -1),
+        ("loss", "l2"), ("head_width", 0), ("head_width", 20),
         ("learning_rate", 0.0), ("clip", -1.0), ("layer_decay", 1.5), ("warmup", 1.0), ("weight_decay", -1.0),
         ("seed", -1), ("class_weights", "some"), ("class_weights", (-1.0, 2.0)), ("class_weights", ()),
     ],

@@ -118,8 +118,7 @@ def finetune(
         print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
     torch.manual_seed(settings.seed)
     task = labels.task if window is None else "pixels"
-    head: dict[str, Any] = {"blocks": ()} if settings.mode == "head" else {"freeze_encoder": settings.mode == "probe"}
-    model = build(task, encoder, len(labels.classes), **head)
+    model = build(task, encoder, len(labels.classes), **_head_arguments(task, settings))
     sides = {"training": training, "validation": held_out}
     names = {side: [subjects.names[index] for index in chosen] for side, chosen in sides.items()}
     described = {"task": task, "classes": labels.classes, "encoder": encoder.config.to_dict()}
@@ -280,6 +279,13 @@ class Finetuning(lightning.LightningModule):
         warmup = round(self.settings.warmup * steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _head_arguments(task: str, settings: FinetuneSettings) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"freeze_encoder": settings.mode == "probe"}
+    if task != "classification":
+        arguments |= {"width": settings.head_width} | ({"blocks": ()} if settings.mode == "head" else {})
+    return arguments
 
 
 def parameter_groups(model: FinetunedModel, settings: FinetuneSettings) -> list[dict[str, Any]]:

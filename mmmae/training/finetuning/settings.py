@@ -21,6 +21,7 @@ class FinetuneSettings:
     Args:
         mode: full trains encoder and head; probe freezes the encoder and trains the head alone; head leaves the encoder
             out and classifies pixels by their bands, which an encoder has to beat
+        head_width: channels of the head of a segmentation, a multiple of 16
         epochs: passes over the training subjects
         batch: samples per step
         learning_rate: peak learning rate, that of the head; blocks of the encoder have less, see layer_decay
@@ -47,6 +48,7 @@ class FinetuneSettings:
     """
 
     mode: Mode = "full"
+    head_width: int = 64
     epochs: int = 20
     batch: int = 8
     learning_rate: float = 1e-3
@@ -68,8 +70,10 @@ class FinetuneSettings:
         check_choice("loss", self.loss, get_args(Loss))
         check_choice("keep", self.keep, get_args(Keep))
         check_choice("precision", self.precision, get_args(Precision))
-        for field, least in (("epochs", 1), ("batch", 1), ("workers", 0)):
+        for field, least in (("head_width", 16), ("epochs", 1), ("batch", 1), ("workers", 0)):
             check_whole(field, getattr(self, field), least)
+        if self.head_width % 16:
+            raise ValueError(f"head_width is {self.head_width}, expected a multiple of 16")
         for field in ("learning_rate", "clip"):
             check_number(field, getattr(self, field), "> 0")
         check_number("layer_decay", self.layer_decay, "in (0, 1]")
