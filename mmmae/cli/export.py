@@ -25,8 +25,7 @@ def run(model: Positional[Path], *, out: Path, fields: Fields) -> None:
     from ..data import Normalization
     from ..model.encoder import HSIEncoder
     from ..model.export import check_export, export_encoder, export_finetuned
-    from ..model.finetuned import is_finetuned, load_finetuned
-    from ..model.heads import SegmentationModel
+    from ..model.finetuned import is_finetuned, load_finetuned, task_of
 
     check_export(out)
     statistics = model / STATISTICS
@@ -39,7 +38,7 @@ def run(model: Positional[Path], *, out: Path, fields: Fields) -> None:
         finetuned, classes = load_finetuned(model)
         difference = export_finetuned(finetuned, classes, out, **known)
         config = finetuned.encoder.config
-        size = f", {config.image_size}, {config.image_size}" if isinstance(finetuned, SegmentationModel) else ""
+        size = f", {config.image_size}, {config.image_size}" if task_of(finetuned) == "segmentation" else ""
         made = f"logits [batch, {len(classes)}{size}]"
     else:
         encoder = HSIEncoder.from_pretrained(model, **config_fields(fields))

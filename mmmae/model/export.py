@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,8 +19,8 @@ from torch.export import Dim, ExportedProgram
 
 from ..config import MMMAEConfig
 from ..files import check_can_write, write_atomically
-from .encoder import HSIEncoder, LinearClassifier
-from .finetuned import FinetunedModel
+from .encoder import HSIEncoder
+from .finetuned import FinetunedModel, task_of
 from .reference import ReferenceModel
 
 OPSET = 18  # of ONNX 1.13, from 2022; an encoder needs no later one
@@ -86,8 +87,8 @@ def export_finetuned(
 ) -> float:
     """Check and write a fine-tuned model, as `export_encoder` writes an encoder.
 
-    The output is `logits`, `[batch, classes]` of a classification or `[batch, classes, image_size, image_size]` of a
-    segmentation. The metadata hold `task` and `classes` too.
+    The output is `logits`, `[batch, classes, image_size, image_size]` of a segmentation or `[batch, classes]` of other
+    tasks. The metadata hold `task` and `classes` too.
 
     Args:
         model: float32, on the CPU; it is not changed.
@@ -103,11 +104,11 @@ def export_finetuned(
         OSError: the file can't be written.
     """
     config = model.encoder.config
-    is_classifier = isinstance(model, LinearClassifier)
-    size = [] if is_classifier else [config.image_size, config.image_size]
+    task = task_of(model)
+    size = [config.image_size, config.image_size] if task == "segmentation" else []
     output = {"name": "logits", "shape": ["batch", len(classes), *size]}
     metadata = _metadata(config, output, normalization)
-    metadata |= {"task": "classification" if is_classifier else "segmentation", "classes": list(classes)}
+    metadata |= {"task": task, "classes": list(classes)}
     return _export(Exported(model, config, "logits", metadata), Path(path))
 
 
@@ -138,9 +139,12 @@ def _export(exported: Exported, path: Path) -> float:
     for name, parameter in exported.model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}, expected torch.float32 on cpu")
-    program = _plain_program(exported)
-    content, run = (_to_onnx if path.suffix == ".onnx" else _to_pt2)(path, program, exported)
-    difference = float(torch.tensor([_difference(exported, run, batch) for batch in CHECKED]).max())  # NaN if one is
+    with _evaluating(exported.model):
+        program = _plain_program(exported)
+        content, run = (_to_onnx if path.suffix == ".onnx" else _to_pt2)(path, program, exported)
+        difference = float(
+            torch.tensor([_difference(exported, run, batch) for batch in CHECKED]).max()
+        )  # NaN if one is
     if not difference <= TOLERANCE:
         raise ValueError(
             f"{path}: not written: the {exported.output} differ from the model's by {difference:.1e}, expected at most "
@@ -164,9 +168,16 @@ def _plain_program(exported: Exported) -> ExportedProgram:
         on_plain.freeze_encoder = False  # type: ignore[assignment]  # a change of the gradient mode is an operator too
         plain = on_plain
     hsi = torch.zeros(TRACED, config.in_channels, config.bands, config.image_size, config.image_size)
-    modes = [(module, module.training) for module in plain.modules()]  # the head is the model's own
+    return torch.export.export(plain.eval(), (hsi,), dynamic_shapes=DYNAMIC)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Set a model to evaluation mode during the block; heads compute something else in training."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
-        return torch.export.export(plain.eval(), (hsi,), dynamic_shapes=DYNAMIC)
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -204,6 +204,7 @@ def test_a_torch_program_of_a_fine_tuned_model_gives_its_logits_and_knows_its_cl
     assert isinstance(model.encoder, mmmae.HSIEncoder)
     extra = {"metadata.json": ""}
     program = torch.export.load(folder / "model.pt2", extra_files=extra)
+    model.eval()
     check_metadata(json.loads(extra["metadata.json"]), task)
     with torch.no_grad():
         logits = program.module()(volume(5))
@@ -218,8 +219,18 @@ def test_an_onnx_model_of_a_fine_tuned_model_gives_its_logits_and_knows_its_clas
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     check_metadata({key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}, task)
     (logits,) = session.run(["logits"], {"hsi": volume(5).numpy()})
+    model.eval()
     with torch.no_grad():
         assert (torch.from_numpy(logits) - model(volume(5))).abs().max() <= 1e-4
+
+
+def test_a_classifier_of_windows_around_pixels_gives_logits_of_each(tmp_path):
+    model = changed(build("pixels", mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", **FIELDS)), len(CLASSES)))
+    assert export.export_finetuned(model, CLASSES, tmp_path / "model.pt2") <= export.TOLERANCE
+    extra = {"metadata.json": ""}
+    program = torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra["metadata.json"])["output"]["shape"] == ["batch", 3]
+    assert program.module()(volume(2)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("finetuned", ["segmentation"], indirect=True)
