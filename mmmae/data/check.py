@@ -19,6 +19,7 @@ from .georeference import find_georeference
 from .pairing import images_in, split_location
 from .readers.arrays import Reading
 from .readers.cube import Cube, read_cube, read_layout
+from .readers.envi import ENVI_DATA_SUFFIXES, envi_pair
 from .readers.formats import CONTAINER_SUFFIXES
 from .readers.pictures import PICTURE_SUFFIXES
 from .readers.windows import Window
@@ -26,6 +27,8 @@ from .store.stored import StoredSubjects, Track
 from .warp import Warp, find_warp
 
 VALUES_AT_ONCE = 2**24
+RAW_VALUES_AT_ONCE = 2**22  # of files that are not compressed: few enough for memory that is used again for each strip
+RAW_VALUES = 2**26  # of a file that is loaded as a whole before, as strips would be read piece by piece from a disk
 CHUNKS_AT_ONCE = 4  # times as many values may be read at once, where a chunk would be decoded again for each strip
 
 
@@ -196,12 +199,13 @@ def _examine(file: _Examined) -> None:
 
 
 def _strips(path: Path, shape: tuple[int, int, int]) -> Iterator[Window | None]:
-    """Yield windows of whole rows with about `VALUES_AT_ONCE` values each; one None if the whole image is read.
+    """Yield windows of whole rows with so many values that they fit in memory; one None if the whole image is read.
 
     Strips are whole rows of chunks, unless these are too large: no chunk is then decoded twice.
     """
     bands, height, width = shape
-    rows = max(VALUES_AT_ONCE // (bands * width), 1)
+    raw = bands * height * width <= RAW_VALUES and _load_raw(path)
+    rows = max(min(VALUES_AT_ONCE, RAW_VALUES_AT_ONCE if raw else VALUES_AT_ONCE) // (bands * width), 1)
     together = None if rows >= height else _rows_of_a_chunk(path, height)
     if together is None:
         yield None
@@ -210,6 +214,17 @@ def _strips(path: Path, shape: tuple[int, int, int]) -> Iterator[Window | None]:
         rows = max(rows // together, 1) * together
     for row in range(0, height, rows):
         yield Window(row, 0, min(rows, height - row), width)
+
+
+def _load_raw(path: Path) -> bool:
+    """Return whether a file is not compressed, and let the system load it in the order of its bytes."""
+    suffix = path.suffix.lower()
+    if suffix != ".npy" and suffix not in (".hdr", *ENVI_DATA_SUFFIXES):
+        return False
+    if hasattr(os, "posix_fadvise"):
+        with (path if suffix == ".npy" else envi_pair(path)[1]).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    return True
 
 
 def _rows_of_a_chunk(path: Path, height: int) -> int | None:

@@ -38,25 +38,27 @@ class FillValues:
     """
 
     def __init__(self, pixels: int, bands: int) -> None:
-        self._part = min(1.0, PIXELS / pixels, max(1, VALUES // bands) / pixels)
+        golden = (math.sqrt(5) - 1) / 2  # as for percentiles: evenly spread, aligned with no image width
+        count = min(pixels, PIXELS, max(1, VALUES // bands))
+        places = (np.arange(count) * golden % 1 * pixels).astype(np.int64) if count < pixels else np.arange(pixels)
+        self._places, self._seen = np.sort(places), 0  # of the pixels kept, the same whatever the strips are
         self._sample: list[npt.NDArray[np.float32]] = []
         self._counts: dict[float, int] = {}
 
     def add(self, cube: Cube, low: torch.Tensor, high: torch.Tensor) -> None:
-        """Add a strip, whose bands have the minima `low` and the maxima `high` `[T]`, infinite if all are nodata."""
+        """Add the next strip, whose bands have minima `low` and maxima `high` `[T]`, infinite if all are nodata."""
         for value in {float(low.min()), float(high.max())}:
             if is_sentinel(value):
                 bands = ((low == value) | (high == value)).nonzero()[:, 0]
                 found = ((cube.values[bands] == value) & ~cube.nodata[bands]).sum()
                 self._counts[value] = self._counts.get(value, 0) + int(found)
-        values = cube.values.flatten(1)
-        here = values.shape[1]
-        count = max(1, min(here, math.ceil(self._part * here)))
-        golden = (math.sqrt(5) - 1) / 2  # as for percentiles: evenly spread, aligned with no image width
-        numbers = (
-            torch.from_numpy((np.arange(count) * golden % 1 * here).astype(np.int64)) if count < here else slice(None)
-        )
-        self._sample.append(values[:, numbers].masked_fill(cube.nodata.flatten(1)[:, numbers], torch.nan).numpy())
+        values, hidden = cube.values.flatten(1).numpy(), cube.nodata.flatten(1).numpy()
+        first, end = np.searchsorted(self._places, (self._seen, self._seen + values.shape[1]))
+        numbers = self._places[first:end] - self._seen
+        kept = values.take(numbers, axis=1)
+        kept[hidden.take(numbers, axis=1)] = np.nan
+        self._sample.append(kept)
+        self._seen += values.shape[1]
 
     @property
     def sample(self) -> npt.NDArray[np.float32]:
@@ -108,7 +110,8 @@ class FillValues:
         if others.size < FEWEST:
             return False
         low, high = np.percentile(others[:: max(1, others.size // 2**16)].astype(np.float64), (1, 99))
-        if high <= low or len(np.unique(others[: 2**12])) < 2 * FEWEST:  # classes rather than measurements
+        some = others[:: max(1, others.size // 2**12)]
+        if high <= low or len(np.unique(some)) < 2 * FEWEST:  # classes rather than measurements
             return False
         share = count / (others.size + count)
         if is_sentinel(value):

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import rasterio
+import torch
 
-from mmmae.data import PairedFolder, read_cube
+from mmmae.data import Cube, PairedFolder, read_cube
 from mmmae.data.check import Kind, check_files
+from mmmae.data.fill_values import FillValues
 
 SIZES = {"many bands": (6, 64, 64), "two bands": (2, 64, 64), "one band": (1, 64, 64)}
 
@@ -125,3 +127,17 @@ def clean_images():
 )
 def test_clean_images_give_no_finding(tmp_path, name, values):
     assert check(tmp_path, tmp_path / "a.npy", values) == []
+
+
+def test_the_sample_does_not_depend_on_the_strips():
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 200, 90)).astype("f4"))
+    cube = Cube(values, None, torch.zeros(values.shape, dtype=torch.bool))
+    samples = []
+    for rows in (200, 64, 7, 1):
+        fill = FillValues(200 * 90, 3)
+        for row in range(0, 200, rows):
+            part = values[:, row : row + rows]
+            fill.add(Cube(part, None, cube.nodata[:, row : row + rows]), part.amin((1, 2)), part.amax((1, 2)))
+        samples.append(fill.sample)
+    assert samples[0].shape == (3, 8192)
+    assert all(np.array_equal(samples[0], other) for other in samples[1:])
