@@ -38,6 +38,7 @@ def run(
     split: Annotated[str | None, tyro.conf.arg(metavar="SPLIT")] = None,
     validation: Annotated[str, tyro.conf.arg(metavar="NAME,...|SHARE")] = "0.2",
     fold: Annotated[str | None, tyro.conf.arg(metavar="K/N")] = None,
+    seeds: int = 1,
     out: Path | None = None,
     config: Path | None = None,
     rgb: tuple[int, ...] | None = None,
@@ -63,6 +64,7 @@ def run(
         validation: subjects, scenes or groups to hold out, by name with commas between, or the share of subjects,
             groups or blocks to draw
         fold: hold out the K-th of N parts of the subjects, groups or blocks instead of a share
+        seeds: repeat split and training with so many seeds, from --seed on, and report means and deviations
         out: the run's folder; None: runs/finetune, then runs/finetune-2, ...
         config: JSON or YAML file with settings, as config.json in a run's folder; options override it
         rgb: bands that maps show as red, green and blue
@@ -79,6 +81,8 @@ def run(
         raise ValueError("--window is for --task pixels, which takes whole scenes, and --tile for the other tasks")
     if task == "pixels":
         window = window or 9
+    if seeds < 1:
+        raise ValueError(f"--seeds is {seeds}, expected at least 1")
     masks = split.partition(":")[2] if split is not None and split.startswith("masks:") else None
     if (labels is None) != (masks is not None):
         raise ValueError("--labels names the labels, unless --split masks:TRAIN,TEST does; expected one of them")
@@ -87,7 +91,9 @@ def run(
     from ..training.finetuning.finetune import finetune
     from ..training.finetuning.labels import read_class_labels, read_mask_labels
     from ..training.finetuning.masks import divide_by_masks
+    from ..training.finetuning.page import TITLES
     from ..training.finetuning.pixels import check_window
+    from ..training.finetuning.repeats import finetune_repeatedly
     from ..training.finetuning.scores import main_score
     from ..training.finetuning.splits import divide
     from ..training.folders import default_folder
@@ -116,7 +122,23 @@ def run(
     say(repr(subjects))
     say(f"{len(read.counts)} of {len(subjects)} labelled, classes: {', '.join(read.classes)}")
     say(f"split: {parts.text}")
-    _, report = finetune(model, subjects, read, out, chosen, split=parts, window=window, rgb=shown, maps=maps)
+    options: dict[str, Any] = {"window": window, "rgb": shown, "maps": maps}
+    if seeds > 1:
+        if masks is None:
+            options |= {"split": split, "validation": held_out(validation, subjects), "fold": fold}
+        else:
+            options["split"] = parts
+        report = finetune_repeatedly(
+            lambda seed: _another(model, seed, scratch), subjects, read, out, chosen, seeds, **options
+        )
+        for name, title in TITLES.items():
+            if name in report:
+                print(
+                    f"{title}: {report[name]['mean']:.4f} ± {report[name]['deviation']:.4f} (n - 1) over {seeds} seeds"
+                )
+        say(f"wrote {out / 'report.html'} and {out / 'metrics.json'}")
+        return
+    _, report = finetune(model, subjects, read, out, chosen, split=parts, **options)
     for name in report["not_trained"]:
         say(f"note: no training subject has the class {name}")
     name = main_score(read.task)
@@ -125,7 +147,7 @@ def run(
         f"{name} {report[name]:.4f}, accuracy {report['accuracy']:.4f}, average accuracy "
         f"{report['average_accuracy']:.4f}, kappa {report['kappa']:.4f}"
     )
-    say(f"wrote {out / 'model'} and {out / 'metrics.json'}")
+    say(f"wrote {out / 'model'}, {out / 'report.html'} and {out / 'metrics.json'}")
 
 
 def _from_scratch(
@@ -165,6 +187,18 @@ def _from_scratch(
     )
     torch.manual_seed(seed)
     return HSIEncoder(MMMAEConfig.preset(preset, **{**fields, "bands": subjects.bands, "aux": {}})), subjects
+
+
+def _another(encoder: HSIEncoder, seed: int, scratch: bool) -> HSIEncoder:
+    """Return a copy of a pretrained encoder, or one with random weights of the seed."""
+    import copy
+
+    import torch
+
+    if not scratch:
+        return copy.deepcopy(encoder)
+    torch.manual_seed(seed)
+    return type(encoder)(encoder.config, encoder.kernels, encoder.attention)
 
 
 def held_out(text: str, subjects: Subjects) -> list[str] | float:

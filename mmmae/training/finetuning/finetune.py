@@ -33,6 +33,7 @@ from .labelled import Item, Labelled, loader
 from .labels import Labels
 from .losses import classification_loss
 from .maps import write_maps
+from .page import write_page
 from .pixels import LabelledPixels, check_window
 from .scores import SceneScores, Scores, main_score, write_confusion
 from .settings import FinetuneSettings
@@ -58,8 +59,8 @@ def finetune(
     """Train a head and, unless the mode is `probe`, the encoder under it, and write the run's folder.
 
     The folder then holds `config.json`, `normalization.json`, `model/` for `mmmae.load_finetuned` together with the
-    statistics of its input, `metrics.json`, `confusion.csv` and `.png`, `logs/` (CSV), and for a segmentation `maps/`
-    with pictures of held-out subjects.
+    statistics of its input, `metrics.json`, `confusion.csv` and `.png`, `logs/` (CSV), for a segmentation `maps/`
+    with pictures of held-out subjects, and `report.html`, a page with all of it.
 
     Args:
         encoder: pretrained or with random weights; trained in place.
@@ -106,7 +107,7 @@ def finetune(
     parts = _divided(subjects, labels, split, validation=validation, fold=fold, seed=settings.seed, window=window)
     training, held_out = list(parts.training.counts), list(parts.held_out.counts)
     check_can_write(out)
-    _check_free(out)
+    check_free(out)
     normalization = subjects.normalization  # computed before workers start, and before the folder is made
     device = find_device(settings.device)
     settings = dataclasses.replace(
@@ -125,7 +126,7 @@ def finetune(
     described |= {"settings": dataclasses.asdict(settings), "subjects": repr(subjects), **names}
     out.mkdir(parents=True, exist_ok=True)
     with hold(out):
-        _check_free(out)  # another run may have begun since
+        check_free(out)  # another run may have begun since
         write_json(out / "config.json", described)
     for folder in (out, out / "model"):
         folder.mkdir(exist_ok=True)
@@ -142,12 +143,16 @@ def finetune(
         validate = LabelledPixels(scenes, parts.held_out, window, settings, augmented=False)
     places = {subjects.names[index]: subjects.positions[index] for index in held_out} if subjects.positions else {}
     module = Finetuning(model, parts.training, training, out, settings, places, window)
+    loaders = (
+        loader(train, len(train.chosen), settings, shuffled=True),
+        loader(validate, len(validate.chosen), settings, shuffled=False),
+    )
     with warnings.catch_warnings():
         for message in ("does not have many workers", "LeafSpec", "smaller than the logging interval", "exists and is"):
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         try:
             with lost_workers_told():
-                trainer.fit(module, loader(train, settings, shuffled=True), loader(validate, settings, shuffled=False))
+                trainer.fit(module, *loaders)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
     trained = torch.stack([parts.training.counts[index] for index in training]).sum(0)
@@ -168,6 +173,8 @@ def finetune(
     if labels.task == "segmentation" and maps > 0:
         shown = labels if parts.roles else parts.held_out
         write_maps(kept, subjects, shown, held_out, out / "maps", count=maps, rgb=rgb, roles=parts.roles, window=window)
+    facts = {"data": repr(subjects), "split": parts.text, "epoch": f"{module.kept} of {settings.epochs}"}
+    write_page(out, "Fine-tuning", {"task": task, **facts, "mode": settings.mode, "seed": settings.seed}, report)
     return kept, report
 
 
@@ -354,7 +361,8 @@ def _check(
     check_rgb(rgb, subjects.bands)
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Raise ValueError if a folder holds a run."""
     if (out / "config.json").exists():
         raise ValueError(f"{out} holds a run already; name another folder (--out)")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,12 @@ from ..sampling import shuffled
 from .labels import UNLABELLED, Labels, resize_labels
 from .settings import FinetuneSettings
 
-if TYPE_CHECKING:
-    from .pixels import LabelledPixels
 
-
-def loader(data: Labelled | LabelledPixels, settings: FinetuneSettings, *, shuffled: bool) -> DataLoader[Item]:
-    """Return a loader over one pass at a time, shuffled or in order."""
+def loader(data: Dataset[Item], items: int, settings: FinetuneSettings, *, shuffled: bool) -> DataLoader[Item]:
+    """Return a loader over one pass at a time of the first `items` visits, shuffled or in order."""
     return SampleLoader(
         data,
-        batch_sampler=Order(len(data.chosen), settings.batch, settings.seed, shuffled=shuffled),
+        batch_sampler=Order(items, settings.batch, settings.seed, shuffled=shuffled),
         collate_fn=_collate,
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,

@@ -50,7 +50,9 @@ def divide_by_masks(
     split = Split(train, test, "", roles)
     pixels = split.pixels()
     text = f"masks {masks}: {pixels['training']:,} pixels train, {pixels['test']:,} test"
-    whole = {index: train.counts.get(index, 0) + test.counts.get(index, 0) for index in {*train.counts, *test.counts}}
+    none = torch.zeros(len(train.classes), dtype=torch.int64)
+    indices = sorted({*train.counts, *test.counts})
+    whole = {index: train.counts.get(index, none) + test.counts.get(index, none) for index in indices}
     both_sides = Labels("segmentation", train.classes, whole, _Either(train, test), train.numbers)
     return both_sides, dataclasses.replace(split, text=text)
 

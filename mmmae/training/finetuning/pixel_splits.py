@@ -36,7 +36,7 @@ def draw_pixels(targets: Mapping[str, Tensor], classes: int, share: float, seed:
         places = places[torch.from_numpy(generator.permutation(len(places)))]
         count = min(max(1, round(share * len(places))), max(1, len(places) - 1))
         roles[places[:count]], roles[places[count:]] = TRAIN, TEST
-    parts = roles.split([target.numel() for target in targets.values()])
+    parts = torch.split(roles, [target.numel() for target in targets.values()])
     return {scene: part.view(target.shape) for (scene, target), part in zip(targets.items(), parts, strict=True)}
 
 
@@ -73,7 +73,7 @@ def draw_blocks(
         across = int(columns[-1]) + 1
         blocks[scene] = count + rows[:, None] * across + columns
         count += (int(rows[-1]) + 1) * across
-    known = torch.cat([blocks[scene][target != UNLABELLED] for scene, target in targets.items()]).unique().numpy()
+    known = np.unique(torch.cat([blocks[scene][target != UNLABELLED] for scene, target in targets.items()]).numpy())
     least = held[1] if isinstance(held, tuple) else 2
     if len(known) < least:
         raise ValueError(
@@ -128,8 +128,8 @@ def with_gap(roles: Tensor, windows: Sequence[tuple[slice, slice]] | int) -> Ten
     else:
         shown = torch.zeros(height, width, dtype=torch.bool)
         for window in windows:
-            (top, bottom, _), (left, right, _) = window[0].indices(height), window[1].indices(width)
-            tested = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+            (up, low, _), (start, stop, _) = window[0].indices(height), window[1].indices(width)
+            tested = sums[low, stop] - sums[up, stop] - sums[low, start] + sums[up, start]
             if tested == 0:
                 shown[window] = True
     return roles.masked_fill((roles == TRAIN) & ~shown, GAP)

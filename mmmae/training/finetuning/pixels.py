@@ -75,7 +75,7 @@ def predict_pixels(model: nn.Module, hsi: Tensor, window: int, batch: int = 512)
     height, width = hsi.shape[-2:]
     device = next(model.parameters()).device
     rows, columns = torch.cartesian_prod(torch.arange(height), torch.arange(width)).unbind(1)
-    parts = zip(rows.split(batch), columns.split(batch), strict=True)
+    parts = zip(torch.split(rows, batch), torch.split(columns, batch), strict=True)
     with torch.inference_mode():
         logits = [model(reflect_windows(hsi, *places, window).to(device)).float().cpu() for places in parts]
     return torch.cat(logits).T.reshape(-1, height, width)
