@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import MMMAEConfig
-from .options import DataOptions, Flag, check_bands, open_subjects, own_choice
+from .options import DataOptions, Flag, aux_folders, check_bands, open_subjects, own_choice
 from .output import say
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def trained_subjects(
             raise ValueError("--adapt-normalization and --normalization exclude each other")
         if data.hsi is None:
             raise ValueError("--adapt-normalization needs --hsi: other data are normalised already")
-        subjects = open_subjects(data, size, **how)
-        print("statistics of the input: measured on these data")
-        return subjects
+        adapted, recalled = _read_as_stored(data, stored)
+        print(f"statistics of the input: measured on these data{recalled}")
+        return open_subjects(adapted, size, **how)
     try:
         subjects = open_subjects(data, size, normalization=stored, **how)
     except ValueError as error:
@@ -121,6 +121,22 @@ def _other_bands(config: MMMAEConfig, subjects: Subjects) -> dict[str, Any]:
     if changes or any(abs(ours - theirs) > 0.01 for ours, theirs in zip(nm, config.wavelengths, strict=True)):
         changes["wavelengths"] = nm
     return changes
+
+
+def _read_as_stored(data: TrainedDataOptions, stored: Path | None) -> tuple[TrainedDataOptions, str]:
+    """Return the options with the nodata and scale of the stored statistics where they give none, and say which."""
+    from ..data import Normalization
+
+    modalities = ["hsi", *aux_folders(data.aux)]
+    given, recalled = data.by_modality(modalities), []
+    options: dict[str, list[str]] = {"nodata": list(data.nodata), "scale": list(data.scale)}
+    for modality, reading in Normalization.load(stored).reading.items() if stored is not None else ():
+        for option, value in reading.items():
+            if modality in modalities and modality not in given[option]:
+                options[option].append(f"{modality}={value}")
+                recalled.append(f"--{option} {modality}={value}")
+    text = f", which are read with {' '.join(recalled)} as the model's were" if recalled else ""
+    return dataclasses.replace(data, **options), text
 
 
 def _reading(subjects: Subjects) -> str:

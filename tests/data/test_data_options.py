@@ -332,3 +332,32 @@ def test_statistics_without_nodata_and_scale_take_none_and_those_of_others_any(t
         open_subjects(parse(turned, *words)[0], None)
     Normalization(measured.percentiles, measured.selection).save(turned / "statistics.json")
     open_subjects(parse(turned, *words)[0], None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "read"),
+    [
+        (
+            (),
+            "read with --nodata hsi=-9999.0 --scale hsi=0.5 as the model's were",
+            {"nodata": "-9999.0", "scale": "0.5"},
+        ),
+        (("--scale", "2"), "read with --nodata hsi=-9999.0 as the model's were", {"nodata": "-9999.0", "scale": "2.0"}),
+        (("--nodata", "nan", "--scale", "1"), "measured on these data\n", {"nodata": "nan", "scale": "1.0"}),
+    ],
+)
+def test_adapted_statistics_keep_the_stored_nodata_and_scale(turned, scaled, tmp_path, capsys, options, said, read):
+    encoder = HSIEncoder(CONFIG.replace(bands=12, aux={}))
+    encoder.save_pretrained(tmp_path / "encoder")
+    stored = scaled.normalization
+    Normalization(stored.percentiles, {}, stored.reading).save(tmp_path / "encoder" / "normalization.json")
+    words = ["--hsi", "{folder}/hsi", *READING[:4], "--bands", "0-11", "--adapt-normalization", *options]
+    data = tyro.cli(
+        TrainedDataOptions,
+        args=[word.format(folder=turned) for word in words],
+        config=(tyro.conf.OmitArgPrefixes,),
+        registry=registry,
+    )
+    _, subjects = load_encoder(data, tmp_path / "encoder")
+    assert said in capsys.readouterr().out
+    assert subjects.normalization.reading == {"hsi": read}
