@@ -1,7 +1,8 @@
 // Rows of float32, bfloat16 or float16, which the kernels read and write in float32.
 //
-// Each kernel exists once, for rows of float. A float32 row is read and written where it is. A row of another dtype is
-// widened into a buffer before, or rounded from a buffer after; the buffers stay in the core's caches.
+// Most kernels exist once, for rows of float. A float32 row is read and written where it is. A row of another dtype is
+// widened into a buffer before, or rounded from a buffer after; the buffers stay in the core's caches. GELU, which is
+// bound by arithmetic, exists once for each type of numbers instead (halves.h).
 #pragma once
 
 #include "cpu/arrays.h"

@@ -1,5 +1,6 @@
 // Exact GELU on the CPU, and its gradient with the activation computed again in the same pass.
 #include "cpu/floats.h"
+#include "cpu/halves.h"
 #include "cpu/rows.h"
 
 #include <nanobind/stl/array.h>
@@ -59,23 +60,52 @@ inline Normal normal(float x) {
     return {x < 0 ? tail : 1.0f - tail, e};
 }
 
-MMMAE_VECTOR void activate(float* __restrict activated, const float* __restrict hidden, const float* __restrict bias,
-                           int64_t width) {
+// E is the type of the numbers in memory, which are computed in float.
+template <typename E>
+[[gnu::always_inline]] inline void activate(E* __restrict activated, const E* __restrict hidden,
+                                            const float* __restrict bias, int64_t width) {
     for (int64_t i = 0; i < width; ++i) {
-        const float x = hidden[i] + bias[i];
-        activated[i] = x * normal(x).cumulative;
+        const float x = to_float(hidden[i]) + bias[i];
+        assign(activated[i], x * normal(x).cumulative);
     }
 }
 
 // Overwrites the gradient of the activation with the gradient of its input.
-MMMAE_VECTOR void differentiate(float* __restrict grad, float* __restrict activated, float* __restrict sum,
-                                const float* __restrict hidden, const float* __restrict bias, int64_t width) {
+template <typename E>
+[[gnu::always_inline]] inline void differentiate(E* __restrict grad, E* __restrict activated, float* __restrict sum,
+                                                 const E* __restrict hidden, const float* __restrict bias,
+                                                 int64_t width) {
     for (int64_t i = 0; i < width; ++i) {
-        const float x = hidden[i] + bias[i];
+        const float x = to_float(hidden[i]) + bias[i];
         const Normal at = normal(x);
-        activated[i] = x * at.cumulative;
-        grad[i] *= at.cumulative + x * (0.398942280f * at.exponential);
-        sum[i] += grad[i];
+        assign(activated[i], x * at.cumulative);
+        const float changed = to_float(grad[i]) * (at.cumulative + x * (0.398942280f * at.exponential));
+        assign(grad[i], changed);
+        sum[i] += changed;
+    }
+}
+
+// A template can't be compiled for several instruction sets, so these are functions.
+#define MMMAE_GELU(E)                                                                                                  \
+    MMMAE_VECTOR void activate_row(E* __restrict activated, const E* __restrict hidden, const float* __restrict bias,  \
+                                   int64_t width) {                                                                    \
+        activate(activated, hidden, bias, width);                                                                      \
+    }                                                                                                                  \
+    MMMAE_VECTOR void differentiate_row(E* __restrict grad, E* __restrict activated, float* __restrict sum,            \
+                                        const E* __restrict hidden, const float* __restrict bias, int64_t width) {     \
+        differentiate(grad, activated, sum, hidden, bias, width);                                                      \
+    }
+MMMAE_GELU(float)
+MMMAE_GELU(Bfloat16)
+MMMAE_GELU(Float16)
+#undef MMMAE_GELU
+
+// Calls body with a number of the type of a dtype.
+template <typename Body> void with_type(int dtype, Body body) {
+    switch (dtype) {
+        case FLOAT32: return body(float());
+        case BFLOAT16: return body(Bfloat16());
+        default: return body(Float16());
     }
 }
 
@@ -86,17 +116,16 @@ static void gelu(Address hidden_address, Sizes<2> hidden_strides, Address bias_a
     nb::gil_scoped_release release;
     check_threads(threads);
     const int64_t inner = sizes[1], rows = sizes[0] * inner, width = sizes[2];
-    const Input hidden(hidden_address, hidden_strides, dtype, width);
-    const Output activated(activated_address, dtype, width);
-    const Buffers buffers(dtype != FLOAT32, threads, 2, width);
     const std::vector<float> zeros(bias_address ? 0 : width);
     const float* added = bias_address ? pointer<const float>(bias_address) : zeros.data();
+    with_type(dtype, [&](auto number) {
+        using E = decltype(number);
+        const View<const E, 2> hidden(hidden_address, hidden_strides);
+        const View<E, 1> activated(activated_address, {width});
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width * GELU_COST >= PARALLEL_ELEMENTS)
-    for (int64_t r = 0; r < rows; ++r) {
-        float* out = activated.row(r, buffers[1]);
-        activate(out, hidden.row(r / inner, r % inner, buffers[0]), added, width);
-        activated.store(r, out);
-    }
+        for (int64_t r = 0; r < rows; ++r)
+            activate_row(activated.at(r), hidden.at(r / inner, r % inner), added, width);
+    });
 }
 
 static void gelu_backward(Address grad_address, Address hidden_address, Sizes<2> hidden_strides, Address bias_address,
@@ -105,25 +134,23 @@ static void gelu_backward(Address grad_address, Address hidden_address, Sizes<2>
     nb::gil_scoped_release release;
     check_threads(threads);
     const int64_t inner = sizes[1], rows = sizes[0] * inner, width = sizes[2];
-    const Input hidden(hidden_address, hidden_strides, dtype, width);
-    const Output grad(grad_address, dtype, width), activated(activated_address, dtype, width);
-    auto* grad_bias = pointer<float>(grad_bias_address);
-    const Buffers buffers(dtype != FLOAT32, threads, 3, width);
     const std::vector<float> zeros(bias_address ? 0 : width);
     const float* added = bias_address ? pointer<const float>(bias_address) : zeros.data();
     const int64_t parts = ColumnSums::parts(rows);
     ColumnSums sums(parts, width);
+    with_type(dtype, [&](auto number) {
+        using E = decltype(number);
+        const View<const E, 2> hidden(hidden_address, hidden_strides);
+        const View<E, 1> grad(grad_address, {width}), activated(activated_address, {width});
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * width * GELU_COST >= PARALLEL_ELEMENTS)
-    for (int64_t part = 0; part < parts; ++part) {
-        sums.begin(part);
-        for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r) {
-            float *changed = grad.load(r, buffers[0]), *out = activated.row(r, buffers[1]);
-            differentiate(changed, out, sums.recent(part), hidden.row(r / inner, r % inner, buffers[2]), added, width);
-            grad.store(r, changed);
-            activated.store(r, out);
+        for (int64_t part = 0; part < parts; ++part) {
+            sums.begin(part);
+            for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r)
+                differentiate_row(grad.at(r), activated.at(r), sums.recent(part), hidden.at(r / inner, r % inner),
+                                  added, width);
         }
-    }
-    if (grad_bias) sums.store(grad_bias);
+    });
+    if (grad_bias_address) sums.store(pointer<float>(grad_bias_address));
 }
 
 void bind_gelu_linear(nb::module_& module) {
