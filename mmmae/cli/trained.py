@@ -74,10 +74,13 @@ def trained_subjects(
     return subjects
 
 
-def load_encoder(data: TrainedDataOptions, folder: Path, window: int | None = None) -> tuple[HSIEncoder, Subjects]:
+def load_encoder(
+    data: TrainedDataOptions, folder: Path, window: int | None = None, *, tiles: Edges | None = None
+) -> tuple[HSIEncoder, Subjects]:
     """Load an encoder and open the data for it; if they have other bands, its position embeddings are resized.
 
-    For windows of so many pixels the encoder has their size, and the data keep their own.
+    For windows of so many pixels the encoder has their size, and the data keep their own. For `tiles` see
+    `trained_subjects`.
 
     Raises:
         ValueError: files, options and data do not fit.
@@ -88,7 +91,7 @@ def load_encoder(data: TrainedDataOptions, folder: Path, window: int | None = No
     if data.aux:
         raise ValueError("--aux is not used: an encoder takes hyperspectral cubes alone")
     encoder = HSIEncoder.from_pretrained(folder)
-    subjects = trained_subjects(data, encoder.config, folder, tiles=None if window is None else "refuse")
+    subjects = trained_subjects(data, encoder.config, folder, tiles=tiles if window is None else "refuse")
     changes = _other_bands(encoder.config, subjects)
     if changes:
         at = "" if "wavelengths" not in changes else " at other wavelengths"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import struct
 import zipfile
@@ -12,17 +11,15 @@ from typing import IO, get_args
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ...checks import check_choice, check_whole
-from ...data import Batch, collate
-from ...data.loading import SampleLoader
+from ...data import Batch
 from ...data.subjects import Subjects
 from ...files import check_can_write, write_atomically
 from ...model.encoder import HSIEncoder
 from ...precision import Precision, autocast, resolve_precision
+from .batches import batches
 
 POOLS = ("mean", "spatial", "tokens")
 SUFFIXES = (".safetensors", ".npz")
@@ -93,7 +90,6 @@ def encode(
     groups, height, width = config.grid
     row = {"mean": (), "spatial": (height, width), "tokens": (groups, height, width)}[pool]
     shape = (len(subjects), *row, config.dim)
-    _ = subjects.normalization  # computed before workers start
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = features(encoder, subjects, pool, batch, workers, device, precision)
     write = _write_npz if out.suffix == ".npz" else _write_safetensors
@@ -123,27 +119,22 @@ def features(
     precision: Precision = "32",
 ) -> Iterator[Tensor]:
     """Yield the features of one batch after another, float32 on the CPU, and show the progress."""
-    loader: SampleLoader[Batch] = SampleLoader(
-        subjects,  # type: ignore[arg-type]
-        batch_size=batch,
-        collate_fn=functools.partial(collate, modalities=()),
-        num_workers=workers,
-    )
     encoder = encoder.eval().to(device)
-    columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress, torch.inference_mode():
-        bar = progress.add_task("", total=len(subjects))
-        for samples in loader:
-            with autocast(precision, torch.device(device)):
-                tokens = encoder(samples.hsi.to(device)).float()
-            rows = pooled(tokens.unflatten(1, encoder.config.grid), pool).cpu()
-            _check_finite(rows, samples, precision)
-            yield rows
-            progress.advance(bar, len(samples))
+    for samples in batches(subjects, batch, workers, label="encoding"):
+        rows = pooled(encode_batch(encoder, samples, precision, device), pool).cpu()
+        check_finite(rows, samples, precision)
+        yield rows
 
 
-def _check_finite(rows: Tensor, samples: Batch, precision: Precision) -> None:
+@torch.inference_mode()
+def encode_batch(encoder: HSIEncoder, samples: Batch, precision: Precision, device: str) -> Tensor:
+    """Return the tokens of a batch, `[B, t, h, w, D]` float32."""
+    with autocast(precision, torch.device(device)):
+        tokens: Tensor = encoder(samples.hsi.to(device)).float()
+    return tokens.unflatten(1, encoder.config.grid)
+
+
+def check_finite(rows: Tensor, samples: Batch, precision: Precision) -> None:
     """Raise ValueError if a feature is not finite; the message names the first subject and the likely cause."""
     finite = rows.flatten(1).isfinite().all(1)
     if finite.all():

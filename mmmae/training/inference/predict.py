@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...checks import check_choice, check_whole
-from ...data import Batch, Sample, collate
-from ...data.loading import SampleLoader
 from ...data.readers.windows import Window
 from ...data.subjects import Subjects
 from ...data.tiles import Position, fit, scene_sizes
-from ...data.windows import reflect, reflect_windows
+from ...data.windows import reflect_windows
 from ...files import check_can_write, file_for, write_atomically
 from ...model.encoder import LinearClassifier
 from ...model.finetuned import FinetunedModel
@@ -27,8 +24,7 @@ from ...model.heads import SegmentationModel
 from ...model.pixels import PixelClassifier
 from ...precision import Precision, autocast, resolve_precision
 from ...text import cell
-from ..finetuning.labels import scene_names
-from .bar import progress_bar
+from .batches import batches, first_subjects
 from .class_maps import Classes, write_map
 from .encode import usable_device
 from .rasters import find_place
@@ -88,9 +84,7 @@ def predict_scenes(
     forward = _check(model, subjects, classes, batch, workers, device, precision)
     chosen = Classes.of(classes, values)
     sizes = scene_sizes(subjects.positions)
-    firsts: dict[str, int] = {}
-    for index, scene in enumerate(scene_names(subjects)):
-        firsts.setdefault(scene, index)
+    firsts = first_subjects(subjects)
     paths = {scene: file_for(out, scene, ".tif") for scene in firsts}
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -145,7 +139,7 @@ def predict_subjects(
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["name", "class", *(f"probability of {cell(name)}" for name in classes)])
-            for samples in _batches(subjects, None, batch, workers):
+            for samples in batches(subjects, batch, workers, label="predicting"):
                 logits = forward(samples.hsi, samples.names.__getitem__)
                 for name, row in zip(samples.names, logits.softmax(1).tolist(), strict=True):
                     found.append(classes[row.index(max(row))])
@@ -195,33 +189,10 @@ def _check(
     return forward
 
 
-def _batches(subjects: Subjects, window: int | None, batch: int, workers: int) -> Iterator[Batch]:
-    """Yield batches of samples, and show the progress."""
-    _ = subjects.normalization  # computed before workers start
-    loader: SampleLoader[Batch] = SampleLoader(
-        subjects, batch_size=batch, collate_fn=functools.partial(_squares, window), num_workers=workers
-    )
-    with progress_bar("predicting", len(subjects)) as advance:
-        for samples in loader:
-            yield samples
-            advance(len(samples))
-
-
-def _squares(window: int | None, samples: Sequence[Sample]) -> Batch:
-    """Stack samples; if a window is given, each is continued to a square of so many pixels by reflection."""
-    if window is None:
-        return collate(samples, ())
-    squares = []
-    for sample in samples:
-        rows, columns = (reflect(torch.arange(max(side, window)), side) for side in sample.valid.shape)
-        squares.append(Sample(sample.name, sample.hsi[..., rows, :][..., columns], {}, sample.valid[rows][:, columns]))
-    return collate(squares, ())
-
-
 def _tiles(forward: Forward, subjects: Subjects, window: int | None, batch: int, workers: int) -> Iterator[Tile]:
     """Yield the logits of each tile, or of each subject that is a scene of its own, in their order."""
     positions = iter(subjects.positions)
-    for samples in _batches(subjects, window, batch, workers):
+    for samples in batches(subjects, batch, workers, label="predicting", window=window):
         predicted = forward(samples.hsi, samples.names.__getitem__)
         for name, valid, logits in zip(samples.names, samples.valid, predicted, strict=True):
             place = next(positions, None) or Position(name, Window(0, 0, *valid.shape))
@@ -238,7 +209,7 @@ def _pixels(
     """Yield the logits of the pixels whose windows lie in a tile, or reach beyond the scene, where it is reflected."""
     positions, sizes = iter(subjects.positions), scene_sizes(subjects.positions)
     half = window // 2
-    for samples in _batches(subjects, None, 1, workers):
+    for samples in batches(subjects, 1, workers, label="predicting"):
         (name,), (hsi,), (valid,) = samples.names, samples.hsi, samples.valid
         scene, (row, column, height, width) = next(positions, None) or Position(name, Window(0, 0, *valid.shape))
         total = sizes.get(scene, (height, width))

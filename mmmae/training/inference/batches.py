@@ -1,0 +1,56 @@
+"""Batches of all subjects, once and in order, with a progress bar."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ...data import Batch, Sample, collate
+from ...data.loading import SampleLoader
+from ...data.subjects import Subjects
+from ...data.windows import reflect
+
+
+def batches(subjects: Subjects, batch: int, workers: int, *, label: str, window: int | None = None) -> Iterator[Batch]:
+    """Yield batches without auxiliary images, and show the progress on standard error, if that is a terminal.
+
+    Args:
+        subjects: the subjects.
+        batch: samples in a batch.
+        workers: processes that read data.
+        label: what the bar is called.
+        window: side in pixels of squares, to which smaller samples are continued by reflection; None: all samples have
+            one size.
+    """
+    _ = subjects.normalization  # computed before workers start
+    stack = functools.partial(_stack, window)
+    loader: SampleLoader[Batch] = SampleLoader(subjects, batch_size=batch, collate_fn=stack, num_workers=workers)
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(subjects))
+        for samples in loader:
+            yield samples
+            progress.advance(bar, len(samples))
+
+
+def first_subjects(subjects: Subjects) -> dict[str, int]:
+    """Return scene -> number of its first tile, or name -> number if the subjects are no tiles."""
+    firsts: dict[str, int] = {}
+    for index, scene in enumerate([position.scene for position in subjects.positions] or subjects.names):
+        firsts.setdefault(scene, index)
+    return firsts
+
+
+def _stack(window: int | None, samples: Sequence[Sample]) -> Batch:
+    if window is None:
+        return collate(samples, ())
+    squares = []
+    for sample in samples:
+        rows, columns = (reflect(torch.arange(max(side, window)), side) for side in sample.valid.shape)
+        squares.append(Sample(sample.name, sample.hsi[..., rows, :][..., columns], {}, sample.valid[rows][:, columns]))
+    return collate(squares, ())
