@@ -115,15 +115,25 @@ def test_a_copy_that_is_in_no_group_is_seen():
     assert outcome(product(), lambda ptx: ptx.replace("cp.async.commit_group;", "")) == "Race"
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("access", ["ld.global", "st.global", "ld.shared", "st.shared", "ldmatrix", "cp.async.c"])
-def test_every_offset_that_is_changed_is_seen(name, access):
+ACCESSES = ("ld.global", "st.global", "ld.shared", "st.shared", "ldmatrix", "cp.async.c")
+
+
+def check_changed_offsets(name, access, every):
+    """Change the first, middle and last offset of an access, or `every` one, each alone, and see the launch fail."""
     case = CASES[name]()
     pattern = rf"({re.escape(access)}[^;]*\[\s*%r\w*)(\s*\+\s*(\d+)\s*)?\]"
-    for n, match in enumerate(re.finditer(pattern, case.ptx)):
+    found = list(enumerate(re.finditer(pattern, case.ptx)))
+    for n, match in found if every or len(found) <= 3 else [found[0], found[len(found) // 2], found[-1]]:
         element = 8 if name == "sort" else 4 if "32" in match[1] or "32" in access else 2
         changed = replace_nth(pattern, rf"\g<1>+{int(match[3] or 0) + element}]", n)
         assert outcome(case, changed) != "right", match[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("access", ACCESSES)
+def test_an_offset_that_is_changed_is_seen(name, access):
+    """tests/soak/test_ptx_offsets.py changes all of them."""
+    check_changed_offsets(name, access, every=False)
 
 
 def test_an_address_in_the_middle_of_an_element_is_misaligned():
