@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .readers.conversion import conversion
 from .readers.cube import SUFFIXES
 from .readers.envi import ENVI_DATA_SUFFIXES, envi_data_files, envi_header
 from .readers.pictures import PICTURE_SUFFIXES
@@ -91,7 +92,10 @@ def images_in(modality: str, folder: Path) -> list[tuple[str, Path]]:
         raise ValueError(f"modality {modality!r}: the folder {folder} {what}")
     images = _images(folder)
     if not images:
-        raise ValueError(f"modality {modality!r}: no image in {folder}, expected files ending in {' '.join(SUFFIXES)}")
+        files = (path for path in sorted(folder.iterdir()) if path.is_file())
+        way_out = next((f"; {path.name} {phrase}" for path in files if (phrase := conversion(path))), "")
+        expected = f"expected files ending in {' '.join(SUFFIXES)}{way_out}"
+        raise ValueError(f"modality {modality!r}: no image in {folder}, {expected}")
     return images
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from mmmae.data import read_cube
+from mmmae.data import PairedFolder, read_cube
 from mmmae.data.readers.cube import read_layout
 from mmmae.data.readers.windows import Window
 from tests.data.product_files import ENMAP_BAND, PRODUCTS, with_xml
@@ -90,8 +90,30 @@ def test_the_images_of_both_detectors_take_their_bands(tmp_path, rng):
 
 def test_one_band_of_a_hyperion_scene_is_refused(tmp_path, write_raster, values):
     path = write_raster(tmp_path / "EO1H0440342002212110PY_B012_L1T.TIF", values[:1], driver="GTiff")
-    with pytest.raises(ValueError, match="stack its bands"):
+    way_out = r"one band of a scene: stack them by gdalbuildvrt -separate scene.vrt EO1H0440342002212110PY_B\*_L1T.TIF"
+    with pytest.raises(ValueError, match=way_out):
         read_cube(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "way_out"),
+    [
+        (
+            "a.hdf",
+            b"\x0e\x03\x13\x01",
+            "a.hdf is HDF4, which is not read: gdalinfo a.hdf lists .* gdal_translate NAME a.tif",
+        ),
+        ("a.L1R", b"\x0e\x03\x13\x01", "a.L1R is HDF4"),
+        ("a.hdf", b"\x89HDF\r\n\x1a\n", r"a.hdf is HDF5: give its name the suffix .h5, .* instead of .hdf"),
+        ("a.jp2", b"\0\0\0\x0cjP  \r\n", "a.jp2 is JPEG 2000, which is not read: gdal_translate a.jp2 a.tif"),
+    ],
+)
+def test_a_format_that_is_not_read_is_refused_with_a_way_out(tmp_path, name, content, way_out):
+    (tmp_path / name).write_bytes(content + bytes(100))
+    with pytest.raises(ValueError, match=way_out.replace(f"{name} ", f"{name}: ", 1)):
+        read_cube(tmp_path / name)
+    with pytest.raises(ValueError, match=f"no image in .*; {way_out}"):
+        PairedFolder(tmp_path)
 
 
 @pytest.mark.parametrize("format", ["NETCDF4", "NETCDF3_CLASSIC", "NETCDF3_64BIT_OFFSET"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .arrays import Arrays, can_hold, equal_to
 from .containers import CONTAINER_SUFFIXES, container_layout, read_container
+from .conversion import conversion
 from .envi import ENVI_DATA_SUFFIXES, envi_layout, read_envi
 from .pictures import PICTURE_SUFFIXES, picture_layout, read_picture
 from .rasters import TIFF_SUFFIXES, read_tiff, tiff_layout
@@ -180,6 +181,8 @@ def _errors_with_path(path: Path, dataset: str | None, axes: str | None) -> Iter
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if suffix not in SUFFIXES:
+        if (way_out := conversion(path)) is not None:
+            raise ValueError(f"{path}: {way_out}")
         raise ValueError(f"{path}: unknown suffix {suffix!r}, expected one of {' '.join(SUFFIXES)}")
     if suffix not in (*CONTAINER_SUFFIXES, *TIFF_SUFFIXES) and (dataset is not None or axes not in (None, "THW")):
         raise ValueError(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Arrays, ArraysLayout
+from .conversion import stacking
 from .declared import Scaling, is_nodata, numbers_in
 from .stored import Attributes, StoredArrays
 
@@ -132,7 +133,7 @@ def matching(arrays: StoredArrays, pattern: str) -> list[str]:
 
 
 _SPECTRAL_IMAGE = re.compile(r"(?P<scene>.+)-SPECTRAL_IMAGE(_(?P<detector>VNIR|SWIR))?(_COG)?\.tiff?", re.IGNORECASE)
-_HYPERION_BAND = re.compile(r"EO1H\w+_B\d{3}_L1\w+\.tiff?", re.IGNORECASE)
+_HYPERION_BAND = re.compile(r"(?P<scene>EO1H\w+_B)\d{3}(?P<rest>_L1\w+\.tiff?)", re.IGNORECASE)
 _LARGEST_XML = 2**26
 
 
@@ -172,8 +173,8 @@ class _Metadata(NamedTuple):
 
 
 def _metadata(path: Path, bands: int) -> _Metadata | None:
-    if _HYPERION_BAND.fullmatch(path.name):
-        raise ValueError("is one band of a Hyperion scene; stack its bands in one file, as by gdal_merge.py -separate")
+    if band := _HYPERION_BAND.fullmatch(path.name):
+        raise ValueError(stacking(path, f"{band['scene']}*{band['rest']}"))
     named = _SPECTRAL_IMAGE.fullmatch(path.name)
     if named is None:
         return None
