@@ -32,7 +32,7 @@ from .stitching import Tile, stitch
 
 PIXELS = 64  # that a batch has for each tile, where each pixel has a window of its own
 
-Forward: TypeAlias = Callable[[Tensor, Callable[[int], str]], Tensor]
+Forward: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]  # samples and their names -> logits
 
 
 def predict_scenes(
@@ -86,6 +86,8 @@ def predict_scenes(
     sizes = scene_sizes(subjects.positions)
     firsts = first_subjects(subjects)
     paths = {scene: file_for(out, scene, ".tif") for scene in firsts}
+    if probabilities and (twice := next((scene for scene in firsts if f"{scene}_probabilities" in firsts), None)):
+        raise ValueError(f"the probabilities of {twice!r} would have the name of another map; rename a scene")
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PixelClassifier):
@@ -140,7 +142,7 @@ def predict_subjects(
             writer = csv.writer(file)
             writer.writerow(["name", "class", *(f"probability of {cell(name)}" for name in classes)])
             for samples in batches(subjects, batch, workers, label="predicting"):
-                logits = forward(samples.hsi, samples.names.__getitem__)
+                logits = forward(samples.hsi, samples.names)
                 for name, row in zip(samples.names, logits.softmax(1).tolist(), strict=True):
                     found.append(classes[row.index(max(row))])
                     writer.writerow([cell(name), cell(found[-1]), *(f"{probability:.6f}" for probability in row)])
@@ -173,8 +175,8 @@ def _check(
     chosen = resolve_precision(precision, place, config.dim)
     model = model.eval().to(place)
 
-    def forward(hsi: Tensor, name: Callable[[int], str]) -> Tensor:
-        """Return logits, float32 on the CPU; `name` gives the name of a sample, for errors."""
+    def forward(hsi: Tensor, names: Sequence[str]) -> Tensor:
+        """Return logits, float32 on the CPU."""
         with autocast(chosen, place), torch.inference_mode():
             logits: Tensor = model(hsi.to(place)).float()
         if logits.dim() == 4 and logits.shape[-2:] != hsi.shape[-2:]:
@@ -182,8 +184,8 @@ def _check(
         logits = logits.cpu()
         finite = logits.flatten(1).isfinite().all(1)
         if not finite.all():
-            place_of_error = name(int((~finite).nonzero()[0]))
-            raise ValueError(f"subject {place_of_error!r}: its logits are not finite; try --precision 32")
+            name = names[int((~finite).nonzero()[0])]
+            raise ValueError(f"subject {name!r}: its logits are not finite; try --precision 32")
         return logits
 
     return forward
@@ -193,7 +195,7 @@ def _tiles(forward: Forward, subjects: Subjects, window: int | None, batch: int,
     """Yield the logits of each tile, or of each subject that is a scene of its own, in their order."""
     positions = iter(subjects.positions)
     for samples in batches(subjects, batch, workers, label="predicting", window=window):
-        predicted = forward(samples.hsi, samples.names.__getitem__)
+        predicted = forward(samples.hsi, samples.names)
         for name, valid, logits in zip(samples.names, samples.valid, predicted, strict=True):
             place = next(positions, None) or Position(name, Window(0, 0, *valid.shape))
             _, (_, _, height, width) = place
@@ -223,5 +225,5 @@ def _pixels(
         for places in inner.nonzero().split(batch * PIXELS):  # [n, 2]
             rows, columns = places.T
             squares = reflect_windows(hsi, rows + top, columns + left, window)
-            logits[:, rows, columns] = forward(squares, lambda _, name=name: name).T
+            logits[:, rows, columns] = forward(squares, [name] * len(squares)).T
         yield Tile(scene, Window(row + top, column + left, *inner.shape), logits, inner)
