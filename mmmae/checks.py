@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 
 INTERVALS: dict[str, Callable[[float], bool]] = {
@@ -26,6 +27,8 @@ def check_whole(name: str, value: object, least: int) -> None:
 
 def check_number(name: str, value: object, interval: str) -> None:
     """Raise ValueError unless `value` is a finite number in one of the `INTERVALS`."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{name} has {len(str(abs(value)))} digits, expected a number {interval}")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not INTERVALS[interval](value):  # type: ignore[arg-type]
         raise ValueError(f"{name} is {value!r}, expected a number {interval}")

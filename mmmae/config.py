@@ -15,6 +15,7 @@ from torch import nn
 from mmmae_kernels.checks import described
 
 from .checks import check_number, check_whole, is_whole
+from .files import json_value
 
 Preset: TypeAlias = Literal["base", "vit", "tiny"]
 AuxEncoder: TypeAlias = Literal["vit", "cnn"]
@@ -35,6 +36,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "decoder_heads": 2,
     },
 }
+MOST_LAYERS, MOST_OF_ANYTHING, MOST_PARAMETERS = 10_000, 10**9, 10**11  # of a config that is no slip or attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +119,13 @@ class MMMAEConfig:
         for field in (*counts, "decoder_dim", "decoder_depth", "decoder_heads"):
             check_whole(f"config: {field}", getattr(self, field), 1)
         check_whole("config: conditioning_depth", self.conditioning_depth, 0)
+        for field in (*counts, "conditioning_depth", "decoder_dim", "decoder_depth", "decoder_heads"):
+            most = MOST_LAYERS if field.endswith("depth") else MOST_OF_ANYTHING
+            self._expect(field, getattr(self, field) <= most, f"at most {most}")
         patch = self.patch
         is_patch = isinstance(patch, (tuple, list)) and len(patch) == 3 and all(is_whole(p, 1) for p in patch)
         self._expect("patch", is_patch, "three whole numbers >= 1: bands, rows, columns")
+        self._expect("patch", max(patch) <= MOST_OF_ANYTHING, f"numbers of at most {MOST_OF_ANYTHING}")
         object.__setattr__(self, "patch", tuple(patch))
         pt, ph, pw = self.patch
         self._expect("bands", self.bands % pt == 0, f"a multiple of the spectral patch {pt}")
@@ -132,8 +138,10 @@ class MMMAEConfig:
         self._expect("heads", self.dim % self.heads == 0, f"a divisor of dim {self.dim}")
         self._expect("decoder_heads", self.decoder_dim % self.decoder_heads == 0, f"a divisor of {self.decoder_dim}")
         check_number("config: mlp_ratio", self.mlp_ratio, "> 0")
+        self._expect("mlp_ratio", self.mlp_ratio <= MOST_OF_ANYTHING, f"at most {MOST_OF_ANYTHING}")
         self._expect("mlp_ratio", round(self.dim * self.mlp_ratio) >= 1, f"enough for one channel of {self.dim}")
         self._check_aux()
+        self._check_parameters()
         check_number("config: conditioning_dropout", self.conditioning_dropout, "in [0, 1)")
         check_number("config: mask_ratio", self.mask_ratio, "in [0, 1)")
         self._expect("mask_ratio", self.keep >= 1, f"small enough to keep one of {self.tokens} tokens")
@@ -154,7 +162,7 @@ class MMMAEConfig:
             return
         try:
             wavelengths = tuple(float(wavelength) for wavelength in self.wavelengths)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             wavelengths = ()
         self._expect("wavelengths", bool(wavelengths), "finite numbers > 0 in nm, one a band")
         for band, wavelength in enumerate(wavelengths):
@@ -176,6 +184,7 @@ class MMMAEConfig:
                 "aux", bool(is_name), f"names of letters, digits and _ that PyTorch can register, not {name!r}"
             )
             self._expect("aux", is_whole(channels, 1), f"whole channel counts >= 1, not {name}: {channels}")
+            self._expect("aux", channels <= MOST_OF_ANYTHING, f"at most {MOST_OF_ANYTHING} channels")
         object.__setattr__(self, "aux", dict(self.aux))
         self._expect("aux_encoder", self.aux_encoder in ("vit", "cnn"), "'vit' or 'cnn'")
         if not self.aux:
@@ -188,6 +197,37 @@ class MMMAEConfig:
             self._expect("aux_patch", self.aux_patch % 4 == 0, "a multiple of 4 for the cnn: its stem takes a quarter")
             self._expect("aux_patch", self.aux_patch <= self.image_size, f"at most image_size {self.image_size}")
             self._expect("aux_dim", self.aux_dim % 32 == 0, "a multiple of 32 for the cnn: 8 groups in a quarter of it")
+
+    def _check_parameters(self) -> None:
+        """Raise ValueError if the model would have more parameters than memory can hold anywhere."""
+        count = self.least_parameters
+        if count > MOST_PARAMETERS:
+            part, share = max(self._matrix_sizes().items(), key=lambda entry: entry[1])
+            raise ValueError(
+                f"config: the model would have {count:.3g} parameters, expected at most {MOST_PARAMETERS:.0e}; "
+                f"{share:.3g} of them follow from {part}"
+            )
+
+    def _matrix_sizes(self) -> dict[str, int]:
+        """Return the parameters in matrices and position embeddings by the fields that they follow from."""
+        hidden, (t, h, w) = round(self.dim * self.mlp_ratio), self.grid
+        patch = self.in_channels * math.prod(self.patch)
+        aux = 12 * self.aux_depth * self.aux_dim**2 if self.aux_encoder == "vit" else 0
+        images = sum(aux + channels * self.aux_dim for channels in self.aux.values())
+        return {
+            "dim, depth and mlp_ratio": self.depth * self.dim * (4 * self.dim + 2 * hidden),
+            "dim, patch and in_channels": self.dim * patch,
+            "dim and conditioning_depth": self.conditioning_depth * 4 * self.dim**2 if self.aux else 0,
+            "dim, decoder_dim, image_size and bands": (h * w + t) * (self.dim + self.decoder_dim),
+            "decoder_dim and decoder_depth": self.decoder_depth * 12 * self.decoder_dim**2,
+            "decoder_dim and the target": self.decoder_dim * (self.dim + self.target_dim),
+            "aux, aux_dim and aux_depth": images,
+        }
+
+    @property
+    def least_parameters(self) -> int:
+        """A number of parameters that the model has at least: biases, norms and smaller parts are not counted."""
+        return sum(self._matrix_sizes().values())
 
     def _expect(self, field: str, condition: bool, allowed: str) -> None:
         if not condition:
@@ -272,8 +312,8 @@ class MMMAEConfig:
 def parse_json(text: str) -> dict[str, Any]:
     """Return the members of a JSON object with fields of a config, which are not checked."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = json_value(text)
+    except ValueError as error:
         raise ValueError(f"config: not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: the text holds {described(values)}, expected a JSON object")

@@ -113,6 +113,14 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def json_value(text: str) -> Any:
+    """Return the value of a JSON text; raise ValueError for any other text, however it is broken."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write plain JSON types into a file atomically."""
     text = json.dumps(content, indent=indent) + "\n"

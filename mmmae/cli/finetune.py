@@ -165,6 +165,7 @@ def _from_scratch(
     import torch
 
     from ..model.encoder import HSIEncoder
+    from ..training.pretrain import check_memory
 
     if data.aux:
         raise ValueError("--aux is not used: an encoder takes hyperspectral cubes alone")
@@ -185,8 +186,10 @@ def _from_scratch(
     subjects = trained_subjects(
         data, config_without_bands(preset, fields), None, tiles=None if window is None else "refuse"
     )
+    config = MMMAEConfig.preset(preset, **{**fields, "bands": subjects.bands, "aux": {}})
+    check_memory(config)
     torch.manual_seed(seed)
-    return HSIEncoder(MMMAEConfig.preset(preset, **{**fields, "bands": subjects.bands, "aux": {}})), subjects
+    return HSIEncoder(config), subjects
 
 
 def _another(encoder: HSIEncoder, seed: int, scratch: bool) -> HSIEncoder:

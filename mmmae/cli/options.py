@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -12,6 +11,7 @@ import tyro
 from tyro.conf import UseAppendAction
 
 from ..config import MMMAEConfig
+from ..files import json_value
 
 if TYPE_CHECKING:
     from ..data.readers.windows import Edges
@@ -285,9 +285,9 @@ def config_fields(items: Sequence[str]) -> dict[str, Any]:
         fields[field] = value
         for text in (value, f"[{value}]") if "," in value else (value,):
             try:
-                fields[field] = json.loads(text)
+                fields[field] = json_value(text)
                 break
-            except json.JSONDecodeError:
+            except ValueError:  # a word
                 continue
     return fields
 

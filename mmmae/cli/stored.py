@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from mmmae_kernels.checks import described
+
+from ..files import json_value
 from ..training.finetuning.settings import FinetuneSettings
 from ..training.settings import PretrainSettings
 
@@ -80,13 +82,16 @@ def read_file(path: Path, keys: set[str]) -> dict[str, Any]:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    text = path.read_text()
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text, expected JSON or YAML") from error
+    try:
+        content = json_value(text)
+    except ValueError:
         try:
             content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise ValueError(f"{path}: neither JSON nor YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping with some of {', '.join(sorted(keys))}")
@@ -101,6 +106,8 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
     words = []
     for field, value in settings.items():
         option = field.replace("_", "-")
+        if any(not isinstance(part, (str, int, float, type(None))) for part in _parts(value)):
+            raise ValueError(f"{field} is {described(value)}, expected a number, a word, or a list of them")
         if field == "compile" and value is False:
             value = "off"  # a later --compile overrides it, but not --no-compile
         if isinstance(value, bool):
@@ -112,10 +119,14 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def _parts(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
 def _mapping(content: Mapping[str, Any], key: str, path: Path, fields_of: type | None = None) -> dict[str, Any]:
     part = content.get(key, {})
     if not isinstance(part, dict):
-        raise ValueError(f"{path}: {key} is {part!r}, expected a mapping of fields")
+        raise ValueError(f"{path}: {key} is {described(part)}, expected a mapping of fields")
     if fields_of is not None:
         known = [field.name for field in dataclasses.fields(fields_of)]
         unknown = [str(field) for field in part if field not in known]

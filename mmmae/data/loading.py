@@ -151,7 +151,7 @@ def _share(batch: Any) -> None:
     The thread that sends a batch would do it, but only prints an error, and the process that waits for it hangs.
     """
     if isinstance(batch, Tensor):
-        batch.share_memory_()
+        batch.share_memory_()  # type: ignore[no-untyped-call]
     elif isinstance(batch, Mapping):
         _share(list(batch.values()))
     elif isinstance(batch, (list, tuple)):

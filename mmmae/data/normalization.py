@@ -1,6 +1,5 @@
 """Robust normalisation: per-band percentiles of a data set, the map defined by them, and their JSON file."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import write_json
+from ..files import json_value, write_json
 from .readers.cube import Cube
 
 PERCENTILES = (2, 50, 98)
@@ -104,7 +103,7 @@ class Normalization:
         if Path(path).is_dir():
             raise IsADirectoryError(f"{path}: is a folder, expected a file of normalisation statistics")
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_json(json_value(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: no such file") from None
         except ValueError as error:
@@ -129,7 +128,7 @@ class Normalization:
             selection = {name: str(text) for name, text in content.get("selection", {}).items()}
             reading = {name: remembered(given) for name, given in content.get("reading", {}).items()}
             return cls(percentiles, selection, reading)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__} {error}") from error
 
     def _centre_and_scale(self, name: str, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,11 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..config import MMMAEConfig
-from ..files import write_atomically, write_json
+from ..files import json_value, write_atomically, write_json
 from .encoder import HSIEncoder, LinearClassifier
 from .heads import HEAD_FORMAT, SegmentationModel
 from .pixels import PixelClassifier
-from .pretrained import CONFIG_NAME, WEIGHTS_NAME
+from .pretrained import CONFIG_NAME, WEIGHTS_NAME, check_weights
 
 TASKS = ("classification", "segmentation", "pixels")
 MOST_PIXELS = 65_536  # along the side of a window
@@ -114,8 +113,10 @@ def load_finetuned(
         with torch.device("meta"):
             encoder = HSIEncoder(MMMAEConfig.from_dict(config.encoder), kernels, attention)
             model = build(config.task, encoder, len(config.classes), **arguments)
-        model.load_state_dict(load_file(directory / WEIGHTS_NAME), strict=True, assign=True)
-    except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        weights = load_file(directory / WEIGHTS_NAME)
+        check_weights(model, weights)
+        model.load_state_dict(weights, strict=True, assign=True)
+    except (RuntimeError, ValueError, TypeError, KeyError, OverflowError, SafetensorError) as error:
         raise ValueError(f"{directory}: the files do not fit together as a fine-tuned model: {error}") from error
     for parameter in model.parameters():
         parameter.requires_grad_()
@@ -140,7 +141,7 @@ def task_of(model: FinetunedModel) -> str:
 def is_finetuned(directory: str | Path) -> bool:
     """Return whether a folder holds a fine-tuned model, rather than an encoder or a whole model."""
     try:
-        config = json.loads((Path(directory) / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = json_value((Path(directory) / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "task" in config and "classes" in config
@@ -157,7 +158,7 @@ def read_finetuned(directory: str | Path) -> FinetunedConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected a folder with a fine-tuned model")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_value(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     kinds = {"task": str, "classes": list, "head": dict, "encoder": dict}

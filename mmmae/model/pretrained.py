@@ -21,6 +21,8 @@ from .position import resize_positions
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
 MODEL_TYPE = "mmmae"  # by which transformers finds the class of a folder, see `mmmae.interop.huggingface`
 FOREIGN = ("model_type", "architectures", "dtype", "transformers_version")  # what transformers writes beside our fields
+SHOWN = 6  # names in a message
+TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 CARD = """---
 {{ card_data }}
 ---
@@ -167,9 +169,10 @@ class Pretrained(
             model = cls(config, kernels, attention)
         try:
             weights.update(resize_positions(weights, saved, config))
+            check_weights(model, weights)
             model.load_state_dict(weights, strict=True, assign=True)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{directory}: the weights do not fit the config: {error}") from error
+            raise ValueError(f"{directory / WEIGHTS_NAME}: the weights do not fit the config: {error}") from error
         for parameter in model.parameters():
             parameter.requires_grad_()
         return model
@@ -180,6 +183,30 @@ class Pretrained(
     ) -> tuple[MMMAEConfig, dict[str, Tensor]]:
         """Return the config and the weights of this class from those of a folder, which may hold a whole model."""
         raise NotImplementedError
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError that names the first weight which is missing, unknown, or not of the model's shape and finite.
+
+    Weights may be of any type of at least 16 bits.
+    """
+    expected = model.state_dict()
+    for kind, names in (
+        ("missing", [name for name in expected if name not in weights]),
+        ("unknown", [name for name in weights if name not in expected]),
+    ):
+        if names:
+            first = {tuple(name.split(".")[:2]): name for name in reversed(names)}  # of each block and encoder
+            shown = sorted(first.values(), key=names.index)[:SHOWN]
+            others = f" and {len(names) - len(shown)} others" if len(names) > len(shown) else ""
+            raise ValueError(f"{kind}: {', '.join(shown)}{others}")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            raise ValueError(f"{name} has shape {list(weight.shape)}, expected {list(expected[name].shape)}")
+        if weight.dtype not in TYPES:
+            raise ValueError(f"{name} has the type {weight.dtype}, expected one of {', '.join(map(str, TYPES))}")
+        if not bool(weight.isfinite().all()):
+            raise ValueError(f"{name} has values that are not finite")
 
 
 def save_weights(directory: str | Path, config: MMMAEConfig, weights: Mapping[str, Tensor]) -> None:
@@ -211,7 +238,7 @@ def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]
         raise ValueError(f"{directory / CONFIG_NAME}: {error}") from error
     try:
         return config, load_file(directory / WEIGHTS_NAME)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # the latter for a type that PyTorch does not have
         raise ValueError(f"{directory / WEIGHTS_NAME}: not a complete safetensors file: {error}") from error
 
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,15 +16,26 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmmae_kernels.checks import described
+
+from ..checks import check_whole
 from ..config import MMMAEConfig
 from ..files import write_atomically
+from ..model.pretrained import check_weights
 from .settings import FREE_SETTINGS, PretrainSettings
 
 LAST, PREVIOUS = Path("checkpoints") / "last.ckpt", Path("checkpoints") / "previous.ckpt"  # in a run's folder
 FileState: TypeAlias = tuple[int, int, int]  # inode, size, time of the last change
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "run")
+PARTS: Mapping[str, type] = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "global_step": int,
+    "run": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +76,19 @@ class Checkpoint:
     def is_finished(self, settings: PretrainSettings) -> bool:
         """Return whether the run has made all its steps, or has stopped early."""
         return bool(self.content["run"].get("finished")) or self.step >= settings.steps
+
+    def check_tensors(self, model: nn.Module) -> None:
+        """Raise ValueError that names the first weight or optimizer state that is not finite or does not fit."""
+        try:
+            check_weights(model, self.weights)
+            shapes = {weight.shape for weight in model.parameters()} | {torch.Size()}
+            for name, tensor in _tensors(self.content["optimizer_states"], "optimizer_states"):
+                if tensor.shape not in shapes:
+                    raise ValueError(f"{name} has shape {list(tensor.shape)}, expected that of a weight")
+                if not bool(tensor.isfinite().all()):
+                    raise ValueError(f"{name} has values that are not finite")
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
 
     def check_resumes(self, wanted: Mapping[str, Any]) -> None:
         """Raise ValueError unless a run described by `wanted` continues this one with the same losses."""
@@ -243,7 +267,32 @@ def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
         raise ValueError(f"{path}: no whole checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or any(part not in checkpoint for part in PARTS):
         raise ValueError(f"{path}: no checkpoint of a pretraining run, which has {', '.join(PARTS)}")
+    try:
+        _check_parts(checkpoint)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
     return checkpoint
+
+
+def _check_parts(checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError or TypeError unless the parts of a checkpoint have their types, and the run is described."""
+    for part, kind in PARTS.items():
+        if not isinstance(checkpoint[part], kind) or isinstance(checkpoint[part], bool):
+            raise ValueError(f"{part} is {described(checkpoint[part])}, expected {described(kind())}")
+    check_whole("global_step", checkpoint["global_step"], 0)
+    states = [isinstance(state, dict) and state.get("state") for state in checkpoint["optimizer_states"]]
+    if len(states) != 1 or not states[0]:
+        raise ValueError(f"optimizer_states holds {len(states)} parts, expected one, with the state of each weight")
+    for name, weight in checkpoint["state_dict"].items():
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"state_dict: {name} is {described(weight)}, expected a Tensor")
+    run = checkpoint["run"]
+    for field in ("model", "settings"):
+        if not isinstance(run.get(field), dict):
+            raise ValueError(f"run: {field} is {described(run.get(field))}, expected a dict of fields")
+    check_whole("run: ranks", run.get("ranks", 1), 1)
+    MMMAEConfig.from_dict(run["model"])
+    PretrainSettings(**run["settings"])
 
 
 def _check_sums(path: Path) -> None:
@@ -255,6 +304,15 @@ def _check_sums(path: Path) -> None:
         raise ValueError(f"{path}: no whole checkpoint: {error}") from error
     if damaged is not None:
         raise ValueError(f"{path}: no whole checkpoint: {damaged} is not what was written, by its checksum")
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested lists and dicts, each with the keys that lead to it."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(part, f"{name}[{key!r}]")
 
 
 def describe(config: MMMAEConfig, settings: PretrainSettings, ranks: int, subjects: Sequence[str]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Pretraining(lightning.LightningModule):
         super().__init__()
         self.run = run
         self.model, self.settings, self.throughput = model, settings, throughput
-        self.configured = False
+        self.configured = self.begun = False
         self.step: TrainingStep | None = None
         self.figures: Figures | None = None
         self.begin = 0  # first step of this process
@@ -65,6 +65,7 @@ class Pretraining(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Prepare the training step and the figures."""
         settings, self.begin = self.settings, self.global_step
+        self.begun = True
         if trains_by_itself(settings, self.trainer.world_size):
             self.step = TrainingStep(
                 self.model,

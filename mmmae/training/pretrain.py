@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
+import os
 import shlex
 import warnings
 from pathlib import Path
@@ -135,8 +136,11 @@ def pretrain(
     if world.rank == 0 and (device.type != "cpu" or settings.precision != "32"):
         print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
     _warn_of_no_contrast(config, settings, world)
+    check_memory(config)
     torch.manual_seed(settings.seed)
     model = fast_model(config)
+    if checkpoint is not None:
+        checkpoint.check_tensors(model)
     with contextlib.ExitStack() as held:
         if checkpoint is not None and checkpoint.is_finished(settings):
             if world.rank == 0:
@@ -209,6 +213,11 @@ def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, che
                 trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            if checkpoint is None or module.begun:
+                raise
+            reason = f"{type(error).__name__} {error}"
+            raise ValueError(f"{path}: the run can't go on from it: {reason}") from error
         except RuntimeError as error:
             if distributed.is_initialized() and _tells_of_a_lost_process(error):
                 raise ConnectionError(
@@ -221,6 +230,16 @@ def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, che
 def _tells_of_a_lost_process(error: RuntimeError) -> bool:
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")  # gloo's
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
+
+
+def check_memory(config: MMMAEConfig) -> None:
+    """Raise ValueError if the weights of a model do not fit into the memory of this machine."""
+    needed, there = 4 * config.least_parameters, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ValueError(
+            f"the weights of the model take {needed / 1e9:.0f} GB, this machine has {there / 1e9:.0f} GB of memory: "
+            f"choose a smaller dim, depth, patch or decoder"
+        )
 
 
 def _check_normalization(out: Path, normalization: Normalization, *, resumed: bool) -> None:
@@ -255,7 +274,7 @@ def _warn_of_no_contrast(config: MMMAEConfig, settings: PretrainSettings, world:
     if settings.batch * world.ranks == 1 and config.aux and config.contrastive_weight > 0 and world.rank == 0:
         warnings.warn(
             "with one sample a forward pass the contrastive loss is always 0: it tells the images of a sample from "
-            "those of others; give --batch 2 or more, or --set contrastive_weight=0",
+            "those of others; a batch of 2 or more has a contrast, a contrastive_weight of 0 does without",
             stacklevel=3,
         )
 

@@ -1,6 +1,5 @@
 """The pages of a TIFF file, read from its directories: what a stack of bands needs and GDAL does not compare."""
 
-import json
 import math
 import re
 import struct
@@ -8,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from ...files import json_value
 from .axes import axes_by_size
 
 MOST_PAGES = 65_536
@@ -145,7 +145,7 @@ def _shaped_axes(text: str, pages: list[Page], given: str | None) -> dict[str, i
     """Return the axes of an array that tifffile wrote, without those of a page."""
     page = pages[0]
     try:
-        described = json.loads(text)
+        described = json_value(text)
         shape = [int(size) for size in described["shape"]]
     except (ValueError, TypeError, KeyError):
         return {"images": 1}

@@ -1,6 +1,5 @@
 """The common part of caches and shards: an index, checksums, and samples as named tensors."""
 
-import json
 import os
 import zlib
 from abc import abstractmethod
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_convert
 
-from ...files import is_file_name
+from ...files import is_file_name, json_value
 from ..loading import SampleLoader
 from ..normalization import Normalization
 from ..readers.windows import Window
@@ -63,7 +62,7 @@ class StoredSubjects(Subjects):
             self.positions = [Position(str(scene), Window(*map(int, window))) for scene, *window in places]
             for entry in self._entries:
                 _check_entry(entry)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise ValueError(f"{self.folder / INDEX_NAME}: is damaged: {type(error).__name__} {error}") from error
         except ValueError as error:
             raise ValueError(f"{self.folder / INDEX_NAME}: is damaged: {error}") from error
@@ -171,7 +170,7 @@ def read_index(path: Path, form: str) -> dict[str, Any]:
         ValueError: it has another format or is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file, expected a folder that `mmmae data` has finished") from None
     except ValueError as error:
