@@ -139,7 +139,7 @@ def _read_as_stored(data: TrainedDataOptions, stored: Path | None) -> tuple[Trai
                 options[option].append(f"{modality}={value}")
                 recalled.append(f"--{option} {modality}={value}")
     text = f", which are read with {' '.join(recalled)} as the model's were" if recalled else ""
-    return dataclasses.replace(data, **options), text
+    return dataclasses.replace(data, nodata=options["nodata"], scale=options["scale"]), text
 
 
 def _reading(subjects: Subjects) -> str:
