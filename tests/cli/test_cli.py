@@ -181,11 +181,10 @@ SCENES = Path(os.environ.get("MMMAE_DATA", Path(__file__).parents[3] / "shared" 
 
 
 @pytest.mark.skipif(not SCENES.is_dir(), reason=f"needs the TerraMesh scenes at MMMAE_DATA (now {SCENES.parent})")
-@pytest.mark.parametrize("hide_one_radar_file", [False, True])
-def test_tiny_learns_from_the_real_scenes(tmp_path, hide_one_radar_file):
+def test_tiny_learns_from_the_real_scenes_one_of_which_lacks_its_radar_image(tmp_path):
     radar = tmp_path / "radar"
     radar.mkdir()
-    for path in sorted((SCENES / "S1RTC").glob("*.tif"))[hide_one_radar_file:]:
+    for path in sorted((SCENES / "S1RTC").glob("*.tif"))[1:]:
         (radar / path.name).symlink_to(path)
     command = ["pretrain", "--preset", "tiny", "--target", "pixels", "--steps", "30", "--batch", "5"]
     folders = ["--hsi", str(SCENES / "S2L2A"), "--aux", f"vv={radar}:0", "--aux", f"vh={radar}:1"]
