@@ -133,12 +133,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         that goes on from `previous.ckpt` keeps it until it has written one itself: the last may be damaged.
         """
         path = Path(path)
+        _check_plain(checkpoint.get("callbacks", {}), "callbacks")
         previous = path.with_name(PREVIOUS.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         resumed = None if self.resumed is None else self.resumed.path.resolve()
 
         def rotate() -> None:
-            if path.exists() and (path in self._saved or resumed != previous.resolve()):
+            if path.name == LAST.name and path.exists() and (path in self._saved or resumed != previous.resolve()):
                 _keep_as(path, previous)
 
         write_atomically(path, lambda temporary: torch.save(checkpoint, temporary), before_rename=rotate)
@@ -304,6 +305,24 @@ def _check_sums(path: Path) -> None:
         raise ValueError(f"{path}: no whole checkpoint: {error}") from error
     if damaged is not None:
         raise ValueError(f"{path}: no whole checkpoint: {damaged} is not what was written, by its checksum")
+
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor)
+
+
+def _check_plain(value: Any, name: str) -> None:
+    """Raise ValueError if a value holds what can't be read back without running code; the message names the key."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_plain(part, f"{name}[{key!r}]")
+    elif isinstance(value, (list, tuple, set)):
+        for part in value:
+            _check_plain(part, name)
+    elif type(value) not in PLAIN:
+        raise ValueError(
+            f"the state of a callback can't be kept in a checkpoint: {name} is {described(value)}, expected tensors "
+            "and plain values"
+        )
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

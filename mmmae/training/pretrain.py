@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def pretrain(
     *,
     resume: str | Path | Checkpoint | None = None,
     rgb: tuple[int, int, int] | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> FastModel:
     """Pretrain a model and write the run's folder.
 
@@ -91,6 +94,9 @@ def pretrain(
             losses of one that was never stopped, so config, settings, subjects and statistics must be those that it
             was started with. If the run has ended, its results are written again.
         rgb: bands that the picture shows as red, green and blue; None spreads three over the spectrum.
+        callbacks: Lightning callbacks of your own, called after those of the run. Their state is kept in checkpoints
+            and must be tensors and plain values.
+        loggers: Lightning loggers that get the figures of each step too, besides the files in `logs/`.
 
     Returns:
         The model, with whole weights on every process.
@@ -149,10 +155,10 @@ def pretrain(
             model.load_state_dict(checkpoint.weights)  # the run ended, perhaps before it had written its results
         else:
             folder = RunFolder(out, {**run, "subjects": repr(subjects)}, normalization, checkpoint, held)
-            callbacks: list[Callback] = [folder]
+            own: list[Callback] = [folder]
             if settings.pictures_every:
-                callbacks.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
-            trainer = _trainer(out, settings, world, callbacks, checkpoint)
+                own.append(Pictures(subjects, out / "pictures", settings.pictures_every, settings.seed, rgb))
+            trainer = _trainer(out, settings, world, own, checkpoint, callbacks, loggers)
             module = Pretraining(model, settings, run, Throughput(config, settings.precision, world.ranks))
             _fit(trainer, module, data, checkpoint)
             module.run["finished"] = True
@@ -280,20 +286,26 @@ def _warn_of_no_contrast(config: MMMAEConfig, settings: PretrainSettings, world:
 
 
 def _trainer(
-    out: Path, settings: PretrainSettings, world: World, callbacks: list[Callback], resumed: Checkpoint | None
+    out: Path,
+    settings: PretrainSettings,
+    world: World,
+    own: list[Callback],
+    resumed: Checkpoint | None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> lightning.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=1)]
+    written: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=1)]
     if importlib.util.find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(out, name="logs", version=loggers[0].version))
-    callbacks = [*callbacks, _checkpoints(out, settings), StepProgress()]
+        written.append(TensorBoardLogger(out, name="logs", version=written[0].version))
+    own = [*own, _checkpoints(out, settings), StepProgress()]
     if settings.ema:
-        callbacks.append(Average(_device(settings, world), decay=settings.ema))
+        own.append(Average(_device(settings, world), decay=settings.ema))
     if settings.patience:
-        callbacks.append(EarlyStopping("validation_loss", patience=settings.patience, check_finite=False))
+        own.append(EarlyStopping("validation_loss", patience=settings.patience, check_finite=False))
     try:
-        return _lightning_trainer(settings, world, loggers, callbacks, WholeCheckpoints(resumed))
+        return _lightning_trainer(settings, world, [*written, *loggers], [*own, *callbacks], WholeCheckpoints(resumed))
     except (MisconfigurationException, ValueError) as error:
         raise ValueError(f"device is {settings.device!r}, which can't be used: {error}") from error
 

@@ -13,7 +13,8 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from ...data.loading import lost_workers_told
@@ -55,6 +56,8 @@ def finetune(
     window: int | None = None,
     rgb: tuple[int, int, int] | None = None,
     maps: int = 8,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> tuple[FinetunedModel, dict[str, Any]]:
     """Train a head and, unless the mode is `probe`, the encoder under it, and write the run's folder.
 
@@ -73,6 +76,8 @@ def finetune(
             whole scenes, which stay in memory. None: classify whole subjects, or all pixels of them at once.
         rgb: bands that maps show as red, green and blue; None spreads three over the spectrum.
         maps: largest number of maps to draw.
+        callbacks: Lightning callbacks of your own.
+        loggers: Lightning loggers that get the figures too, besides the file in `logs/`.
 
     Returns:
         The kept model in evaluation mode, and the content of `metrics.json`.
@@ -113,7 +118,7 @@ def finetune(
     settings = dataclasses.replace(
         settings, precision=resolve_precision(settings.precision, device, encoder.config.dim)
     )
-    trainer = _trainer(out, settings, device)
+    trainer = _trainer(out, settings, device, callbacks, loggers)
     in_tf32 = settings.precision == "32" and use_tf32(trainer.strategy.root_device)
     if in_tf32 or settings.precision != "32":
         print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
@@ -367,7 +372,13 @@ def check_free(out: Path) -> None:
         raise ValueError(f"{out} holds a run already; name another folder (--out)")
 
 
-def _trainer(out: Path, settings: FinetuneSettings, device: torch.device) -> lightning.Trainer:
+def _trainer(
+    out: Path,
+    settings: FinetuneSettings,
+    device: torch.device,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         return lightning.Trainer(
@@ -376,7 +387,8 @@ def _trainer(out: Path, settings: FinetuneSettings, device: torch.device) -> lig
             max_epochs=settings.epochs,
             check_val_every_n_epoch=settings.epochs if settings.keep == "last" else 1,
             gradient_clip_val=settings.clip,
-            logger=CSVLogger(out, name="logs"),
+            logger=[CSVLogger(out, name="logs"), *loggers],
+            callbacks=list(callbacks),
             plugins=[precision_plugin(settings.precision, device), *cluster_environment(World(0, 1, 1))],
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
