@@ -190,7 +190,7 @@ def test_a_pixel_has_the_class_of_the_window_around_it(scenes):
         shares = read(scenes / "out" / f"{name}_probabilities.tif")
         np.testing.assert_array_equal(np.isnan(shares[0]), ~subject.valid.numpy())
         height, width = subject.valid.shape
-        for row, column in ((0, 8), (19, 0), (height - 1, width - 1), (17, 27), (10, 28), (15, 29), (height - 20, 30)):
+        for row, column in ((0, 8), (19, 0), (height - 1, width - 1), (17, 18), (10, 19), (15, 29), (height - 20, 30)):
             window = torch.from_numpy(padded[None, None, :, row : row + 5, column : column + 5])
             with torch.no_grad():
                 expected = model(window).softmax(1)[0]
