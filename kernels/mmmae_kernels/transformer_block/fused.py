@@ -2,6 +2,7 @@
 
 It saves the input of each layer norm with its statistics, q, k and v, attention's output with its log-sum-exps, and the
 input of the GELU. Norms and the activation are computed again in backward, in the pass that computes their gradients.
+On a CPU under autocast the second norm's input is added again too, from the first one's and what attention adds.
 """
 
 from __future__ import annotations
