@@ -52,6 +52,7 @@ SHIFTED = {
     "south up": Grid(Affine(PIXEL, 0, LEFT, 0, PIXEL, TOP - SIDE * PIXEL), 48, 48, "another orientation"),
 }
 OTHERS = {
+    "six tenths of a pixel off": Grid(moved(0.6, 0.0), 48, 48, "another extent"),
     "finer": Grid(moved(-1, -1, 7.0), 300, 300, "another extent and resolution", scale=7 / 30),
     "coarser": Grid(moved(-1, -1, 100.0), 20, 20, "another extent and resolution"),
     "another zone": Grid(in_zone_32(30.0, 60), 60, 60, f"another CRS, {UTM32}", UTM32),
