@@ -127,8 +127,9 @@ def build(task: str, encoder: HSIEncoder, classes: int, **head: Any) -> Finetune
     """Make a model for a task, with an untrained head."""
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, must be one of {', '.join(TASKS)}")
-    kinds = {"classification": LinearClassifier, "segmentation": SegmentationModel, "pixels": PixelClassifier}
-    return kinds[task](encoder, classes, **head)
+    if task == "classification":
+        return LinearClassifier(encoder, classes, **head)
+    return (PixelClassifier if task == "pixels" else SegmentationModel)(encoder, classes, **head)
 
 
 def task_of(model: FinetunedModel) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mmmae
-from mmmae.training.finetuning.finetune import parameter_groups
+from mmmae.training.finetuning.module import parameter_groups
 from mmmae.training.finetuning.settings import FinetuneSettings
 
 MODEL = {"image_size": 32, "patch": (3, 8, 8), "aux_patch": 16, "depth": 3}

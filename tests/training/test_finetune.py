@@ -15,10 +15,11 @@ from mmmae.cli import main
 from mmmae.data import PairedFolder, Sample, Subjects
 from mmmae.model.finetuned import build, load_finetuned
 from mmmae.phantom import write_phantom
-from mmmae.training.finetuning.finetune import Finetuning, class_weights, finetune, parameter_groups
+from mmmae.training.finetuning.finetune import finetune
 from mmmae.training.finetuning.labelled import Item, Labelled, Order
 from mmmae.training.finetuning.labels import UNLABELLED, Labels, read_class_labels, read_mask_labels
 from mmmae.training.finetuning.maps import class_colours
+from mmmae.training.finetuning.module import Finetuning, class_weights, parameter_groups
 from mmmae.training.finetuning.scores import Scores
 from mmmae.training.finetuning.settings import FinetuneSettings
 from tests.emulator.device_waits import DeviceWaits
@@ -277,7 +278,7 @@ def test_a_class_that_no_training_subject_has_is_named(tmp_path):
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_subjects(tmp_path, monkeypatch, waits):
-    monkeypatch.setattr("mmmae.training.finetuning.finetune.reading_waits", lambda device: waits)
+    monkeypatch.setattr("mmmae.training.finetuning.module.reading_waits", lambda device: waits)
     seen, loss = [], Finetuning.loss
 
     def broken(self, batch):
@@ -297,7 +298,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_subjects(tmp
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
 def test_only_every_so_many_steps_wait_for_the_device(tmp_path, monkeypatch, task):
-    monkeypatch.setattr("mmmae.training.finetuning.finetune.READ_EVERY", 3)
+    monkeypatch.setattr("mmmae.training.finetuning.module.READ_EVERY", 3)
     squares = Squares(4)
     with torch.device("meta"):
         model = build(task, mmmae.HSIEncoder(CONFIG, "triton", "sdpa"), 2)

@@ -98,11 +98,13 @@ def draw_blocks(
         best = roles_of(chosen)
     else:
         size = min(max(1, round(held * len(known))), len(known) - 1)
-        draws = [generator.permutation(known)[:size] for _ in range(DRAWS if len(known) > 2 else 1)]
-        drawn = [roles_of(chosen) for chosen in draws]
-        quality = [_quality(targets, roles, classes) for roles in drawn]
-        number = max(range(len(draws)), key=quality.__getitem__)
-        chosen, best = draws[number], drawn[number]
+        chosen = generator.permutation(known)[:size]
+        best = roles_of(chosen)
+        for _ in range(DRAWS - 1 if len(known) > 2 else 0):
+            other = generator.permutation(known)[:size]
+            roles = roles_of(other)
+            if _quality(targets, roles, classes) > _quality(targets, best, classes):
+                chosen, best = other, roles
     return best, f"{len(chosen)} of {len(known)} blocks of {side} x {side} pixels are held out"
 
 
