@@ -130,8 +130,9 @@ def features(
 def encode_batch(encoder: HSIEncoder, samples: Batch, precision: Precision, device: str) -> Tensor:
     """Return the tokens of a batch, `[B, t, h, w, D]` float32."""
     with autocast(precision, torch.device(device)):
-        tokens: Tensor = encoder(samples.hsi.to(device)).float()
-    return tokens.unflatten(1, encoder.config.grid)
+        tokens = encoder(samples.hsi.to(device)).float()
+    grid: Tensor = tokens.unflatten(1, encoder.config.grid)
+    return grid
 
 
 def check_finite(rows: Tensor, samples: Batch, precision: Precision) -> None:
