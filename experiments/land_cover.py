@@ -1,4 +1,4 @@
-"""Land cover of held-out scenes: pretrained encoders against random weights and a random forest.
+"""Land cover of held-out scenes: a pretrained encoder against random weights, the head alone, and a random forest.
 
 Five TerraMesh scenes are cut into crops of 64 x 64 pixels. A model is pretrained on all crops without labels (optical,
 guided by radar and elevation), and its encoder is fine-tuned on labelled crops of some scenes, with optical bands only.
@@ -41,12 +41,8 @@ SNOW = "609U_541L_3_0"  # only snow, which no other scene has: never held out, a
 HELD_OUT = ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1", "637U_59R_1_3")
 FEW = 2  # labelled crops for each scene, with few labels
 PRECISION = "32"  # of all runs, so that the scores do not depend on what `auto` finds on a machine
-LIGHT = {"decoder_dim": 128, "decoder_depth": 1, "decoder_heads": 2, "aux_dim": 64, "aux_depth": 2}
-MODELS: dict[str, dict[str, Any]] = {
-    "tiny": {"preset": "tiny", "patch": (3, 8, 8)},
-    "base-4": {"preset": "base", "patch": (3, 16, 16), "depth": 4, **LIGHT},
-}
-METHODS = ("random forest", *(f"{model} {start}" for model in MODELS for start in ("scratch", "pretrained")))
+MODEL: dict[str, Any] = {"patch": (3, 8, 8), "image_size": TILE, "aux_patch": 16, "target": "pixels"}
+METHODS = ("random forest", "head alone", "tiny scratch", "tiny pretrained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,30 +51,31 @@ class Course:
 
     Attributes:
         pretraining, finetuning: settings of both.
-        steps: of pretraining, by model.
-        epochs: of fine-tuning, by model and share of the labels.
+        steps: of pretraining.
+        epochs: of fine-tuning, by share of the labels.
         trees: number of trees in the random forest.
     """
 
     pretraining: dict[str, Any]
     finetuning: dict[str, Any]
-    steps: dict[str, int]
-    epochs: dict[str, dict[str, int]]
+    steps: int
+    epochs: dict[str, int]
     trees: int
 
 
+HEAD = {"learning_rate": 3e-3, "class_weights": "balanced", "head_width": 32, "augment": True}
 FULL = Course(
     pretraining={"batch": 16, "warmup": 20, "learning_rate": 1e-3, "flip": True},
-    finetuning={"batch": 4, "learning_rate": 3e-3, "augment": True},
-    steps={"tiny": 1000, "base-4": 200},
-    epochs={"tiny": {"few": 120, "all": 16}, "base-4": {"few": 40, "all": 5}},
+    finetuning={"batch": 4, **HEAD},
+    steps=1000,
+    epochs={"few": 60, "all": 8},
     trees=100,
 )
 QUICK = Course(
     pretraining={"batch": 2, "warmup": 0},
-    finetuning={"batch": 16},
-    steps={"tiny": 2, "base-4": 2},
-    epochs={model: {"few": 1, "all": 1} for model in MODELS},
+    finetuning={"batch": 16, **HEAD},
+    steps=2,
+    epochs={"few": 1, "all": 1},
     trees=2,
 )
 
@@ -211,16 +208,13 @@ class Experiment:
 
     def network(self, task: dict[str, Any], training: list[int], evaluated: list[int]) -> list[list[int]]:
         """Fine-tune an encoder; the last epoch is used, because the held-out scenes must not select one."""
-        name, start = task["method"].split()
-        preset, fields = MODELS[name]["preset"], {k: v for k, v in MODELS[name].items() if k != "preset"}
-        fields |= {"image_size": TILE, "aux_patch": 16, "target": "pixels"}
-        config = mmmae.MMMAEConfig.preset(preset, **fields, aux=self.unlabelled.modalities)
-        seed, share = task["seed"], task["share"]
-        if start == "pretrained":
-            run = self.out / "pretraining" / f"{name}-{seed}"
+        config = mmmae.MMMAEConfig.preset("tiny", **MODEL, aux=self.unlabelled.modalities)
+        seed, share, method = task["seed"], task["share"], task["method"]
+        if method == "tiny pretrained":
+            run = self.out / "pretraining" / f"tiny-{seed}"
             if not (run / "encoder" / "config.json").exists():
                 settings = PretrainSettings(
-                    **self.course.pretraining, steps=self.course.steps[name], seed=seed, precision=PRECISION
+                    **self.course.pretraining, steps=self.course.steps, seed=seed, precision=PRECISION
                 )
                 pretrain(config, self.unlabelled, run, settings, resume="auto")
             encoder = mmmae.HSIEncoder.from_pretrained(run / "encoder")
@@ -229,12 +223,13 @@ class Experiment:
             encoder = mmmae.HSIEncoder(config.replace(aux={}))
         course = FinetuneSettings(
             **self.course.finetuning,
-            epochs=self.course.epochs[name][share],
+            mode="head" if method == "head alone" else "full",
+            epochs=self.course.epochs[share],
             seed=seed,
             keep="last",
             precision=PRECISION,
         )
-        run = self.out / "finetuning" / f"{name}-{start}-{share}-{task['held']}-{seed}-{time.time_ns()}"
+        run = self.out / "finetuning" / f"{method.replace(' ', '-')}-{share}-{task['held']}-{seed}-{time.time_ns()}"
         chosen = self.labels.only(training + evaluated)
         _, report = finetune(encoder, self.labelled, chosen, run, course, validation=[task["held"]], maps=0)
         confusion: list[list[int]] = report["confusion"]
