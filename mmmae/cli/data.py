@@ -19,6 +19,7 @@ from .output import say
 if TYPE_CHECKING:
     from ..data.check import Finding
 
+MOST_VALUES = 2**31  # of a generated cube
 LINES = 10  # printed over a task where there is no terminal to draw a bar on
 
 
@@ -146,6 +147,10 @@ def phantom(
 
     for option, value, least in (("subjects", subjects, 1), ("size", size, 1), ("bands", bands, 1), ("seed", seed, 0)):
         check_whole(f"--{option}", value, least)
+    if size**2 * bands > MOST_VALUES:
+        raise ValueError(
+            f"--size {size} and --bands {bands} make cubes of {size**2 * bands:.3g} values, more than 2^31"
+        )
     if not 0 <= missing <= 1:
         raise ValueError(f"--missing is {missing:g}, expected a number in [0, 1]")
     files = write_phantom(folder, subjects, size, bands, seed, missing)

@@ -336,7 +336,7 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 def describe(config: MMMAEConfig, settings: PretrainSettings, ranks: int, subjects: Sequence[str]) -> dict[str, Any]:
     """Return the config, settings and data of a run as plain JSON types; the subjects' names as a checksum."""
-    checksum = hashlib.sha256("\n".join(subjects).encode()).hexdigest()
+    checksum = hashlib.sha256("\n".join(subjects).encode(errors="surrogateescape")).hexdigest()
     return {
         "model": config.to_dict(),
         "settings": {**dataclasses.asdict(settings), "warmup": settings.warmup_steps},

@@ -143,6 +143,12 @@ def test_a_page_that_can_not_be_written_is_refused_before_the_model_is_counted(t
     assert "page.html, expected a file in a folder that exists" in capsys.readouterr().err
 
 
+def test_generated_cubes_that_no_memory_holds_are_refused(tmp_path, capsys):
+    assert main(["data", "phantom", str(tmp_path / "new"), "--size", "1000000000", "--subjects", "1"]) == 2
+    assert "--size 1000000000 and --bands 12 make cubes of 1.2e+19 values" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_traceback_is_shown_when_asked_for(tmp_path):
     with pytest.raises(ValueError, match="steps is 0"):
         main(["--traceback", "pretrain", "--steps", "0"])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import mmmae
 from mmmae.phantom import Phantom
+from mmmae.training.checkpoints import describe
 from mmmae.training.pretrain import check_memory, pretrain
 from mmmae.training.settings import PretrainSettings
 
@@ -140,3 +141,8 @@ def test_a_config_that_is_no_json_object_is_refused(run, tmp_path, text):
 def test_weights_that_do_not_fit_into_memory_are_refused_before_they_are_made():
     with pytest.raises(ValueError, match=r"the weights of the model take .* GB, this machine has .* GB of memory"):
         check_memory(CONFIG.replace(dim=2**16, depth=2, mlp_ratio=1.0))
+
+
+def test_names_of_files_that_are_not_utf8_are_told_apart():
+    first, second = (describe(CONFIG, SETTINGS, 1, [name])["names"] for name in ("\udcff", "\udcfe"))
+    assert first != second
