@@ -92,7 +92,9 @@ def _spectra(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     soil = 0.12 + 0.25 * bands**0.5
 
     def wave(scale: float, width: float) -> np.ndarray:
-        return scale * gaussian_filter(draw.standard_normal(BANDS), width) * np.sqrt(2 * width * np.sqrt(np.pi))
+        smooth: np.ndarray = gaussian_filter(draw.standard_normal(BANDS), width)
+        smooth *= scale * (2 * width * np.pi**0.5) ** 0.5
+        return smooth
 
     groups = np.stack([leaf * draw.uniform(0.85, 1.15) + wave(0.02, 8) for _ in range(max(GROUPS) + 1)])
     return np.stack([groups[group] + wave(0.006, 5) for group in GROUPS]), soil
@@ -100,5 +102,7 @@ def _spectra(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def _noise(draw: np.random.Generator, width: float) -> np.ndarray:
     """Return smooth noise `[145, 145]` of mean 0 and deviation 1."""
-    noise = gaussian_filter(draw.standard_normal((SIZE, SIZE)), width)
-    return (noise - noise.mean()) / noise.std()
+    noise: np.ndarray = gaussian_filter(draw.standard_normal((SIZE, SIZE)), width)
+    noise -= noise.mean()
+    noise /= noise.std()
+    return noise
