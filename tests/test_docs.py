@@ -212,6 +212,10 @@ def test_a_line_that_a_page_says_to_type_can_be_typed(page, line, tmp_path, monk
         if "--encoder" in arguments:
             run = str(Path(arguments[arguments.index("--encoder") + 1]).parent)
             assert main(["pretrain", "--preset", "tiny", "--hsi", "eyes/hsi", "--out", run, *SHORT, *SMALL]) == 0
+        if arguments[0] == "predict":
+            run = str(Path(arguments[arguments.index("--model") + 1]).parent)
+            scratch = ["--scratch", "--preset", "tiny", *SMALL, "--task", "segmentation", "--epochs", "1"]
+            assert main(["finetune", *scratch, "--hsi", "eyes/hsi", "--labels", "eyes/labels", "--out", run]) == 0
         assert main(arguments) == 0
     elif any(name in line for name in CHANGE_THE_PROCESS):
         arguments += ["--collect-only", "-q"] if "pytest" in arguments else []
