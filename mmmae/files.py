@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,22 @@ def file_for(folder: Path, subject: str, suffix: str) -> Path:
     if not is_file_name(subject):
         raise ValueError(f"subject {subject!r}: its name can't be that of a file in {folder}; rename it")
     return folder / f"{subject}{suffix}"
+
+
+def check_replaces_none(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise ValueError if a file that is to be written is one of the files that are read, by whatever path."""
+    known = {(found.st_dev, found.st_ino): path for path in inputs if (found := _status(path)) is not None}
+    for output in outputs:
+        found = _status(output)
+        if found is not None and (replaced := known.get((found.st_dev, found.st_ino))) is not None:
+            raise ValueError(f"{output} would replace {replaced}, which is read; name another --out")
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager

@@ -93,3 +93,10 @@ def test_subjects_that_are_no_tiles_are_refused(encoder, scene):
     whole = PairedFolder(scene / "hsi", normalization=IDENTITY)
     with pytest.raises(ValueError, match="the subjects are no tiles of scenes"):
         encode_rasters(encoder, whole, scene / "out", window=32)
+
+
+def test_a_raster_does_not_replace_a_cube(encoder, scene):
+    before = (scene / "hsi" / "a.tif").read_bytes()
+    with pytest.raises(ValueError, match=r"a.tif would replace .*a.tif, which is read; name another --out"):
+        encode_rasters(encoder, tiles_of(scene), scene / "hsi", window=32)
+    assert (scene / "hsi" / "a.tif").read_bytes() == before

@@ -219,6 +219,21 @@ def test_a_broken_tile_leaves_the_old_map(model, scenes):
     assert {path.name: path.read_bytes() for path in (scenes / "out").iterdir()} == before
 
 
+def test_a_map_does_not_replace_a_cube(model, scenes):
+    (scenes / "same").symlink_to(scenes / "hsi")
+    write_scene(scenes / "hsi" / "small_probabilities.tif", np.ones((12, 40, 40), np.float32))
+    before = {path.name: path.read_bytes() for path in (scenes / "hsi").iterdir()}
+    message = r"large.tif would replace .*hsi/large.tif, which is read; name another --out"
+    with pytest.raises(ValueError, match=message):
+        predict_scenes(model, CLASSES, tiles_of(scenes), scenes / "same", window=32)
+    one = PairedFolder(scenes / "hsi" / "small.tif", tile=32, edges="clip", normalization=IDENTITY)
+    (scenes / "out").mkdir()
+    (scenes / "out" / "small_probabilities.tif").hardlink_to(scenes / "hsi" / "small.tif")
+    with pytest.raises(ValueError, match=r"small_probabilities.tif would replace .*small.tif"):
+        predict_scenes(model, CLASSES, one, scenes / "out", window=32, probabilities=True)
+    assert {path.name: path.read_bytes() for path in (scenes / "hsi").iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,6 +10,7 @@ from mmmae.cli import main
 from mmmae.data import collate
 from mmmae.model.inputs import decoded_ids
 from mmmae.phantom import Phantom
+from mmmae.training.inference.encode import encode
 from mmmae.training.inference.reconstruct import ALL, reconstruct
 from mmmae_kernels import patch_embed, patchify
 
@@ -124,3 +125,20 @@ def test_a_name_that_leads_out_of_the_folder_is_refused_before_any_work(tmp_path
     with pytest.raises(ValueError, match=r"subject '\.\./\.\./outside': its name can't be that of a file"):
         reconstruct(mmmae.fast_model("tiny", **FIELDS), subjects, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_the_subjects_is_not_replaced(tmp_path):
+    picture, cubes = tmp_path / "phantom-0-00001.png", tmp_path / "cubes.npz"
+
+    class Files(Phantom):
+        def files(self, index):
+            return {"hsi": cubes, "ir": picture if index == 1 else tmp_path / "missing.png"}
+
+    for path in (picture, cubes):
+        path.write_bytes(b"given")
+    model, message = mmmae.fast_model("tiny", **FIELDS), r"would replace .*, which is read; name another --out"
+    with pytest.raises(ValueError, match=message):
+        reconstruct(model, Files(2, 32), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        encode(model.hsi_encoder(), Files(2, 32), cubes)
+    assert (picture.read_bytes(), cubes.read_bytes()) == (b"given", b"given")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,6 +14,7 @@ from ...data import Batch, Sample, collate
 from ...data.loading import SampleLoader
 from ...data.subjects import Subjects
 from ...data.windows import reflect
+from ...files import check_replaces_none
 
 
 def batches(subjects: Subjects, batch: int, workers: int, *, label: str, window: int | None = None) -> Iterator[Batch]:
@@ -44,6 +46,11 @@ def first_subjects(subjects: Subjects) -> dict[str, int]:
     for index, scene in enumerate([position.scene for position in subjects.positions] or subjects.names):
         firsts.setdefault(scene, index)
     return firsts
+
+
+def check_keeps(subjects: Subjects, outputs: Iterable[Path]) -> None:
+    """Raise ValueError if a file that is to be written is one that subjects are read from."""
+    check_replaces_none(outputs, {path for index in range(len(subjects)) for path in subjects.files(index).values()})
 
 
 def _stack(window: int | None, samples: Sequence[Sample]) -> Batch:

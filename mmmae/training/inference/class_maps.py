@@ -16,7 +16,7 @@ from ...files import write_atomically
 from ...text import figure_text
 from ..finetuning.maps import class_colours
 from ..pictures import save_figure
-from .rasters import open_raster, write_categories
+from .rasters import categories_path, open_raster, write_categories
 from .stitching import Rows
 
 MOST = 65_534  # the largest value of a class
@@ -57,6 +57,17 @@ class Classes(NamedTuple):
         return {value: tuple(colour) for value, colour in zip(self.values, class_colours(len(self.names)), strict=True)}
 
 
+def map_files(path: Path, *, probabilities: bool) -> list[Path]:
+    """Return the files that `write_map` writes."""
+    beside = [path, categories_path(path), path.with_suffix(".png")]
+    return [*beside, probabilities_path(path)] if probabilities else beside
+
+
+def probabilities_path(path: Path) -> Path:
+    """Return the path of the probabilities beside a map."""
+    return path.with_name(f"{path.stem}_probabilities.tif")
+
+
 def write_map(
     path: Path,
     rows: Iterable[Rows],
@@ -91,7 +102,7 @@ def write_map(
                     shares.write(logits.softmax(0).masked_fill(~valid, np.nan).numpy())
 
     if probabilities:
-        second = path.with_name(f"{path.stem}_probabilities.tif")
+        second = probabilities_path(path)
         write_atomically(path, lambda one: write_atomically(second, lambda other: write(one, other)))
     else:
         write_atomically(path, lambda temporary: write(temporary, None))

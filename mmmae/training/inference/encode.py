@@ -19,7 +19,7 @@ from ...data.subjects import Subjects
 from ...files import check_can_write, write_atomically
 from ...model.encoder import HSIEncoder
 from ...precision import Precision, autocast, resolve_precision
-from .batches import batches
+from .batches import batches, check_keeps
 
 POOLS = ("mean", "spatial", "tokens")
 SUFFIXES = (".safetensors", ".npz")
@@ -57,7 +57,8 @@ def encode(
         The shape of `features`, which is float32.
 
     Raises:
-        ValueError: an argument is not allowed, the subjects do not fit the encoder, or a feature is not finite.
+        ValueError: an argument is not allowed, the subjects do not fit the encoder, their file would be
+            replaced, or a feature is not finite.
         OSError: a file can't be read or written.
 
     Example:
@@ -85,6 +86,7 @@ def encode(
     if subjects.bands != config.bands:
         raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {config.bands}")
     check_choice("precision", precision, get_args(Precision))
+    check_keeps(subjects, [out])
     precision = resolve_precision(precision, usable_device(device), config.dim)
     check_can_write(out.parent)
     groups, height, width = config.grid

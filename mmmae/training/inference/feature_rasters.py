@@ -19,7 +19,7 @@ from ...files import check_can_write, file_for, write_atomically
 from ...model.encoder import HSIEncoder
 from ...model.losses import VALID_SHARE
 from ...precision import Precision, resolve_precision
-from .batches import batches, first_subjects
+from .batches import batches, check_keeps, first_subjects
 from .encode import check_finite, encode_batch, pooled, usable_device
 from .rasters import find_place, open_raster
 from .stitching import Tile, stitch
@@ -55,8 +55,8 @@ def encode_rasters(
         The rasters.
 
     Raises:
-        ValueError: an argument is not allowed, the subjects do not fit the encoder, tiles cut tokens, or a feature is
-            not finite.
+        ValueError: an argument is not allowed, the subjects do not fit the encoder, tiles cut tokens, a file of the
+            subjects would be replaced, or a feature is not finite.
         OSError: a file can't be read or written.
     """
     out, config = Path(out), encoder.config
@@ -76,6 +76,7 @@ def encode_rasters(
             )
     scenes = scene_sizes(subjects.positions)
     paths = {scene: file_for(out, scene, ".tif") for scene in scenes}
+    check_keeps(subjects, paths.values())
     precision = resolve_precision(precision, usable_device(device), config.dim)
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)

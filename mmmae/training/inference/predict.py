@@ -24,8 +24,8 @@ from ...model.heads import SegmentationModel
 from ...model.pixels import PixelClassifier
 from ...precision import Precision, autocast, resolve_precision
 from ...text import cell
-from .batches import batches, first_subjects
-from .class_maps import Classes, write_map
+from .batches import batches, check_keeps, first_subjects
+from .class_maps import Classes, map_files, write_map
 from .encode import usable_device
 from .rasters import find_place
 from .stitching import Tile, stitch
@@ -77,7 +77,8 @@ def predict_scenes(
         The maps.
 
     Raises:
-        ValueError: an argument is not allowed, subjects and model do not fit, or a logit is not finite.
+        ValueError: an argument is not allowed, subjects and model do not fit, a file of the subjects would be
+            replaced, or a logit is not finite.
         OSError: a file can't be read or written.
     """
     out = Path(out)
@@ -88,6 +89,7 @@ def predict_scenes(
     paths = {scene: file_for(out, scene, ".tif") for scene in firsts}
     if probabilities and (twice := next((scene for scene in firsts if f"{scene}_probabilities" in firsts), None)):
         raise ValueError(f"the probabilities of {twice!r} would have the name of another map; rename a scene")
+    check_keeps(subjects, [file for path in paths.values() for file in map_files(path, probabilities=probabilities)])
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PixelClassifier):

@@ -135,8 +135,13 @@ def find_place(path: Path | None, size: tuple[int, int], image_size: tuple[int, 
     return {"crs": crs, "transform": Affine(a * across, b * down, x, d * across, e * down, y)}
 
 
+def categories_path(path: Path) -> Path:
+    """Return the file beside a raster in which GDAL and QGIS look for the names of its values."""
+    return path.with_name(f"{path.name}.aux.xml")
+
+
 def write_categories(path: Path, names: Mapping[int, str]) -> None:
-    """Write the names of a raster's values beside it, as `NAME.aux.xml`, where GDAL and QGIS look for them.
+    """Write the names of a raster's values beside it, in `categories_path`.
 
     Args:
         path: the raster.
@@ -155,5 +160,4 @@ def write_categories(path: Path, names: Mapping[int, str]) -> None:
             "",
         ]
     )
-    beside = path.with_name(f"{path.name}.aux.xml")
-    write_atomically(beside, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(categories_path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -24,6 +24,7 @@ from ...model.resize import resize
 from ...precision import Precision, autocast, resolve_precision
 from ...text import cell, printable
 from ..pictures import check_rgb, draw_embeddings, draw_pixels, pixel_mask, restore, save_figure
+from .batches import check_keeps
 
 ALL = "all subjects"
 PIXEL_COLUMNS = ("subject", "band", "wavelength_nm", "pixels", "rmse", "mae", "rmse_normalised", "mae_normalised")
@@ -60,7 +61,8 @@ def reconstruct(
         The rows of `errors.csv`.
 
     Raises:
-        ValueError: subjects and model do not fit, an argument is not allowed, or a subject's name can't be a file's.
+        ValueError: subjects and model do not fit, an argument is not allowed, a subject's name can't be a file's, or
+            a picture would replace a file of the subjects.
         OSError: a file can't be read or written.
     """
     out, config = Path(out), model.config
@@ -68,6 +70,7 @@ def reconstruct(
     check_choice("precision", precision, get_args(Precision))
     count = len(subjects) if first is None else min(first, len(subjects))
     pictures = [file_for(out, name, ".png") for name in subjects.names[:count]]
+    check_keeps(subjects, pictures)
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)
     model.eval()
