@@ -30,7 +30,8 @@ def run(
 
     A map is a GeoTIFF with the place of its cube, and a PNG with a legend. Scenes may have any size: they are read and
     written by tiles. A tile has as many pixels as in training unless --tile says otherwise, and shares a quarter of
-    them with the next one unless --overlap does.
+    them with the next one unless --overlap does. A model that was trained on whole cubes of several sizes takes whole
+    cubes, resized as in training, unless there is --tile.
 
     Args:
         model: folder of a fine-tuned model, as RUN/model
@@ -70,6 +71,10 @@ def run(
             raise ValueError("a model of windows around pixels reads --hsi, in tiles whose overlap follows from these")
         tiled = dataclasses.replace(data, tile=(data.tile or TILE) + window - 1, overlap=window - 1)
         subjects = trained_subjects(tiled, config, model, tiles="clip")
+    elif data.hsi is not None and stored.whole and data.tile is None:
+        side = config.image_size
+        say(f"each cube is predicted whole, resized to {side} x {side} pixels as in training; --tile cuts it instead")
+        subjects = trained_subjects(data, config, model)
     elif data.hsi is not None:
         window = data.tile or stored.window or config.image_size
         overlap = window // 4 if data.overlap is None else data.overlap
@@ -77,6 +82,11 @@ def run(
         subjects = trained_subjects(tiled, config, model, tiles="clip")
     else:
         subjects = trained_subjects(data, config, model)
+    if stored.numbers not in (None, stored.values):
+        say(
+            f"note: the labels' class numbers go up to {max(stored.numbers or ())}, too large for a map; its classes "
+            "are numbered from 1, and the tag classes has their names"
+        )
     say(repr(subjects))
     maps = predict_scenes(
         loaded,

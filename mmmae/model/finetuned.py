@@ -20,6 +20,7 @@ from .pretrained import CONFIG_NAME, WEIGHTS_NAME, check_weights
 
 TASKS = ("classification", "segmentation", "pixels")
 MOST_PIXELS = 65_536  # along the side of a window
+MOST_VALUE = 65_534  # of a class in a map, whose type has one value more, for pixels without data
 FinetunedModel: TypeAlias = LinearClassifier | SegmentationModel  # a PixelClassifier is one of the latter
 
 
@@ -33,8 +34,10 @@ class FinetunedConfig:
         head: arguments of the head.
         encoder: fields of the encoder's config.
         numbers: values of the classes in rasters of labels; None if they are not known.
-        window: side in pixels of the squares that the model was trained on; None if cubes were not cut. For the task
-            "pixels", those around each pixel.
+        window: side in pixels of the squares that the model was trained on, tiles or whole cubes, before they are
+            resized to the encoder's image_size; None if they are not known or `whole`. For the task "pixels", of those
+            around each pixel.
+        whole: whether the model was trained on whole cubes of several sizes or other shapes, each of them resized.
     """
 
     task: str
@@ -43,12 +46,16 @@ class FinetunedConfig:
     encoder: dict[str, Any]
     numbers: list[int] | None = None
     window: int | None = None
+    whole: bool = False
 
     @property
     def values(self) -> list[int]:
-        """Values of the classes in a map: those in labels, else their names if these are numbers, else their places."""
+        """Values of the classes in a map: those in labels, or counted from 1 if these are too large for a map.
+
+        Where they are not known: the classes' names if these are numbers, else their places.
+        """
         if self.numbers is not None:
-            return self.numbers
+            return self.numbers if max(self.numbers) <= MOST_VALUE else list(range(1, len(self.numbers) + 1))
         if all(name.isdecimal() and len(name) < 6 for name in self.classes):
             return [int(name) for name in self.classes]
         return list(range(len(self.classes)))
@@ -61,6 +68,7 @@ def save_finetuned(
     *,
     numbers: Sequence[int] | None = None,
     window: int | None = None,
+    whole: bool = False,
 ) -> None:
     """Write `config.json` (task, classes, head, encoder) and `model.safetensors`, each of them atomically.
 
@@ -68,7 +76,7 @@ def save_finetuned(
         directory: made if it does not exist.
         model: the model to write.
         classes: names of the classes, in the order of the logits.
-        numbers, window: as in `FinetunedConfig`.
+        numbers, window, whole: as in `FinetunedConfig`.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -76,7 +84,8 @@ def save_finetuned(
     if isinstance(model, SegmentationModel):
         head = {"format": HEAD_FORMAT, "width": model.width, "blocks": list(model.blocks)}
     listed = None if numbers is None else [int(number) for number in numbers]
-    config = FinetunedConfig(task_of(model), list(classes), head, model.encoder.config.to_dict(), listed, window)
+    encoder = model.encoder.config.to_dict()
+    config = FinetunedConfig(task_of(model), list(classes), head, encoder, listed, window, whole)
     tensors = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
     write_atomically(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     write_json(directory / CONFIG_NAME, dataclasses.asdict(config))
@@ -101,7 +110,7 @@ def load_finetuned(
     directory = Path(directory)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name}: no such file, expected a folder with a fine-tuned model")
+            raise FileNotFoundError(f"{directory / name}: no such file, {_expected(directory)}")
     config = read_finetuned(directory)
     arguments = dict(config.head)
     if config.task in ("segmentation", "pixels") and (found := arguments.pop("format", 1)) != HEAD_FORMAT:
@@ -157,14 +166,17 @@ def read_finetuned(directory: str | Path) -> FinetunedConfig:
     """
     path = Path(directory) / CONFIG_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected a folder with a fine-tuned model")
+        raise FileNotFoundError(f"{path}: no such file, {_expected(path.parent)}")
     try:
         found = json_value(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     kinds = {"task": str, "classes": list, "head": dict, "encoder": dict}
     if not isinstance(found, dict) or any(not isinstance(found.get(part), kind) for part, kind in kinds.items()):
-        raise ValueError(f"{path}: not the config of a fine-tuned model, expected {', '.join(kinds)} in it")
+        expected = (
+            _expected(path.parent) if is_finetuned(path.parent / "model") else f"expected {', '.join(kinds)} in it"
+        )
+        raise ValueError(f"{path}: not the config of a fine-tuned model, {expected}")
     numbers, window, classes = found.get("numbers"), found.get("window"), [str(name) for name in found["classes"]]
     if numbers is not None and not (
         isinstance(numbers, list)
@@ -174,4 +186,13 @@ def read_finetuned(directory: str | Path) -> FinetunedConfig:
         raise ValueError(f"{path}: numbers is {str(numbers)[:60]}, expected a whole number >= 0 for each class")
     if window is not None and not (isinstance(window, int) and 0 < window < MOST_PIXELS):
         raise ValueError(f"{path}: window is {str(window)[:60]}, expected a whole number of pixels, or null")
-    return FinetunedConfig(found["task"], classes, found["head"], found["encoder"], numbers, window)
+    if not isinstance(whole := found.get("whole", False), bool):
+        raise ValueError(f"{path}: whole is {str(whole)[:60]}, expected true or false")
+    return FinetunedConfig(found["task"], classes, found["head"], found["encoder"], numbers, window, whole)
+
+
+def _expected(directory: Path) -> str:
+    """Return what is expected where a folder holds no fine-tuned model, for a message."""
+    if is_finetuned(directory / "model"):
+        return f"expected the folder of the model itself, {directory / 'model'}"
+    return "expected a folder with a fine-tuned model"

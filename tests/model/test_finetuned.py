@@ -5,7 +5,7 @@ import json
 import pytest
 
 import mmmae
-from mmmae.model.finetuned import build, is_finetuned, read_finetuned, save_finetuned
+from mmmae.model.finetuned import build, is_finetuned, load_finetuned, read_finetuned, save_finetuned
 
 CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), aux={})
 
@@ -47,6 +47,7 @@ def test_a_model_without_numbers_has_its_names_or_places_for_values(tmp_path, fo
         ({"window": 0}, "window is 0, expected a whole number of pixels"),
         ({"window": 10**30}, "window is 10"),
         ({"window": "24"}, "window is 24"),
+        ({"whole": 1}, "whole is 1, expected true or false"),
         ({"classes": "abc"}, "not the config of a fine-tuned model"),
     ],
     ids=str,
@@ -56,3 +57,13 @@ def test_a_wrong_value_is_named(tmp_path, folder, changes, message):
     (tmp_path / "config.json").write_text(json.dumps({**content, **changes}))
     with pytest.raises(ValueError, match=message):
         read_finetuned(tmp_path)
+
+
+def test_the_folder_of_a_run_leads_to_its_model(folder, tmp_path):
+    (tmp_path / "model").symlink_to(folder)
+    (tmp_path / "config.json").write_text(json.dumps({"task": "segmentation", "classes": ["a"], "encoder": {}}))
+    expected = f"expected the folder of the model itself, {tmp_path / 'model'}"
+    with pytest.raises(ValueError, match=expected):
+        read_finetuned(tmp_path)
+    with pytest.raises(FileNotFoundError, match=expected):
+        load_finetuned(tmp_path)

@@ -128,15 +128,45 @@ def test_many_classes_and_ground_control_points_are_kept(model, tmp_path):
             assert file.colormap(1)[300][3] == 255
 
 
-def test_subjects_that_are_not_tiles_are_scenes_of_the_size_of_their_samples(model, scenes):
+def test_subjects_that_are_not_tiles_are_scenes_which_are_resized_for_the_model(model, scenes, capsys):
     subjects = PairedFolder(scenes / "hsi", image_size=32, normalization=IDENTITY)
-    (path, _) = predict_scenes(model, CLASSES, subjects, scenes / "out")
-    with torch.no_grad():
-        expected = model(subjects[0].hsi[None])[0].argmax(0).numpy()
-    with rasterio.open(path) as file:
-        valid = file.read(1) != 255
-        np.testing.assert_array_equal(file.read(1)[valid], expected[valid])
-        assert file.bounds == rasterio.open(scenes / "hsi" / "large.tif").bounds
+    predict_scenes(model, CLASSES, subjects, scenes / "out", batch=1, probabilities=True)
+    for index, scene in enumerate(("large", "small")):
+        with torch.no_grad():
+            logits = model(subjects[index].hsi[None])
+        size = subjects.cube_size(index)
+        expected = torch.nn.functional.interpolate(logits, size, mode="bilinear")[0].softmax(0).numpy()
+        shares = read(scenes / "out" / f"{scene}_probabilities.tif")
+        assert shares.shape == expected.shape
+        valid = ~np.isnan(shares[0])
+        assert valid.mean() > 0.98
+        np.testing.assert_allclose(shares[:, valid], expected[:, valid], atol=1e-5)
+        with rasterio.open(scenes / "out" / f"{scene}.tif") as file:
+            np.testing.assert_array_equal(file.read(1)[valid], shares.argmax(0)[valid])
+            assert (file.shape, file.transform) == (size, PLACE)
+    save_finetuned(scenes / "model", model, CLASSES, whole=True)
+    subjects.normalization.save(scenes / "model" / "normalization.json")
+    command = ["predict", "--model", str(scenes / "model"), "--hsi", str(scenes / "hsi"), "--out", str(scenes / "maps")]
+    assert main(command) == 0
+    assert "each cube is predicted whole, resized to 32 x 32 pixels as in training" in capsys.readouterr().out
+    for name in ("large.tif", "small.tif"):
+        np.testing.assert_array_equal(read(scenes / "maps" / name), read(scenes / "out" / name))
+    assert main([*command, "--tile", "32"]) == 0
+    assert "tile=32, overlap=8" in capsys.readouterr().out
+
+
+def test_numbers_of_classes_too_large_for_a_map_are_counted_from_1(model, scenes, capsys):
+    save_finetuned(scenes / "model", model, CLASSES, numbers=[7, 100_000, 200_000], window=32)
+    tiles_of(scenes).normalization.save(scenes / "model" / "normalization.json")
+    command = ["predict", "--hsi", str(scenes / "hsi"), "--out", str(scenes / "out")]
+    assert main([*command, "--model", str(scenes)]) == 2
+    assert f"expected the folder of the model itself, {scenes / 'model'}" in capsys.readouterr().err
+    assert main([*command, "--model", str(scenes / "model")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "class numbers go up to 200000, too large for a map; its classes are numbered from 1" in printed
+    with rasterio.open(scenes / "out" / "large.tif") as file:
+        assert {*np.unique(file.read())} <= {1, 2, 3, 255}
+        assert json.loads(file.tags()["classes"]) == dict(zip("123", CLASSES, strict=True))
 
 
 class Brightest(SegmentationModel):

@@ -13,13 +13,13 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from ...files import write_atomically
+from ...model.finetuned import MOST_VALUE
 from ...text import figure_text
 from ..finetuning.maps import class_colours
 from ..pictures import save_figure
 from .rasters import categories_path, open_raster, write_categories
 from .stitching import Rows
 
-MOST = 65_534  # the largest value of a class
 MOST_PIXELS = 2000  # along a side of a picture
 
 
@@ -37,8 +37,8 @@ class Classes(NamedTuple):
             ValueError: there are not as many values as names, two are equal, or one is not in 0..65534.
         """
         chosen = range(len(names)) if values is None else values
-        if len({*chosen}) != len(names) or not all(0 <= value <= MOST for value in chosen):
-            raise ValueError(f"values is {list(chosen)}, expected {len(names)} different numbers in 0..{MOST}")
+        if len({*chosen}) != len(names) or not all(0 <= value <= MOST_VALUE for value in chosen):
+            raise ValueError(f"values is {list(chosen)}, expected {len(names)} different numbers in 0..{MOST_VALUE}")
         return cls(names, list(chosen))
 
     @property

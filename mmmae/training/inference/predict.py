@@ -64,8 +64,9 @@ def predict_scenes(
         values: of the classes in the map, below 65,535; None numbers them from 0. The largest value of the map's type,
             255 or 65,535, marks pixels where the cube has no data.
         window: side in pixels of the tiles; smaller ones, of scenes smaller than a tile, are continued by reflection.
-            None resizes all to the model's size. Of a `PixelClassifier`, the side of the window around each pixel,
-            which tiles must share but for one pixel; None: the encoder's image_size.
+            None: all are resized to the model's size, and their logits to that of the cube or tile. Of a
+            `PixelClassifier`, the side of the window around each pixel, which tiles must share but for one pixel;
+            None: the encoder's image_size.
         probabilities: also write the probability of each class, as the float32 bands of `NAME_probabilities.tif`, NaN
             where the cube has no data.
         batch: tiles a forward pass, or 64 times as many pixels with a window each.
@@ -195,11 +196,12 @@ def _check(
 
 def _tiles(forward: Forward, subjects: Subjects, window: int | None, batch: int, workers: int) -> Iterator[Tile]:
     """Yield the logits of each tile, or of each subject that is a scene of its own, in their order."""
-    positions = iter(subjects.positions)
+    positions, numbers = iter(subjects.positions), itertools.count()
     for samples in batches(subjects, batch, workers, label="predicting", window=window):
         predicted = forward(samples.hsi, samples.names)
         for name, valid, logits in zip(samples.names, samples.valid, predicted, strict=True):
-            place = next(positions, None) or Position(name, Window(0, 0, *valid.shape))
+            size = subjects.cube_size(next(numbers)) if window is None else None
+            place = next(positions, None) or Position(name, Window(0, 0, *(size or valid.shape)))
             _, (_, _, height, width) = place
             if window is None:
                 yield Tile(*place, fit(logits, place.window), fit(valid[None], place.window)[0] >= 0.5)
