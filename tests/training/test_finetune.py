@@ -270,8 +270,9 @@ def test_losses_of_epochs_that_are_not_validated_are_logged(tmp_path, capsys):
 
 def test_a_class_that_no_training_subject_has_is_named(tmp_path):
     squares = Squares(3)
-    labels = squares.labels()
-    labels.counts = {0: torch.tensor([9, 0]), 1: torch.tensor([9, 0]), 2: torch.tensor([5, 4])}
+    masks = [torch.zeros(32, 32).long(), torch.zeros(32, 32).long(), squares.mask(2)]
+    counts = {index: torch.bincount(mask.flatten(), minlength=2) for index, mask in enumerate(masks)}
+    labels = Labels("segmentation", ["ground", "square"], counts, masks.__getitem__)
     _, report = finetune(encoder(), squares, labels, tmp_path, SETTINGS, validation=["square2"], maps=0)
     assert report["not_trained"] == ["square"]
 

@@ -1,6 +1,7 @@
 """One scene is fine-tuned with pixels held out: by tiles, and by windows around each pixel."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -96,6 +97,35 @@ def test_pixels_of_one_scene_are_learnt_from_a_tenth_of_them(scene, tmp_path):
     settings = FinetuneSettings(epochs=8, batch=4, learning_rate=3e-3, layer_decay=1.0, keep="last")
     _, report = finetune(encoder, subjects, labels, tmp_path, settings, split="pixels:0.1", window=3, maps=0)
     assert report["accuracy"] > 0.9  # noise of 1/3 about spectra that are 3 apart in each of twelve bands
+
+
+@pytest.mark.parametrize("image_size", [32, 8])
+def test_each_pixel_of_a_scene_that_is_resized_is_scored_once(scene, tmp_path, capsys, image_size):
+    (tmp_path / "hsi").mkdir()
+    rng, gt = np.random.default_rng(0), np.load(scene / "gt.npy")[4:, :]
+    gt = np.where(gt == 0, 1, gt)
+    gt[0, 0] = 9  # not under a centre of the pixels of a smaller image
+    shapes = {"field": gt, "other": gt[:16, :16]}
+    for name, labels in shapes.items():
+        np.save(tmp_path / "hsi" / f"{name}.npy", rng.normal(size=(12, *labels.shape)).astype(np.float32))
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        np.save(tmp_path / "labels" / f"{name}.npy", labels.repeat(2, 0).repeat(2, 1))  # on a grid twice as fine
+    subjects = PairedFolder(tmp_path / "hsi", image_size=image_size)
+    labels = read_mask_labels(tmp_path / "labels", subjects)
+    torch.manual_seed(0)
+    encoder = mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", image_size=image_size, patch=(3, 4, 4), aux={}))
+    settings = FinetuneSettings(epochs=1, batch=2, class_weights="balanced")
+    _, report = finetune(encoder, subjects, labels, tmp_path / "run", settings, split="pixels:0.3", maps=0)
+    assert sum(map(sum, report["confusion"])) == report["pixels"]["test"]
+    assert sum(report["pixels"].values()) == 20 * 20 + 16 * 16
+    told = re.search(r"resized to 8 x 8, (\d+) of (\d+) training pixels are left", capsys.readouterr().out)
+    if image_size == 32:
+        assert told is None
+        assert report["not_trained"] == []
+    else:
+        assert told is not None
+        assert int(told[1]) < int(told[2]) == report["pixels"]["training"]
+        assert report["not_trained"] == ["9"]
 
 
 def test_a_map_of_one_scene_shows_roles_and_the_errors_of_the_test_pixels(scene, tmp_path, monkeypatch):

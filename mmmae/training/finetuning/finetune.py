@@ -26,7 +26,7 @@ from ..distributed import World, cluster_environment
 from ..pictures import check_rgb
 from ..precision import find_device, precision_plugin
 from .divided import Split
-from .labelled import Labelled, loader
+from .labelled import Labelled, loader, trained_labels
 from .labels import Labels
 from .maps import write_maps
 from .module import Finetuning
@@ -116,6 +116,13 @@ def finetune(
     in_tf32 = settings.precision == "32" and use_tf32(trainer.strategy.root_device)
     if in_tf32 or settings.precision != "32":
         print(f"precision {settings.precision}" + (", matrix products in TF32" if in_tf32 else ""))
+    trained = parts.training if window is not None else trained_labels(subjects, parts.training, training)
+    drawn, left = (sum(int(side.counts[index].sum()) for index in training) for side in (parts.training, trained))
+    if parts.roles and left < drawn:
+        size = encoder.config.image_size
+        print(
+            f"resized to {size} x {size}, {left:,} of {drawn:,} training pixels are left; tiles of that size keep all"
+        )
     torch.manual_seed(settings.seed)
     task = labels.task if window is None else "pixels"
     model = build(task, encoder, len(labels.classes), **_head_arguments(task, settings))
@@ -141,7 +148,7 @@ def finetune(
         train = LabelledPixels(scenes, parts.training, window, settings, augmented=settings.augment)
         validate = LabelledPixels(scenes, parts.held_out, window, settings, augmented=False)
     places = {subjects.names[index]: subjects.positions[index] for index in held_out} if subjects.positions else {}
-    module = Finetuning(model, parts.training, training, out, settings, places, window)
+    module = Finetuning(model, trained, training, out, settings, places, window)
     loaders = (
         loader(train, len(train.chosen), settings, shuffled=True),
         loader(validate, len(validate.chosen), settings, shuffled=False),
@@ -154,8 +161,8 @@ def finetune(
                 trainer.fit(module, *loaders)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
-    trained = torch.stack([parts.training.counts[index] for index in training]).sum(0)
-    missing = [name for name, count in zip(labels.classes, trained.tolist(), strict=True) if count == 0]
+    counts = torch.stack([trained.counts[index] for index in training]).sum(0)
+    missing = [name for name, count in zip(labels.classes, counts.tolist(), strict=True) if count == 0]
     report = {
         "epoch": module.kept,
         "epochs": settings.epochs,

@@ -37,7 +37,7 @@ class Item(NamedTuple):
 
     name: Any  # str, or a list
     hsi: Tensor  # [1, T, S, S]
-    target: Tensor  # int64 [] or [S, S], or of a tile's own size
+    target: Any  # Tensor, int64 [] or [S, S], or of the labels' own size; a list if sizes in a batch differ
 
 
 def labelled(sample: Sample, labels: Labels, index: int, size: tuple[int, int] | None = None) -> Item:
@@ -56,6 +56,29 @@ def labelled(sample: Sample, labels: Labels, index: int, size: tuple[int, int] |
     return Item(sample.name, sample.hsi, target)
 
 
+def own_size(subjects: Subjects, labels: Labels, index: int) -> tuple[int, int] | None:
+    """Return height and width of a target of pixels before it is resized, those of its window for a tile."""
+    if labels.task != "segmentation":
+        return None
+    if subjects.positions:
+        window = subjects.positions[index].window
+        return window.height, window.width
+    height, width = labels.target(index).shape
+    return height, width
+
+
+def trained_labels(subjects: Subjects, labels: Labels, chosen: Sequence[int]) -> Labels:
+    """Return the labels of the subjects `chosen`, with the counts of their targets at the size of the samples."""
+    counts = {index: labels.counts[index] for index in chosen}
+    if labels.task == "segmentation":
+        height, width = subjects[chosen[0]].valid.shape
+        for index in chosen:
+            if own_size(subjects, labels, index) != (height, width):
+                target = labels.target(index, (height, width))
+                counts[index] = torch.bincount(target[target != UNLABELLED], minlength=len(labels.classes))
+    return labels.with_counts(counts)
+
+
 class Labelled(Dataset[Item]):
     """Labelled subjects by visit: item v is subject `chosen[v % len(chosen)]`, flipped at random by (seed, v).
 
@@ -65,7 +88,7 @@ class Labelled(Dataset[Item]):
         chosen: numbers of the subjects to take.
         settings: of which the seed is used.
         augmented: whether they are flipped.
-        whole: whether tiles have the labels of all pixels of their window, whatever the size of the samples.
+        whole: whether targets keep the size of the labels, or of the tile's window, whatever that of the samples.
     """
 
     def __init__(
@@ -83,8 +106,7 @@ class Labelled(Dataset[Item]):
 
     def __getitem__(self, visit: int) -> Item:
         index = self.chosen[visit % len(self.chosen)]
-        window = self.subjects.positions[index].window if self.whole and self.subjects.positions else None
-        size = None if window is None else (window.height, window.width)
+        size = own_size(self.subjects, self.labels, index) if self.whole else None
         item = labelled(self.subjects[index], self.labels, index, size)
         return flipped(item, self.seed, visit) if self.augmented else item
 
@@ -117,4 +139,5 @@ class Order(Sampler[list[int]]):
 
 def _collate(items: Sequence[Item]) -> Item:
     names, volumes, targets = zip(*items, strict=True)
-    return Item(list(names), torch.stack(volumes), torch.stack(targets))
+    alike = len({target.shape for target in targets}) == 1
+    return Item(list(names), torch.stack(volumes), torch.stack(targets) if alike else list(targets))

@@ -49,7 +49,10 @@ class Labels:
 
     def only(self, chosen: Sequence[int]) -> Labels:
         """Return the labels of the subjects `chosen` only."""
-        counts = {index: self.counts[index] for index in chosen}
+        return self.with_counts({index: self.counts[index] for index in chosen})
+
+    def with_counts(self, counts: dict[int, Tensor]) -> Labels:
+        """Return the labels of the subjects in `counts`, counted so."""
         return Labels(self.task, self.classes, counts, self._read, self.numbers)
 
     def target(self, index: int, size: tuple[int, int] | None = None) -> Tensor:
@@ -129,8 +132,9 @@ def read_mask_labels(
         folder: folder of rasters of whole numbers in one band, in any format of `read_cube`; or the raster of the only
             scene.
         subjects: a tile uses its window of the scene's raster. A raster of another size than its cube is resized to the
-            nearest pixel; its aspect must be that of the cube. Where both tell where they lie, a raster of another
-            extent, orientation or reference system is resampled to the nearest pixel on the grid of the cube.
+            cube's, by the nearest pixel; its aspect must be that of the cube. Where both tell where they lie, a raster
+            of another extent, orientation or reference system is resampled to the nearest pixel on the grid of the
+            cube.
         ignore: the number that means "not labelled", besides the nodata that a file declares.
         names: names of the classes, in ascending order of their numbers; None uses the numbers.
 
@@ -208,7 +212,8 @@ class _Masks:
                 self.warps[scene] = self._find_warp(path, index)
             mask = _read_mask(path, self.ignore, self.warps[scene])
             self._check_aspect(path, mask, index)
-            self.last = (path, resize_labels(mask, self.sizes[scene]) if self.positions else mask)
+            size = self._size(index)
+            self.last = (path, mask if size is None else resize_labels(mask, size))
         mask = self.last[1]
         return mask[self.positions[index].window.slices].contiguous() if self.positions else mask
 

@@ -26,7 +26,7 @@ READ_EVERY = 50  # steps between checks of the losses, if these make the host wa
 class Finetuning(lightning.LightningModule):
     """The Lightning module of fine-tuning: losses, optimiser and schedule, and the scores of each epoch.
 
-    The scores of a segmentation of tiles are those of whole scenes if `positions` has the place of each tile.
+    The scores of a segmentation are those of all labels of whole scenes; of tiles, if `positions` has their places.
 
     Attributes:
         report: the scores of the epoch whose model is kept.
@@ -46,7 +46,8 @@ class Finetuning(lightning.LightningModule):
         super().__init__()
         self.model, self.labels, self.out, self.settings = model, labels, out, settings
         self.scores = Scores(labels.task, labels.classes)
-        self.scenes = SceneScores(self.scores, positions) if positions and labels.task == "segmentation" else None
+        of_scenes = labels.task == "segmentation" and window is None
+        self.scenes = SceneScores(self.scores, positions or {}) if of_scenes else None
         self.register_buffer("class_weights", class_weights(labels, training, settings), persistent=False)
         self.window = window or next((position.window.height for position in (positions or {}).values()), None)
         self.report: dict[str, Any] = {}

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from ...data.tiles import Mosaic, Position, scene_sizes
+from ...data.readers.windows import Window
+from ...data.tiles import Mosaic, Position, fit, scene_sizes
 from ...files import write_atomically
 from ...text import cell, figure_text
 from ..pictures import save_figure
@@ -82,11 +83,12 @@ def compute_scores(confusion: Tensor, classes: Sequence[str], task: str) -> dict
 
 
 class SceneScores:
-    """Scores a segmentation of tiles by whole scenes, so that pixels that several tiles share count once.
+    """Scores a segmentation by whole scenes: each pixel of the labels counts once, also if several tiles share it.
 
     Args:
         scores: the scores that predictions are added to.
-        positions: name of a tile -> its position. The tiles of a scene follow each other in the batches.
+        positions: name of a tile -> its position. The tiles of a scene follow each other in the batches. A name that is
+            not here is that of a whole scene.
     """
 
     def __init__(self, scores: Scores, positions: Mapping[str, Position]) -> None:
@@ -94,13 +96,18 @@ class SceneScores:
         self._scene: str | None = None
         self._seen: set[str] = set()
 
-    def update(self, names: Sequence[str], logits: Tensor, targets: Tensor) -> None:
-        """Add logits of tiles `[B, classes, ...]` and their targets `[B, ...]`; both are resized to the tiles' windows.
+    def update(self, names: Sequence[str], logits: Tensor, targets: Tensor | Sequence[Tensor]) -> None:
+        """Add logits `[B, classes, H, W]` and their targets `[B, h, w]`, or a list of them.
+
+        Those of tiles are resized to the tiles' windows, and logits of a whole scene to the size of its target.
 
         Raises:
             ValueError: another scene's tiles lie between those of a scene.
         """
         for name, tile, target in zip(names, logits, targets, strict=True):
+            if name not in self.positions:
+                self.scores.update(fit(tile, Window(0, 0, *target.shape))[None], target[None])
+                continue
             scene, window = self.positions[name]
             if scene != self._scene:
                 self._score()
