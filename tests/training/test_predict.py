@@ -17,8 +17,12 @@ from mmmae.cli import main
 from mmmae.data import Normalization, PairedFolder
 from mmmae.data.readers.windows import Window
 from mmmae.data.tiles import untile
-from mmmae.model.finetuned import build, save_finetuned
+from mmmae.model.finetuned import build, read_finetuned, save_finetuned
 from mmmae.model.heads import SegmentationModel
+from mmmae.phantom import Phantom
+from mmmae.training.finetuning.finetune import find_training_size, finetune
+from mmmae.training.finetuning.labels import read_mask_labels
+from mmmae.training.finetuning.settings import FinetuneSettings
 from mmmae.training.inference.class_maps import Classes, draw_classes
 from mmmae.training.inference.predict import predict_scenes, predict_subjects
 from mmmae.training.inference.stitching import Tile, stitch
@@ -153,6 +157,28 @@ def test_subjects_that_are_not_tiles_are_scenes_which_are_resized_for_the_model(
         np.testing.assert_array_equal(read(scenes / "maps" / name), read(scenes / "out" / name))
     assert main([*command, "--tile", "32"]) == 0
     assert "tile=32, overlap=8" in capsys.readouterr().out
+
+
+def test_a_model_knows_what_cubes_it_was_trained_on(scenes):
+    (scenes / "labels").mkdir()
+    for name, size in (("large", (75, 50)), ("small", (20, 50))):
+        np.save(scenes / "labels" / f"{name}.npy", np.arange(size[0] * size[1]).reshape(size) % 2)
+    subjects = PairedFolder(scenes / "hsi", image_size=32, normalization=IDENTITY)
+    labels = read_mask_labels(scenes / "labels", subjects)
+    settings = FinetuneSettings(epochs=1, device="cpu")
+    encoder = mmmae.HSIEncoder(CONFIG.replace(depth=1))
+    finetune(encoder, subjects, labels, scenes / "run", settings, validation=["small"], maps=0)
+    config = read_finetuned(scenes / "run" / "model")
+    assert (config.window, config.whole) == (None, True)
+
+    class Sizes(Phantom):
+        def cube_size(self, index):
+            return (100, 100) if index < 2 else (200, 200)
+
+    assert find_training_size(Sizes(4, 32), [0, 1]) == (100, False)
+    assert find_training_size(Sizes(4, 32), [1, 2]) == (None, True)
+    assert find_training_size(Phantom(4, 32), [0, 1]) == (None, False)
+    assert find_training_size(tiles_of(scenes), [0, 1]) == (32, False)
 
 
 def test_numbers_of_classes_too_large_for_a_map_are_counted_from_1(model, scenes, capsys):

@@ -19,7 +19,7 @@ from ...data.loading import lost_workers_told
 from ...data.subjects import Subjects
 from ...files import check_can_write, hold, write_json
 from ...model.encoder import HSIEncoder
-from ...model.finetuned import FinetunedModel, build, load_finetuned
+from ...model.finetuned import MOST_PIXELS, FinetunedModel, build, load_finetuned
 from ...precision import resolve_precision, use_tf32
 from ...tuning import tune_cpu
 from ..distributed import World, cluster_environment
@@ -149,6 +149,8 @@ def finetune(
         validate = LabelledPixels(scenes, parts.held_out, window, settings, augmented=False)
     places = {subjects.names[index]: subjects.positions[index] for index in held_out} if subjects.positions else {}
     module = Finetuning(model, trained, training, out, settings, places, window)
+    if window is None:
+        module.window, module.whole = find_training_size(subjects, training)
     loaders = (
         loader(train, len(train.chosen), settings, shuffled=True),
         loader(validate, len(validate.chosen), settings, shuffled=False),
@@ -182,6 +184,20 @@ def finetune(
     facts = {"data": repr(subjects), "split": parts.text, "epoch": f"{module.kept} of {settings.epochs}"}
     write_page(out, "Fine-tuning", {"task": task, **facts, "mode": settings.mode, "seed": settings.seed}, report)
     return kept, report
+
+
+def find_training_size(subjects: Subjects, training: Sequence[int]) -> tuple[int | None, bool]:
+    """Return the side of the squares that a model sees, and whether it sees whole cubes of several sizes or shapes.
+
+    These are sizes before all are resized to the model's; None if they are not known, or not of one square.
+    """
+    if subjects.positions:
+        return subjects.positions[training[0]].window.height, False
+    sizes = {subjects.cube_size(index) for index in training}
+    if None in sizes:
+        return None, False
+    (height, width), *others = (size for size in sizes if size is not None)
+    return (height, False) if height == width < MOST_PIXELS and not others else (None, True)
 
 
 def _head_arguments(task: str, settings: FinetuneSettings) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Finetuning(lightning.LightningModule):
     Attributes:
         report: the scores of the epoch whose model is kept.
         kept: the number of that epoch, from 1.
+        window, whole: what cubes the model is trained on, as in `FinetunedConfig`.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Finetuning(lightning.LightningModule):
         of_scenes = labels.task == "segmentation" and window is None
         self.scenes = SceneScores(self.scores, positions or {}) if of_scenes else None
         self.register_buffer("class_weights", class_weights(labels, training, settings), persistent=False)
-        self.window = window or next((position.window.height for position in (positions or {}).values()), None)
+        self.window, self.whole = window, False
         self.report: dict[str, Any] = {}
         self.kept = 0
         self.losses: list[Tensor] = []  # of the steps in this epoch
@@ -108,7 +109,12 @@ class Finetuning(lightning.LightningModule):
         if keep := better or self.settings.keep == "last":
             self.report, self.kept = scores, epoch
             save_finetuned(
-                self.out / "model", self.model, self.labels.classes, numbers=self.labels.numbers, window=self.window
+                self.out / "model",
+                self.model,
+                self.labels.classes,
+                numbers=self.labels.numbers,
+                window=self.window,
+                whole=self.whole,
             )
         print(
             f"epoch {epoch}/{self.settings.epochs}  loss {loss:.4f}  validation {name} {scores[name]:.4f}, accuracy "
