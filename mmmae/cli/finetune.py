@@ -80,7 +80,9 @@ def run(
     if (window is not None or data.tile is not None) and task == ("segmentation" if window is not None else "pixels"):
         raise ValueError("--window is for --task pixels, which takes whole scenes, and --tile for the other tasks")
     if task == "pixels":
-        window = window or 9
+        window = 9 if window is None else window
+        if window < 1 or window % 2 == 0:
+            raise ValueError(f"--window is {window}, expected an odd number of pixels, as in --window 9")
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}, expected at least 1")
     masks = split.partition(":")[2] if split is not None and split.startswith("masks:") else None
@@ -96,6 +98,7 @@ def run(
     from ..training.finetuning.repeats import finetune_repeatedly
     from ..training.finetuning.scores import main_score
     from ..training.finetuning.splits import divide
+    from ..training.finetuning.valid import valid_labels
     from ..training.folders import default_folder
 
     out = out or default_folder(Path("runs/finetune"))
@@ -106,7 +109,7 @@ def run(
         model, subjects = _from_scratch(data, preset or "base", read_fields, config_fields(fields), chosen.seed, window)
     names = classes.split(",") if classes else None
     if masks is not None:
-        read, parts = divide_by_masks(masks, subjects, ignore=ignore, names=names)
+        read, parts = divide_by_masks(masks, subjects, ignore=ignore, names=names, window=window)
     else:
         assert labels is not None
         by_file = task == "classification"
@@ -117,6 +120,7 @@ def run(
         )
         if window is not None:
             check_window(window, subjects, read)
+        read = valid_labels(subjects, read, window)  # before the splits of several seeds, which would check it again
         held = held_out(validation, subjects)
         parts = divide(subjects, read, split, validation=held, fold=fold, seed=chosen.seed, window=window)
     say(repr(subjects))

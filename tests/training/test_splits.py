@@ -1,13 +1,13 @@
 """Splits of labels into those that train and those that are held out: subjects, groups, pixels and blocks."""
 
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from mmmae.data import PairedFolder
+from mmmae.cli import main
+from mmmae.data import PairedFolder, Sample, Subjects
 from mmmae.data.readers.windows import tile_grid
 from mmmae.data.tiles import Position
 from mmmae.training.finetuning.labels import UNLABELLED, Labels, read_mask_labels, scene_names, scene_targets
@@ -16,11 +16,21 @@ from mmmae.training.finetuning.pixel_splits import GAP, NONE, TEST, TRAIN
 from mmmae.training.finetuning.splits import divide
 
 
-def subjects_of(scenes, size=(40, 56), tile=16, overlap=8):
-    """Tiles of scenes, or whole scenes without `tile`, of which there are names and places only."""
-    places = [Position(scene, window) for scene in scenes for window in tile_grid(*size, tile, overlap)] if tile else []
-    names = [place.name for place in places] or list(scenes)
-    return SimpleNamespace(names=names, positions=places)
+class Scenes(Subjects):
+    """Tiles of scenes, or whole scenes without `tile`, of zeros; `valid` has the pixels with data of each scene."""
+
+    bands = 1
+
+    def __init__(self, scenes, size=(40, 56), tile=16, overlap=8, valid=None):
+        grid = tile_grid(*size, tile, overlap) if tile else ()
+        self.positions = [Position(scene, window) for scene in scenes for window in grid]
+        self.names = [place.name for place in self.positions] or list(scenes)
+        self.valid = {scene: torch.ones(size, dtype=torch.bool) for scene in scenes} | (valid or {})
+
+    def __getitem__(self, index):
+        valid = self.valid[scene_names(self)[index]]
+        valid = valid[self.positions[index].window.slices] if self.positions else valid
+        return Sample(self.names[index], torch.zeros(1, 1, *valid.shape), {}, valid)
 
 
 def labels_of(subjects, size=(40, 56), classes=5, seed=0):
@@ -42,7 +52,7 @@ def class_labels(names):
 
 
 def test_the_tiles_of_a_scene_are_held_out_together():
-    subjects = subjects_of(["north", "south"])
+    subjects = Scenes(["north", "south"])
     labels, of = labels_of(subjects), scene_names(subjects)
     for validation in (["south"], 0.5, 0.01, 0.6):
         parts = divide(subjects, labels, "subjects", validation=validation, seed=3)
@@ -52,7 +62,7 @@ def test_the_tiles_of_a_scene_are_held_out_together():
 
 
 def test_subjects_without_a_label_are_on_no_side():
-    subjects = subjects_of("abc", tile=None)
+    subjects = Scenes("abc", tile=None)
     labels = labels_of(subjects).only([0, 2])
     parts = divide(subjects, labels, "subjects:0.5")
     assert sorted([*parts.training.counts, *parts.held_out.counts]) == [0, 2]
@@ -75,20 +85,28 @@ def test_subjects_without_a_label_are_on_no_side():
         ({"split": "blocks"}, "expected blocks:PIXELS"),
         ({"split": "blocks:99"}, "2 blocks of 99 x 99 pixels have labels, expected at least 3"),
         ({"split": "blocks:8", "validation": ["a"]}, "expected a share of the blocks"),
-        ({"split": "blocks:8"}, "leaves no pixel to train with: each subject or tile has a pixel to test with"),
+        (
+            {"split": "blocks:8"},
+            "leaves no pixel to train with: the model sees each scene whole.*cut scenes into tiles",
+        ),
+        ({"split": "blocks:400"}, r"expected at least 3; give smaller blocks, as in --split blocks:50$"),
+        ({"split": "subjects:0.5", "validation": ["a"]}, "split is 'subjects:0.5'.*expected no validation with it"),
+        ({"split": "subjects:0.5", "fold": "1/2"}, "split is 'subjects:0.5'.*expected no fold with it"),
+        ({"split": "pixels:0.5", "validation": ["a"]}, "split is 'pixels:0.5'.*expected no validation with it"),
+        ({"split": "blocks:8", "validation": 0.5, "fold": "1/2"}, "a fold and validation exclude each other"),
         ({"split": "halves"}, "split is 'halves', expected subjects:SHARE, pixels:SHARE"),
     ],
     ids=str,
 )
 def test_a_split_that_does_not_fit_is_refused(options, message):
-    subjects = subjects_of("abc", tile=None)
-    options = {"fold": "1/3", **options} if options.get("split") == "blocks:99" else options
+    subjects = Scenes("abc", tile=None)
+    options = {"fold": "1/3", **options} if options.get("split") in ("blocks:99", "blocks:400") else options
     with pytest.raises(ValueError, match=message):
         divide(subjects, labels_of(subjects).only([0, 2]), **options)
 
 
 def test_each_fold_holds_out_other_subjects_and_together_all():
-    subjects = subjects_of("abcdefg", tile=None)
+    subjects = Scenes("abcdefg", tile=None)
     labels = class_labels(subjects.names)
     held = [list(divide(subjects, labels, fold=f"{part}/3", seed=1).held_out.counts) for part in (1, 2, 3)]
     assert sorted(index for part in held for index in part) == list(range(7))
@@ -96,7 +114,7 @@ def test_each_fold_holds_out_other_subjects_and_together_all():
 
 
 def test_pixels_are_drawn_class_by_class_and_each_is_on_one_side():
-    subjects = subjects_of(["a"])
+    subjects = Scenes(["a"])
     labels = labels_of(subjects)
     parts = divide(subjects, labels, "pixels:0.1", seed=2)
     whole = scene_targets(subjects, labels)["a"]
@@ -118,14 +136,14 @@ def test_a_class_of_one_pixel_trains_and_one_of_two_does_both():
     target = torch.tensor([[0, 1, 1, 2], [2, 2, 2, 2]])
     counts = {0: torch.bincount(target.flatten())}
     labels = Labels("segmentation", ["a", "b", "c"], counts, lambda index: target)
-    parts = divide(SimpleNamespace(names=["s"], positions=[]), labels, "pixels:0.99")
+    parts = divide(Scenes("s", (2, 4), tile=None), labels, "pixels:0.99")
     assert parts.training.counts[0].tolist() == [1, 1, 4]
     assert parts.held_out.counts[0].tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("split", ["blocks:16", "blocks:13"])
 def test_no_tile_to_train_with_has_a_pixel_to_test_with_and_no_other_pixel_is_lost(split):
-    subjects = subjects_of(["a", "b"])
+    subjects = Scenes(["a", "b"])
     labels = labels_of(subjects)
     parts = divide(subjects, labels, split, seed=1)
     roles = [parts.roles[place.scene][place.window.slices] for place in subjects.positions]
@@ -144,7 +162,7 @@ def test_no_tile_to_train_with_has_a_pixel_to_test_with_and_no_other_pixel_is_lo
 
 
 def test_no_window_around_a_pixel_to_train_with_has_a_pixel_to_test_with():
-    subjects = subjects_of(["a"], tile=None)
+    subjects = Scenes(["a"], tile=None)
     parts = divide(subjects, labels_of(subjects), "blocks:12", window=7, seed=0)
     roles = parts.roles["a"]
     for row, column in (roles == TRAIN).nonzero().tolist():
@@ -154,24 +172,97 @@ def test_no_window_around_a_pixel_to_train_with_has_a_pixel_to_test_with():
     assert all((roles == role).any() for role in (TRAIN, TEST, GAP))
 
 
+def test_a_window_is_of_the_cube_where_labels_are_finer():
+    subjects, fine = Scenes(["a"], tile=None), labels_of(Scenes(["a"], tile=None)).target(0)
+    fine = fine.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    labels = Labels("segmentation", list("vwxyz"), {0: torch.bincount(fine[fine >= 0], minlength=5)}, lambda _: fine)
+    parts = divide(subjects, labels, "blocks:12", window=7, seed=0)
+    assert torch.equal(parts.roles["a"], divide(subjects, labels_of(subjects), "blocks:12", window=7).roles["a"])
+    assert parts.training.counts[0].sum() == parts.pixels()["training"]
+    assert torch.equal(parts.training.target(0, (40, 56)) != UNLABELLED, parts.roles["a"] == TRAIN)
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("split", ["pixels:0.3", "blocks:16", "subjects:0.5", "table:{}"])
+def test_pixels_without_data_in_the_cube_are_on_no_side(tmp_path, tile, split):
+    window = 5 if tile is None and ":0.5" not in split and "table" not in split else None
+    valid = {"a": torch.rand(40, 56, generator=torch.Generator().manual_seed(0)) > 0.5, "c": torch.zeros(40, 56) > 0}
+    subjects = Scenes("abc", tile=tile, valid=valid)
+    (tmp_path / "t.csv").write_text("name,split\na,train\nb,test\nc,train\n")
+    labels = labels_of(subjects)
+    parts = divide(subjects, labels, split.format(tmp_path / "t.csv"), window=window)
+    assert "c" not in {
+        scene_names(subjects)[index] for side in (parts.training, parts.held_out) for index in side.counts
+    }
+    for side in (parts.training, parts.held_out):
+        for index, counts in side.counts.items():
+            target = side.target(index)
+            assert bool(((target == UNLABELLED) | subjects[index].valid).all())
+            assert torch.equal(torch.bincount(target[target >= 0], minlength=5), counts)
+    if split.startswith("pixels"):
+        known = sum(int(((labels.target(i) >= 0) & subjects[i].valid).sum()) for i in labels.counts)
+        assert tile or sum(parts.pixels().values()) == known
+
+
+def test_labels_of_which_none_has_data_are_refused():
+    subjects = Scenes("ab", tile=None, valid={name: torch.zeros(40, 56, dtype=torch.bool) for name in "ab"})
+    with pytest.raises(ValueError, match="no labelled pixel has data in its cube"):
+        divide(subjects, labels_of(subjects), "subjects")
+
+
+@pytest.mark.parametrize("column", ["split", "group"])
+def test_pixels_that_tiles_of_both_sides_share_do_not_train(tmp_path, column):
+    subjects, table = Scenes("ab"), tmp_path / "tiles.csv"
+    labels, names = labels_of(subjects), subjects.names
+    held = {name for name in names if name.startswith("a@r24")}
+    rows = [f"{name},{'test' if name in held else 'train'}" for name in names]
+    table.write_text("\n".join([f"name,{column}", *rows]))
+    validation = 0.2 if column == "split" else ["test"]
+    parts = divide(subjects, labels, f"table:{table}", validation=validation)
+    whole = scene_targets(subjects, labels)
+    train, test = (scene_targets(subjects, side) for side in (parts.training, parts.held_out))
+    assert torch.equal(test["a"][24:], whole["a"][24:])
+    assert torch.equal(train["a"][:24], whole["a"][:24])
+    assert bool((train["a"][24:] == UNLABELLED).all())
+    assert torch.equal(train["b"], whole["b"])
+    shared = int((whole["a"][24:32] >= 0).sum())  # the tiles above end at row 32
+    assert parts.text.endswith(f"; {shared} labelled pixels that tiles of both sides share do not train")
+    assert parts.pixels() == {
+        "training": sum(int((t >= 0).sum()) for t in train.values()),
+        "test": int((test["a"] >= 0).sum()),
+        "gap": 0,
+    }
+    words = class_labels(names)
+    assert divide(subjects, words, f"table:{table}", validation=validation).text.endswith(
+        "; 6 tiles that train overlap with tiles that are held out"
+    )
+
+
+@pytest.mark.parametrize("window", ["0", "-1", "8"])
+def test_a_window_that_has_no_centre_is_refused(capsys, window):
+    words = ["--scratch", "--hsi", "none", "--labels", "none", "--task", "pixels", "--window", window]
+    assert main(["finetune", *words]) == 2
+    assert f"--window is {window}, expected an odd number of pixels" in capsys.readouterr().err
+
+
 def test_each_fold_of_blocks_holds_out_other_pixels_and_together_all():
-    subjects = subjects_of(["a"])
+    subjects = Scenes(["a"])
     labels = labels_of(subjects)
     tested = [divide(subjects, labels, "blocks:16", fold=f"{part}/4").roles["a"] == TEST for part in (1, 2, 3, 4)]
     assert torch.equal(torch.stack(tested).sum(0), (scene_targets(subjects, labels)["a"] != UNLABELLED).long())
 
 
 def test_one_scene_is_divided_into_blocks_of_a_tile_and_one_that_is_seen_whole_is_refused():
-    subjects = subjects_of(["a"])
+    subjects = Scenes(["a"])
     assert divide(subjects, labels_of(subjects)).text.startswith("2 of 12 blocks of 16 x 16 pixels are held out: ")
-    whole = subjects_of(["a"], tile=None)
+    whole = Scenes(["a"], tile=None)
     assert "blocks of 15 x 15" in divide(whole, labels_of(whole), window=5).text
-    with pytest.raises(ValueError, match=r"one subject has labels.*--tile PIXELS.*--split pixels:0.1"):
+    with pytest.raises(ValueError, match=r"one subject has labels.*--tile PIXELS.*--task pixels"):
         divide(whole, labels_of(whole))
 
 
 def test_groups_of_a_table_are_held_out_together_and_a_split_is_taken_as_it_is(tmp_path):
-    subjects, table = subjects_of("abcdef", tile=None), tmp_path / "trees.csv"
+    subjects, table = Scenes("abcdef", tile=None), tmp_path / "trees.csv"
     labels = class_labels(subjects.names)
     table.write_text("name,group,year\na,oak,1\nb,elm,1\nc,oak,2\nd,ash,1\ne,elm,2\n")
     for options in ({"validation": ["oak"]}, {"validation": 0.3}, {"fold": "2/3"}):
@@ -200,19 +291,20 @@ def test_groups_of_a_table_are_held_out_together_and_a_split_is_taken_as_it_is(t
         ),
         ("name,split\na,train\nb,exam\n", {}, "has the split 'exam', must be one of train"),
         ("name,split\na,train\nb,train\n", {}, "gives 2 labelled subjects to train, 0 to test"),
-        ("name,split\na,train\nb,test\n", {"fold": "1/2"}, "expected no fold and no names"),
+        ("name,split\na,train\nb,test\n", {"fold": "1/2"}, "expected no fold and no validation"),
+        ("name,split\na,train\nb,test\n", {"validation": 0.5}, "expected no fold and no validation"),
     ],
     ids=str,
 )
 def test_a_broken_table_is_one_error_with_its_path(tmp_path, text, options, message):
-    subjects, table = subjects_of("abc", tile=None), tmp_path / "table.csv"
+    subjects, table = Scenes("abc", tile=None), tmp_path / "table.csv"
     table.write_text(text)
     with pytest.raises(ValueError, match=message):
         divide(subjects, class_labels(subjects.names), f"table:{table}", **options)
 
 
 def test_divided_labels_can_be_sent_to_a_worker():
-    subjects = subjects_of(["a"])
+    subjects = Scenes(["a"])
     parts = divide(subjects, labels_of(subjects), "blocks:16")
     for side in (parts.training, parts.held_out):
         sent = pickle.loads(pickle.dumps(side))
@@ -255,7 +347,7 @@ def test_masks_divide_labels_as_they_are(one_scene):
     ("masks", "message"),
     [
         ("{}/TR.npy", "expected TRAIN,TEST"),
-        ("{0}/TR.npy,{0}/all.npy", r"\d+ pixels of 's' have a label in both"),
+        ("{0}/TR.npy,{0}/all.npy", r"\d+ pixels of 's' have a label in both, expected in one of them$"),
         ("{0}/TR.npy,{0}/none", "none"),
     ],
     ids=str,
@@ -264,6 +356,18 @@ def test_masks_that_do_not_divide_are_refused(one_scene, masks, message):
     subjects, folder = one_scene
     with pytest.raises(ValueError, match=message):
         divide_by_masks(masks.format(folder), subjects, ignore=0)
+
+
+def test_what_zero_may_mean_in_both_rasters_is_asked_and_a_side_without_data_is_refused(one_scene):
+    subjects, folder = one_scene
+    with pytest.raises(ValueError, match=r"'s' have a label in both.*; if 0 means not labelled, give --ignore 0$"):
+        divide_by_masks(f"{folder}/TR.npy,{folder}/TE.npy", subjects)
+    cube = np.load(folder / "hsi" / "s.npy")
+    cube[:, :, 1::4] = np.nan
+    np.savez(folder / "hsi" / "s.npz", cube=cube, nodata=np.nan)
+    (folder / "hsi" / "s.npy").unlink()
+    with pytest.raises(ValueError, match=r"TE\.npy: no labelled pixel has data"):
+        divide_by_masks(f"{folder}/TR.npy,{folder}/TE.npy", PairedFolder(folder / "hsi", tile=16), ignore=0)
 
 
 def test_the_one_raster_of_one_scene_may_have_any_name(one_scene):

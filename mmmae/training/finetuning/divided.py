@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...data.subjects import Subjects
-from .labels import UNLABELLED, Labels, scene_names
-from .pixel_splits import GAP, TEST, TRAIN
+from ...data.tiles import Position
+from .labels import UNLABELLED, Labels, scene_names, scene_targets
+from .pixel_splits import GAP, NONE, TEST, TRAIN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,36 +58,86 @@ def divide_by_role(
     Raises:
         ValueError: no pixel is left to train or to test with.
     """
-    sides = {TRAIN: _Side(subjects, labels, roles, TRAIN), TEST: _Side(subjects, labels, roles, TEST)}
-    counts: dict[int, dict[int, Tensor]] = {TRAIN: {}, TEST: {}}
-    for index in labels.counts:
-        for role, side in sides.items():
-            found = side(index)
-            if bool((found != UNLABELLED).any()):
-                known = found[found != UNLABELLED]
-                counts[role][index] = torch.bincount(known, minlength=len(labels.classes))
+    training, held_out = (_of_role(subjects, labels, roles, role) for role in (TRAIN, TEST))
     if apart and window is None:
-        counts[TRAIN] = {index: count for index, count in counts[TRAIN].items() if index not in counts[TEST]}
-    for role, what in ((TRAIN, "train"), (TEST, "test")):
-        if not counts[role]:
-            raise ValueError(
-                f"the split leaves no pixel to {what} with"
-                + (
-                    ": each subject or tile has a pixel to test with; expected blocks that are multiples of the tiles' "
-                    "side, smaller tiles (--tile), or tiles with more overlap (--overlap)"
-                    if apart and role == TRAIN
-                    else ""
-                )
+        training = training.only([index for index in training.counts if index not in held_out.counts])
+    if not training.counts:
+        reason = ""
+        if apart and window is not None:
+            reason = ": each window has a pixel to test with; expected larger blocks, or a smaller window (--window)"
+        elif apart and subjects.positions:
+            reason = (
+                ": each tile has a pixel to test with; expected blocks that are multiples of the tiles' side, smaller "
+                "tiles (--tile), or tiles with more overlap (--overlap)"
             )
-    made = {
-        role: Labels(labels.task, labels.classes, counts[role], side, labels.numbers) for role, side in sides.items()
-    }
-    split = Split(made[TRAIN], made[TEST], text, roles)
+        elif apart:
+            reason = ": the model sees each scene whole, with a pixel to test with; cut scenes into tiles with --tile"
+        raise ValueError(f"the split leaves no pixel to train with{reason}")
+    if not held_out.counts:
+        raise ValueError("the split leaves no pixel to test with")
+    split = Split(training, held_out, text, roles)
     pixels = split.pixels()
     lost = f", {pixels['gap']:,} are lost in the gap between them" if apart else ""
     return dataclasses.replace(
         split, text=f"{text}: {pixels['training']:,} pixels train, {pixels['test']:,} test{lost}"
     )
+
+
+def without_shared_pixels(subjects: Subjects, split: Split) -> Split:
+    """Return a split of tiles in which pixels of tiles to test with are unlabelled in tiles to train with.
+
+    It is the same if tiles of both sides share no labelled pixel. Tiles with one class each are kept; the text says how
+    many overlap.
+
+    Raises:
+        ValueError: no pixel is left to train with.
+    """
+    if not subjects.positions:
+        return split
+    if split.training.task != "segmentation":
+        places = [[subjects.positions[index] for index in side.counts] for side in (split.training, split.held_out)]
+        both = sum(any(_overlap(place, other) for other in places[1]) for place in places[0])
+        note = f"; {both} tiles that train overlap with tiles that are held out" if both else ""
+        return dataclasses.replace(split, text=split.text + note)
+    train, test = (scene_targets(subjects, side) for side in (split.training, split.held_out))
+    shared = {scene: (train[scene] != UNLABELLED) & (test[scene] != UNLABELLED) for scene in train if scene in test}
+    both = sum(int(pixels.sum()) for pixels in shared.values())
+    if not both:
+        return split
+    roles: dict[str, Tensor] = {}
+    for role, targets in ((TRAIN, train), (TEST, test)):
+        for scene, target in targets.items():
+            known = roles.setdefault(scene, torch.full(target.shape, NONE, dtype=torch.uint8))
+            known[target != UNLABELLED] = role
+    training = _of_role(subjects, split.training, roles, TRAIN)
+    if not training.counts:
+        raise ValueError(
+            "tiles to test with show all pixels of those to train with; expected other scenes to train with"
+        )
+    text = f"{split.text}; {both:,} labelled pixels that tiles of both sides share do not train"
+    return Split(training, split.held_out, text, roles)
+
+
+def _overlap(place: Position, other: Position) -> bool:
+    one, two = place.window, other.window
+    return (
+        place.scene == other.scene
+        and one.row < two.row + two.height
+        and two.row < one.row + one.height
+        and one.column < two.column + two.width
+        and two.column < one.column + one.width
+    )
+
+
+def _of_role(subjects: Subjects, labels: Labels, roles: Mapping[str, Tensor], role: int) -> Labels:
+    """Return the labels of the pixels with a role, of the subjects that have any."""
+    side, counts = _Side(subjects, labels, roles, role), {}
+    for index in labels.counts:
+        found = side(index)
+        known = found[found != UNLABELLED]
+        if len(known):
+            counts[index] = torch.bincount(known, minlength=len(labels.classes))
+    return Labels(labels.task, labels.classes, counts, side, labels.numbers)
 
 
 class _Side:

@@ -13,10 +13,16 @@ from ...data.subjects import Subjects
 from .divided import Split
 from .labels import IGNORE, UNLABELLED, Labels, read_masks_alike, scene_targets
 from .pixel_splits import NONE, TEST, TRAIN
+from .valid import valid_labels
 
 
 def divide_by_masks(
-    masks: str, subjects: Subjects, *, ignore: int = IGNORE, names: Sequence[str] | None = None
+    masks: str,
+    subjects: Subjects,
+    *,
+    ignore: int = IGNORE,
+    names: Sequence[str] | None = None,
+    window: int | None = None,
 ) -> tuple[Labels, Split]:
     """Read labels that are divided already, into rasters of those that train and rasters of those that test.
 
@@ -24,19 +30,21 @@ def divide_by_masks(
         masks: `TRAIN,TEST`, two folders or, for one scene, two files as in `read_mask_labels`; or one folder with the
             folders `train` and `test`.
         subjects, ignore, names: as in `read_mask_labels`.
+        window: the side of the square around each pixel that the model sees; None: it sees whole subjects.
 
     Returns:
         The labels of both, and how they are divided.
 
     Raises:
-        ValueError: rasters can't be read or do not fit, or a pixel is in both.
+        ValueError: rasters can't be read or do not fit, a pixel is in both, or a side has no valid pixel.
     """
     pair = [Path(masks) / "train", Path(masks) / "test"] if Path(masks).is_dir() else [*map(Path, masks.split(","))]
     if len(pair) != 2:
         raise ValueError(
             f"masks is {masks!r}, expected TRAIN,TEST: two folders or files of labels with a comma between"
         )
-    train, test = read_masks_alike(pair, subjects, ignore=ignore, names=names)
+    given = read_masks_alike(pair, subjects, ignore=ignore, names=names)
+    train, test = (_valid(path, subjects, side, window) for path, side in zip(pair, given, strict=True))
     targets = {TRAIN: scene_targets(subjects, train), TEST: scene_targets(subjects, test)}
     roles: dict[str, Tensor] = {}
     for role, scenes in targets.items():
@@ -44,8 +52,12 @@ def divide_by_masks(
             known = roles.setdefault(scene, torch.full(target.shape, NONE, dtype=torch.uint8))
             if known.shape != target.shape:
                 raise ValueError(f"{masks}: the two rasters of {scene!r} differ in size, expected the same")
-            if both := int(((known != NONE) & (target != UNLABELLED)).sum()):
-                raise ValueError(f"{masks}: {both:,} pixels of {scene!r} have a label in both, expected in one of them")
+            both = (known != NONE) & (target != UNLABELLED)
+            if both.any():
+                raise ValueError(
+                    f"{masks}: {int(both.sum()):,} pixels of {scene!r} have a label in both, expected in one of them"
+                    + _ignored(train, targets[TRAIN][scene][both], target[both])
+                )
             known[target != UNLABELLED] = role
     split = Split(train, test, "", roles)
     pixels = split.pixels()
@@ -55,6 +67,21 @@ def divide_by_masks(
     whole = {index: train.counts.get(index, none) + test.counts.get(index, none) for index in indices}
     both_sides = Labels("segmentation", train.classes, whole, _Either(train, test), train.numbers)
     return both_sides, dataclasses.replace(split, text=text)
+
+
+def _valid(path: Path, subjects: Subjects, side: Labels, window: int | None) -> Labels:
+    try:
+        return valid_labels(subjects, side, window)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _ignored(labels: Labels, train: Tensor, test: Tensor) -> str:
+    """Return what helps if, of the labels that pixels have in both rasters, one is always the same number."""
+    numbers = [
+        number for place, number in enumerate(labels.numbers or ()) if ((train == place) | (test == place)).all()
+    ]
+    return f"; if {numbers[0]} means not labelled, give --ignore {numbers[0]}" if len(numbers) == 1 else ""
 
 
 class _Either:

@@ -67,19 +67,17 @@ def draw_blocks(
     Raises:
         ValueError: there are fewer blocks with labels than two, or than parts.
     """
-    blocks, count = {}, 0
-    for scene, target in targets.items():
-        rows, columns = (torch.arange(length) // side for length in target.shape)
-        across = int(columns[-1]) + 1
-        blocks[scene] = count + rows[:, None] * across + columns
-        count += (int(rows[-1]) + 1) * across
-    known = np.unique(torch.cat([blocks[scene][target != UNLABELLED] for scene, target in targets.items()]).numpy())
+    blocks, known = _number_blocks(targets, side)
     least = held[1] if isinstance(held, tuple) else 2
     if len(known) < least:
+        smaller = side // 2
+        while smaller and len(_number_blocks(targets, smaller)[1]) < least:
+            smaller //= 2
         raise ValueError(
             f"{len(known)} blocks of {side} x {side} pixels have labels, expected at least {least}; "
-            f"give smaller blocks, as in --split blocks:{max(1, side // 2)}"
+            + (f"give smaller blocks, as in --split blocks:{smaller}" if smaller else "there are too few labels")
         )
+    count = max(int(numbers.max()) for numbers in blocks.values()) + 1
 
     def roles_of(chosen: np.ndarray) -> dict[str, Tensor]:
         is_chosen = torch.zeros(count, dtype=torch.bool)
@@ -106,6 +104,18 @@ def draw_blocks(
             if _quality(targets, roles, classes) > _quality(targets, best, classes):
                 chosen, best = other, roles
     return best, f"{len(chosen)} of {len(known)} blocks of {side} x {side} pixels are held out"
+
+
+def _number_blocks(targets: Mapping[str, Tensor], side: int) -> tuple[dict[str, Tensor], np.ndarray]:
+    """Return scene -> the number of each pixel's block `[H, W]`, and the ascending numbers of blocks with labels."""
+    blocks, count = {}, 0
+    for scene, target in targets.items():
+        rows, columns = (torch.arange(length) // side for length in target.shape)
+        across = int(columns[-1]) + 1
+        blocks[scene] = count + rows[:, None] * across + columns
+        count += (int(rows[-1]) + 1) * across
+    known = torch.cat([blocks[scene][target != UNLABELLED] for scene, target in targets.items()])
+    return blocks, np.unique(known.numpy())
 
 
 def with_gap(roles: Tensor, windows: Sequence[tuple[slice, slice]] | int) -> Tensor:

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from ...data.subjects import Subjects
-from .divided import Split, divide_by_role
+from .divided import Split, divide_by_role, without_shared_pixels
 from .labels import Labels, scene_names, scene_targets
 from .pixel_splits import draw_blocks, draw_pixels
+from .valid import valid_labels
 
 KINDS = "subjects:SHARE, pixels:SHARE, blocks:PIXELS, table:FILE.csv or masks:TRAIN,TEST"
+VALIDATION = 0.2  # the share that is held out if nothing else is said
 SIDES = {"train": True, "training": True, "test": False, "validation": False, "held-out": False}
 
 
@@ -24,12 +26,14 @@ def divide(
     labels: Labels,
     split: str | None = None,
     *,
-    validation: Sequence[str] | float = 0.2,
+    validation: Sequence[str] | float = VALIDATION,
     fold: str | None = None,
     seed: int = 0,
     window: int | None = None,
 ) -> Split:
     """Divide labels into those that train and those that are held out.
+
+    Labels of pixels that are not valid in the cube are on neither side.
 
     Args:
         subjects: the subjects, or the tiles of scenes.
@@ -37,8 +41,9 @@ def divide(
         split: `subjects` or `subjects:SHARE` holds out whole subjects, and the tiles of a scene together;
             `pixels:SHARE` trains with this share of each class's pixels and tests with the others; `blocks:PIXELS`
             holds out squares with sides of so many pixels, with a gap around them as wide as the model sees;
-            `table:FILE.csv` has the columns `name`, and `group` (held out together) or `split` (train or test). None:
-            `subjects`, and `blocks` if the labelled pixels are all of one scene.
+            `table:FILE.csv` has the columns `name`, and `group` (held out together) or `split` (train or test); pixels
+            that tiles of both sides share do not train. None: `subjects`, and `blocks` if the labelled pixels are all
+            of one scene.
         validation: the share of subjects, blocks or groups to hold out, or the names of subjects, scenes or groups.
         fold: `K/N` holds out the K-th of N parts of the subjects, blocks or groups, K from 1; each is held out once.
         seed: seed of the draw.
@@ -48,12 +53,21 @@ def divide(
         ValueError: the split is not one of these, does not fit the labels, or leaves a side empty.
         FileNotFoundError: there is no such table.
     """
+    labels = valid_labels(subjects, labels, window)
     if split is None:
         split = default_split(subjects, labels, validation, window)
     kind, _, value = split.partition(":")
-    part = _fold(fold)
+    part, chosen = _fold(fold), validation != VALIDATION
+    if part and chosen:
+        raise ValueError("a fold and validation exclude each other: both say what is held out")
     if isinstance(validation, float) and not 0 < validation < 1:
         raise ValueError(f"validation is {validation:g}, expected a share in (0, 1), or names")
+    if kind == "pixels" and part:
+        raise ValueError("a fold is of subjects, blocks or groups; expected no fold with a split by pixels")
+    if (kind == "pixels" or (kind == "subjects" and value)) and (part or chosen):
+        raise ValueError(
+            f"split is {split!r}, which says what is held out; expected no {'fold' if part else 'validation'} with it"
+        )
     if kind == "subjects":
         held = _share(split, value) if value else validation
         scenes = scene_names(subjects)
@@ -63,8 +77,6 @@ def divide(
     if kind in ("pixels", "blocks") and labels.task != "segmentation":
         raise ValueError(f"split is {split!r}, of pixels; expected subjects or table for classes of subjects")
     if kind == "pixels":
-        if part:
-            raise ValueError("a fold is of subjects, blocks or groups; expected no fold with a split by pixels")
         share = _share(split, value)
         roles = draw_pixels(scene_targets(subjects, labels), len(labels.classes), share, seed)
         return divide_by_role(subjects, labels, roles, f"{share:.4g} of the pixels of each class train", window)
@@ -105,7 +117,7 @@ def default_split(
     if len(labels.counts) == 1:
         raise ValueError(
             "one subject has labels, and the model sees it whole: cut it into tiles (--tile PIXELS), of which blocks "
-            "are held out, or give --split pixels:0.1 to train with a tenth of its pixels and test with the others"
+            "are held out, or classify each pixel by the window around it (--task pixels)"
         )
     positions = subjects.positions
     return f"blocks:{min(positions[index].window.height for index in labels.counts)}"
@@ -123,11 +135,11 @@ def _by_group(
     names = sorted(set(groups.values()))
     drawn = np.random.default_rng(seed).permutation(names).tolist()
     if not isinstance(validation, float):
-        if fold:
-            raise ValueError("a fold and names to hold out exclude each other")
         held = set(validation)
         if unknown := sorted(held - set(names)):
             known = "labelled subjects or scenes" if what == "subjects" else what
+            if labels.task == "segmentation":
+                known += " (labels on nodata do not count)"
             raise ValueError(
                 f"validation names {unknown[0]!r}, expected names of {known}, such as {names[0]!r}"
                 if names
@@ -169,16 +181,18 @@ def _by_table(
     note = f"; {left_out} labelled subjects are not in {path}" if left_out else ""
     if column == "group":
         split = _by_group(labels, groups, validation, fold, seed, "groups")
-        return dataclasses.replace(split, text=split.text + note)
-    if fold or not isinstance(validation, float):
-        raise ValueError(f"{path} has a column split, which holds out already; expected no fold and no names with it")
+        return without_shared_pixels(subjects, dataclasses.replace(split, text=split.text + note))
+    if fold or validation != VALIDATION:
+        raise ValueError(
+            f"{path} has a column split, which holds out already; expected no fold and no validation with it"
+        )
     if unknown := sorted({side for side in table.values() if side.lower() not in SIDES}):
         raise ValueError(f"{path} has the split {unknown[0]!r}, must be one of {', '.join(SIDES)}")
     sides = {side: [i for i, group in groups.items() if SIDES[group.lower()] == side] for side in (True, False)}
     if not sides[True] or not sides[False]:
         raise ValueError(f"{path} gives {len(sides[True])} labelled subjects to train, {len(sides[False])} to test")
     text = f"{len(sides[True])} subjects train and {len(sides[False])} are held out, as {path} says{note}"
-    return Split(labels.only(sides[True]), labels.only(sides[False]), text)
+    return without_shared_pixels(subjects, Split(labels.only(sides[True]), labels.only(sides[False]), text))
 
 
 def _read_table(path: Path, known: set[str]) -> tuple[str, dict[str, str]]:
