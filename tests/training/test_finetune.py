@@ -375,9 +375,9 @@ def test_tiles_are_drawn_as_one_scene(files, tmp_path, monkeypatch):
     out = ["--validation", "phantom-0-00003", "--out", str(tmp_path / "run")]
     assert main(["finetune", *small, *options, *out]) == 0
     assert list(drawn) == ["phantom-0-00003"]
-    hsi, target, predicted, valid, *_ = drawn["phantom-0-00003"]
+    picture, target, predicted, valid, _, bands, *_ = drawn["phantom-0-00003"]
     whole = PairedFolder(files / "hsi", image_size=32, normalization=tmp_path / "run" / "normalization.json")[3]
-    torch.testing.assert_close(hsi, whole.hsi[0])
+    torch.testing.assert_close(picture, whole.hsi[0, bands])
     assert torch.equal(valid, whole.valid)
     mask = torch.from_numpy(np.load(files / "labels" / "phantom-0-00003.npy")).long()
     assert torch.equal(target, mask.masked_fill((mask == 255) | ~whole.valid, UNLABELLED))

@@ -1,7 +1,9 @@
 """One scene is fine-tuned with pixels held out: by tiles, and by windows around each pixel."""
 
+import contextlib
 import json
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -138,12 +140,58 @@ def test_a_map_of_one_scene_shows_roles_and_the_errors_of_the_test_pixels(scene,
     encoder = mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", image_size=8, patch=(3, 4, 4), aux={}))
     model = mmmae.SegmentationModel(encoder, 3).eval()
     write_maps(model, subjects, labels, list(parts.held_out.counts), tmp_path, count=1, roles=parts.roles)
-    _, hsi, target, predicted, valid, _, _, roles = drawn[0]
+    _, picture, target, predicted, valid, _, _, roles = drawn[0]
     gt = torch.from_numpy(np.load(scene / "gt.npy")).long()
     gt[:2] = 0
-    assert hsi.shape[1:] == target.shape == predicted.shape == valid.shape == (24, 20)
+    assert picture.shape[1:] == target.shape == predicted.shape == valid.shape == (24, 20)
     assert torch.equal(torch.where(target == UNLABELLED, 0, target + 1), gt)
     assert torch.equal(roles, parts.roles["field"].long())
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_maps_hold_one_cube_at_a_time_and_show_scenes_at_their_size(scene, tmp_path, monkeypatch, tiled):
+    subjects = PairedFolder(scene / "hsi", image_size=8, tile=8 if tiled else None)
+    labels = read_mask_labels(scene / "gt.npy", subjects, ignore=0)
+    cubes, drawn, read, most = [], [], PairedFolder.__getitem__, 0
+
+    def counted(self, index):
+        nonlocal most
+        sample = read(self, index)
+        cubes.append(weakref.ref(sample.hsi.untyped_storage()))
+        most = max(most, sum(cube() is not None for cube in cubes))
+        return sample
+
+    monkeypatch.setattr(PairedFolder, "__getitem__", counted)
+    monkeypatch.setattr("mmmae.training.finetuning.maps.draw_map", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr("mmmae.training.finetuning.maps.save_figure", lambda figure, path: None)
+    encoder = mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", image_size=8, patch=(3, 4, 4), aux={}))
+    write_maps(mmmae.SegmentationModel(encoder, 3).eval(), subjects, labels, list(labels.counts), tmp_path, count=1)
+    assert len(cubes) == (9 if tiled else 1)
+    assert most <= 2  # the next one is read before the last one is let go
+    picture, target, predicted, valid = drawn[0][1:5]
+    assert picture.shape == (3, 24, 20)
+    assert target.shape == predicted.shape == valid.shape == (24, 20)
+
+
+def test_windows_of_a_map_are_predicted_in_the_precision_of_training_and_counted(scene, tmp_path, monkeypatch):
+    subjects = PairedFolder(scene / "hsi")
+    labels = read_mask_labels(scene / "gt.npy", subjects, ignore=0)
+    found, steps = [], []
+
+    class Model(torch.nn.Linear):
+        def forward(self, hsi):
+            found.append(super().forward(hsi.mean((1, 3, 4))).dtype)
+            return torch.zeros(len(hsi), 3)
+
+    @contextlib.contextmanager
+    def bar(label, total):
+        steps.append(total)
+        yield lambda pixels: steps.append(-pixels)
+
+    monkeypatch.setattr("mmmae.training.finetuning.maps.progress_bar", bar)
+    write_maps(Model(12, 3), subjects, labels, [0], tmp_path, count=1, window=3, precision="bf16")
+    assert found == [torch.bfloat16]
+    assert steps == [24 * 20, -24 * 20]
 
 
 @pytest.mark.parametrize(

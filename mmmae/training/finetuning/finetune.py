@@ -180,7 +180,19 @@ def finetune(
     kept, _ = load_finetuned(out / "model")
     if labels.task == "segmentation" and maps > 0:
         shown = labels if parts.roles else parts.held_out
-        write_maps(kept, subjects, shown, held_out, out / "maps", count=maps, rgb=rgb, roles=parts.roles, window=window)
+        write_maps(
+            kept.to(device),
+            subjects,
+            shown,
+            held_out,
+            out / "maps",
+            count=maps,
+            rgb=rgb,
+            roles=parts.roles,
+            window=window,
+            precision=settings.precision,
+        )
+        kept.cpu()
     facts = {"data": repr(subjects), "split": parts.text, "epoch": f"{module.kept} of {settings.epochs}"}
     write_page(out, "Fine-tuning", {"task": task, **facts, "mode": settings.mode, "seed": settings.seed}, report)
     return kept, report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,15 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ...data import Sample
+from ...data.readers.windows import Window
 from ...data.subjects import Subjects
-from ...data.tiles import untile
+from ...data.tiles import Mosaic, Position, scene_sizes
 from ...files import file_for
+from ...precision import autocast
 from ...text import figure_text
+from ..bar import progress_bar
 from ..pictures import GREY, contrast, save_figure, show, spread
 from .labelled import labelled
 from .labels import UNLABELLED, Labels, resize_labels, scene_names
@@ -39,6 +42,7 @@ def write_maps(
     rgb: tuple[int, int, int] | None = None,
     roles: Mapping[str, Tensor] | None = None,
     window: int | None = None,
+    precision: str = "32",
 ) -> None:
     """Write pictures `NAME.png` of the first `count` subjects, or scenes, among those `chosen`.
 
@@ -55,6 +59,7 @@ def write_maps(
         roles: scene -> roles of its pixels, if pixels are held out; such scenes are drawn whole, and errors are those
             of the pixels to test with.
         window: side of the windows that the model classifies the centres of; None: it classifies whole subjects.
+        precision: `32`, or autocast to `bf16` or `16`.
     """
     folder.mkdir(exist_ok=True)
     scenes, roles = scene_names(subjects), roles or {}
@@ -67,41 +72,47 @@ def write_maps(
     for scene, indices in groups.items():
         whole = len(indices) <= MOST_TILES
         pictures += [(scene, indices)] if whole else [(subjects.names[index], [index]) for index in indices]
-    for name, indices in pictures[:count]:
-        hsi, target, logits, valid = _whole(model, subjects, labels, indices, window)
-        role = roles.get(scenes[indices[0]])
-        if role is not None and len(indices) == 1 and subjects.positions:
-            role = role[subjects.positions[indices[0]].window.slices]
-        role = None if role is None else resize_labels(role.long(), (target.shape[0], target.shape[1]))
-        figure = draw_map(name, hsi, target, logits.argmax(0), valid, labels.classes, rgb, role)
-        save_figure(figure, file_for(folder, name, ".png"))
+    pictures = pictures[:count]
+    bands = list(rgb or spread(subjects.bands))
+    shown = [index for _, indices in pictures for index in indices]
+    steps = len(shown) if window is None else sum(labels.target(index).numel() for index in shown)
+    with progress_bar("drawing maps", steps) as done:
+        for name, indices in pictures:
+            picture, target, predicted, valid = _whole(
+                subjects, labels, indices, bands, lambda sample: _predict(model, sample, window, precision, done)
+            )
+            role = roles.get(scenes[indices[0]])
+            if role is not None and len(indices) == 1 and subjects.positions:
+                role = role[subjects.positions[indices[0]].window.slices]
+            role = None if role is None else resize_labels(role.long(), (target.shape[0], target.shape[1]))
+            figure = draw_map(name, picture, target, predicted, valid, labels.classes, bands, role)
+            save_figure(figure, file_for(folder, name, ".png"))
 
 
 def draw_map(
     name: str,
-    hsi: Tensor,
+    picture: Tensor,
     target: Tensor,
     predicted: Tensor,
     valid: Tensor,
     classes: Sequence[str],
-    rgb: tuple[int, int, int] | None = None,
+    bands: Sequence[int],
     roles: Tensor | None = None,
 ) -> Figure:
     """Draw one subject, or one scene put together of tiles.
 
     Args:
         name: the title.
-        hsi: `[T, H, W]`, normalised.
+        picture: `[3, H, W]`, three normalised bands.
         target: int64 `[H, W]`, `UNLABELLED` where there is no label; drawn grey.
         predicted: int64 `[H, W]`.
         valid: bool `[H, W]`; predictions for other pixels are drawn grey.
         classes: names of the classes.
-        rgb: bands shown as red, green and blue; None spreads three over the spectrum.
+        bands: the numbers of the three bands.
         roles: int64 `[H, W]`, roles of the pixels; None: all test.
     """
-    bands = list(rgb or spread(len(hsi)))
     labelled = target != UNLABELLED
-    low, high = contrast(hsi[bands], valid)
+    low, high = contrast(picture, valid)
     colours = class_colours(len(classes))
     tested = labelled if roles is None else labelled & (roles == TEST)
     wrong = (predicted != target) & tested
@@ -109,8 +120,8 @@ def draw_map(
     error[~tested.numpy()] = GREY
     figure = Figure(figsize=(14 if roles is None else 17, 4.2), layout="constrained")
     panels = figure.subplots(1, 4 if roles is None else 5)
-    picture = (((hsi[bands] - low) / (high - low)).clamp(0, 1) * valid).permute(1, 2, 0)
-    show(panels[0], picture.numpy(), f"input, bands {', '.join(map(str, bands))}")
+    colour = (((picture - low) / (high - low)).clamp(0, 1) * valid).permute(1, 2, 0)
+    show(panels[0], colour.numpy(), f"input, bands {', '.join(map(str, bands))}")
     given = np.where(labelled[..., None].numpy(), colours[target.clamp(min=0).numpy()], GREY)
     show(panels[1], given, "label")
     found = np.where(valid[..., None].numpy(), colours[predicted.numpy()], GREY)
@@ -136,29 +147,52 @@ def class_colours(classes: int) -> np.ndarray:
     return palette[[number for number in dark_then_light if number not in (14, 15)][:classes]]  # these are grey
 
 
-def _whole(
-    model: nn.Module, subjects: Subjects, labels: Labels, indices: Sequence[int], window: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return cube `[T, H, W]`, target `[H, W]`, logits `[classes, H, W]` and valid `[H, W]` of a subject or scene."""
-    samples = [subjects[index] for index in indices]
-    targets = [
-        labelled(sample, labels, index).target if index in labels.counts else torch.full(sample.valid.shape, UNLABELLED)
-        for sample, index in zip(samples, indices, strict=True)
-    ]
-    device = next(model.parameters()).device
+def _predict(
+    model: nn.Module, sample: Sample, window: int | None, precision: str, done: Callable[[int], object]
+) -> Tensor:
+    """Return logits `[classes, H, W]`, float32 on the CPU."""
     if window is not None:
-        return samples[0].hsi[0], targets[0], predict_pixels(model, samples[0].hsi, window), samples[0].valid
-    with torch.inference_mode():
-        logits = [model(sample.hsi[None].to(device))[0].cpu() for sample in samples]
+        return predict_pixels(model, sample.hsi, window, precision=precision, done=done)
+    device = next(model.parameters()).device
+    with torch.inference_mode(), autocast(precision, device):
+        logits: Tensor = model(sample.hsi[None].to(device))[0].float().cpu()
+    done(1)
+    return logits
+
+
+def _whole(
+    subjects: Subjects,
+    labels: Labels,
+    indices: Sequence[int],
+    bands: Sequence[int],
+    predict: Callable[[Sample], Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return picture `[3, H, W]`, target `[H, W]`, classes `[H, W]` and valid `[H, W]` of a subject or scene.
+
+    Samples are read one at a time, and only the drawn bands of them are kept.
+    """
+    windows = [_window(subjects, labels, index) for index in indices]
     if len(indices) == 1:
-        return samples[0].hsi[0], targets[0], logits[0], samples[0].valid
-    places = [subjects.positions[index] for index in indices]
+        windows = [Window(0, 0, windows[0].height, windows[0].width)]
+    size = scene_sizes(Position("", window) for window in windows)[""]
+    cpu = torch.device("cpu")
+    mosaics: list[Mosaic] = []
+    whole = torch.full(size, UNLABELLED)
+    for index, window in zip(indices, windows, strict=True):
+        sample = subjects[index]
+        parts = (sample.hsi[0, list(bands)], sample.valid[None].float(), predict(sample))
+        if not mosaics:
+            mosaics = [Mosaic(len(part), size, cpu, weighted=part is parts[2]) for part in parts]
+        for mosaic, part in zip(mosaics, parts, strict=True):
+            mosaic.add(part, window)
+        if index in labels.counts:
+            known = labelled(sample, labels, index, (window.height, window.width)).target
+            target = whole[window.slices]
+            target.copy_(torch.where(known == UNLABELLED, target, known))
+    picture, valid, logits = (mosaic.mean() for mosaic in mosaics)
+    return picture, whole, logits.argmax(0), valid[0] >= 0.5
 
-    def together(tiles: Sequence[Tensor], *, weighted: bool = False) -> Tensor:
-        return next(iter(untile(tiles, places, weighted=weighted).values()))
 
-    known = [F.one_hot(target.clamp(min=0) + (target >= 0), len(labels.classes) + 1) for target in targets]
-    target = together([one_hot.permute(2, 0, 1) for one_hot in known]).argmax(0) - 1
-    valid = together([sample.valid[None].float() for sample in samples])[0] >= 0.5
-    cube = together([sample.hsi[0] for sample in samples])
-    return cube, target.masked_fill(target < 0, UNLABELLED), together(logits, weighted=True), valid
+def _window(subjects: Subjects, labels: Labels, index: int) -> Window:
+    """Return the window of a tile, or that of all of a scene."""
+    return subjects.positions[index].window if subjects.positions else Window(0, 0, *labels.target(index).shape)

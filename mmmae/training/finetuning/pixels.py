@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from ...data import Sample
 from ...data.subjects import Subjects
 from ...data.windows import reflect_windows
+from ...precision import autocast
 from .labelled import Item, flipped, labelled
 from .labels import UNLABELLED, Labels
 from .settings import FinetuneSettings
@@ -60,7 +61,15 @@ class LabelledPixels(Dataset[Item]):
         return flipped(item, self.seed, visit) if self.augmented else item
 
 
-def predict_pixels(model: nn.Module, hsi: Tensor, window: int, batch: int = 512) -> Tensor:
+def predict_pixels(
+    model: nn.Module,
+    hsi: Tensor,
+    window: int,
+    batch: int = 512,
+    *,
+    precision: str = "32",
+    done: Callable[[int], object] = lambda pixels: None,
+) -> Tensor:
     """Predict all pixels of a scene by the windows around them.
 
     Args:
@@ -68,14 +77,18 @@ def predict_pixels(model: nn.Module, hsi: Tensor, window: int, batch: int = 512)
         hsi: `[1, T, H, W]`.
         window: side of the windows.
         batch: windows at a time.
+        precision: `32`, or autocast to `bf16` or `16`.
+        done: called with the number of pixels after each batch.
 
     Returns:
-        Logits `[classes, H, W]`.
+        Logits `[classes, H, W]`, float32 on the CPU.
     """
     height, width = hsi.shape[-2:]
     device = next(model.parameters()).device
     rows, columns = torch.cartesian_prod(torch.arange(height), torch.arange(width)).unbind(1)
-    parts = zip(torch.split(rows, batch), torch.split(columns, batch), strict=True)
-    with torch.inference_mode():
-        logits = [model(reflect_windows(hsi, *places, window).to(device)).float().cpu() for places in parts]
+    logits = []
+    for places in zip(torch.split(rows, batch), torch.split(columns, batch), strict=True):
+        with torch.inference_mode(), autocast(precision, device):
+            logits.append(model(reflect_windows(hsi, *places, window).to(device)).float().cpu())
+        done(len(places[0]))
     return torch.cat(logits).T.reshape(-1, height, width)

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...data import Batch, Sample, collate
 from ...data.loading import SampleLoader
 from ...data.subjects import Subjects
 from ...data.windows import reflect
 from ...files import check_replaces_none
+from ..bar import progress_bar
 
 
 def batches(subjects: Subjects, batch: int, workers: int, *, label: str, window: int | None = None) -> Iterator[Batch]:
@@ -31,13 +30,10 @@ def batches(subjects: Subjects, batch: int, workers: int, *, label: str, window:
     _ = subjects.normalization  # computed before workers start
     stack = functools.partial(_stack, window)
     loader: SampleLoader[Batch] = SampleLoader(subjects, batch_size=batch, collate_fn=stack, num_workers=workers)
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(subjects))
+    with progress_bar(label, len(subjects)) as advance:
         for samples in loader:
             yield samples
-            progress.advance(bar, len(samples))
+            advance(len(samples))
 
 
 def first_subjects(subjects: Subjects) -> dict[str, int]:
