@@ -25,7 +25,7 @@ def run(model: Positional[Path], *, out: Path, fields: Fields) -> None:
     from ..data import Normalization
     from ..model.encoder import HSIEncoder
     from ..model.export import check_export, export_encoder, export_finetuned
-    from ..model.finetuned import is_finetuned, load_finetuned, task_of
+    from ..model.finetuned import is_finetuned, load_finetuned, read_finetuned, task_of
 
     check_export(out)
     statistics = model / STATISTICS
@@ -36,6 +36,8 @@ def run(model: Positional[Path], *, out: Path, fields: Fields) -> None:
         if fields:
             raise ValueError("--set is for encoders: the head of a fine-tuned model fits its own encoder alone")
         finetuned, classes = load_finetuned(model)
+        stored = read_finetuned(model)
+        known |= {"numbers": stored.numbers, "window": stored.window if stored.task == "pixels" else None}
         difference = export_finetuned(finetuned, classes, out, **known)
         config = finetuned.encoder.config
         size = f", {config.image_size}, {config.image_size}" if task_of(finetuned) == "segmentation" else ""

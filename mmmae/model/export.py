@@ -84,16 +84,20 @@ def export_finetuned(
     path: str | Path,
     *,
     normalization: Mapping[str, Any] | None = None,
+    numbers: Sequence[int] | None = None,
+    window: int | None = None,
 ) -> float:
     """Check and write a fine-tuned model, as `export_encoder` writes an encoder.
 
     The output is `logits`, `[batch, classes, image_size, image_size]` of a segmentation or `[batch, classes]` of other
-    tasks. The metadata hold `task` and `classes` too.
+    tasks. The metadata hold `task` and `classes` too, and `numbers` and `window` if they are given.
 
     Args:
         model: float32, on the CPU; it is not changed.
         classes: names of the classes, in the order of the logits.
         path, normalization: as for `export_encoder`.
+        numbers: values of the classes in rasters of labels.
+        window: side in pixels of the window around each pixel, which is resized to image_size, for the task "pixels".
 
     Returns:
         The largest difference between the logits from the file and from the model, on random volumes; relative to the
@@ -109,6 +113,10 @@ def export_finetuned(
     output = {"name": "logits", "shape": ["batch", len(classes), *size]}
     metadata = _metadata(config, output, normalization)
     metadata |= {"task": task, "classes": list(classes)}
+    if numbers is not None:
+        metadata["numbers"] = list(numbers)
+    if window is not None:
+        metadata["window"] = window
     return _export(Exported(model, config, "logits", metadata), Path(path))
 
 

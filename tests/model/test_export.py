@@ -179,7 +179,7 @@ def finetuned(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     config = mmmae.MMMAEConfig.preset("tiny", wavelengths=[450 + 40 * band for band in range(12)], **FIELDS)
     model = changed(build(request.param, mmmae.HSIEncoder(config), len(CLASSES), freeze_encoder=True))
-    save_finetuned(folder / "model", model, CLASSES)
+    save_finetuned(folder / "model", model, CLASSES, window=24)  # of tiles, which the program does not take
     STATISTICS.save(folder / "model" / "normalization.json")
     if request.param == "segmentation":
         export.export_finetuned(model, CLASSES, folder / "model.pt2", normalization=STATISTICS.to_json())
@@ -189,7 +189,7 @@ def finetuned(request, tmp_path_factory):
 
 
 def check_metadata(found, task):
-    assert (found["task"], found["classes"]) == (task, CLASSES)
+    assert (found["task"], found["classes"], "window" in found) == (task, CLASSES, False)
     assert Normalization.from_json(found["normalization"]) == STATISTICS
     assert found["input"]["shape"] == ["batch", 1, 12, 32, 32]
     assert found["input"]["wavelengths"] == [450 + 40 * band for band in range(12)]
@@ -226,10 +226,12 @@ def test_an_onnx_model_of_a_fine_tuned_model_gives_its_logits_and_knows_its_clas
 
 def test_a_classifier_of_windows_around_pixels_gives_logits_of_each(tmp_path):
     model = changed(build("pixels", mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", **FIELDS)), len(CLASSES)))
-    assert export.export_finetuned(model, CLASSES, tmp_path / "model.pt2") <= export.TOLERANCE
+    save_finetuned(tmp_path / "model", model, CLASSES, numbers=[1, 2, 17], window=31)
+    assert main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "model.pt2")]) == 0
     extra = {"metadata.json": ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=extra)
-    assert json.loads(extra["metadata.json"])["output"]["shape"] == ["batch", 3]
+    metadata = json.loads(extra["metadata.json"])
+    assert (metadata["output"]["shape"], metadata["numbers"], metadata["window"]) == (["batch", 3], [1, 2, 17], 31)
     assert program.module()(volume(2)).shape == (2, 3)
 
 
