@@ -64,6 +64,7 @@ def test_a_raster_holds_the_features_of_the_tiles_where_the_tokens_lie(encoder, 
     expected = untile(features, places, weighted=True)["a"].numpy()
     missing = np.zeros((10, 7), bool)
     missing[3:5, 2:4] = True
+    missing[:, 6] = True  # of whose 8 columns the cube has 2; of the last row it has 3
     np.testing.assert_array_equal(np.isnan(found), np.broadcast_to(missing, found.shape))
     np.testing.assert_allclose(found[:, ~missing], expected[:, ~missing], atol=1e-5)
 

@@ -40,8 +40,8 @@ def encode_rasters(
 
     A pixel of the raster is a token: its side is `window` pixels of the cube over the tokens along a tile. The raster
     begins where the cube begins, and ends with the last token that has a pixel of the cube. It is NaN where less than
-    30 % of a token's pixels have data. Scenes are read, encoded and written tile by tile; features of overlapping
-    tiles are averaged by `window_weights`.
+    30 % of a token's pixels lie in the cube and have data. Scenes are read, encoded and written tile by tile; features
+    of overlapping tiles are averaged by `window_weights`.
 
     Args:
         encoder: moved to `device` and set to evaluation mode.
@@ -126,10 +126,11 @@ def _tiles(
     for samples in batches(subjects, batch, workers, label="encoding", window=window):
         features = pooled(encode_batch(encoder, samples, precision, device), "spatial").cpu()
         check_finite(features, samples, precision)
+        places = list(itertools.islice(positions, len(samples)))
+        for valid, (_, place) in zip(samples.valid, places, strict=True):
+            valid[place.height :], valid[:, place.width :] = False, False  # pixels that reflection made
         known = F.avg_pool2d(samples.valid[:, None].float(), pixels)[:, 0] >= VALID_SHARE  # [B, h, w]
-        for (scene, place), values, valid in zip(
-            itertools.islice(positions, len(samples)), features, known, strict=True
-        ):
+        for (scene, place), values, valid in zip(places, features, known, strict=True):
             rows, columns = (-(-side // token) for side, token in zip(place[2:], pixels, strict=True))
             tokens = Window(place.row // pixels[0], place.column // pixels[1], rows, columns)
             yield Tile(scene, tokens, values.movedim(-1, 0)[:, :rows, :columns], valid[:rows, :columns])
