@@ -50,7 +50,8 @@ class DictSubjects(Subjects):
 
     Raises:
         ValueError: at construction, the data set is empty, an image has the wrong rank, or no item has a modality; on
-            access, an item differs from the first in its bands. The message names subject and key.
+            access, an item differs from the first in its bands, or has no mask of the size of its cube. The message
+            names subject and key.
 
     Example:
         >>> import torch
@@ -108,7 +109,7 @@ class DictSubjects(Subjects):
         cube = self._image(index, item, "hsi")
         if cube is None:
             raise ValueError(f"subject {name!r} has no {self.keys['hsi']!r}, expected it in {list(item)}")
-        valid = self._resize(self._measured(item, cube).float()[None])[0] >= 0.5
+        valid = self._resize(self._measured(index, item, cube).float()[None])[0] >= 0.5
         hsi = self._resize(self._normalised("hsi", cube)).masked_fill(~valid, 0.0)[None]
         images = {modality: self._image(index, item, modality) for modality in self.modalities}
         aux = {
@@ -155,10 +156,20 @@ class DictSubjects(Subjects):
                 return image
         raise ValueError(f"no item has {self.keys[modality]!r}, the key of modality {modality!r}")
 
-    def _measured(self, item: Mapping[str, Any], cube: Tensor) -> Tensor:
+    def _measured(self, index: int, item: Mapping[str, Any], cube: Tensor) -> Tensor:
         """Return bool `[H, W]`, which pixels of a cube `[T, H, W]` were measured."""
         finite = torch.isfinite(cube).all(0)
-        return finite if self.mask is None else finite & (torch.as_tensor(item[self.mask]).view(finite.shape) != 0)
+        if self.mask is None:
+            return finite
+        name, size = self.names[index], list(finite.shape)
+        if item.get(self.mask) is None:
+            raise ValueError(f"subject {name!r} has no mask {self.mask!r}, expected it in {list(item)}")
+        mask = torch.as_tensor(item[self.mask])
+        if list(mask.shape) not in (size, [1, *size]):
+            raise ValueError(
+                f"{self.mask!r} of subject {name!r} has shape {list(mask.shape)}, expected {size} or [1, H, W]"
+            )
+        return finite & (mask.reshape(finite.shape) != 0)
 
     def _normalised(self, modality: str, image: Tensor) -> Tensor:
         """Return normalised values, 0 where there are none."""
@@ -180,5 +191,5 @@ class DictSubjects(Subjects):
             if image is not None:
                 nodata = ~torch.isfinite(image)
                 if modality == "hsi":
-                    nodata |= ~self._measured(item, image)
+                    nodata |= ~self._measured(index, item, image)
                 yield Cube(image.masked_fill(nodata, 0.0), None, nodata)

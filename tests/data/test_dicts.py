@@ -96,3 +96,18 @@ def test_an_item_that_differs_from_the_first_is_named():
     data = DictSubjects(Fields(lambda items: items[3].pop("image")), normalization=identity)
     with pytest.raises(ValueError, match=r"subject '3' has no 'image', expected it in \['inside', 'crs', 'height'\]"):
         data[3]
+
+
+def test_a_mask_that_is_missing_or_does_not_fit_is_named():
+    def change(items):
+        items[0]["inside"] = torch.ones(16, 16)[None]
+        items[0]["inside"][0, 3] = 0
+        items[1].pop("inside")
+        items[2]["inside"] = torch.ones(16, 23)
+
+    data = DictSubjects(Fields(change), mask="inside", normalization=Normalization.identity({"hsi": 6}))
+    assert (~data[0].valid).nonzero().tolist() == [[3, column] for column in range(16)]
+    with pytest.raises(ValueError, match=r"subject '1' has no mask 'inside', expected it in \['image', 'crs'"):
+        data[1]
+    with pytest.raises(ValueError, match=r"'inside' of subject '2' has shape \[16, 23\], expected \[16, 24\] or"):
+        data[2]
