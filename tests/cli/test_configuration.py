@@ -180,7 +180,7 @@ def test_fine_tuning_runs_from_random_weights_as_a_file_says(tmp_path):
     [
         ("settings: {stepz: 3}", "settings has the unknown field 'stepz', must be one of steps, batch"),
         ("setings: {steps: 3}", "unknown key 'setings', must be one of"),
-        ("settings: [3]", "settings is [3], expected a mapping of fields"),
+        ("settings: [3]", "settings is a list, expected a mapping of fields"),
         ("[3]", "expected a mapping with some of"),
         ("a: b: c", "neither JSON nor YAML"),
         ("settings: {steps: 0}", "steps is 0, expected a whole number >= 1"),
