@@ -10,7 +10,7 @@ from sklearn import metrics
 from mmmae.data.readers.windows import Window
 from mmmae.data.tiles import Position
 from mmmae.training.finetuning.labels import UNLABELLED
-from mmmae.training.finetuning.scores import SceneScores, Scores, compute_scores
+from mmmae.training.finetuning.scores import SceneScores, Scores, compute_scores, draw_confusion
 
 
 def test_scores_are_those_of_their_definition_and_absent_classes_do_not_count():
@@ -79,3 +79,9 @@ def test_tiles_of_a_scene_that_come_apart_are_refused():
         scenes.update(list(places), torch.zeros(4, 2, 2, 2), torch.zeros(4, 2, 2, dtype=torch.int64))
     scenes.finish()
     scenes.update(["s@0,0"], torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))  # the next epoch
+
+
+def test_a_confusion_matrix_of_many_classes_is_as_large_as_one_of_30_and_has_no_numbers():
+    small, large = (draw_confusion([f"class {i}" for i in range(n)], np.eye(n).tolist()) for n in (30, 200))
+    assert (small.get_size_inches() == large.get_size_inches()).all()
+    assert [len(figure.axes[0].texts) for figure in (small, large)] == [900, 0]

@@ -19,6 +19,8 @@ from ...text import cell, figure_text
 from ..pictures import save_figure
 from .labels import UNLABELLED, resize_labels
 
+MOST_NUMBERED = 30  # classes of a confusion matrix with numbers in its cells
+
 
 class Scores(nn.Module):
     """Accumulates predictions over batches, and scores all of them."""
@@ -152,20 +154,24 @@ def write_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]], 
 
 
 def draw_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> Figure:
-    """Draw the confusion matrix: colours are shares of the true class, numbers are counts and shares."""
+    """Draw the confusion matrix: colours are shares of the true class, numbers are counts and shares.
+
+    Of more than 30 classes it has no numbers, and the size of one of 30.
+    """
     counts = torch.tensor(confusion, dtype=torch.float64)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    side = 2.5 + 0.8 * len(classes)
+    side = 2.5 + 0.8 * min(len(classes), MOST_NUMBERED)
+    size = min(10.0, 72 * 0.8 * MOST_NUMBERED / len(classes))  # of names in points, by which no two overlap
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     panel = figure.subplots()
     drawn = panel.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     places = range(len(classes))
     names = [figure_text(name) for name in classes]
-    panel.set_xticks(places, labels=names, rotation=45, ha="right")
-    panel.set_yticks(places, labels=names)
+    panel.set_xticks(places, labels=names, rotation=45, ha="right", fontsize=size)
+    panel.set_yticks(places, labels=names, fontsize=size)
     panel.set_xlabel("predicted")
     panel.set_ylabel("true")
-    for row in places:
+    for row in places if len(classes) <= MOST_NUMBERED else ():
         for column in places:
             share = float(shares[row, column])
             text = f"{share:.0%}\n{int(counts[row, column]):,}"
