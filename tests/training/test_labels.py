@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from mmmae.data import PairedFolder
+from mmmae.training.finetuning import labels as labels_module
 from mmmae.training.finetuning.labels import UNLABELLED, read_class_labels, read_mask_labels
 
 SUBJECTS = SimpleNamespace(names=["a", "b", "c"], positions=(), cube_size=lambda index: None, files=lambda index: {})
@@ -200,6 +201,28 @@ def test_places_of_labels_are_compared_once_a_scene(scenes, monkeypatch):
         for index in (north, south):
             labels.target(index, (16, 16))
     assert len(looked) == 4
+
+
+@pytest.mark.parametrize(
+    ("rasters", "read_again"), [(3, []), (2, ["east", "south"]), (0.1, ["north", "east", "north", "south"])]
+)
+def test_rasters_that_were_used_last_are_kept_within_a_limit_of_bytes(scenes, monkeypatch, rasters, read_again):
+    read, looked = labels_module._read_mask, []
+    monkeypatch.setattr(labels_module, "MOST_BYTES", int(rasters * 24 * 40 * 2))
+    monkeypatch.setattr(labels_module, "_read_mask", lambda path, *rest: looked.append(path.stem) or read(path, *rest))
+    folder = scenes[1]
+    np.save(folder.parent / "hsi" / "east.npy", np.ones((3, 24, 40)))
+    masks = {name: np.arange(24 * 40).reshape(24, 40) for name in ("east", "north", "south")}  # 16 bits each
+    for name, mask in masks.items():
+        np.save(folder / f"{name}.npy", mask)
+    subjects = PairedFolder(folder.parent / "hsi", tile=16)
+    labels = read_mask_labels(folder, subjects, ignore=999)
+    looked.clear()
+    for name in ("north@r8c24", "east@r0c0", "north@r0c0", "south@r8c16", "south@r0c0"):
+        index = subjects.names.index(name)
+        scene, window = subjects.positions[index]
+        assert labels.target(index).tolist() == masks[scene][window.slices].tolist()
+    assert looked == read_again
 
 
 def test_labels_of_several_arrays_say_that_no_option_chooses_one(tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from ...data.warp import Warp, find_warp
 
 UNLABELLED = -100  # target that cross_entropy ignores
 IGNORE = 255  # value in a raster for pixels without a label
+MOST_BYTES = 2**28  # of rasters that are kept, by each process
 MOST_DIGITS = 100  # of a label that counts as a number: int() refuses thousands
 
 
@@ -193,29 +196,43 @@ def scene_targets(subjects: Subjects, labels: Labels) -> dict[str, Tensor]:
 
 
 class _Masks:
-    """Reads rasters of classes; keeps the last one, because tiles of one scene follow each other."""
+    """Reads rasters of classes; keeps those that were used last, because tiles share them, and visits are shuffled."""
 
     def __init__(self, files: dict[str, Path], subjects: Subjects, ignore: int) -> None:
         self.files, self.ignore = files, ignore
         self.names, self.scenes = list(subjects.names), scene_names(subjects)
         self.cube_size, self.subject_files = subjects.cube_size, subjects.files
         self.positions, self.sizes = subjects.positions, scene_sizes(subjects.positions)
-        self.last: tuple[Path | None, Tensor] = (None, torch.empty(0))
+        self.kept: OrderedDict[Path, Tensor] = OrderedDict()  # the one used last at the end
         self.warps: dict[str, Warp | None] = {}  # scene -> how its raster is resampled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"kept": OrderedDict()}  # workers read for themselves
 
     def raw(self, index: int) -> Tensor:
         """Read the numbers `[H, W]` in the raster of a subject, or in its tile; `UNLABELLED` where there is none."""
+        mask = self._raster(index)
+        return (mask[self.positions[index].window.slices] if self.positions else mask).long().contiguous()
+
+    def _raster(self, index: int) -> Tensor:
+        """Return the raster of a subject's scene in its smallest type, and keep it within `MOST_BYTES` of rasters."""
         scene = self.scenes[index]
         path = self.files[scene]
-        if self.last[0] != path:
-            if scene not in self.warps:
-                self.warps[scene] = self._find_warp(path, index)
-            mask = _read_mask(path, self.ignore, self.warps[scene])
-            self._check_aspect(path, mask, index)
-            size = self._size(index)
-            self.last = (path, mask if size is None else resize_labels(mask, size))
-        mask = self.last[1]
-        return mask[self.positions[index].window.slices].contiguous() if self.positions else mask
+        if path in self.kept:
+            self.kept.move_to_end(path)
+            return self.kept[path]
+        if scene not in self.warps:
+            self.warps[scene] = self._find_warp(path, index)
+        mask = _read_mask(path, self.ignore, self.warps[scene])
+        self._check_aspect(path, mask, index)
+        size, most = self._size(index), int(mask.max())
+        dtype = next(
+            dtype for dtype in (torch.int8, torch.int16, torch.int32, torch.int64) if most <= torch.iinfo(dtype).max
+        )
+        self.kept[path] = mask = (mask if size is None else resize_labels(mask, size)).to(dtype)
+        while len(self.kept) > 1 and sum(kept.nbytes for kept in self.kept.values()) > MOST_BYTES:
+            self.kept.popitem(last=False)
+        return mask
 
     def _find_warp(self, path: Path, index: int) -> Warp | None:
         """Return how a raster is resampled onto the grid of its scene; None if it is read as it is."""
