@@ -167,7 +167,8 @@ def draw_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -
     drawn = panel.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     places = range(len(classes))
     names = [figure_text(name) for name in classes]
-    panel.set_xticks(places, labels=names, rotation=45, ha="right", fontsize=size)
+    slant: dict[str, Any] = {"rotation": 45, "ha": "right"} if len(classes) <= MOST_NUMBERED else {"rotation": 90}
+    panel.set_xticks(places, labels=names, **slant, fontsize=size)
     panel.set_yticks(places, labels=names, fontsize=size)
     panel.set_xlabel("predicted")
     panel.set_ylabel("true")
