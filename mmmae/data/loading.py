@@ -1,6 +1,7 @@
 """Loading of samples by worker processes, whose errors are those of a process that reads by itself."""
 
 import contextlib
+import dataclasses
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -157,6 +158,8 @@ def _share(batch: Any) -> None:
     elif isinstance(batch, (list, tuple)):
         for part in batch:
             _share(part)
+    elif dataclasses.is_dataclass(batch):
+        _share([getattr(batch, field.name) for field in dataclasses.fields(batch)])
 
 
 def _failure(error: Exception) -> _Failure:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from mmmae.data import Batch
 from mmmae.data.loading import LostWorkerError, SampleLoader, lost_workers_told
 
 
@@ -88,11 +89,17 @@ def test_a_full_shared_memory_is_told_with_the_advice_and_other_errors_pass():
         raise RuntimeError("another")
 
 
-def test_a_batch_that_does_not_fit_into_shared_memory_is_told_and_nothing_hangs(monkeypatch):
+def as_samples(numbers):
+    volume = torch.tensor(numbers).reshape(-1, 1, 1, 1, 1).float()
+    return Batch(["a"], volume, {}, {}, volume[:, 0, 0] > 0)
+
+
+@pytest.mark.parametrize("collate", [lambda numbers: {"a": (torch.tensor(numbers),)}, as_samples])
+def test_a_batch_that_does_not_fit_into_shared_memory_is_told_and_nothing_hangs(monkeypatch, collate):
     def full(tensor):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    loader = SampleLoader(Numbers({}), num_workers=1, collate_fn=lambda numbers: {"a": (torch.tensor(numbers),)})
+    loader = SampleLoader(Numbers({}), num_workers=1, collate_fn=collate)
     with pytest.raises(LostWorkerError, match=r"/dev/shm, .*, is full; .*No space left"):
         next(iter(loader))
