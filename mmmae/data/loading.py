@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pickle
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -53,11 +54,11 @@ class SampleLoader(DataLoader[T_co]):
             except (OSError, EOFError) as error:
                 if self.num_workers == 0:
                     raise
-                raise _lost(error) from error  # a connection to a worker that is gone
+                raise _lost(error, batches) from error  # a connection to a worker that is gone
             except RuntimeError as error:
                 if not _tells_of_a_lost_worker(error):
                     raise
-                raise _lost(error) from error
+                raise _lost(error, batches) from error
             if isinstance(batch, _Failure):
                 raise batch.error from _WorkerTraceback(batch.traceback)
             yield batch
@@ -86,11 +87,16 @@ def _tells_of_a_lost_worker(error: RuntimeError) -> bool:
     return str(error).startswith("DataLoader worker")
 
 
-def _lost(error: Exception) -> LostWorkerError:
+def _lost(error: Exception, batches: Any = None) -> LostWorkerError:
+    """Return the error that tells how a worker ended: by the error of PyTorch, or by how the workers of `batches` did.
+
+    PyTorch names the signal only if it has learnt of it before it misses the worker.
+    """
     told = f"{error} {error.__cause__ or ''}"
-    if "Bus error" in told:
+    ends = {worker.exitcode for worker in getattr(batches, "_workers", ())}
+    if "Bus error" in told or -signal.SIGBUS in ends:
         reason = f"was ended by a bus error: {FULL}"
-    elif "Killed" in told:
+    elif "Killed" in told or -signal.SIGKILL in ends:
         reason = "was killed, as the system does where memory is short; use fewer workers"
     else:
         reason = f"has ended ({' '.join(str(error).split())}); its memory may have been short: use fewer workers"

@@ -2,10 +2,11 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmmae.data import Batch
 from mmmae.data.loading import LostWorkerError, SampleLoader, lost_workers_told
@@ -77,6 +78,21 @@ def test_a_killed_worker_is_told_and_nothing_hangs():
     assert batches == [1, 5][: len(batches)]
     assert isinstance(error, LostWorkerError)
     assert "a worker process that reads data was killed, as the system does where memory is short" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(-signal.SIGKILL, "was killed"), (-signal.SIGBUS, "shm, .*, is full"), (3, "has ended")]
+)
+def test_how_a_worker_ended_is_told_where_pytorch_does_not_know_it(monkeypatch, status, told):
+    class Missed:
+        _workers = (SimpleNamespace(exitcode=None), SimpleNamespace(exitcode=status))
+
+        def __next__(self):
+            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    monkeypatch.setattr(DataLoader, "__iter__", lambda self: Missed())
+    with pytest.raises(LostWorkerError, match=told):
+        next(iter(SampleLoader(Numbers({}), num_workers=2, collate_fn=total)))
 
 
 def test_a_full_shared_memory_is_told_with_the_advice_and_other_errors_pass():
