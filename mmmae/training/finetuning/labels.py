@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from ...data.pairing import pair_files
 from ...data.subjects import Subjects
 from ...data.tiles import scene_sizes
 from ...data.warp import Warp, find_warp
+from .tables import read_table
 
 UNLABELLED = -100  # target that cross_entropy ignores
 IGNORE = 255  # value in a raster for pixels without a label
@@ -87,30 +87,8 @@ def read_class_labels(path: str | Path, subjects: Subjects) -> Labels:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing, a name is unknown or occurs twice, a label is empty, or no subject has one.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a CSV file with the columns name and label")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames
-            rows = list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: can't be read as a CSV file in UTF-8: {error}") from error
-    if not {"name", "label"} <= set(columns or ()):
-        raise ValueError(f"{path} has the columns {columns}, expected name and label")
-    by_name: dict[str, str] = {}
-    scenes = scene_names(subjects)
-    known = {*subjects.names, *scenes}
-    for row in rows:
-        name, label = ((row[column] or "").strip() for column in ("name", "label"))
-        if name not in known:
-            raise ValueError(f"{path} names {name!r}, which is not a subject")
-        if name in by_name:
-            raise ValueError(f"{path} names {name!r} twice")
-        if not label:
-            raise ValueError(f"{path} has no label for {name!r}")
-        by_name[name] = label
+    path, scenes = Path(path), scene_names(subjects)
+    _, by_name = read_table(path, {*subjects.names, *scenes}, "label")
     labels = {
         index: by_name[name if name in by_name else scene]
         for index, (name, scene) in enumerate(zip(subjects.names, scenes, strict=True))

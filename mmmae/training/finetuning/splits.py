@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from ...data.subjects import Subjects
 from .divided import Split, divide_by_role, without_shared_pixels
 from .labels import Labels, scene_names, scene_targets
 from .pixel_splits import draw_blocks, draw_pixels
+from .tables import read_table
 from .valid import valid_labels
 
 KINDS = "subjects:SHARE, pixels:SHARE, blocks:PIXELS, table:FILE.csv or masks:TRAIN,TEST"
@@ -170,7 +170,7 @@ def _by_table(
     seed: int,
 ) -> Split:
     scenes = scene_names(subjects)
-    column, table = _read_table(path, {*subjects.names, *scenes})
+    column, table = read_table(path, {*subjects.names, *scenes}, "group", "split")
     groups = {}
     for index in labels.counts:
         name = subjects.names[index]
@@ -193,32 +193,6 @@ def _by_table(
         raise ValueError(f"{path} gives {len(sides[True])} labelled subjects to train, {len(sides[False])} to test")
     text = f"{len(sides[True])} subjects train and {len(sides[False])} are held out, as {path} says{note}"
     return without_shared_pixels(subjects, Split(labels.only(sides[True]), labels.only(sides[False]), text))
-
-
-def _read_table(path: Path, known: set[str]) -> tuple[str, dict[str, str]]:
-    """Read `group` or `split`, and the value of each name in a CSV file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a CSV file with the columns name, and group or split")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: can't be read as a CSV file in UTF-8: {error}") from error
-    given = [column for column in ("group", "split") if column in columns]
-    if "name" not in columns or len(given) != 1:
-        raise ValueError(f"{path} has the columns {columns}, expected name, and either group or split")
-    table: dict[str, str] = {}
-    for row in rows:
-        name, value = ((row[column] or "").strip() for column in ("name", given[0]))
-        if name not in known:
-            raise ValueError(f"{path} names {name!r}, which is not a subject")
-        if name in table:
-            raise ValueError(f"{path} names {name!r} twice")
-        if not value:
-            raise ValueError(f"{path} has no {given[0]} for {name!r}")
-        table[name] = value
-    return given[0], table
 
 
 def _share(split: str, value: str) -> float:
