@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +18,10 @@ from .georeference import find_georeference
 from .pairing import images_in, split_location
 from .readers.arrays import Reading
 from .readers.cube import Cube, read_cube, read_layout
-from .readers.envi import ENVI_DATA_SUFFIXES, envi_pair
-from .readers.formats import CONTAINER_SUFFIXES
-from .readers.pictures import PICTURE_SUFFIXES
 from .readers.windows import Window
 from .store.stored import StoredSubjects, Track
+from .strips import strips_of
 from .warp import Warp, find_warp
-
-VALUES_AT_ONCE = 2**24
-RAW_VALUES_AT_ONCE = 2**22  # of files that are not compressed: few enough for memory that is used again for each strip
-RAW_VALUES = 2**26  # of a file that is loaded as a whole before, as strips would be read piece by piece from a disk
-CHUNKS_AT_ONCE = 4  # times as many values may be read at once, where a chunk would be decoded again for each strip
 
 
 class Kind(str, Enum):
@@ -181,7 +173,7 @@ def _examine(file: _Examined) -> None:
     for note in layout.notes:
         file.report(Kind.NOTE, note)
     values = _Values(layout.shape)
-    for window in _strips(file.path, layout.shape):
+    for window in strips_of(file.path, layout.shape):
         cube = _read(file, window)
         if cube is None:
             return
@@ -196,57 +188,6 @@ def _examine(file: _Examined) -> None:
         values.add(cube)
     if not any(finding.kind is Kind.NOT_FINITE for finding in file.findings):  # NaN would look like nodata
         _judge(file, values)
-
-
-def _strips(path: Path, shape: tuple[int, int, int]) -> Iterator[Window | None]:
-    """Yield windows of whole rows with so many values that they fit in memory; one None if the whole image is read.
-
-    Strips are whole rows of chunks, unless these are too large: no chunk is then decoded twice.
-    """
-    bands, height, width = shape
-    raw = bands * height * width <= RAW_VALUES and _load_raw(path)
-    rows = max(min(VALUES_AT_ONCE, RAW_VALUES_AT_ONCE if raw else VALUES_AT_ONCE) // (bands * width), 1)
-    together = None if rows >= height else _rows_of_a_chunk(path, height)
-    if together is None:
-        yield None
-        return
-    if bands * width * together <= CHUNKS_AT_ONCE * VALUES_AT_ONCE:
-        rows = max(rows // together, 1) * together
-    for row in range(0, height, rows):
-        yield Window(row, 0, min(rows, height - row), width)
-
-
-def _load_raw(path: Path) -> bool:
-    """Return whether a file is not compressed, and let the system load it in the order of its bytes."""
-    suffix = path.suffix.lower()
-    if suffix != ".npy" and suffix not in (".hdr", *ENVI_DATA_SUFFIXES):
-        return False
-    if hasattr(os, "posix_fadvise"):
-        with (path if suffix == ".npy" else envi_pair(path)[1]).open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-    return True
-
-
-def _rows_of_a_chunk(path: Path, height: int) -> int | None:
-    """Return how many rows of an image are decoded together; None if the file is decoded as a whole."""
-    suffix = path.suffix.lower()
-    if suffix in (".npz", *PICTURE_SUFFIXES):
-        return None
-    if suffix not in CONTAINER_SUFFIXES or suffix == ".npy":
-        return 1
-    import h5py
-
-    if not h5py.is_hdf5(path):  # MATLAB's before v7.3, netCDF 3
-        return None
-    rows = [1]
-
-    def look(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim == 3 and item.chunks is not None:
-            rows.extend(chunk for size, chunk in zip(item.shape, item.chunks, strict=True) if size == height)
-
-    with h5py.File(path, "r") as file:
-        file.visititems(look)
-    return max(rows)
 
 
 def _read(file: _Examined, window: Window | None) -> Cube | None:
@@ -363,7 +304,7 @@ def _compare(files: Sequence[_Examined], tolerance: float) -> Iterator[Finding]:
 def _same_values(one: _Examined, two: _Examined) -> bool:
     """Read two files of equal digests again and compare all of their values."""
     layout = read_layout(one.path, **one.reading)
-    for window in _strips(one.path, layout.shape):
+    for window in strips_of(one.path, layout.shape):
         cubes = [read_cube(file.path, window=window, **_as_stored(file)) for file in (one, two)]
         if not torch.equal(cubes[0].values, cubes[1].values) or not torch.equal(cubes[0].nodata, cubes[1].nodata):
             return False

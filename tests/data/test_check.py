@@ -9,7 +9,7 @@ import scipy.io
 from PIL import Image
 
 from mmmae.cli import main
-from mmmae.data import PairedFolder, check, write_cache, write_shards
+from mmmae.data import PairedFolder, check, strips, write_cache, write_shards
 from mmmae.data.check import Kind, check_files
 from mmmae.phantom import write_phantom
 
@@ -169,7 +169,7 @@ def test_an_aspect_ratio_may_differ_by_rounding(tree, size, kinds):
 
 def test_large_files_are_read_in_strips(tree, write_raster, monkeypatch):
     expected = damage_everything(tree, write_raster)
-    monkeypatch.setattr(check, "VALUES_AT_ONCE", 3 * 20 * 3)  # three rows of the cubes
+    monkeypatch.setattr(strips, "VALUES_AT_ONCE", 3 * 20 * 3)  # three rows of the cubes
     sizes = []
     read = check.read_cube
     monkeypatch.setattr(
@@ -278,7 +278,7 @@ def windows_read(monkeypatch, path):
         return read(path, window=window, **options)
 
     monkeypatch.setattr(check, "read_cube", reading)
-    monkeypatch.setattr(check, "VALUES_AT_ONCE", 3 * 20 * 3)
+    monkeypatch.setattr(strips, "VALUES_AT_ONCE", 3 * 20 * 3)
     assert check_files(path.parent)[1] == []
     return windows
 
