@@ -76,6 +76,16 @@ def labels(seed: int, index: int, size: tuple[int, int]) -> tuple[npt.NDArray[np
     return classes, "right" if eye.side > 0 else "left"
 
 
+def pigments(seed: int, index: int, size: tuple[int, int]) -> dict[str, Array]:
+    """Return the amounts of pigment in an eye that `render` draws with the same arguments.
+
+    Returns:
+        For each pigment of `ABSORPTION`, a map `[H, W]` of the amount that its absorption is multiplied by. The blood
+        of the choroid is arterial.
+    """
+    return _Eye(np.random.default_rng([seed, index, 0]), size).pigments()
+
+
 def _take(rng: np.random.Generator, eye: "_Eye", image: Array, blur: float, strength: float) -> tuple[Array, Mask]:
     """Return `image [H, W]` as another device sees it: blurred, shifted by up to 1.5 % of the side, and noisy."""
     dx, dy = rng.uniform(-0.03, 0.03, 2)
@@ -138,14 +148,21 @@ class _Eye:
         nm = np.asarray(wavelengths, dtype=np.float32)[:, None, None]
         sheen = np.clip((750 - nm) / 300, 0, 1)  # nerve fibres and deposits scatter short waves
         scatter = 0.5 + 0.05 * self.disc + 0.14 * self.cup + sheen * (0.10 * self.nerve_fibres + 0.35 * self.lipid)
-        blood = {"artery": 0.55 * self.artery + self.choroid, "vein": 0.7 * self.vein}
-        pigments = {
-            "melanin": self.melanin, "xanthophyll": self.xanthophyll, "lipofuscin": 0.6 * self.lipofuscin, **blood,
-        }  # fmt: skip
         depth = np.zeros((len(nm), *self.disc.shape), dtype=np.float32)
-        for name, amount in pigments.items():
+        for name, amount in self.pigments().items():
             depth -= (2 * _absorption(name, nm)) * amount
         return np.asarray(scatter * self.light * np.exp(depth, out=depth), dtype=np.float32)
+
+    def pigments(self) -> dict[str, Array]:
+        """Return the amount `[H, W]` of each pigment."""
+        amounts = {
+            "melanin": self.melanin,
+            "xanthophyll": self.xanthophyll,
+            "lipofuscin": 0.6 * self.lipofuscin,
+            "artery": 0.55 * self.artery + self.choroid,
+            "vein": 0.7 * self.vein,
+        }
+        return {name: np.asarray(amount, dtype=np.float32) for name, amount in amounts.items()}
 
     def infrared(self) -> Array:
         vessels = 0.5 * self.artery + 0.7 * self.vein + 0.35 * self.choroid

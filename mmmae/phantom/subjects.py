@@ -11,7 +11,7 @@ from ..data.normalization import Normalization, robust_percentiles
 from ..data.readers.cube import Cube
 from ..data.sample import Sample
 from ..data.subjects import Subjects
-from .retina import MODALITIES, render
+from .retina import MODALITIES, pigments, render
 
 REFERENCE_SUBJECTS, REFERENCE_SIZE = 12, (96, 96)
 MISSING_STREAM = 9
@@ -68,9 +68,7 @@ class Phantom(Subjects):
         return _statistics(tuple(self.wavelengths.tolist()))
 
     def __getitem__(self, index: int) -> Sample:
-        if not -self.length <= index < self.length:
-            raise IndexError(f"index {index} is out of range for {self.length} subjects")
-        index %= self.length
+        index = self._checked(index)
         aux = [name for name in self.modalities if name in images_of(self.seed, index, self.missing)]
         images = render(self.seed, index, self.image_size, self.wavelengths.tolist(), aux)
         normalized = {
@@ -79,6 +77,21 @@ class Phantom(Subjects):
         }
         valid = torch.from_numpy(images["hsi"][1])
         return Sample(self.names[index], normalized["hsi"][None], {name: normalized[name] for name in aux}, valid)
+
+    def pigments(self, index: int) -> dict[str, Tensor]:
+        """Return the amounts of pigment that a subject was generated with, `[H, W]` by name.
+
+        The names are "melanin", "xanthophyll" (macular pigment), "lipofuscin", and "artery" and "vein" for blood with
+        and without oxygen; an amount is the `c_p` of the law above. The maps go on outside the field of view.
+        """
+        found = pigments(self.seed, self._checked(index), self.image_size)
+        return {name: torch.from_numpy(amount) for name, amount in found.items()}
+
+    def _checked(self, index: int) -> int:
+        """Return the index, counted from the start; raise IndexError if there is no such subject."""
+        if not -self.length <= index < self.length:
+            raise IndexError(f"index {index} is out of range for {self.length} subjects")
+        return index % self.length
 
     def __repr__(self) -> str:
         return (

@@ -168,6 +168,18 @@ def test_blood_absorbs_green_and_passes_infrared():
     assert vein[2] > artery[2]
 
 
+def test_the_amounts_of_pigment_are_those_that_absorb_the_light():
+    eye, amounts = _Eye(np.random.default_rng([3, 1, 0]), (20, 32)), Phantom(2, (20, 32), seed=3).pigments(-1)
+    nm = np.array([400, 415, 430, 450], dtype=np.float32)  # at all of which fibres and deposits scatter alike
+    depth = sum(2 * _absorption(name, nm)[:, None, None] * amount.numpy() for name, amount in amounts.items())
+    np.testing.assert_allclose(
+        np.diff(np.log(eye.reflectance(nm)), axis=0), -np.diff(depth, axis=0), rtol=1e-3, atol=1e-5
+    )
+    assert min(float(amount.max()) for amount in amounts.values()) > 0.05
+    with pytest.raises(IndexError, match="index 2 is out of range for 2 subjects"):
+        Phantom(2).pigments(2)
+
+
 def test_it_says_that_it_is_generated():
     assert "generated" in repr(Phantom())
     assert "no measurements" in Phantom.__doc__
