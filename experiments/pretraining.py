@@ -1,0 +1,371 @@
+"""What matters in pretraining: pigments of generated eyes, predicted from the features of frozen encoders.
+
+Each setting changes one thing of the default, and pretrains `tiny` on generated eyes without labels for the same CPU
+time. The amounts of pigment in other eyes are then predicted by a ridge regression on the features of the frozen
+encoder, fitted on a few eyes. The baselines are the same regression on spectra, and on an encoder of random weights.
+Each result is appended to `results.jsonl` at once, so that a stopped run can be continued with the same command:
+
+    python experiments/pretraining.py --out runs/pretraining
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mmmae
+from mmmae.data import Sample, Subjects, collate
+from mmmae.phantom import Phantom
+from mmmae.training.module import Pretraining
+from mmmae.training.reports import measure_features
+from mmmae.training.sampling import StepSampler, Visits
+from mmmae.training.settings import PretrainSettings
+from mmmae_kernels import TokenMask, random_masking
+
+SIZE, PATCH = 64, (3, 8, 8)
+MODEL: dict[str, Any] = {"image_size": SIZE, "patch": PATCH, "aux_patch": 16}
+SETTINGS: dict[str, dict[str, Any]] = {  # fields of the model's config, and how tokens are masked
+    "default": {},
+    "target pixels": {"target": "pixels"},
+    "target pixels, normalised": {"target": "pixels", "normalize_target": True},
+    "no conditioning": {"conditioning_depth": 0},
+    "no images": {"aux": {}},
+    "contrastive weight 0": {"contrastive_weight": 0.0},
+    "contrastive weight 1": {"contrastive_weight": 1.0},
+    "mask ratio 0.5": {"mask_ratio": 0.5},
+    "mask ratio 0.9": {"mask_ratio": 0.9},
+    "whole spectra masked": {"masked": "spectra"},
+    "whole bands masked": {"masked": "bands"},
+}
+SPECTRA = ("mean spectrum", "logarithm of it", "all values")
+RANDOM = "random weights"
+METHODS = (*SPECTRA, RANDOM, *SETTINGS)
+PIGMENTS = ("melanin", "xanthophyll", "lipofuscin", "artery", "vein")
+PENALTIES = torch.logspace(-6, 2, 17, dtype=torch.float64)  # over the number of patches
+MEASURED = (0, 1 / 8, 1 / 4, 1 / 2, 1)  # shares of the steps after which features are measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """Sizes of a run.
+
+    Attributes:
+        steps: of the default; the others get as many as take the same time.
+        eyes: to pretrain on.
+        labelled: eyes with known pigments, some of those that are pretrained on.
+        held_out: eyes to evaluate.
+        rounds: of measuring the time of a step, with `round_steps` steps of each setting.
+    """
+
+    steps: int = 300
+    eyes: int = 256
+    labelled: int = 8
+    held_out: int = 64
+    batch: int = 16
+    learning_rate: float = 1e-3
+    rounds: int = 5
+    round_steps: int = 2
+
+
+FULL = Course()
+QUICK = Course(steps=2, eyes=4, labelled=3, held_out=2, batch=2, rounds=1, round_steps=1)
+
+
+def main() -> None:
+    """Run the tasks that have no results yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/pretraining"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    course = QUICK if options.quick else FULL
+    costs: dict[str, float] = {}
+    for seed in options.seeds:
+        done = {(result["method"], result["seed"]) for result in read_results(options.out)}
+        tasks = [method for method in options.methods if (method, seed) not in done]
+        eyes = Eyes(seed, course) if tasks else None
+        for method in tasks:
+            assert eyes is not None
+            costs = costs or measure_costs(options.out / "costs.json", eyes, course, options.methods)
+            start = time.process_time()
+            result = {"method": method, "seed": seed, **run(method, eyes, course, costs)}
+            result["seconds"] = round(time.process_time() - start, 1)
+            with (options.out / "results.jsonl").open("a") as file:
+                file.write(json.dumps(result) + "\n")
+    text = tables(read_results(options.out))
+    (options.out / "tables.md").write_text(text + "\n")
+    print(text)
+
+
+class Remembered(Subjects):
+    """Generated eyes that are rendered once and kept in memory."""
+
+    def __init__(self, phantom: Phantom, indices: Sequence[int]) -> None:
+        self.names, self.bands, self.modalities = [phantom.names[i] for i in indices], phantom.bands, phantom.modalities
+        self.samples = [phantom[index] for index in indices]
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+class Eyes:
+    """The generated eyes of a seed: those to pretrain on, and those to predict the pigments of, by patch.
+
+    P patches of an eye are P places; n eyes are the labelled ones, followed by the held-out ones.
+
+    Attributes:
+        seed: of the run, not of the eyes.
+        unlabelled: the eyes to pretrain on.
+        labelled: number of eyes to fit on, the first ones of `hsi`.
+        hsi: `[n, 1, T, H, W]`, normalised.
+        reflectance: `[n, T, H, W]`.
+        inside: `[n, P]` bool, whether a patch is within the field of view.
+        amounts: `[n, P, pigments]`, the means over patches.
+    """
+
+    def __init__(self, seed: int, course: Course) -> None:
+        phantom = Phantom(course.eyes + course.held_out, SIZE, seed=seed + 1)  # 0 has the eyes that normalise all
+        self.unlabelled = Remembered(phantom, range(course.eyes))
+        self.seed, self.labelled = seed, course.labelled
+        chosen = [*range(course.labelled), *range(course.eyes, course.eyes + course.held_out)]
+        samples = [self.unlabelled[index] if index < course.eyes else phantom[index] for index in chosen]
+        self.hsi = torch.stack([sample.hsi for sample in samples])
+        self.reflectance = torch.stack([phantom.normalization.invert("hsi", cube[0]) for cube in self.hsi])
+        self.inside = by_patch(torch.stack([sample.valid for sample in samples])[:, None].float())[..., 0] == 1
+        maps = [phantom.pigments(index) for index in chosen]
+        self.amounts = by_patch(torch.stack([torch.stack([amount[name] for name in PIGMENTS]) for amount in maps]))
+
+
+def by_patch(maps: Tensor) -> Tensor:
+    """Return the means of maps `[n, C, H, W]` over patches, `[n, P, C]`."""
+    return F.avg_pool2d(maps, PATCH[1:]).flatten(2).transpose(1, 2)
+
+
+class Run:
+    """A model in pretraining.
+
+    It is not trained by `pretrain`, which draws its own masks and writes files, but by the step that `pretrain` does.
+    """
+
+    def __init__(self, method: str, eyes: Eyes, course: Course, steps: int, seed: int) -> None:
+        fields = {"aux": eyes.unlabelled.modalities, **SETTINGS[method]}
+        masked = fields.pop("masked", "tokens")
+        settings = PretrainSettings(
+            steps=steps, batch=course.batch, learning_rate=course.learning_rate, flip=True, seed=seed, precision="32"
+        )
+        torch.manual_seed(seed)
+        self.model = mmmae.fast_model(mmmae.MMMAEConfig.preset("tiny", **MODEL, **fields))
+        optimization = Pretraining(self.model, settings, {}).configure_optimizers()
+        self.schedule = optimization["lr_scheduler"]["scheduler"]
+        model = self.model if masked == "tokens" else MaskedWhole(self.model, masked)
+        self.step = mmmae.TrainingStep(model, optimization["optimizer"], clip=settings.clip, seed=seed * 2**32)
+        self.batches = self._batches(eyes.unlabelled, settings)
+
+    def _batches(self, eyes: Subjects, settings: PretrainSettings) -> Iterator[tuple[Any, ...]]:
+        visits = Visits(eyes, range(len(eyes)), settings, augmented=True)
+        for chosen in StepSampler(len(eyes), settings.batch, settings.steps, settings.seed):
+            batch = collate([visits[number] for number in chosen], self.model.config.aux)
+            yield batch.hsi, batch.aux, batch.present, batch.valid
+
+    def train(self, steps: int) -> None:
+        """Do some steps; raise ValueError if a loss is not finite."""
+        for _ in range(steps):
+            self.step(*next(self.batches))
+            self.schedule.step()
+        if steps and not self.step.read()[-1].finite:
+            raise ValueError("a loss is not finite")
+
+
+class MaskedWhole(nn.Module):
+    """A model whose masks hide whole spectra (all tokens of a place) or whole bands (all of a spectral group)."""
+
+    def __init__(self, model: mmmae.FastModel, masked: str) -> None:
+        super().__init__()
+        self.model, self.masked = model, masked
+
+    def forward(
+        self, hsi: Tensor, aux: dict[str, Tensor], present: dict[str, Tensor], valid: Tensor, seed: Tensor
+    ) -> Any:
+        mask = draw_whole(self.model.config, self.masked, len(hsi), seed)
+        return self.model(hsi, aux, present, valid, mask=mask, seed=seed)
+
+
+def draw_whole(config: mmmae.MMMAEConfig, masked: str, batch: int, seed: int | Tensor) -> TokenMask:
+    """Draw a mask of whole `spectra` or whole `bands`, with the mask ratio of the config."""
+    groups, rows, columns = config.grid
+    places = rows * columns
+    count = places if masked == "spectra" else groups
+    drawn = random_masking(batch, count, round(count * (1 - config.mask_ratio)), seed)
+
+    def tokens(ids: Tensor) -> Tensor:
+        if masked == "spectra":
+            return (ids[:, None] + places * torch.arange(groups)[:, None]).flatten(1)
+        return (ids[:, :, None] * places + torch.arange(places)).flatten(1)
+
+    ids_keep, ids_masked = tokens(drawn.ids_keep), tokens(drawn.ids_masked)
+    return TokenMask(ids_keep, ids_masked, torch.cat([ids_keep, ids_masked], dim=1).argsort(dim=1))
+
+
+def measure_costs(path: Path, eyes: Eyes, course: Course, methods: Sequence[str]) -> dict[str, float]:
+    """Return the CPU time of a step with each setting, over that of the default; what was measured before is read.
+
+    The settings take turns, so that whatever else the machine does slows all of them down alike.
+    """
+    costs: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    missing = [method for method in methods if method in SETTINGS and method not in costs]
+    if not missing:
+        return costs
+    steps = (course.rounds + 1) * course.round_steps
+    runs = {method: Run(method, eyes, course, steps, seed=0) for method in ["default", *missing]}
+    times: dict[str, list[float]] = {method: [] for method in runs}
+    for _ in range(course.rounds + 1):
+        for method, each in runs.items():
+            start = time.process_time()
+            each.train(course.round_steps)
+            times[method].append(time.process_time() - start)
+    for method in missing:  # the first round is a warm-up
+        costs[method] = statistics.median(
+            own / default for own, default in zip(times[method][1:], times["default"][1:], strict=True)
+        )
+    path.write_text(json.dumps(costs, indent=1))
+    return costs
+
+
+def run(method: str, eyes: Eyes, course: Course, costs: dict[str, float]) -> dict[str, Any]:
+    """Run a task; return the number of steps, R2 by pigment, and figures of the features after some of the steps."""
+    if method in SPECTRA:
+        return {"steps": 0, "r2": regress(spectra(method, eyes), eyes)}
+    steps = 0 if method == RANDOM else max(1, round(course.steps / costs[method]))
+    each = Run("default" if method == RANDOM else method, eyes, course, max(1, steps), eyes.seed)
+    figures: list[dict[str, float]] = []
+    for step in sorted({round(share * steps) for share in MEASURED}):
+        each.train(step - (figures[-1]["step"] if figures else 0))
+        tokens = encode(each.model, eyes)
+        pooled, joined = (regress(features, eyes) for features in (tokens.mean(1), tokens.transpose(1, 2).flatten(2)))
+        held_out = tokens[eyes.labelled :].flatten(1, 2)
+        figures.append({"step": step, **spread(held_out), "r2": mean(pooled), "r2_joined": mean(joined)})
+    return {"steps": steps, "r2": pooled, "r2_joined": joined, "figures": figures}
+
+
+def spectra(method: str, eyes: Eyes) -> Tensor:
+    """Return the features `[n, P, C]` of a baseline."""
+    if method == "mean spectrum":
+        return by_patch(eyes.hsi[:, 0])
+    if method == "logarithm of it":
+        return by_patch(eyes.reflectance).clamp(min=1e-3).log()
+    return F.unfold(eyes.hsi[:, 0], PATCH[1:], stride=PATCH[1:]).transpose(1, 2)
+
+
+@torch.no_grad()
+def encode(model: mmmae.FastModel, eyes: Eyes) -> Tensor:
+    """Return the tokens of all eyes by spectral group and place, `[n, groups, P, D]`."""
+    encoder = model.hsi_encoder()
+    tokens = torch.cat([encoder(some) for some in eyes.hsi.split(16)])
+    return tokens.unflatten(1, (model.config.grid[0], -1))  # type: ignore[no-untyped-call,no-any-return]
+
+
+def spread(tokens: Tensor) -> dict[str, float]:
+    """Return how much features `[n, N, D]` differ.
+
+    Returns:
+        `rank` and `std` as `feature_rank` and `feature_std` in a run's metrics, and `between`: the share of the
+        variance of tokens that is between eyes, at equal places; 0 if features depend on places alone.
+    """
+    measured = measure_features(tokens)
+    between = tokens.var(0, correction=0).mean() / (tokens - tokens.mean((0, 1))).square().mean().clamp(min=1e-12)
+    return {"rank": measured["feature_rank"], "std": measured["feature_std"], "between": between.item()}
+
+
+def regress(features: Tensor, eyes: Eyes) -> dict[str, float]:
+    """Predict amounts of pigment from features `[n, P, C]` by ridge regression; return R2 on the held-out eyes.
+
+    The penalty of each pigment is the one with the least error if each labelled eye is left out in turn.
+    """
+    patches = [
+        (own[inside].double(), amounts[inside].double())
+        for own, inside, amounts in zip(features, eyes.inside, eyes.amounts, strict=True)
+    ]
+    labelled, held_out = patches[: eyes.labelled], join(patches[eyes.labelled :])
+    errors = torch.zeros(len(PENALTIES), len(PIGMENTS), dtype=torch.float64)
+    for left_out in range(eyes.labelled):
+        x, y = labelled[left_out]
+        fitted = ridge(*join([*labelled[:left_out], *labelled[left_out + 1 :]]), x)
+        errors += (fitted - y).square().sum(1)
+    x, y = held_out
+    fitted = ridge(*join(labelled), x)[errors.argmin(0), :, range(len(PIGMENTS))].T  # [patches, pigments]
+    r2 = 1 - (fitted - y).square().sum(0) / (y - y.mean(0)).square().sum(0)
+    return dict(zip(PIGMENTS, r2.tolist(), strict=True))
+
+
+def join(patches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Concatenate the features and the amounts of several eyes."""
+    features, amounts = zip(*patches, strict=True)
+    return torch.cat(features), torch.cat(amounts)
+
+
+def ridge(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
+    """Fit `y [n, q]` to `x [n, C]` with each of `PENALTIES`; return predictions at `at [m, C]`, `[penalties, m, q]`."""
+    centre, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+    u, s, vt = torch.linalg.svd((x - centre) / scale, full_matrices=False)
+    shrunk = s / (s.square() + len(x) * PENALTIES[:, None])  # [penalties, C]
+    weights = vt.T @ (shrunk[:, :, None] * (u.T @ (y - y.mean(0))))
+    return y.mean(0) + ((at - centre) / scale) @ weights
+
+
+def mean(r2: dict[str, float]) -> float:
+    """Return the mean over the pigments."""
+    return statistics.fmean(r2.values())
+
+
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """Read the results so far."""
+    path = out / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown tables of R2, and of the features over training: means and standard deviations over the seeds."""
+    by_method = {method: [result for result in results if result["method"] == method] for method in METHODS}
+    lines = [f"| | steps | R2, tokens joined | R2, tokens pooled | {' | '.join(PIGMENTS)} |"]
+    lines.append("| --- | ---: |" + " ---: |" * (2 + len(PIGMENTS)))
+    for method, found in by_method.items():
+        if found:
+            best = [result.get("r2_joined", result["r2"]) for result in found]
+            pooled = spelled([mean(result["r2"]) for result in found]) if "r2_joined" in found[0] else ""
+            each = " | ".join(f"{statistics.fmean(r2[name] for r2 in best):.3f}" for name in PIGMENTS)
+            steps = round(statistics.fmean(result["steps"] for result in found))
+            lines.append(f"| {method} | {steps} | {spelled([mean(r2) for r2 in best])} | {pooled} | {each} |")
+    lines += ["", "| | | " + " | ".join(f"{share:.3g}" for share in MEASURED) + " |"]
+    lines.append("| --- | --- |" + " ---: |" * len(MEASURED))
+    for method, found in by_method.items():
+        trained = [result["figures"] for result in found if len(result.get("figures", ())) == len(MEASURED)]
+        for name, digits in (("rank", 1), ("between", 2), ("std", 2), ("r2_joined", 3)):
+            if trained:
+                columns = zip(*([figures[name] for figures in each] for each in trained), strict=True)
+                values = " | ".join(f"{statistics.fmean(column):.{digits}f}" for column in columns)
+                lines.append(f"| {method} | {name} | {values} |")
+    return "\n".join(lines)
+
+
+def spelled(values: Sequence[float]) -> str:
+    """Return the mean, and the standard deviation if there are several values."""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

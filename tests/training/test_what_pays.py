@@ -1,0 +1,93 @@
+"""The experiment on pretraining does what it says: regressions on held-out eyes, masks of whole spectra or bands."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    spec = importlib.util.spec_from_file_location("what_pays", ROOT / "experiments" / "pretraining.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["what_pays"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["what_pays"]
+
+
+@pytest.fixture(scope="module")
+def eyes(experiment):
+    return experiment.Eyes(0, experiment.QUICK)
+
+
+@pytest.fixture
+def run_quickly(experiment, tmp_path, monkeypatch):
+    """Return a function that runs the experiment with two steps, and returns the results so far."""
+    threads = torch.get_num_threads()
+
+    def run(*methods):
+        command = ["pretraining.py", "--out", str(tmp_path), "--quick", "--seeds", "0"]
+        monkeypatch.setattr(sys, "argv", [*command, *(["--methods", *methods] if methods else [])])
+        experiment.main()
+        return [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_a_stopped_run_goes_on(experiment, run_quickly, capsys):
+    assert [result["method"] for result in run_quickly("mean spectrum")] == ["mean spectrum"]
+    results = run_quickly("mean spectrum", "default", "whole bands masked")
+    assert [result["method"] for result in results] == ["mean spectrum", "default", "whole bands masked"]
+    assert results[1]["steps"] == 2
+    for result in results[1:]:
+        steps = {round(share * result["steps"]) for share in experiment.MEASURED}
+        assert [figures["step"] for figures in result["figures"]] == sorted(steps)
+        assert all(1 <= figures["rank"] <= 64 and 0 <= figures["between"] <= 1 for figures in result["figures"])
+    assert "| whole bands masked |" in capsys.readouterr().out
+
+
+def test_held_out_eyes_are_not_trained_on(experiment, eyes):
+    trained = [sample.hsi for sample in eyes.unlabelled]
+    is_trained = [any(torch.equal(hsi, other) for other in trained) for hsi in eyes.hsi]
+    assert is_trained == [True] * experiment.QUICK.labelled + [False] * experiment.QUICK.held_out
+    assert len(trained) == experiment.QUICK.eyes
+
+
+def test_a_regression_finds_what_features_hold_and_no_more(experiment, eyes):
+    generator = torch.Generator().manual_seed(0)
+    mixed = eyes.amounts @ torch.randn(5, 9, generator=generator) + 3
+    assert min(experiment.regress(mixed, eyes).values()) > 0.999
+    melanin = experiment.regress(eyes.amounts[:, :, :1], eyes)
+    assert melanin["melanin"] > 0.999
+    assert max(melanin[name] for name in ("xanthophyll", "vein")) < 0.6
+    noise = torch.randn(mixed.shape, generator=generator)
+    assert max(experiment.regress(noise, eyes).values()) < 0.1
+
+
+@pytest.mark.parametrize(("masked", "axis", "kept"), [("spectra", 1, 16), ("bands", 2, 1)])
+def test_masks_hide_whole_spectra_or_bands(experiment, masked, axis, kept):
+    config = experiment.mmmae.MMMAEConfig.preset("tiny", **experiment.MODEL)  # 4 groups of 64 places
+    mask = experiment.draw_whole(config, masked, batch=8, seed=5)
+    visible = torch.zeros(8, 256, dtype=torch.bool).scatter(1, mask.ids_keep, True).view(8, 4, 64)
+    assert torch.equal(visible.any(axis), visible.all(axis))
+    assert visible.any(axis).sum(1).tolist() == [kept] * 8
+    assert len(visible.unique(dim=0)) > 1
+    order = torch.cat([mask.ids_keep, mask.ids_masked], dim=1).gather(1, mask.ids_restore)
+    assert torch.equal(order, torch.arange(256).expand(8, -1))
+
+
+def test_features_that_tell_places_alone_do_not_differ_between_eyes(experiment):
+    generator = torch.Generator().manual_seed(0)
+    places, own = torch.randn(1, 12, 8, generator=generator), torch.randn(6, 12, 8, generator=generator)
+    alike, unlike = experiment.spread(places.expand(6, -1, -1)), experiment.spread(own)
+    assert alike["between"] == pytest.approx(0, abs=1e-6)
+    assert alike["std"] == pytest.approx(0, abs=1e-6)
+    assert unlike["between"] > 0.7
+    assert unlike["rank"] > 7
