@@ -17,6 +17,27 @@ from mmmae_kernels import dispatch
 os.environ["MMMAE_TUNE_CPU"] = "0"
 os.environ["MMMAE_PRECISION"] = "32"  # not by a measurement, whose result is not the same on all machines
 MUCH = 10**9  # bytes
+# Groups of tests that one worker runs, modules and single tests that take long, the longest first.
+LONGEST = (
+    "compile",
+    "test_the_blocks_of_a_page_run[pretraining.md]",
+    "export",
+    "test_every_part_goes_through_on_a_bare_machine",
+    "profile",
+    "pretrain",
+    "pretrain steps",
+    "test_the_page_holds_every_op_and_model_with_the_fast_models_floor_below_the_references",
+    "budget",
+    "ranks",
+    "edited_files",
+    "test_docs.py",
+    "test_cli.py",
+    "test_imports.py",
+    "test_configuration.py",
+    "test_launch_path.py",
+    "test_equality.py",
+    "test_loading.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +49,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     return True if collection_path.name == "soak" and not config.getoption("--soak") else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first: with it at the end, one worker would run it while the others have nothing left."""
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    """Return the place of a test in LONGEST, behind which all others keep their order."""
+    names = {item.path.name, item.name, *(mark.args[0] for mark in item.iter_markers("xdist_group"))}
+    return next((place for place, name in enumerate(LONGEST) if name in names), len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector all modules and tests, a search of which takes it half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +87,24 @@ def _releases_memory() -> Iterator[None]:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)
+
+
+@pytest.fixture(scope="module")
+def quick_runs() -> Iterator[None]:
+    """Make runs small: see `tests.training.quick_runs`."""
+    from tests.training.quick_runs import leave_out_slow_work  # which needs more than the kernels' tests do
+
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_slow_work(patch)
+        yield
+
+
+@pytest.fixture
+def whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the runs of a test do all of their work."""
+    from tests.training.quick_runs import bring_back_slow_work
+
+    bring_back_slow_work(monkeypatch)
 
 
 def _resident() -> int:

@@ -1,4 +1,7 @@
-"""The documentation runs: each block and each line to type, taken from README.md and the pages, in an empty folder."""
+"""The documentation runs: each block and each line to type, taken from README.md and the pages, in an empty folder.
+
+Runs leave out the work that takes most of their time; tests/cli/test_cli.py does one whole.
+"""
 
 import json
 import os
@@ -22,6 +25,7 @@ from bench.results import FOLDER, Results
 from mmmae.cli import main
 from mmmae.cost.counting import count_step
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = sorted(page.name for page in (ROOT / "docs").glob("*.md") if "```" in page.read_text())
@@ -58,7 +62,10 @@ def torchrun(arguments, folder):
         assert main(options.training_script_args) == 0, arguments
         return
     command = [sys.executable, "-m", "torch.distributed.run", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program = len(command) - len(options.training_script_args) - 1
+    assert command[program - 1 : program + 1] == ["-m", "mmmae"]
+    command[program] = "tests.training.quick_runs"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     machines = [subprocess.Popen(command, cwd=folder, env=environment, **pipes) for _ in range(nodes)]
     for machine in machines:
@@ -103,7 +110,7 @@ def test_the_readme_tells_the_ratios_of_its_chart():
     assert re.findall(r"\d\.\d\d", told) == shown
 
 
-def test_the_cells_of_the_notebook_run_in_order_and_their_outputs_are_kept(tmp_path, monkeypatch):
+def test_the_cells_of_the_notebook_run_in_order_and_their_outputs_are_kept(whole_runs, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     file = ROOT / "examples" / "quickstart.ipynb"
     cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
@@ -173,7 +180,7 @@ STANDS_FOR = {
     "NEW.json": "result.json",
     "FILE.json": "result.json",
 }
-# Takes long, and is run by bench/test_predictions.py, kernels/test_aot.py, soak/test_land_cover_runs.py.
+# Takes long, and is run by bench/test_predictions.py, kernels/test_aot.py, and for experiments by soak/.
 RUN_ELSEWHERE = ("bench.predictions", "mmmae_kernels.aot", "experiments/")
 CHANGE_THE_PROCESS = ("-m pytest", "bench.host_time", "bench/where.py")
 # Each pass once: bench/test_host_time.py runs the command as it is.

@@ -14,6 +14,7 @@ from mmmae.cli import main
 from mmmae.cli.finetune import held_out
 from mmmae.phantom import Phantom
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
 SMALL = ["--set", "image_size=32", "--set", "patch=3,8,8", "--steps", "4", "--batch", "2"]
 
 
@@ -25,7 +26,7 @@ def cubes(folder, count=3, bands=12, size=32):
     return folder
 
 
-def test_pretraining_alone_runs_on_the_phantom_and_says_that_it_is_generated(tmp_path, capsys):
+def test_pretraining_alone_runs_on_the_phantom_and_says_that_it_is_generated(whole_runs, tmp_path, capsys):
     assert main(["pretrain", "--out", str(tmp_path / "run"), *SMALL]) == 0
     printed = capsys.readouterr().out
     assert "generated" in printed
@@ -187,7 +188,7 @@ SCENES = Path(os.environ.get("MMMAE_DATA", Path(__file__).parents[3] / "shared" 
 
 
 @pytest.mark.skipif(not SCENES.is_dir(), reason=f"needs the TerraMesh scenes at MMMAE_DATA (now {SCENES.parent})")
-def test_tiny_learns_from_the_real_scenes_one_of_which_lacks_its_radar_image(tmp_path):
+def test_tiny_learns_from_the_real_scenes_one_of_which_lacks_its_radar_image(whole_runs, tmp_path):
     radar = tmp_path / "radar"
     radar.mkdir()
     for path in sorted((SCENES / "S1RTC").glob("*.tif"))[1:]:

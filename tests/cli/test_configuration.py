@@ -26,6 +26,7 @@ from mmmae.phantom import Phantom
 from mmmae.training.finetuning.settings import FinetuneSettings
 from mmmae.training.settings import PretrainSettings
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 TABLE = re.compile(r"(<!-- fields: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 DESCRIBED = {described.__name__: described for described in (MMMAEConfig, PretrainSettings, FinetuneSettings)}

@@ -5,11 +5,18 @@ import subprocess
 import sys
 import warnings
 
+import mmmae
+from mmmae import cli
 from mmmae.cli import main
 from mmmae.cli.output import UnreadOutput
 
-PRINTS = """
-import sys
+PATHS = {package.__name__: list(package.__path__) for package in (mmmae, cli)}
+# Empty packages stand for both, which spares the import of torch.
+PRINTS = f"""
+import sys, types
+for name, paths in {PATHS}.items():
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = paths
 from mmmae.cli.output import UnreadOutput
 sys.stdout = UnreadOutput(sys.stdout)
 print("first", flush=True)

@@ -16,19 +16,21 @@ import pytest
 import torch
 
 import mmmae
+from mmmae import files
 from mmmae.files import hold
 from mmmae.phantom import Phantom
 from mmmae.training.checkpoints import LAST, PREVIOUS, WholeCheckpoints, find_checkpoint, read_checkpoint
 from mmmae.training.pretrain import pretrain
 from mmmae.training.settings import PretrainSettings
+from tests import permissions
 
 CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), target="pixels", aux={})
 SETTINGS = PretrainSettings(steps=4, batch=2, warmup=1, checkpoint_every=2)
-HOLDS = """
-import sys
+# The module is loaded from its file, which spares the import of torch.
+HOLDS = f"""
+import runpy, sys
 from pathlib import Path
-from mmmae.files import hold
-with hold(Path(sys.argv[1])):
+with runpy.run_path({files.__file__!r})["hold"](Path(sys.argv[1])):
     print("held", flush=True)
     input()
 """
@@ -72,6 +74,14 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(fini
     last.write_bytes(b"")
     previous.unlink()
     with pytest.raises(ValueError, match="no whole checkpoint"):
+        find_checkpoint(out, "auto")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / LAST).chmod(0)
+    with permissions.obeyed(), pytest.raises(PermissionError, match=r"last\.ckpt"):
         find_checkpoint(out, "auto")
 
 
