@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from ..text import printable
+from .output import say
+
 if TYPE_CHECKING:
     from ..model.encoder import HSIEncoder
     from ..model.imports import Entry
@@ -66,6 +69,7 @@ def run_spectralgpt(
 def _write(out: Path, load: Callable[[], tuple[HSIEncoder, list[Entry]]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ..files import check_can_write
 
@@ -73,12 +77,13 @@ def _write(out: Path, load: Callable[[], tuple[HSIEncoder, list[Entry]]]) -> Non
     encoder, entries = load()
     table = Table("in the file", "weights", "outcome", "", box=None, pad_edge=False)
     for entry in entries:
-        table.add_row(entry.name, str(entry.weights), entry.outcome, entry.reason)
+        cells = entry.name, entry.weights, entry.outcome, entry.reason
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     Console().print(table)
     encoder.save_pretrained(out)
     config = encoder.config
     pt, ph, pw = config.patch
-    print(
+    say(
         f"wrote {out}: {config.depth} blocks, width {config.dim}, {config.heads} heads, "
         f"{config.bands} bands of {config.image_size} x {config.image_size} pixels in patches of {pt} x {ph} x {pw}"
     )

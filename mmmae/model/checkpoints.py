@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
+
+from .pretrained import load_tensors
 
 # Keys under which checkpoints hold their weights, in the order in which they are looked for, also within each other.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "encoder", "backbone", "model_ema", "ema")
@@ -26,31 +26,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the weights of a checkpoint in float32, by name, without the keys that wrap them.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it can't be read.
         ValueError: it is broken, or holds objects other than tensors, plain values and an `argparse.Namespace`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected a checkpoint")
-    contents: Any
-    try:
-        if path.suffix == ".safetensors":
-            contents = load_file(path)
-        else:
-            # The training scripts of MAE save their options as a Namespace. What torch warns of is refused below.
-            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                contents = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a complete safetensors file: {error}") from error
-    except Exception as error:  # torch.load passes on whatever its unpickler or zip reader raises
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            reason = f"refused: it holds an object, {refused[1]}, and loading it could run arbitrary code"
-        elif "Unsupported operand" in str(error) and _begins_as_pickle(path):
-            reason = "refused: it is a plain pickle, and loading it could run arbitrary code"
-        else:
-            reason = "not a checkpoint of PyTorch, or a broken one"
-        raise ValueError(f"{path}: {reason}; expected tensors and plain values") from error
+    contents: Any = load_tensors(path) if path.suffix == ".safetensors" else _load(path)
     contents = _unwrapped(contents)
     if not isinstance(contents, Mapping):
         raise ValueError(f"{path}: holds a {type(contents).__name__}, expected weights by name")
@@ -71,6 +52,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if not tensors[name].isfinite().all():
             raise ValueError(f"{path}: {name} has NaN or infinity")
     return tensors
+
+
+def _load(path: Path) -> Any:
+    """Return what a file of PyTorch holds, without running code."""
+    path.open("rb").close()  # a file that can't be read is not a broken one
+    try:
+        # The training scripts of MAE save their options as a Namespace. What torch warns of is refused below.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load passes on whatever its unpickler or zip reader raises
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            reason = f"refused: it holds an object, {refused[1]}, and loading it could run arbitrary code"
+        elif "Unsupported operand" in str(error) and _begins_as_pickle(path):
+            reason = "refused: it is a plain pickle, and loading it could run arbitrary code"
+        else:
+            reason = "not a checkpoint of PyTorch, or a broken one"
+        raise ValueError(f"{path}: {reason}; expected tensors and plain values") from error
 
 
 def _unwrapped(contents: Any) -> Any:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..config import MMMAEConfig
 from ..files import json_value, write_atomically, write_json
 from .encoder import HSIEncoder, LinearClassifier
 from .heads import HEAD_FORMAT, SegmentationModel
 from .pixels import PixelClassifier
-from .pretrained import CONFIG_NAME, WEIGHTS_NAME, check_weights
+from .pretrained import CONFIG_NAME, WEIGHTS_NAME, check_weights, load_tensors
 
 TASKS = ("classification", "segmentation", "pixels")
 MOST_PIXELS = 65_536  # along the side of a window
@@ -122,10 +121,10 @@ def load_finetuned(
         with torch.device("meta"):
             encoder = HSIEncoder(MMMAEConfig.from_dict(config.encoder), kernels, attention)
             model = build(config.task, encoder, len(config.classes), **arguments)
-        weights = load_file(directory / WEIGHTS_NAME)
+        weights = load_tensors(directory / WEIGHTS_NAME)
         check_weights(model, weights)
         model.load_state_dict(weights, strict=True, assign=True)
-    except (RuntimeError, ValueError, TypeError, KeyError, OverflowError, SafetensorError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"{directory}: the files do not fit together as a fine-tuned model: {error}") from error
     for parameter in model.parameters():
         parameter.requires_grad_()

@@ -223,7 +223,7 @@ def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]
     """Load what `save_weights` wrote, onto the CPU.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        OSError: a file is missing, or can't be read.
         ValueError: a file is broken.
     """
     directory = Path(directory)
@@ -236,10 +236,21 @@ def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]
         raise ValueError(f"{directory / CONFIG_NAME}: not UTF-8 text, expected a config as JSON") from error
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG_NAME}: {error}") from error
+    return config, load_tensors(directory / WEIGHTS_NAME)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Load a safetensors file, onto the CPU.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is broken.
+    """
+    path.open("rb").close()  # safetensors says that a file is missing where only the permission is
     try:
-        return config, load_file(directory / WEIGHTS_NAME)
+        return load_file(path)
     except (SafetensorError, KeyError) as error:  # the latter for a type that PyTorch does not have
-        raise ValueError(f"{directory / WEIGHTS_NAME}: not a complete safetensors file: {error}") from error
+        raise ValueError(f"{path}: not a complete safetensors file: {error}") from error
 
 
 def _parse_config(text: str) -> MMMAEConfig:

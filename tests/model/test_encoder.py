@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 import mmmae
+from tests import permissions
 
 
 @pytest.fixture
@@ -178,6 +179,14 @@ def test_a_broken_file_is_a_value_error_that_names_it(model, tmp_path, name, con
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
     with pytest.raises(ValueError, match=message):
+        mmmae.HSIEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_without_permission_is_not_called_missing_or_broken(model, tmp_path, name):
+    model.hsi_encoder().save_pretrained(tmp_path)
+    (tmp_path / name).chmod(0)
+    with permissions.obeyed(), pytest.raises(PermissionError, match=name):
         mmmae.HSIEncoder.from_pretrained(tmp_path)
 
 

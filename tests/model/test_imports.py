@@ -10,6 +10,7 @@ import mmmae
 from mmmae.cli import main
 from mmmae.model.imports import import_encoder
 from mmmae.model.layouts import resample_bands
+from tests import permissions
 
 DIM, HEADS, DEPTH, BANDS, SIZE, PATCH = 32, 2, 2, 3, 16, 4
 TOKENS = (SIZE // PATCH) ** 2
@@ -356,3 +357,23 @@ def test_a_weight_saved_under_two_names_is_read_once(stack, tmp_path):
     weights["vit_core.norm.weight"] = torch.zeros(DIM)
     with pytest.raises(ValueError, match=r"two entries are named norm\.weight without their prefixes"):
         imported(tmp_path, weights)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint.safetensors"])
+def test_a_checkpoint_that_may_not_be_read_is_not_called_broken(tmp_path, name):
+    path = tmp_path / name
+    path.touch(0)
+    with permissions.obeyed(), pytest.raises(PermissionError, match=name):
+        import_encoder(path)
+
+
+def test_the_names_of_weights_are_shown_as_they_are(stack, tmp_path, capsys):
+    """Rich would take square brackets for markup, and terminals control characters for commands."""
+    weights = {"pos_embed": torch.zeros(1, TOKENS, DIM), **stack.state_dict(), **convolution()[1]}
+    weights |= {"head[/bold]": torch.zeros(1), "head\x1b[2J": torch.zeros(1)}
+    torch.save(weights, tmp_path / "checkpoint.pth")
+    command = ["import", str(tmp_path / "checkpoint.pth"), "--heads", str(HEADS), "--out", str(tmp_path / "encoder")]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "head[/bold]" in shown
+    assert "\x1b" not in shown
