@@ -60,7 +60,8 @@ def run(
         classes: names of the classes in rasters by ascending number, with commas between
         split: how labels are divided: subjects:SHARE (held out), pixels:SHARE (of each class, to train with),
             blocks:PIXELS (side of the blocks to hold out), table:FILE.csv (columns name, and group or split) or
-            masks:TRAIN,TEST (rasters, instead of --labels); None: subjects, and blocks if there is one scene
+            masks:TRAIN,TEST (rasters, instead of --labels; or one file with the arrays TR and TE); None: subjects, and
+            blocks if there is one scene
         validation: subjects, scenes or groups to hold out, by name with commas between, or the share of subjects,
             groups or blocks to draw
         fold: hold out the K-th of N parts of the subjects, groups or blocks instead of a share

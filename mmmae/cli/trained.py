@@ -67,7 +67,8 @@ def trained_subjects(
     elif stored is not None and data.hsi is not None:
         say(f"statistics of the input: {stored}{_reading(subjects)}")
     elif data.hsi is not None:
-        print("statistics of the input: measured on these data, because there are none beside the model")
+        reason = "" if folder is None else ", because there are none beside the model"
+        print(f"statistics of the input: measured on these data{reason}")
     elif stored is not None:
         _compare(subjects, stored)
     check_bands(subjects, config.patch[0])

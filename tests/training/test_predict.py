@@ -132,6 +132,15 @@ def test_many_classes_and_ground_control_points_are_kept(model, tmp_path):
             assert file.colormap(1)[300][3] == 255
 
 
+def test_a_cube_without_a_place_is_no_reason_for_a_warning(model, tmp_path):
+    (tmp_path / "hsi").mkdir()
+    np.save(tmp_path / "hsi" / "a.npy", np.random.default_rng(0).normal(size=(12, 32, 32)).astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (path,) = predict_scenes(model, CLASSES, tiles_of(tmp_path), tmp_path, window=32)
+    assert path.with_suffix(".png").is_file()
+
+
 def test_subjects_that_are_not_tiles_are_scenes_which_are_resized_for_the_model(model, scenes, capsys):
     subjects = PairedFolder(scenes / "hsi", image_size=32, normalization=IDENTITY)
     predict_scenes(model, CLASSES, subjects, scenes / "out", batch=1, probabilities=True)

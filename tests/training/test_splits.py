@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 from mmmae.cli import main
@@ -320,6 +321,7 @@ def one_scene(tmp_path):
     train, test = (np.where(np.arange(40) % 4 == column, labels, 0).astype(np.uint8) for column in (0, 1))
     for name, raster in {"all": labels, "TR": train, "TE": test * (test != 2)}.items():
         np.save(tmp_path / f"{name}.npy", raster)
+    np.savez(tmp_path / "all.npz", all=labels)
     return PairedFolder(tmp_path / "hsi", tile=16), tmp_path
 
 
@@ -343,10 +345,23 @@ def test_masks_divide_labels_as_they_are(one_scene):
     assert torch.equal(divide_by_masks(str(folder), subjects, ignore=0)[1].roles["s"], parts.roles["s"])
 
 
+def test_one_file_may_hold_the_labels_that_train_and_that_test_beside_the_cube(one_scene):
+    subjects, folder = one_scene
+    arrays = {name: np.load(folder / f"{name}.npy").astype(np.float64) for name in ("TE", "TR")}
+    scipy.io.savemat(folder / "both.mat", arrays | {"input": np.zeros((24, 40, 3))})
+    expected = divide_by_masks(f"{folder}/TR.npy,{folder}/TE.npy", subjects, ignore=0)[1]
+    found = divide_by_masks(f"{folder}/both.mat", subjects, ignore=0)[1]
+    assert torch.equal(found.roles["s"], expected.roles["s"])
+    for side in ("training", "held_out"):
+        targets = (scene_targets(subjects, getattr(parts, side))["s"] for parts in (found, expected))
+        assert torch.equal(*targets)
+
+
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
         ("{}/TR.npy", "expected TRAIN,TEST"),
+        ("{}/all.npz", r"all\.npz.*no array 'TR'; the file has all"),
         ("{0}/TR.npy,{0}/all.npy", r"\d+ pixels of 's' have a label in both, expected in one of them$"),
         ("{0}/TR.npy,{0}/none", "none"),
     ],

@@ -127,12 +127,20 @@ def read_mask_labels(
 
 
 def read_masks_alike(
-    folders: Sequence[str | Path], subjects: Subjects, *, ignore: int = IGNORE, names: Sequence[str] | None = None
+    folders: Sequence[str | Path],
+    subjects: Subjects,
+    *,
+    ignore: int = IGNORE,
+    names: Sequence[str] | None = None,
+    arrays: Sequence[str | None] | None = None,
 ) -> list[Labels]:
-    """Read labels as `read_mask_labels` does from several folders, whose classes are those of all of them."""
+    """Read labels as `read_mask_labels` does from several folders, whose classes are those of all of them.
+
+    `arrays` names the array to read of each one's files, for those that hold several; None: the only one.
+    """
     read: list[tuple[_Masks, dict[int, dict[int, int]]]] = []
-    for folder in folders:
-        masks = _Masks(_mask_files(Path(folder), subjects), subjects, ignore)
+    for folder, array in zip(folders, arrays or [None] * len(folders), strict=True):
+        masks = _Masks(_mask_files(Path(folder), subjects), subjects, ignore, array)
         found: dict[int, dict[int, int]] = {}
         for index, scene in enumerate(masks.scenes):
             if scene in masks.files:
@@ -176,8 +184,8 @@ def scene_targets(subjects: Subjects, labels: Labels) -> dict[str, Tensor]:
 class _Masks:
     """Reads rasters of classes; keeps those that were used last, because tiles share them, and visits are shuffled."""
 
-    def __init__(self, files: dict[str, Path], subjects: Subjects, ignore: int) -> None:
-        self.files, self.ignore = files, ignore
+    def __init__(self, files: dict[str, Path], subjects: Subjects, ignore: int, array: str | None = None) -> None:
+        self.files, self.ignore, self.array = files, ignore, array
         self.names, self.scenes = list(subjects.names), scene_names(subjects)
         self.cube_size, self.subject_files = subjects.cube_size, subjects.files
         self.positions, self.sizes = subjects.positions, scene_sizes(subjects.positions)
@@ -201,7 +209,7 @@ class _Masks:
             return self.kept[path]
         if scene not in self.warps:
             self.warps[scene] = self._find_warp(path, index)
-        mask = _read_mask(path, self.ignore, self.warps[scene])
+        mask = _read_mask(path, self.ignore, self.warps[scene], self.array)
         self._check_aspect(path, mask, index)
         size, most = self._size(index), int(mask.max())
         dtype = next(
@@ -249,7 +257,7 @@ def _mask_files(path: Path, subjects: Subjects) -> dict[str, Path]:
     if len(scenes) > 1:
         raise ValueError(
             f"{path} is one file, and there are {len(scenes)} scenes; expected a folder of rasters with their names, "
-            f"such as {scenes[0]!r}"
+            f"such as {scenes[0]!r}, or the file of one cube for --hsi"
         )
     return {scenes[0]: path}
 
@@ -263,8 +271,8 @@ def _order(labels: set[str]) -> Callable[[str], tuple[int, str]]:
     return lambda label: (int(label) if numbers else 0, label)
 
 
-def _read_mask(path: Path, ignore: int, warp: Warp | None) -> Tensor:
-    read = functools.partial(read_cube, path, classes=True)
+def _read_mask(path: Path, ignore: int, warp: Warp | None, array: str | None) -> Tensor:
+    read = functools.partial(read_cube, path, classes=True, dataset=array)
     try:
         cube = read() if warp is None else warp.read(lambda part: read(window=part), nearest=True)
     except ValueError as error:

@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...data.readers.formats import CONTAINER_SUFFIXES
 from ...data.subjects import Subjects
 from .divided import Split
 from .labels import IGNORE, UNLABELLED, Labels, read_masks_alike, scene_targets
 from .pixel_splits import NONE, TEST, TRAIN
 from .valid import valid_labels
+
+ARRAYS = ("TR", "TE")  # in files that hold both sides, as public benchmarks name them
 
 
 def divide_by_masks(
@@ -27,8 +30,8 @@ def divide_by_masks(
     """Read labels that are divided already, into rasters of those that train and rasters of those that test.
 
     Args:
-        masks: `TRAIN,TEST`, two folders or, for one scene, two files as in `read_mask_labels`; or one folder with the
-            folders `train` and `test`.
+        masks: `TRAIN,TEST`, two folders or, for one scene, two files as in `read_mask_labels`; one folder with the
+            folders `train` and `test`; or, for one scene, one file with the arrays `TR` and `TE`.
         subjects, ignore, names: as in `read_mask_labels`.
         window: the side of the square around each pixel that the model sees; None: it sees whole subjects.
 
@@ -38,12 +41,8 @@ def divide_by_masks(
     Raises:
         ValueError: rasters can't be read or do not fit, a pixel is in both, or a side has no valid pixel.
     """
-    pair = [Path(masks) / "train", Path(masks) / "test"] if Path(masks).is_dir() else [*map(Path, masks.split(","))]
-    if len(pair) != 2:
-        raise ValueError(
-            f"masks is {masks!r}, expected TRAIN,TEST: two folders or files of labels with a comma between"
-        )
-    given = read_masks_alike(pair, subjects, ignore=ignore, names=names)
+    pair, arrays = _find_pair(masks)
+    given = read_masks_alike(pair, subjects, ignore=ignore, names=names, arrays=arrays)
     train, test = (_valid(path, subjects, side, window) for path, side in zip(pair, given, strict=True))
     targets = {TRAIN: scene_targets(subjects, train), TEST: scene_targets(subjects, test)}
     roles: dict[str, Tensor] = {}
@@ -67,6 +66,22 @@ def divide_by_masks(
     whole = {index: train.counts.get(index, none) + test.counts.get(index, none) for index in indices}
     both_sides = Labels("segmentation", train.classes, whole, _Either(train, test), train.numbers)
     return both_sides, dataclasses.replace(split, text=text)
+
+
+def _find_pair(masks: str) -> tuple[list[Path], Sequence[str | None]]:
+    """Return the folders or files of the labels that train and that test, and the array to read of each."""
+    path = Path(masks)
+    if path.is_dir():
+        return [path / "train", path / "test"], (None, None)
+    if path.is_file() and path.suffix.lower() in CONTAINER_SUFFIXES[1:]:  # .npy holds one array
+        return [path, path], ARRAYS
+    pair = [Path(part) for part in masks.split(",")]
+    if len(pair) != 2:
+        raise ValueError(
+            f"masks is {masks!r}, expected TRAIN,TEST, two folders or files of labels with a comma between; a folder "
+            "with the folders train and test; or one .mat, .npz or HDF5 file with the arrays TR and TE"
+        )
+    return pair, (None, None)
 
 
 def _valid(path: Path, subjects: Subjects, side: Labels, window: int | None) -> Labels:

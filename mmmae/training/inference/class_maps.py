@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,8 +121,12 @@ def draw_classes(path: Path, classes: Classes) -> Figure:
     """Draw a map of classes with its legend; of large ones, each n-th pixel."""
     import rasterio
     from rasterio.enums import Resampling
+    from rasterio.errors import NotGeoreferencedWarning
 
-    with rasterio.open(path.absolute(), driver="GTiff") as source:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        source = rasterio.open(path.absolute(), driver="GTiff")
+    with source:
         step = max(1, -(-max(source.shape) // MOST_PIXELS))
         shape = tuple(max(1, side // step) for side in source.shape)
         values = source.read(1, out_shape=shape, resampling=Resampling.nearest)
