@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,12 @@ from .conventions import ClassifierConventions
 from .encoder import HSIEncoder
 from .inputs import check_hsi
 from .resize import resize
+from .spectra import MeansLinear, Spectra
 
 LEVELS = 3  # sizes at which the head reads the bands: full, half and quarter
 ALONE = 0.25  # share of the samples of a training step that are classified by their spectra alone
 PACE = 350.0  # sum of the scales of the classifier's spectral inputs, each at most 10
-HEAD_FORMAT = 2  # 1 joined the bands with the sum of all maps
+HEAD_FORMAT = 3  # 1 joined the bands with the sum of all maps, 2 read single spectra as they were
 
 
 class SegmentationModel(ClassifierConventions):
@@ -75,12 +76,21 @@ class SegmentationModel(ClassifierConventions):
         logits: Tensor = self.head(maps, resize(hsi, config.image_size))
         return logits
 
+    def fit_spectra(self, volumes: Iterable[Tensor]) -> None:
+        """Set the statistics by which the head standardises spectra, before training; see `Spectra`.
+
+        Args:
+            volumes: of the training data, each `[B, C, T, H, W]` in the encoder's number of channels and bands.
+        """
+        config, device = self.encoder.config, self.encoder.pos_embed_spatial.device
+        self.head.spectra.fit(resize(hsi.to(device), config.image_size).flatten(1, 2) for hsi in volumes)
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return self.head.classify.out_channels
 
-    def get_classifier(self) -> nn.Conv2d:
+    def get_classifier(self) -> PixelLogits:
         """Return the layer that computes the logits."""
         return self.head.classify
 
@@ -94,10 +104,11 @@ class SegmentationModel(ClassifierConventions):
 class SegmentationHead(nn.Module):
     """Head with one linear classifier of what a pixel is: its spectrum, and features of its surroundings.
 
-    The features come from a small U-Net: its way down reads the bands at full, half and quarter size, its way up begins
-    at the maps of the encoder and joins them with the bands. The classifier starts near 0, and in training some samples
-    are classified without these features, so that it is a good classifier of spectra, to which surroundings add. Norms
-    are of single pixels: those of an image would take away how bright it is.
+    Spectra are those of the pixel and the means of small squares around it, in which there is less noise. The features
+    come from a small U-Net: its way down reads the spectra at full, half and quarter size, its way up begins at the
+    maps of the encoder and joins them with the spectra. The classifier starts near 0, and in training some samples are
+    classified without these features, so that it is a good classifier of spectra, to which surroundings add. Norms are
+    of single pixels: those of an image would take away how bright it is.
 
     Args:
         config: of the encoder.
@@ -118,7 +129,7 @@ class SegmentationHead(nn.Module):
         sizes = [(rows, columns), *doubled_sizes((rows, columns), config.image_size)]
         levels = min(LEVELS, len(sizes))
         self.spectra = Spectra(config.in_channels * config.bands)
-        self.stem = nn.Conv2d(self.spectra.channels, half, 1)
+        self.stem = MeansLinear(self.spectra.channels, half)
         self.down = nn.ModuleList(_step(half, half) for _ in range(levels))
         self.folds = nn.ModuleList(nn.Conv2d(config.dim * groups, half, 1) for _ in range(maps))
         self.down_sizes = sizes[: -levels - 1 : -1]
@@ -129,15 +140,13 @@ class SegmentationHead(nn.Module):
             after = width if number < 2 and size != sizes[-1] else half
             self.up.append(_step(before + (half if size in self.down_sizes else 0), after))
             before = after
+        self.features = before
         self.reset_classifier(classes)
 
     def reset_classifier(self, classes: int) -> None:
         """Replace the classifier by an untrained one."""
         check_whole("classes", classes, 1)
-        self.classify = nn.Conv2d(self.spectra.channels + self.stem.out_channels, classes, 1)
-        nn.init.trunc_normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.weight.data[:, : self.spectra.channels])
-        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
+        self.classify = PixelLogits(self.spectra.channels, self.features, classes)
 
     def forward(self, maps: Sequence[Tensor], volume: Tensor) -> Tensor:
         """Compute logits `[B, classes, S, S]` from maps `[B, D, t, h, w]` and the volume `[B, C, T, S, S]`."""
@@ -152,35 +161,34 @@ class SegmentationHead(nn.Module):
         context = joined[0]
         if self.training:
             context = context * (torch.rand(len(context), 1, 1, 1, device=context.device) >= ALONE)
-        # Adam moves each weight by the learning rate, and so a logit by that times the sum of the inputs.
-        scaled = spectra * min(10.0, PACE / self.spectra.channels)
-        logits: Tensor = self.classify(torch.cat([scaled, context], dim=1))
+        logits: Tensor = self.classify(spectra, context)
         return logits
 
 
-class Spectra(nn.Module):
-    """The spectra in three forms: the bands, differences between neighbours, and each spectrum standardised.
-
-    Differences are large where spectra bend, and a standardised spectrum is free of how bright its pixel is. Classes of
-    pixels whose bands rise and fall together become separable in few steps of training.
+class PixelLogits(nn.Module):
+    """Linear classifier of standardised spectra and of features of their surroundings, near 0 before training.
 
     Args:
-        bands: number of bands, counted over all channels.
-
-    Attributes:
-        channels: number of channels of the result.
+        channels: of the spectra.
+        features: channels of the features.
+        classes: number of classes.
     """
 
-    def __init__(self, bands: int) -> None:
+    def __init__(self, channels: int, features: int, classes: int) -> None:
         super().__init__()
-        self.channels = 3 * bands - 1
+        self.out_channels = classes
+        # Adam moves each weight by the learning rate, and so a logit by that times the sum of the inputs.
+        self.scale = min(10.0, PACE / channels)
+        self.spectra = MeansLinear(channels, classes)
+        self.context = nn.Conv2d(features, classes, 1, bias=False)
+        nn.init.zeros_(self.spectra.weight)
+        nn.init.zeros_(self.spectra.bias)  # type: ignore[arg-type]
+        nn.init.trunc_normal_(self.context.weight, std=0.01)
 
-    def forward(self, bands: Tensor) -> Tensor:
-        """Join the forms `[B, channels, H, W]` of the bands `[B, bands, H, W]`."""
-        centred = bands - bands.mean(1, keepdim=True)
-        standardised = centred * (centred.square().mean(1, keepdim=True) + 1e-5).rsqrt()
-        forms = [bands, 3 * (bands[:, 1:] - bands[:, :-1]), standardised]
-        return torch.cat(forms, dim=1)
+    def forward(self, spectra: Tensor, features: Tensor) -> Tensor:
+        """Return logits `[B, classes, H, W]` for spectra `[B, channels, H, W]` and features `[B, features, H, W]`."""
+        logits: Tensor = self.spectra(self.scale * spectra) + self.context(features)
+        return logits
 
 
 def spread_blocks(depth: int) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 
 import mmmae
 from mmmae.model.finetuned import load_finetuned, save_finetuned
-from mmmae.model.heads import SegmentationModel, Spectra, doubled_sizes, spread_blocks
+from mmmae.model.heads import SegmentationModel, doubled_sizes, spread_blocks
 
 CONFIG = mmmae.MMMAEConfig.preset("tiny", image_size=32, patch=(3, 8, 8), aux={})
 
@@ -38,7 +38,8 @@ def test_blocks_are_spread_to_the_last_and_sizes_double_to_the_pixels():
 
 def trained(model):
     """Give the classifier, which starts at 0, random weights."""
-    torch.nn.init.normal_(model.head.classify.weight, std=0.1)
+    for part in (model.head.classify.spectra, model.head.classify.context):
+        torch.nn.init.normal_(part.weight, std=0.1)
     return model
 
 
@@ -48,8 +49,8 @@ def test_a_new_head_knows_nothing_and_learns_from_spectra_the_most():
     logits = model(hsi)
     assert logits.abs().max() < 0.5
     torch.nn.functional.cross_entropy(logits, hsi[:, 0, 0].gt(0).long()).backward()
-    gradient = model.head.classify.weight.grad
-    assert gradient[:, :35].norm() > 2 * gradient[:, 35:].norm()
+    gradients = [part.weight.grad.norm() for part in (model.head.classify.spectra, model.head.classify.context)]
+    assert gradients[0] > 2 * gradients[1]
     assert model.encoder.pos_embed_spatial.grad.any()
 
 
@@ -69,25 +70,11 @@ def test_training_classifies_some_samples_by_their_spectra_alone(blocks):
     with torch.no_grad():
         samples = model(hsi).flatten(1)
         whole = model.eval()(hsi[:1]).flatten(1)
-        model.head.classify.weight[:, 35:] = 0
+        model.head.classify.context.weight.zero_()
         spectral = model(hsi[:1]).flatten(1)
     alone, joined = ((samples - logits).norm(dim=1) < 1e-4 * logits.norm() for logits in (spectral, whole))
     assert (alone ^ joined).all()
     assert 4 <= int(alone.sum()) <= 32  # 16 of 64 are expected
-
-
-def test_spectra_have_three_forms_and_the_last_ignores_gain_and_offset():
-    bands = torch.randn(2, 5, 3, 4)
-    spectra = Spectra(5)
-    forms = spectra(bands)
-    assert forms.shape == (2, spectra.channels, 3, 4)
-    assert torch.equal(forms[:, :5], bands)
-    torch.testing.assert_close(forms[:, 5:9], 3 * bands.diff(dim=1))
-    torch.testing.assert_close(
-        forms[:, 9:], (bands - bands.mean(1, True)) / bands.std(1, correction=0, keepdim=True), rtol=1e-4, atol=1e-4
-    )
-    torch.testing.assert_close(spectra(2 * bands + 7)[:, 9:], forms[:, 9:], rtol=1e-3, atol=1e-3)
-    assert spectra(torch.ones(1, 5, 2, 2))[:, 5:].abs().max() == 0
 
 
 def test_a_head_without_maps_does_not_run_the_encoder(monkeypatch):
@@ -103,7 +90,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_a_free_one_does():
     for frozen in (True, False):
         model = trained(SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, freeze_encoder=frozen))
         model(torch.randn(1, 1, 12, 32, 32)).square().mean().backward()
-        assert model.head.classify.weight.grad.any()
+        assert model.head.classify.spectra.weight.grad.any()
         assert any(parameter.grad is not None for parameter in model.encoder.parameters()) is not frozen
 
 
@@ -143,14 +130,15 @@ def test_damaged_and_other_files_are_refused_by_name(tmp_path):
         load_finetuned(tmp_path)
 
 
-def test_a_model_with_the_head_of_before_is_refused(tmp_path):
+@pytest.mark.parametrize(("head", "found"), [({}, 1), ({"format": 2}, 2)], ids=["1", "2"])
+def test_a_model_with_a_head_of_before_is_refused(tmp_path, head, found):
     save_finetuned(tmp_path, SegmentationModel(mmmae.HSIEncoder(CONFIG), 3), ["a", "b", "c"])
     config = json.loads((tmp_path / "config.json").read_text())
     del config["head"]["format"]
+    config["head"] |= head
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ValueError, match="its head has format 1, expected 2: fine-tune anew, or load it with the version"
-    ):
+    message = f"its head has format {found}, expected 3: fine-tune anew, or load it with the version"
+    with pytest.raises(ValueError, match=message):
         load_finetuned(tmp_path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
+from torch import Tensor
 
 from ...data.loading import lost_workers_told
 from ...data.subjects import Subjects
 from ...files import check_can_write, hold, write_json
 from ...model.encoder import HSIEncoder
 from ...model.finetuned import MOST_PIXELS, FinetunedModel, build, load_finetuned
+from ...model.heads import SegmentationModel
 from ...precision import resolve_precision, use_tf32
 from ...tuning import tune_cpu
 from ..distributed import World, cluster_environment
@@ -147,6 +149,8 @@ def finetune(
         scenes = {index: subjects[index] for index in sorted({*training, *held_out})}
         train = LabelledPixels(scenes, parts.training, window, settings, augmented=settings.augment)
         validate = LabelledPixels(scenes, parts.held_out, window, settings, augmented=False)
+    if isinstance(model, SegmentationModel):
+        model.fit_spectra(spread_volumes(train, encoder.config.image_size))
     places = {subjects.names[index]: subjects.positions[index] for index in held_out} if subjects.positions else {}
     module = Finetuning(model, trained, training, out, settings, places, window)
     if window is None:
@@ -196,6 +200,13 @@ def finetune(
     facts = {"data": repr(subjects), "split": parts.text, "epoch": f"{module.kept} of {settings.epochs}"}
     write_page(out, "Fine-tuning", {"task": task, **facts, "mode": settings.mode, "seed": settings.seed}, report)
     return kept, report
+
+
+def spread_volumes(train: Labelled | LabelledPixels, image_size: int) -> Iterator[Tensor]:
+    """Yield cubes `[1, C, T, H, W]` that are spread evenly over those to train with, of some 2**18 pixels in all."""
+    items = len(train.chosen)
+    count = min(items, max(16, 2**18 // image_size**2))
+    return (train[number * items // count].hsi[None] for number in range(count))
 
 
 def find_training_size(subjects: Subjects, training: Sequence[int]) -> tuple[int | None, bool]:
