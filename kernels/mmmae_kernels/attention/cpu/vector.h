@@ -162,12 +162,13 @@ MMMAE_INLINE Vec exponential(Vec y) {
     return p * reinterpret_cast<Vec>(reinterpret_cast<Bits>(shifted) << 23);
 }
 
-// Returns log x for normal x > 0 with an error of one unit in the last place, NaN for NaN. The polynomial is Cephes'
-// logf.
+// Returns log x for normal x > 0 with an error of one unit in the last place, NaN for NaN, and something for other x,
+// which lanes past the last row hold: hence the unsigned arithmetic. The polynomial is Cephes' logf.
 MMMAE_INLINE Vec logarithm(Vec x) {
-    constexpr int32_t ROOT_HALF = 0x3f3504f3;  // bits of sqrt(1/2), the lower end of the reduced range
-    const Int bits = reinterpret_cast<Int>(x), n = (bits - ROOT_HALF) >> 23;
-    const Vec t = reinterpret_cast<Vec>(bits - (n << 23)) - 1.0f, square = t * t;
+    constexpr uint32_t ROOT_HALF = 0x3f3504f3;  // bits of sqrt(1/2), the lower end of the reduced range
+    const Bits bits = reinterpret_cast<Bits>(x);
+    const Int n = reinterpret_cast<Int>(bits - ROOT_HALF) >> 23;
+    const Vec t = reinterpret_cast<Vec>(bits - (reinterpret_cast<Bits>(n) << 23)) - 1.0f, square = t * t;
     Vec p = 7.0376836292e-2f * t - 1.1514610310e-1f;
     p = p * t + 1.1676998740e-1f;
     p = p * t - 1.2420140846e-1f;
