@@ -87,12 +87,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
+    parser.add_argument("--steps", type=int, help="of the default, which set the time of all; a folder for each number")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     course = QUICK if options.quick else FULL
+    course = dataclasses.replace(course, steps=options.steps or course.steps)
     costs: dict[str, float] = {}
     for seed in options.seeds:
         done = {(result["method"], result["seed"]) for result in read_results(options.out)}
@@ -340,15 +342,16 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 def tables(results: Sequence[dict[str, Any]]) -> str:
     """Return Markdown tables of R2, and of the features over training: means and standard deviations over the seeds."""
     by_method = {method: [result for result in results if result["method"] == method] for method in METHODS}
-    lines = [f"| | steps | R2, tokens joined | R2, tokens pooled | {' | '.join(PIGMENTS)} |"]
-    lines.append("| --- | ---: |" + " ---: |" * (2 + len(PIGMENTS)))
+    lines = [f"| | seeds | steps | R2 | R2, tokens pooled | {' | '.join(PIGMENTS)} |"]
+    lines.append("| --- |" + " ---: |" * (4 + len(PIGMENTS)))
     for method, found in by_method.items():
         if found:
-            best = [result.get("r2_joined", result["r2"]) for result in found]
+            best = [result.get("r2_joined", result["r2"]) for result in found]  # of all groups' tokens, or of spectra
             pooled = spelled([mean(result["r2"]) for result in found]) if "r2_joined" in found[0] else ""
-            each = " | ".join(f"{statistics.fmean(r2[name] for r2 in best):.3f}" for name in PIGMENTS)
+            each = " | ".join(f"{statistics.fmean(result[name] for result in best):.3f}" for name in PIGMENTS)
             steps = round(statistics.fmean(result["steps"] for result in found))
-            lines.append(f"| {method} | {steps} | {spelled([mean(r2) for r2 in best])} | {pooled} | {each} |")
+            r2 = spelled([mean(result) for result in best])
+            lines.append(f"| {method} | {len(found)} | {steps} | {r2} | {pooled} | {each} |")
     lines += ["", "| | | " + " | ".join(f"{share:.3g}" for share in MEASURED) + " |"]
     lines.append("| --- | --- |" + " ---: |" * len(MEASURED))
     for method, found in by_method.items():
