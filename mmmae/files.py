@@ -54,7 +54,7 @@ def write_atomically(
         temporary.chmod(PERMISSIONS)
         before_rename()
         os.replace(temporary, path)
-    except (RuntimeError, SafetensorError) as error:  # torch and safetensors raise these if the disk is full
+    except SafetensorError as error:  # of a full disk
         raise OSError(f"{path}: can't be written: {str(error).splitlines()[0]}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -31,7 +31,12 @@ Call: TypeAlias = Callable[[], "int | None"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; for bad input print one line on standard error and return 2, for a lost worker process 1."""
+    """Run a command.
+
+    Returns:
+        0; for bad input, after one line on standard error, 2; for a lost worker process and where memory is short 1;
+        and after Ctrl-C 130. `data check` returns 1 where there is damage.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         from .. import __version__
@@ -54,19 +59,34 @@ def _call(command: str, arguments: list[str], *, traceback: bool) -> int:
     except (ValueError, OSError) as error:
         if traceback:
             raise
-        rank = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
-        print(f"mmmae {command}: {rank}{printable(' '.join(str(error).split()))}", file=sys.stderr)
+        _complain(command, str(error))
         return 1 if isinstance(error, ChildProcessError) else 2
+    except (MemoryError, RuntimeError) as error:
+        if traceback or not _memory_is_short(error):
+            raise
+        hint = f"a smaller batch, tile or model needs less (mmmae --traceback {command}: where)"
+        _complain(command, f"out of memory; {hint}")
+        return 1
     except ModuleNotFoundError as error:
         reason = explain_missing(error)
         if reason is None or traceback:
             raise
         print(f"mmmae {command}: {reason}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        hint = "; the run goes on with --resume auto" if command == "pretrain" else ""
-        print(f"mmmae {command}: interrupted{hint}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join([f"mmmae {command}: interrupted", *map(str, error.args)]), file=sys.stderr)
         return 130
+
+
+def _complain(command: str, reason: str) -> None:
+    rank = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"mmmae {command}: {rank}{printable(' '.join(reason.split()))}", file=sys.stderr)
+
+
+def _memory_is_short(error: MemoryError | RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,12 @@ def run(
         course = f"{chosen.steps} steps of {chosen.batch * chosen.accumulate} subjects{of_ranks}"
         say(repr(subjects))
         say(f"{source}, {course}, into {out}")
-    pretrain(model, subjects, out, chosen, resume=stored.checkpoint, rgb=shown)
+    try:
+        pretrain(model, subjects, out, chosen, resume=stored.checkpoint, rgb=shown)
+    except KeyboardInterrupt:
+        if not (out / "config.json").exists():  # there is no run yet
+            raise
+        raise KeyboardInterrupt("the run goes on with --resume auto") from None
     if world.rank == 0:
         written = ("model", "encoder", "reconstruction.png")
         say("wrote " + ", ".join(str(out / name) for name in written))

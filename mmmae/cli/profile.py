@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from ..config import MMMAEConfig, Preset
 from .options import Fields, Flag, config_fields
+from .output import say
 
 FORM = tyro.conf.create_mutex_group(required=False, title="form of the report")
 
@@ -50,8 +51,8 @@ def run(
     if importlib.util.find_spec("fvcore") is None:
         print("counted by PyTorch alone; fvcore checks it: pip install 'mmmae[profile]'", file=sys.stderr)
     if html is not None:
-        write_atomically(html, lambda path: path.write_text(report.to_html()))
-        print(f"wrote {html}")
+        write_atomically(html, lambda path: path.write_text(report.to_html(), encoding="utf-8"))
+        say(f"wrote {html}")
     elif json:
         print(report.to_json())
     elif markdown:

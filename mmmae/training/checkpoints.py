@@ -142,7 +142,13 @@ class WholeCheckpoints(TorchCheckpointIO):
             if path.name == LAST.name and path.exists() and (path in self._saved or resumed != previous.resolve()):
                 _keep_as(path, previous)
 
-        write_atomically(path, lambda temporary: torch.save(checkpoint, temporary), before_rename=rotate)
+        def save(temporary: Path) -> None:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # of a full disk
+                raise OSError(f"{path}: can't be written: {str(error).splitlines()[0]}") from error
+
+        write_atomically(path, save, before_rename=rotate)
         self._saved.add(path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -252,12 +258,13 @@ def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
         mmap: leave tensors in the file until they are used; the file must then stay unchanged.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it can't be read.
         ValueError: the file is broken, a checksum in it is wrong, it holds anything else, or is not a checkpoint of a
             pretraining run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    path.open("rb").close()  # what follows would take a file that can't be read for a damaged one
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: no whole checkpoint: it is no zip archive, or its end is missing")
     _check_sums(path)

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,17 @@ def test_the_last_checkpoint_keeps_its_name_until_the_next_is_whole_on_the_disk(
         files.save_checkpoint({"step": 3}, last)
     assert (last.read_bytes(), previous.read_bytes()) == before
     assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_a_full_disk_is_an_error_of_the_file(tmp_path):
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, most[1]))
+    try:
+        with pytest.raises(OSError, match=r"last\.ckpt: can't be written"):
+            WholeCheckpoints().save_checkpoint({"weight": torch.zeros(2**15)}, tmp_path / LAST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert not list((tmp_path / LAST).parent.iterdir())
 
 
 def test_there_is_a_last_checkpoint_before_and_after_each_renaming(tmp_path, monkeypatch):
