@@ -51,7 +51,8 @@ def run(
 
     model, subjects = load_encoder(data, encoder)
     shape = encode(model, subjects, out, pool=pool, **how)
-    print(f"{subjects!r}\nwrote features [{', '.join(map(str, shape))}] into {out}")
+    say(repr(subjects))
+    say(f"wrote features [{', '.join(map(str, shape))}] into {out}")
 
 
 def _write_rasters(data: TrainedDataOptions, encoder: Path, out: Path, how: dict[str, Any]) -> None:

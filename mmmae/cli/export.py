@@ -8,6 +8,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from .options import Fields, config_fields
+from .output import say
 from .trained import STATISTICS
 
 
@@ -47,8 +48,8 @@ def run(model: Positional[Path], *, out: Path, fields: Fields) -> None:
         difference = export_encoder(encoder, out, **known)
         config = encoder.config
         made = f"tokens [batch, {config.tokens}, {config.dim}]"
+    say(f"wrote {out}")
     print(
-        f"wrote {out}\n"
         f"hsi [batch, {config.in_channels}, {config.bands}, {config.image_size}, {config.image_size}] float32 "
         f"-> {made} float32\n"
         f"largest difference from PyTorch, on random volumes: {difference:.1e}"

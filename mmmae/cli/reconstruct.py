@@ -7,6 +7,7 @@ from typing import Any
 
 from ..precision import Precision
 from .options import colours
+from .output import say
 from .trained import TrainedDataOptions, trained_subjects
 
 
@@ -47,4 +48,4 @@ def run(
     for row in reconstruct(loaded, subjects, out, first=first, seed=seed, rgb=shown, precision=precision):
         if row["subject"] == ALL:
             print("  ".join(f"{name} {value}" for name, value in list(row.items())[1:] if value != ""))
-    print(f"wrote pictures and errors.csv into {out}")
+    say(f"wrote pictures and errors.csv into {out}")

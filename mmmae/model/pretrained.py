@@ -105,7 +105,7 @@ class Pretrained(
                     **model_card_kwargs,
                 }
             )
-            write_atomically(directory / CARD_NAME, lambda path: path.write_text(str(card)))
+            write_atomically(directory / CARD_NAME, lambda path: path.write_text(str(card), encoding="utf-8"))
         if not push_to_hub:
             return None
         return self.push_to_hub(repo_id or directory.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)

@@ -97,7 +97,7 @@ def test_a_broken_subject_leaves_the_old_file(encoder, tmp_path):
         ({"device": "quantum"}, "device is 'quantum', which can't be used"),
         ({"device": "cuda:99"}, "device is 'cuda:99', which can't be used"),
         ({"subjects": Phantom(0, 32)}, "there are no subjects"),
-        ({"subjects": Phantom(2, 32, 6)}, "the subjects have 6 bands, the encoder takes 12"),
+        ({"subjects": Phantom(2, 32, 6)}, "the subjects have 6 bands, the model takes 12"),
     ],
     ids=str,
 )

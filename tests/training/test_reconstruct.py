@@ -1,6 +1,7 @@
 """Reconstructions of a folder: pictures, and the errors of predicted pixels."""
 
 import csv
+import locale
 
 import pytest
 import torch
@@ -105,6 +106,7 @@ def test_the_command_reads_a_models_folder_and_masks_as_much_as_it_is_told(tmp_p
 @pytest.mark.parametrize(
     ("subjects", "arguments", "message"),
     [
+        (Phantom(0, 32), {}, "there are no subjects"),
         (Phantom(1, 32, 6), {}, "the subjects have 6 bands, the model takes 12"),
         (Phantom(1, 32, aux=("ir", "af")), {}, "the subjects have 'af' with 1 channels, the model has ir"),
         (Phantom(1, 32, aux=("ir",)), {"first": 0}, "first is 0"),
@@ -117,6 +119,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, subje
     with pytest.raises(ValueError, match=message):
         reconstruct(model, subjects, tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_errors_are_written_in_utf_8_whatever_the_locale_is(tmp_path):
+    subjects, before = Phantom(1, 32), locale.setlocale(locale.LC_CTYPE)
+    subjects.names[0] = "grün"
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        reconstruct(mmmae.fast_model("tiny", **FIELDS), subjects, tmp_path)
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert "grün" in (tmp_path / "errors.csv").read_text(encoding="utf-8")
 
 
 def test_a_name_that_leads_out_of_the_folder_is_refused_before_any_work(tmp_path):

@@ -144,7 +144,7 @@ def write_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]], 
     """Write `confusion.csv` and `confusion.png`, with a row for each true and a column for each predicted class."""
 
     def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *map(cell, classes)])
             writer.writerows([cell(name), *row] for name, row in zip(classes, confusion, strict=True))

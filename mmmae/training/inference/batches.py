@@ -1,18 +1,22 @@
-"""Batches of all subjects, once and in order, with a progress bar."""
+"""Batches of all subjects, once and in order, with a progress bar, and checks before them."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
+from ...checks import check_choice, check_whole
+from ...config import MMMAEConfig
 from ...data import Batch, Sample, collate
 from ...data.loading import SampleLoader
 from ...data.subjects import Subjects
 from ...data.windows import reflect
 from ...files import check_replaces_none
+from ...precision import Precision
 from ..bar import progress_bar
 
 
@@ -34,6 +38,19 @@ def batches(subjects: Subjects, batch: int, workers: int, *, label: str, window:
         for samples in loader:
             yield samples
             advance(len(samples))
+
+
+def check_options(
+    config: MMMAEConfig, subjects: Subjects, precision: Precision, *, batch: int = 1, workers: int = 0
+) -> None:
+    """Raise ValueError unless there are subjects, with the bands that a model takes, and the options are allowed."""
+    check_whole("batch", batch, 1)
+    check_whole("workers", workers, 0)
+    check_choice("precision", precision, get_args(Precision))
+    if len(subjects) == 0:
+        raise ValueError("there are no subjects, expected at least one")
+    if subjects.bands != config.bands:
+        raise ValueError(f"the subjects have {subjects.bands} bands, the model takes {config.bands}")
 
 
 def first_subjects(subjects: Subjects) -> dict[str, int]:

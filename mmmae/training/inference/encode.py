@@ -7,19 +7,19 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, get_args
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_choice, check_whole
+from ...checks import check_choice
 from ...data import Batch
 from ...data.subjects import Subjects
 from ...files import check_can_write, write_atomically
 from ...model.encoder import HSIEncoder
 from ...precision import Precision, autocast, resolve_precision
-from .batches import batches, check_keeps
+from .batches import batches, check_keeps, check_options
 
 POOLS = ("mean", "spatial", "tokens")
 SUFFIXES = (".safetensors", ".npz")
@@ -79,13 +79,7 @@ def encode(
     if out.is_dir():
         raise ValueError(f"{out} is a folder, expected a file")
     check_choice("pool", pool, POOLS)
-    check_whole("batch", batch, 1)
-    check_whole("workers", workers, 0)
-    if len(subjects) == 0:
-        raise ValueError("there are no subjects, expected at least one")
-    if subjects.bands != config.bands:
-        raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {config.bands}")
-    check_choice("precision", precision, get_args(Precision))
+    check_options(config, subjects, precision, batch=batch, workers=workers)
     check_keeps(subjects, [out])
     precision = resolve_precision(precision, usable_device(device), config.dim)
     check_can_write(out.parent)

@@ -6,12 +6,11 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from torch.nn import functional as F
 
-from ...checks import check_choice, check_whole
 from ...data.readers.windows import Window
 from ...data.subjects import Subjects
 from ...data.tiles import scene_sizes
@@ -19,7 +18,7 @@ from ...files import check_can_write, file_for, write_atomically
 from ...model.encoder import HSIEncoder
 from ...model.losses import VALID_SHARE
 from ...precision import Precision, resolve_precision
-from .batches import batches, check_keeps, first_subjects
+from .batches import batches, check_keeps, check_options, first_subjects
 from .encode import check_finite, encode_batch, pooled, usable_device
 from .rasters import find_place, open_raster
 from .stitching import Tile, stitch
@@ -60,13 +59,9 @@ def encode_rasters(
         OSError: a file can't be read or written.
     """
     out, config = Path(out), encoder.config
-    check_whole("batch", batch, 1)
-    check_whole("workers", workers, 0)
-    check_choice("precision", precision, get_args(Precision))
+    check_options(config, subjects, precision, batch=batch, workers=workers)
     if not subjects.positions:
         raise ValueError("the subjects are no tiles of scenes, expected a PairedFolder with tile= (--hsi)")
-    if subjects.bands != config.bands:
-        raise ValueError(f"the subjects have {subjects.bands} bands, the encoder takes {config.bands}")
     pixels = token_pixels(encoder, window)
     for _, (row, column, _, _) in subjects.positions:
         if row % pixels[0] or column % pixels[1]:

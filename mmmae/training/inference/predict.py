@@ -6,13 +6,12 @@ import csv
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...checks import check_choice, check_whole
 from ...data.readers.windows import Window
 from ...data.subjects import Subjects
 from ...data.tiles import Position, fit, scene_sizes
@@ -24,7 +23,7 @@ from ...model.heads import SegmentationModel
 from ...model.pixels import PixelClassifier
 from ...precision import Precision, autocast, resolve_precision
 from ...text import cell
-from .batches import batches, check_keeps, first_subjects
+from .batches import batches, check_keeps, check_options, first_subjects
 from .class_maps import Classes, map_files, write_map
 from .encode import usable_device
 from .rasters import find_place
@@ -165,13 +164,7 @@ def _check(
 ) -> Forward:
     """Raise ValueError for arguments that do not fit; return the model as a function."""
     config = model.encoder.config
-    check_whole("batch", batch, 1)
-    check_whole("workers", workers, 0)
-    check_choice("precision", precision, get_args(Precision))
-    if len(subjects) == 0:
-        raise ValueError("there are no subjects, expected at least one")
-    if subjects.bands != config.bands:
-        raise ValueError(f"the subjects have {subjects.bands} bands, the model takes {config.bands}")
+    check_options(config, subjects, precision, batch=batch, workers=workers)
     if len(classes) == 0:
         raise ValueError("there are no classes, expected at least one")
     place = usable_device(device)

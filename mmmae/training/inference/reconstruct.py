@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from mmmae_kernels import patch_embed
 from mmmae_kernels.masked_loss.reference import normalize_target
 
-from ...checks import check_choice, check_whole
+from ...checks import check_whole
+from ...config import MMMAEConfig
 from ...data import Batch, collate
 from ...data.subjects import Subjects
 from ...files import check_can_write, file_for, write_atomically
@@ -24,7 +25,7 @@ from ...model.resize import resize
 from ...precision import Precision, autocast, resolve_precision
 from ...text import cell, printable
 from ..pictures import check_rgb, draw_embeddings, draw_pixels, pixel_mask, restore, save_figure
-from .batches import check_keeps
+from .batches import check_keeps, check_options
 
 ALL = "all subjects"
 PIXEL_COLUMNS = ("subject", "band", "wavelength_nm", "pixels", "rmse", "mae", "rmse_normalised", "mae_normalised")
@@ -66,8 +67,8 @@ def reconstruct(
         OSError: a file can't be read or written.
     """
     out, config = Path(out), model.config
-    _check(model, subjects, first, rgb)
-    check_choice("precision", precision, get_args(Precision))
+    check_options(config, subjects, precision)
+    _check(config, subjects, first, rgb)
     count = len(subjects) if first is None else min(first, len(subjects))
     pictures = [file_for(out, name, ".png") for name in subjects.names[:count]]
     check_keeps(subjects, pictures)
@@ -97,7 +98,7 @@ def reconstruct(
     columns = PIXEL_COLUMNS if in_pixels else TOKEN_COLUMNS
 
     def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows({**row, "subject": cell(row["subject"])} for row in rows)
@@ -148,10 +149,7 @@ def _rows(name: str, sums: Tensor, model: FastModel, subjects: Subjects) -> Iter
             yield dict(zip(TOKEN_COLUMNS, (name, bands, int(count), *scores), strict=True))
 
 
-def _check(model: FastModel, subjects: Subjects, first: int | None, rgb: tuple[int, int, int] | None) -> None:
-    config = model.config
-    if subjects.bands != config.bands:
-        raise ValueError(f"the subjects have {subjects.bands} bands, the model takes {config.bands}")
+def _check(config: MMMAEConfig, subjects: Subjects, first: int | None, rgb: tuple[int, int, int] | None) -> None:
     for name, channels in subjects.modalities.items():
         if config.aux.get(name) != channels:
             known = ", ".join(f"{known} ({of})" for known, of in config.aux.items()) or "none"
