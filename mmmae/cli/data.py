@@ -37,8 +37,8 @@ def check(
     """Read everything once and list what is broken; the exit status is 1 if there is damage.
 
     Args:
-        folder: folder with the folder hsi and others beside it, except labels; without hsi, a folder of cubes
-        hsi: instead: folder of cubes
+        folder: folder with the folder hsi and others beside it, except labels; without hsi, a folder of cubes, or one
+        hsi: instead: folder of cubes; or one such file
         aux: folder of auxiliary images with the file stems of the cubes; :0 or :0,2 picks bands
         reading: how files are read
         wavelengths: file with the wavelengths of the bands of the cubes, where they do not tell
@@ -158,10 +158,10 @@ def phantom(
 
 
 def _folder_of_cubes(folder: Path) -> Path:
-    from ..data.pairing import images_in
+    from ..data.pairing import cubes_in
 
     try:
-        images_in("hsi", folder)
+        cubes_in(folder)
     except ValueError as error:
         raise ValueError(f"{error}; {folder / 'hsi'} is not there: name the folder of cubes with --hsi") from error
     return folder

@@ -15,7 +15,7 @@ from torch import Tensor
 from .bands import select_bands
 from .fill_values import FillValues
 from .georeference import find_georeference
-from .pairing import images_in, split_location
+from .pairing import broken_link, cubes_in, images_in, split_location
 from .readers.arrays import Reading
 from .readers.cube import Cube, read_cube, read_layout
 from .readers.windows import Window
@@ -110,10 +110,13 @@ def check_files(
     if "hsi" in (aux or {}):
         raise ValueError('"hsi" is the name of the cubes; give the auxiliary modality another')
     how = dict(reading or {})
-    files = [_Examined("hsi", stem, path, None, how.get("hsi", {})) for stem, path in images_in("hsi", Path(hsi_dir))]
+    hsi_dir = Path(hsi_dir)
+    files = [_Examined("hsi", stem, path, None, how.get("hsi", {})) for stem, path in cubes_in(hsi_dir)]
+    wanted = None if hsi_dir.is_dir() else {file.subject for file in files}  # all images, or those of one cube
     for modality, folder, bands in _folders(aux or {}):
         options = next((how[name] for name in modality.split(", ") if name in how), Reading())
-        files += [_Examined(modality, stem, path, bands, options) for stem, path in images_in(modality, folder)]
+        images = [(stem, path) for stem, path in images_in(modality, folder) if wanted is None or stem in wanted]
+        files += [_Examined(modality, stem, path, bands, options) for stem, path in images]
     for number in track(range(len(files))):
         _examine(files[number])
     by_modality: dict[str, list[_Examined]] = defaultdict(list)
@@ -124,7 +127,7 @@ def check_files(
     for modality, group in by_modality.items():
         if modality != "hsi":
             general += _pair(group, cubes)
-    if len(by_modality) > 1:
+    if aux:
         paired = {file.subject for file in files if file.modality != "hsi"}
         for subject, cube in cubes.items():
             if subject not in paired:
@@ -162,6 +165,9 @@ def _folders(aux: Mapping[str, str | os.PathLike[str]]) -> Iterator[tuple[str, P
 
 def _examine(file: _Examined) -> None:
     """Read a file in strips, as it stores its values, and report what shows without a comparison with others."""
+    if (reason := broken_link(file.path)) is not None:
+        file.report(Kind.UNREADABLE, reason)
+        return
     try:
         layout = None if file.path.stat().st_size == 0 else read_layout(file.path, **file.reading)
     except (ValueError, OSError) as error:

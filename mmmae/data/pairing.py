@@ -42,8 +42,8 @@ def pair_files(
         aux: modality -> "DIR", "DIR:0" or "DIR:0,2".
 
     Raises:
-        ValueError: a folder does not exist, has no file of a known format or two files of one stem, or no auxiliary
-            file of a modality belongs to a subject.
+        ValueError: a folder does not exist, has no file of a known format, two files of one stem or a broken link, or
+            no auxiliary file of a modality belongs to a subject.
     """
     hsi_dir = Path(hsi_dir)
     alone = _alone(hsi_dir)
@@ -82,7 +82,7 @@ def images_in(modality: str, folder: Path) -> list[tuple[str, Path]]:
     """List the image files of a folder with their stems, sorted by name; an ENVI pair is one.
 
     What stands beside another image of the same stem is no image: a header without ENVI data, and a PNG or JPEG file,
-    which is a preview.
+    which is a preview. A link that leads to no file is listed: no subject should be lost with a disk that is missing.
 
     Raises:
         ValueError: the folder does not exist or has no image.
@@ -99,21 +99,37 @@ def images_in(modality: str, folder: Path) -> list[tuple[str, Path]]:
     return images
 
 
+def cubes_in(place: Path) -> list[tuple[str, Path]]:
+    """List the cubes of a folder as `images_in` does, or the one whose file is named."""
+    alone = _alone(place)
+    return images_in("hsi", place) if alone is None else list(alone.items())
+
+
 def has_images(folder: Path) -> bool:
     """Return whether a folder has an image file."""
     return bool(_images(folder))
 
 
 def _images(folder: Path) -> list[tuple[str, Path]]:
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = [path for path in paths if path.is_file() or broken_link(path) is not None]
     images = [(stem, path) for path in files if (stem := _stem(path)) is not None]
     with_image = {stem for stem, path in images if not _may_be_companion(path)}
     return [(stem, path) for stem, path in images if stem not in with_image or not _may_be_companion(path)]
 
 
+def broken_link(path: Path) -> str | None:
+    """Return what is wrong with a link that leads to no file; None for everything else."""
+    if not path.is_symlink() or path.exists():
+        return None
+    return f"is a link to {os.readlink(path)}, which leads to no file"
+
+
 def _files_by_stem(modality: str, folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for stem, path in images_in(modality, folder):
+        if (reason := broken_link(path)) is not None:
+            raise ValueError(f"modality {modality!r}, subject {stem!r}: {path} {reason}")
         if stem in files:
             raise ValueError(f"modality {modality!r}, subject {stem!r}: two files, {files[stem]} and {path}")
         files[stem] = path

@@ -41,6 +41,22 @@ def test_whole_files_give_no_finding(tree):
     assert check_files(tree / "hsi", {"ir": tree / "ir"}) == (12, [])
 
 
+@pytest.mark.parametrize("target", ["../elsewhere/s6.tif", "s6.tif"], ids=["gone", "loop"])
+def test_a_broken_link_is_a_subject_that_is_missing(tree, target):
+    (tree / "hsi" / "s6.tif").symlink_to(target)
+    (tree / "ir" / "s6.npy").symlink_to("s0.npy")
+    assert ("unreadable", "s6.tif") in found(tree)
+    with pytest.raises(ValueError, match=rf"subject 's6': .*s6.tif is a link to {target}, which leads to no file"):
+        PairedFolder(tree / "hsi")
+
+
+def test_one_cube_is_checked_with_its_images_alone(tree, capsys):
+    np.save(tree / "ir" / "s7.npy", np.zeros((8, 10)))  # damage of another subject
+    assert check_files(tree / "hsi" / "s2.tif", {"ir": tree / "ir"}) == (2, [])
+    assert main(["data", "check", str(tree / "hsi" / "s2.tif")]) == 0
+    assert capsys.readouterr().out == "read 1: no damage\n"
+
+
 def damage_everything(tree, write_raster):
     """Damage files in thirteen ways, one file each."""
     hsi, rng = tree / "hsi", np.random.default_rng(1)
