@@ -65,7 +65,7 @@ def run(
         validation: subjects, scenes or groups to hold out, by name with commas between, or the share of subjects,
             groups or blocks to draw
         fold: hold out the K-th of N parts of the subjects, groups or blocks instead of a share
-        seeds: repeat split and training with so many seeds, from --seed on, and report means and deviations
+        seeds: repeat split and training with this many seeds, from --seed on, and report means and deviations
         out: the run's folder; None: runs/finetune, then runs/finetune-2, ...
         config: JSON or YAML file with settings, as config.json in a run's folder; options override it
         rgb: bands that maps show as red, green and blue

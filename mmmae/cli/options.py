@@ -63,7 +63,7 @@ class DataOptions(ReadingOptions):
         wavelengths: the same, by the nearest wavelength in nm, as 550,650; or a file of the wavelengths of all bands
         resample: wavelengths in nm to interpolate spectra at, instead
         tile: cut cubes into squares of this many pixels, read one at a time
-        overlap: pixels that neighbouring tiles share; None: 0
+        overlap: pixels that neighbouring tiles share; None: 0, for maps and rasters a quarter of a tile
         normalization: statistics to read, or to write if the file does not exist
         cache: instead of --hsi: the folder that `mmmae data cache` wrote
         shards: instead of --hsi: the folder that `mmmae data shard` wrote
