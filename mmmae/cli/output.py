@@ -16,8 +16,9 @@ def say(line: object) -> None:
 def one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Return a warning as one line, in place of `warnings.formatwarning`."""
-    return f"{printable(filename)}:{lineno}: {category.__name__}: {printable(' '.join(str(message).split()))}\n"
+    """Return a warning as one line, in place of `warnings.formatwarning`; its place in code unless it is for users."""
+    place = "" if category is UserWarning else f"{printable(filename)}:{lineno}: {category.__name__}: "
+    return f"{place or 'warning: '}{printable(' '.join(str(message).split()))}\n"
 
 
 class UnreadOutput:

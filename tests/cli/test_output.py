@@ -49,9 +49,10 @@ def test_a_warning_of_a_command_is_one_line(monkeypatch):
 
     def warn():
         shown.append(warnings.formatwarning("scene\nread 9: no damage \x1b[31m", UserWarning, "a.py", 7))
+        shown.append(warnings.formatwarning("use another", DeprecationWarning, "a.py", 7))
 
     monkeypatch.setattr("mmmae.cli._parse", lambda *options: warn)
     before = warnings.formatwarning
     assert main(["info"]) == 0
-    assert shown == ["a.py:7: UserWarning: scene read 9: no damage \\x1b[31m\n"]
+    assert shown == ["warning: scene read 9: no damage \\x1b[31m\n", "a.py:7: DeprecationWarning: use another\n"]
     assert warnings.formatwarning is before
