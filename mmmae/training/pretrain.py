@@ -42,7 +42,6 @@ from .checkpoints import (
 )
 from .distributed import World, choose_strategy, cluster_environment, find_world, gather_objects, whole_model
 from .graph import graph_refuses
-from .interrupts import interrupts_raised
 from .module import Pretraining, trains_by_itself
 from .pictures import check_rgb, draw, save_figure
 from .precision import find_device, precision_plugin
@@ -216,8 +215,10 @@ def _fit(trainer: lightning.Trainer, module: Pretraining, data: SubjectData, che
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         try:
             path = None if checkpoint is None else checkpoint.path
-            with interrupts_raised(), lost_workers_told(ADVICE):
+            with lost_workers_told(ADVICE):
                 trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             if checkpoint is None or module.begun:
                 raise

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -258,10 +257,8 @@ def test_an_interrupted_run_raises_keyboard_interrupt_and_can_be_resumed(finishe
 
     subjects = Interrupted(5, 32, 12)
     subjects.left = 2 * 4 + 1
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         pretrain(CONFIG, subjects, tmp_path, SETTINGS)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Lightning's shutdown ignores Ctrl-C
     assert not (tmp_path / "encoder").exists()
     pretrain(CONFIG, phantom(), tmp_path, SETTINGS, resume="auto")
     undisturbed = losses(finished[0])

@@ -25,7 +25,6 @@ from ...model.heads import SegmentationModel
 from ...precision import resolve_precision, use_tf32
 from ...tuning import tune_cpu
 from ..distributed import World, cluster_environment
-from ..interrupts import interrupts_raised
 from ..pictures import check_rgb
 from ..precision import find_device, precision_plugin
 from .divided import Split
@@ -163,8 +162,11 @@ def finetune(
     with warnings.catch_warnings():
         for message in ("does not have many workers", "LeafSpec", "smaller than the logging interval", "exists and is"):
             warnings.filterwarnings("ignore", message=f".*{message}.*")
-        with interrupts_raised(), lost_workers_told():
-            trainer.fit(module, *loaders)
+        try:
+            with lost_workers_told():
+                trainer.fit(module, *loaders)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
     counts = torch.stack([trained.counts[index] for index in training]).sum(0)
     missing = [name for name, count in zip(labels.classes, counts.tolist(), strict=True) if count == 0]
     report = {
