@@ -1,4 +1,4 @@
-"""Land cover of held-out scenes: a pretrained encoder against random weights, the head alone, and a random forest.
+"""Land cover of held-out scenes: a pretrained encoder against random weights, the head alone, and spectra alone.
 
 Five TerraMesh scenes are cut into crops of 64 x 64 pixels. A model is pretrained on all crops without labels (optical,
 guided by radar and elevation), and its encoder is fine-tuned on labelled crops of some scenes, with optical bands only.
@@ -23,6 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -42,7 +45,7 @@ HELD_OUT = ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1", "637U_59R_1_3")
 FEW = 2  # labelled crops for each scene, with few labels
 PRECISION = "32"  # of all runs, so that the scores do not depend on what `auto` finds on a machine
 MODEL: dict[str, Any] = {"patch": (3, 8, 8), "image_size": TILE, "aux_patch": 16, "target": "pixels"}
-METHODS = ("random forest", "head alone", "tiny scratch", "tiny pretrained")
+METHODS = ("random forest", "logistic regression", "head alone", "tiny scratch", "tiny pretrained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +195,8 @@ class Experiment:
         """Run a task; return the confusion matrix of the crops of the held-out scene."""
         evaluated = [index for index, place in enumerate(self.labelled.positions) if place.scene == task["held"]]
         training = self.training_crops(task["held"], task["share"], task["seed"])
-        if task["method"] == "random forest":
-            return self.forest(training, evaluated, task["seed"])
+        if task["method"] in ("random forest", "logistic regression"):
+            return self.pixelwise(task["method"], training, evaluated, task["seed"])
         return self.network(task, training, evaluated)
 
     def training_crops(self, held: str, share: str, seed: int) -> list[int]:
@@ -235,15 +238,20 @@ class Experiment:
         confusion: list[list[int]] = report["confusion"]
         return confusion
 
-    def forest(self, training: list[int], evaluated: list[int], seed: int) -> list[list[int]]:
-        """Fit a random forest on the spectra of the same pixels."""
+    def pixelwise(self, method: str, training: list[int], evaluated: list[int], seed: int) -> list[list[int]]:
+        """Fit a classifier of single spectra to the same pixels: a forest, or a regression with balanced classes."""
         spectra, targets = self.pixels(training)
-        known = targets != UNLABELLED
-        options = {"min_samples_leaf": 5, "random_state": seed, "n_jobs": self.threads}
-        trees = RandomForestClassifier(self.course.trees, max_samples=min(50_000, int(known.sum())), **options)
-        trees.fit(spectra[known].numpy(), targets[known].numpy())
-        spectra, targets = self.pixels(evaluated)
-        predicted = torch.from_numpy(trees.predict(spectra.numpy()))
+        known = (targets != UNLABELLED).nonzero()[:, 0]
+        if method == "random forest":
+            options = {"min_samples_leaf": 5, "random_state": seed, "n_jobs": self.threads}
+            classifier = RandomForestClassifier(self.course.trees, max_samples=min(50_000, len(known)), **options)
+        else:
+            known = known[np.random.default_rng(seed).permutation(len(known))[:20_000]]
+            regression = LogisticRegression(max_iter=500, class_weight="balanced")
+            classifier = make_pipeline(StandardScaler(), regression)
+        classifier.fit(spectra[known].numpy(), targets[known].numpy())
+        spectra, targets = (pixels[self.once(evaluated)] for pixels in self.pixels(evaluated))
+        predicted = torch.from_numpy(classifier.predict(spectra.numpy()))
         count = len(self.labels.classes)
         confusion: list[list[int]] = multiclass_confusion_matrix(
             predicted, targets, count, ignore_index=UNLABELLED
@@ -255,6 +263,13 @@ class Experiment:
         spectra = [self.labelled[index].hsi[0].flatten(1).T for index in crops]
         targets = [self.labels.target(index, (TILE, TILE)).flatten() for index in crops]
         return torch.cat(spectra), torch.cat(targets)
+
+    def once(self, crops: list[int]) -> Tensor:
+        """Return the numbers of the pixels in crops of one scene, without those that a crop before shows too."""
+        windows = [self.labelled.positions[index].window for index in crops]
+        sides = [(np.arange(window.row, window.row + TILE), np.arange(TILE) + window.column) for window in windows]
+        places = np.stack([rows[:, None] * 2**16 + columns for rows, columns in sides])
+        return torch.from_numpy(np.unique(places, return_index=True)[1])
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:

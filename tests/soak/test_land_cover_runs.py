@@ -9,7 +9,7 @@ from tests.training.test_land_cover import data, land_cover  # noqa: F401  fixtu
 
 
 def test_a_quick_run_measures_each_method_once(land_cover, data, tmp_path, monkeypatch, capsys):  # noqa: F811
-    methods = ["random forest", "tiny scratch", "tiny pretrained"]
+    methods = ["random forest", "logistic regression", "tiny scratch", "tiny pretrained"]
     command = ["land_cover.py", "--data", str(data), "--out", str(tmp_path), "--quick", "--threads", "1"]
     command += ["--seeds", "0", "--methods"]
     threads = torch.get_num_threads()
@@ -23,7 +23,7 @@ def test_a_quick_run_measures_each_method_once(land_cover, data, tmp_path, monke
     assert sorted(land_cover.key(result)[:2] for result in results) == sorted(
         (method, share) for method in methods for share in ("few", "all")
     )
-    tiles = 16 * 64 * 64  # of the scene that is held out, every pixel of which has a label
-    assert {torch.tensor(result["confusion"]).sum().item() for result in results} == {tiles}
+    pixels = 224 * 224  # of the scene that is held out, each of which has a label and counts once
+    assert {torch.tensor(result["confusion"]).sum().item() for result in results} == {pixels}
     assert "| few | tiny pretrained |" in capsys.readouterr().out
     assert (tmp_path / "pretraining" / "tiny-0" / "encoder" / "model.safetensors").is_file()
