@@ -32,6 +32,14 @@ def test_the_kernel_library_imports_nothing_but_torch_and_not_its_compiler():
     assert "torch._dynamo" not in added
 
 
+def test_the_model_does_not_load_what_only_some_calls_need():
+    """These take several times as long to import as the package itself."""
+    added = set(run("import sys, mmmae; print(*sys.modules)").split())
+    assert added.isdisjoint(
+        {"torch._dynamo", "sympy", "torch.distributed.tensor", "lightning", "rasterio", "matplotlib"}
+    )
+
+
 def test_the_kernel_library_works_with_torch_alone():
     absent = {*OPTIONAL, "triton", "numpy", "safetensors", "huggingface_hub", "mmmae"}
     code = """

@@ -11,11 +11,10 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from ..config import MMMAEConfig
 from ..files import check_can_write, write_atomically
@@ -23,11 +22,13 @@ from .encoder import HSIEncoder
 from .finetuned import FinetunedModel, task_of
 from .reference import ReferenceModel
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram  # which loads sympy
+
 OPSET = 18  # of ONNX 1.13, from 2022; an encoder needs no later one
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_BYTES = 2**31  # the limit of a protobuf file
 TOLERANCE = 1e-4  # of outputs of size 1, as tokens are, which come from a norm; relative to larger ones
-DYNAMIC = {"hsi": {0: Dim("batch")}}
 TRACED, CHECKED = 2, (1, 3)  # batch sizes
 METADATA = "metadata.json"  # the extra file of a torch.export program
 
@@ -176,7 +177,7 @@ def _plain_program(exported: Exported) -> ExportedProgram:
         on_plain.freeze_encoder = False  # type: ignore[assignment]  # a change of the gradient mode is an operator too
         plain = on_plain
     hsi = torch.zeros(TRACED, config.in_channels, config.bands, config.image_size, config.image_size)
-    return torch.export.export(plain.eval(), (hsi,), dynamic_shapes=DYNAMIC)
+    return torch.export.export(plain.eval(), (hsi,), dynamic_shapes=_dynamic_shapes())
 
 
 @contextlib.contextmanager
@@ -189,6 +190,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _dynamic_shapes() -> dict[str, Any]:
+    return {"hsi": {0: torch.export.Dim("batch")}}
 
 
 def _to_pt2(path: Path, program: ExportedProgram, exported: Exported) -> tuple[bytes, Run]:
@@ -216,7 +221,7 @@ def _to_onnx(path: Path, program: ExportedProgram, exported: Exported) -> tuple[
             onnx = torch.onnx.export(
                 program,
                 dynamo=True,
-                dynamic_shapes=DYNAMIC,
+                dynamic_shapes=_dynamic_shapes(),
                 opset_version=OPSET,
                 input_names=["hsi"],
                 output_names=[exported.output],

@@ -34,7 +34,7 @@ from .inputs import (
     is_distributed,
 )
 from .layers import EPSILON, Block, Conditioning, Stream, begin_stream, is_plain, materialised, norm, project
-from .losses import contrastive_loss, share_of_rank, token_weights
+from .losses import contrastive_loss, token_weights
 from .position import position_table, resize_positions
 from .reference import ReferenceModel, reference_model
 from .resize import resize
@@ -188,6 +188,8 @@ class FastModel(Backbone):
             if config.aux:
                 contrastive = self.contrast(latent, vectors, presence)
         if is_distributed():
+            from .collectives import share_of_rank
+
             reconstruction = reconstruction * share_of_rank(ids_predicted if weights is None else weights)
         loss = reconstruction + config.contrastive_weight * contrastive
         if is_distributed():

@@ -34,23 +34,6 @@ def token_weights(config: MMMAEConfig, valid: Tensor, ids_predicted: Tensor) -> 
     return enough.gather(1, ids_predicted % (rows * columns))
 
 
-# Collectives stay out of compiled graphs: Inductor's code for these does not build.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def share_of_rank(weights: Tensor) -> Tensor:
-    """Return the factor for a rank's loss with which the mean over ranks is the mean over the tokens of all ranks.
-
-    Args:
-        weights: `[B, M']` of the rank's tokens; if they are integers, each token has weight 1.
-    """
-    if weights.is_floating_point():
-        total = weights.sum()
-    else:  # created on the device: copying it there would wait for the device
-        total = torch.full((), weights.numel(), dtype=torch.float32, device=weights.device)
-    of_all = total.clone()
-    torch.distributed.all_reduce(of_all)
-    return total * torch.distributed.get_world_size() / of_all.clamp(min=1)
-
-
 def contrastive_loss(
     config: MMMAEConfig, queries: Tensor, vectors: Mapping[str, Tensor], presence: Mapping[str, Tensor]
 ) -> Tensor:
@@ -117,24 +100,9 @@ def _cross_entropy(logits: Tensor, has: Tensor, all_has: Tensor) -> Tensor:
 
 def _of_all_ranks(local: Tensor) -> Tensor:
     """Concatenate `[B, ...]` of all ranks in rank order, differentiably; B must be the same on all ranks."""
-    return _gather(local) if is_distributed() else local
+    if not is_distributed():
+        return local
+    from .collectives import gather
 
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _gather(local: Tensor) -> Tensor:
-    gathered: Tensor = _AllGather.apply(local)  # type: ignore[no-untyped-call]
+    gathered: Tensor = gather(local)
     return gathered
-
-
-class _AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
-        summed = grad.contiguous()
-        torch.distributed.all_reduce(summed)
-        return summed.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]

@@ -11,7 +11,6 @@ from collections.abc import Hashable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..checks import check_choice, check_whole
 from .figures import Figures, StepFigures
@@ -317,6 +316,8 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> torch.device:
             f"optimizer is {type(optimizer).__name__}{adam}, which takes no clip factor and no finite flag from the "
             "device; expected torch.optim.AdamW(..., fused=True)"
         )
+    from torch.distributed.tensor import DTensor  # slow to import
+
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if any(isinstance(parameter, DTensor) for parameter in parameters):
         raise ValueError("the optimizer's parameters are DTensors; expected whole tensors, not shared among processes")
