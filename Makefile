@@ -27,7 +27,7 @@ aot: $(VENV)/.installed ## compile every GPU kernel for nine architectures, and 
 	$(BIN)/python -m mmmae_kernels.aot > build/aot.txt || { cat build/aot.txt; exit 1; }
 	@echo "the table is in build/aot.txt"
 
-verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulator, for each architecture and type (25 minutes, less the next time)
+verify-gpu: $(VENV)/.installed ## execute every compiled GPU kernel on an emulator, for each architecture and type (20 minutes, less the next time)
 	$(BIN)/python -m pytest tests/kernels/test_emulated.py --all-targets -n auto --dist loadgroup $(ARGS)
 
 # In build/versions, outside .venv: with the oldest torch and triton that pyproject.toml admits, and with the newest that pip

@@ -26,9 +26,9 @@ from tests.emulator.ptx.errors import TooMuchSharedMemory, UnsupportedKernel
 _SHARED_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 _STORED = "emulated.json"
 
-# Triton and LLVM make the same code for these from the same GPU IR: of the instructions that they use, one of them has
-# only conversions of float8, which is no type of ours. Of `_COMPARED` kernels that could be taken from another
-# architecture one is compiled all the same, and must be equal.
+# Triton and LLVM make the same code for these: of the instructions that they use, one of them has only conversions of
+# float8, which is no type of ours. Of `_COMPARED` kernels that could be taken from another architecture one is compiled
+# all the same, and must be equal.
 _ALIKE = (80, 86, 89)
 _COMPARED = 8
 _PACKED = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
@@ -51,7 +51,7 @@ class Compiled:
 
 
 _COMPILED: dict[tuple[Any, ...], Compiled] = {}
-_LOWERED: dict[bytes, tuple[str, dict[str, Any]]] = {}  # PTX and metadata by GPU IR and options, of `_ALIKE`
+_LOWERED: dict[str, tuple[str, dict[str, Any]]] = {}  # PTX and metadata by source and options, of `_ALIKE`
 
 
 def compile_kernel(
@@ -140,7 +140,30 @@ def _from_cache(
 
 
 def _lower(source: ASTSource, signature: Mapping[str, str], options: Any, backend: Any, capability: int) -> Compiled:
-    """Run the compiler's stages up to PTX; ptxas, which takes most of the time, has no say in what is executed here."""
+    """Compile to PTX, or take that of an architecture with the same code; ptxas has no say in what is executed here."""
+    if capability in _ALIKE:
+        others = {name: value for name, value in vars(options).items() if name not in ("arch", "supported_fp8_dtypes")}
+        key = hashlib.sha256(f"{source.hash()}-{others}".encode()).hexdigest()
+        if key not in _LOWERED:
+            _LOWERED[key] = _run_stages(source, options, backend, capability)
+        ptx, metadata = _LOWERED[key]
+        made = metadata["target"].arch
+        ptx = re.sub(r"^\.target sm_\d+", f".target sm_{capability}", ptx, flags=re.M)
+        compared = capability != made and int(key, 16) % _COMPARED == 0
+        if compared and _run_stages(source, options, backend, capability)[0] != ptx:
+            raise AssertionError(f"{source.name}: sm_{capability} has other code than sm_{made}")
+    else:
+        ptx, metadata = _run_stages(source, options, backend, capability)
+    if metadata.get("global_scratch_size", 0):
+        raise UnsupportedKernel(f"{source.name} needs scratch memory")
+    limit = _SHARED_KIB.get(capability, 227) * 1024
+    if metadata["shared"] > limit:
+        raise TooMuchSharedMemory(f"{source.name}: {metadata['shared']} bytes, sm_{capability} has {limit}")
+    return Compiled(ptx, dict(signature), metadata["shared"], metadata["num_warps"] * 32)
+
+
+def _run_stages(source: ASTSource, options: Any, backend: Any, capability: int) -> tuple[str, dict[str, Any]]:
+    """Return PTX and metadata by the compiler's stages up to PTX; ptxas would take most of the time."""
     target = GPUTarget("cuda", capability, 32)
     stages: dict[str, Any] = {}
     backend.add_stages(stages, options, source.language)
@@ -151,34 +174,8 @@ def _lower(source: ASTSource, signature: Mapping[str, str], options: Any, backen
         target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context
     )
     metadata: dict[str, Any] = {"target": target, **options.__dict__}
-    for name in ("ttir", "ttgir"):
-        module = stages[name](module, metadata)
-    ptx = _lowered(module, metadata, stages, options, capability)
-    if metadata.get("global_scratch_size", 0):
-        raise UnsupportedKernel(f"{source.name} needs scratch memory")
-    limit = _SHARED_KIB.get(capability, 227) * 1024
-    if metadata["shared"] > limit:
-        raise TooMuchSharedMemory(f"{source.name}: {metadata['shared']} bytes, sm_{capability} has {limit}")
-    return Compiled(ptx, dict(signature), metadata["shared"], metadata["num_warps"] * 32)
-
-
-def _lowered(module: Any, metadata: dict[str, Any], stages: Mapping[str, Any], options: Any, capability: int) -> str:
-    """Return the PTX of GPU IR and complete its metadata; those of an architecture with the same code, if known."""
-
-    def lower() -> str:
-        return str(stages["ptx"](stages["llir"](module, metadata), metadata))
-
-    if capability not in _ALIKE:
-        return lower()
-    code = str(module).replace(f'"cuda:{capability}"', "")
-    others = {name: value for name, value in vars(options).items() if name not in ("arch", "supported_fp8_dtypes")}
-    key = hashlib.sha256(repr((code, others)).encode()).digest()
-    if key not in _LOWERED:
-        _LOWERED[key] = lower(), metadata
-        return _LOWERED[key][0]
-    ptx, made = _LOWERED[key]
-    ptx = re.sub(r"^\.target sm_\d+", f".target sm_{capability}", ptx, flags=re.M)
-    if key[0] % _COMPARED == 0 and lower() != ptx:
-        raise AssertionError(f"{metadata['name']}: sm_{capability} has other code than sm_{made['target'].arch}")
-    metadata.update({name: value for name, value in made.items() if name not in ("target", "arch")})
-    return ptx
+    for name, stage in stages.items():
+        module = stage(module, metadata)
+        if name == "ptx":
+            break
+    return str(module), metadata
