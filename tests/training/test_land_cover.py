@@ -1,23 +1,19 @@
 """The experiment on real scenes holds out the scenes it names; tests/soak runs it."""
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.training.experiments import loaded
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def land_cover():
-    spec = importlib.util.spec_from_file_location("land_cover", ROOT / "experiments" / "land_cover.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["land_cover"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["land_cover"]
+    with loaded("land_cover") as module:
+        yield module
 
 
 @pytest.fixture

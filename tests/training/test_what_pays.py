@@ -1,24 +1,18 @@
 """The experiment on pretraining does what it says: regressions on held-out eyes, masks of whole spectra or bands."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.training.experiments import loaded
 
 
 @pytest.fixture(scope="module")
 def experiment():
-    spec = importlib.util.spec_from_file_location("what_pays", ROOT / "experiments" / "pretraining.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["what_pays"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["what_pays"]
+    with loaded("pretraining") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

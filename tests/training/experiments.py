@@ -1,0 +1,21 @@
+"""The scripts in experiments/ as modules for tests."""
+
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+
+
+@contextlib.contextmanager
+def loaded(name):
+    """Yield the module of the script `name`.py."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[name]
