@@ -44,8 +44,14 @@ SNOW = "609U_541L_3_0"  # only snow, which no other scene has: never held out, a
 HELD_OUT = ("282D_485L_3_3", "38D_378R_2_3", "433D_629L_3_1", "637U_59R_1_3")
 FEW = 2  # labelled crops for each scene, with few labels
 PRECISION = "32"  # of all runs, so that the scores do not depend on what `auto` finds on a machine
-MODEL: dict[str, Any] = {"patch": (3, 8, 8), "image_size": TILE, "aux_patch": 16, "target": "pixels"}
-METHODS = ("random forest", "logistic regression", "head alone", "tiny scratch", "tiny pretrained")
+LIGHT = {"decoder_dim": 128, "decoder_depth": 1, "decoder_heads": 2, "aux_dim": 64, "aux_depth": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {"name": "tiny", "patch": (3, 8, 8)},
+    "base-4": {"name": "base", "patch": (3, 16, 16), "depth": 4, **LIGHT},  # the width of `base`, four blocks
+}
+PIXELWISE = ("random forest", "logistic regression")
+NETWORKS = ("head alone", *(f"{model} {start}" for model in MODELS for start in ("scratch", "pretrained")))
+METHODS = (*PIXELWISE, *NETWORKS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +60,14 @@ class Course:
 
     Attributes:
         pretraining, finetuning: settings of both.
-        steps: of pretraining.
+        steps: of pretraining, by model.
         epochs: of fine-tuning, by share of the labels.
         trees: number of trees in the random forest.
     """
 
     pretraining: dict[str, Any]
     finetuning: dict[str, Any]
-    steps: int
+    steps: dict[str, int]
     epochs: dict[str, int]
     trees: int
 
@@ -70,14 +76,14 @@ HEAD = {"learning_rate": 3e-3, "class_weights": "balanced", "head_width": 32, "a
 FULL = Course(
     pretraining={"batch": 16, "warmup": 20, "learning_rate": 1e-3, "flip": True},
     finetuning={"batch": 4, **HEAD},
-    steps=1000,
+    steps={"tiny": 5000, "base-4": 1000},
     epochs={"few": 60, "all": 8},
     trees=100,
 )
 QUICK = Course(
     pretraining={"batch": 2, "warmup": 0},
     finetuning={"batch": 16, **HEAD},
-    steps=2,
+    steps={"tiny": 2, "base-4": 2},
     epochs={"few": 1, "all": 1},
     trees=2,
 )
@@ -195,7 +201,7 @@ class Experiment:
         """Run a task; return the confusion matrix of the crops of the held-out scene."""
         evaluated = [index for index, place in enumerate(self.labelled.positions) if place.scene == task["held"]]
         training = self.training_crops(task["held"], task["share"], task["seed"])
-        if task["method"] in ("random forest", "logistic regression"):
+        if task["method"] in PIXELWISE:
             return self.pixelwise(task["method"], training, evaluated, task["seed"])
         return self.network(task, training, evaluated)
 
@@ -211,13 +217,15 @@ class Experiment:
 
     def network(self, task: dict[str, Any], training: list[int], evaluated: list[int]) -> list[list[int]]:
         """Fine-tune an encoder; the last epoch is used, because the held-out scenes must not select one."""
-        config = mmmae.MMMAEConfig.preset("tiny", **MODEL, aux=self.unlabelled.modalities)
         seed, share, method = task["seed"], task["share"], task["method"]
-        if method == "tiny pretrained":
-            run = self.out / "pretraining" / f"tiny-{seed}"
+        name, start = ("tiny", "scratch") if method == "head alone" else method.split()
+        fields = {"image_size": TILE, "aux_patch": 16, "target": "pixels", "aux": self.unlabelled.modalities}
+        config = mmmae.MMMAEConfig.preset(**MODELS[name], **fields)
+        if start == "pretrained":
+            run = self.out / "pretraining" / f"{name}-{seed}"
             if not (run / "encoder" / "config.json").exists():
                 settings = PretrainSettings(
-                    **self.course.pretraining, steps=self.course.steps, seed=seed, precision=PRECISION
+                    **self.course.pretraining, steps=self.course.steps[name], seed=seed, precision=PRECISION
                 )
                 pretrain(config, self.unlabelled, run, settings, resume="auto")
             encoder = mmmae.HSIEncoder.from_pretrained(run / "encoder")
