@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import mmmae
@@ -30,11 +30,10 @@ from mmmae.training.module import Pretraining
 from mmmae.training.reports import measure_features
 from mmmae.training.sampling import StepSampler, Visits
 from mmmae.training.settings import PretrainSettings
-from mmmae_kernels import TokenMask, random_masking
 
 SIZE, PATCH = 64, (3, 8, 8)
 MODEL: dict[str, Any] = {"image_size": SIZE, "patch": PATCH, "aux_patch": 16}
-SETTINGS: dict[str, dict[str, Any]] = {  # fields of the model's config, and how tokens are masked
+SETTINGS: dict[str, dict[str, Any]] = {  # fields of the model's config
     "default": {},
     "target pixels": {"target": "pixels"},
     "target pixels, normalised": {"target": "pixels", "normalize_target": True},
@@ -44,8 +43,8 @@ SETTINGS: dict[str, dict[str, Any]] = {  # fields of the model's config, and how
     "contrastive weight 1": {"contrastive_weight": 1.0},
     "mask ratio 0.5": {"mask_ratio": 0.5},
     "mask ratio 0.9": {"mask_ratio": 0.9},
-    "whole spectra masked": {"masked": "spectra"},
-    "whole bands masked": {"masked": "bands"},
+    "whole spectra masked": {"masking": "spectra"},
+    "whole bands masked": {"masking": "bands"},
 }
 SPECTRA = ("mean spectrum", "logarithm of it", "all values")
 RANDOM = "random weights"
@@ -160,12 +159,11 @@ def by_patch(maps: Tensor) -> Tensor:
 class Run:
     """A model in pretraining.
 
-    It is not trained by `pretrain`, which draws its own masks and writes files, but by the step that `pretrain` does.
+    It is not trained by `pretrain`, which writes files, but by the step that `pretrain` does.
     """
 
     def __init__(self, method: str, eyes: Eyes, course: Course, steps: int, seed: int) -> None:
         fields = {"aux": eyes.unlabelled.modalities, **SETTINGS[method]}
-        masked = fields.pop("masked", "tokens")
         settings = PretrainSettings(
             steps=steps, batch=course.batch, learning_rate=course.learning_rate, flip=True, seed=seed, precision="32"
         )
@@ -173,8 +171,7 @@ class Run:
         self.model = mmmae.fast_model(mmmae.MMMAEConfig.preset("tiny", **MODEL, **fields))
         optimization = Pretraining(self.model, settings, {}).configure_optimizers()
         self.schedule = optimization["lr_scheduler"]["scheduler"]
-        model = self.model if masked == "tokens" else MaskedWhole(self.model, masked)
-        self.step = mmmae.TrainingStep(model, optimization["optimizer"], clip=settings.clip, seed=seed * 2**32)
+        self.step = mmmae.TrainingStep(self.model, optimization["optimizer"], clip=settings.clip, seed=seed * 2**32)
         self.batches = self._batches(eyes.unlabelled, settings)
 
     def _batches(self, eyes: Subjects, settings: PretrainSettings) -> Iterator[tuple[Any, ...]]:
@@ -190,36 +187,6 @@ class Run:
             self.schedule.step()
         if steps and not self.step.read()[-1].finite:
             raise ValueError("a loss is not finite")
-
-
-class MaskedWhole(nn.Module):
-    """A model whose masks hide whole spectra (all tokens of a place) or whole bands (all of a spectral group)."""
-
-    def __init__(self, model: mmmae.FastModel, masked: str) -> None:
-        super().__init__()
-        self.model, self.masked = model, masked
-
-    def forward(
-        self, hsi: Tensor, aux: dict[str, Tensor], present: dict[str, Tensor], valid: Tensor, seed: Tensor
-    ) -> Any:
-        mask = draw_whole(self.model.config, self.masked, len(hsi), seed)
-        return self.model(hsi, aux, present, valid, mask=mask, seed=seed)
-
-
-def draw_whole(config: mmmae.MMMAEConfig, masked: str, batch: int, seed: int | Tensor) -> TokenMask:
-    """Draw a mask of whole `spectra` or whole `bands`, with the mask ratio of the config."""
-    groups, rows, columns = config.grid
-    places = rows * columns
-    count = places if masked == "spectra" else groups
-    drawn = random_masking(batch, count, round(count * (1 - config.mask_ratio)), seed)
-
-    def tokens(ids: Tensor) -> Tensor:
-        if masked == "spectra":
-            return (ids[:, None] + places * torch.arange(groups)[:, None]).flatten(1)
-        return (ids[:, :, None] * places + torch.arange(places)).flatten(1)
-
-    ids_keep, ids_masked = tokens(drawn.ids_keep), tokens(drawn.ids_masked)
-    return TokenMask(ids_keep, ids_masked, torch.cat([ids_keep, ids_masked], dim=1).argsort(dim=1))
 
 
 def measure_costs(path: Path, eyes: Eyes, course: Course, methods: Sequence[str]) -> dict[str, float]:

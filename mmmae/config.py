@@ -19,6 +19,7 @@ from .files import json_value
 
 Preset: TypeAlias = Literal["base", "vit", "tiny"]
 AuxEncoder: TypeAlias = Literal["vit", "cnn"]
+Masking: TypeAlias = Literal["tokens", "spectra", "bands"]
 Target: TypeAlias = Literal["embedding", "pixels"]
 StreamType: TypeAlias = Literal["float32", "bfloat16"]
 PRESETS: dict[Preset, dict[str, Any]] = {
@@ -65,6 +66,8 @@ class MMMAEConfig:
         decoder_depth: transformer blocks of the decoder
         decoder_heads: attention heads of the decoder
         mask_ratio: share of the tokens that is masked
+        masking: what is masked as a whole: `tokens`, each by itself; `spectra`, all tokens of a place; or `bands`, all
+            tokens of a spectral group
         decode_fraction: share of the masked tokens that the decoder sees and predicts, the first of `mask.ids_masked`:
             a random share where the mask is drawn, the user's choice where it is given
         target: what the decoder predicts, `embedding` or `pixels`
@@ -102,6 +105,7 @@ class MMMAEConfig:
     decoder_depth: int = 4
     decoder_heads: int = 8
     mask_ratio: float = 0.75
+    masking: Masking = "tokens"
     decode_fraction: float = 1.0
     target: Target = "embedding"
     normalize_target: bool = False
@@ -143,8 +147,7 @@ class MMMAEConfig:
         self._check_aux()
         self._check_parameters()
         check_number("config: conditioning_dropout", self.conditioning_dropout, "in [0, 1)")
-        check_number("config: mask_ratio", self.mask_ratio, "in [0, 1)")
-        self._expect("mask_ratio", self.keep >= 1, f"small enough to keep one of {self.tokens} tokens")
+        self._check_masking()
         check_number("config: decode_fraction", self.decode_fraction, "in (0, 1]")
         masked = self.tokens - self.keep
         enough = self.decoded >= 1 or masked == 0
@@ -174,6 +177,14 @@ class MMMAEConfig:
             given = f"{len(wavelengths)} numbers, {wavelengths[0]:g} to {wavelengths[-1]:g}"
             raise ValueError(f"config: wavelengths is {given}, expected one in nm for each of bands = {self.bands}")
         object.__setattr__(self, "wavelengths", wavelengths)
+
+    def _check_masking(self) -> None:
+        check_number("config: mask_ratio", self.mask_ratio, "in [0, 1)")
+        self._expect("masking", self.masking in ("tokens", "spectra", "bands"), "'tokens', 'spectra' or 'bands'")
+        units = f"{self.mask_units} {'groups of bands' if self.masking == 'bands' else self.masking}"
+        self._expect("mask_ratio", self.keep >= 1, f"small enough to keep one of {units}")
+        if self.masking != "tokens" and self.mask_ratio > 0:
+            self._expect("mask_ratio", self.keep < self.tokens, f"large enough to mask one of {units}")
 
     def _check_aux(self) -> None:
         self._expect("aux", isinstance(self.aux, Mapping), "a mapping of name to channels")
@@ -244,11 +255,17 @@ class MMMAEConfig:
         """N, tokens of a volume."""
         return math.prod(self.grid)
 
+    @property
+    def mask_units(self) -> int:
+        """The number of units that are visible or masked as a whole, see `masking`; each has as many tokens."""
+        groups, rows, columns = self.grid
+        return {"tokens": self.tokens, "spectra": rows * columns, "bands": groups}[self.masking]
+
     # Computed once, before torch.compile can turn the ratios into symbols, which it can't round.
     @functools.cached_property
     def keep(self) -> int:
         """K, visible tokens of a volume."""
-        return round(self.tokens * (1 - self.mask_ratio))
+        return round(self.mask_units * (1 - self.mask_ratio)) * (self.tokens // self.mask_units)
 
     @functools.cached_property
     def decoded(self) -> int:

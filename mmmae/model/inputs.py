@@ -149,7 +149,10 @@ def draw_mask(config: MMMAEConfig, hsi: Tensor, mask: TokenMask | None, seed: in
     batch = hsi.shape[0]
     if mask is None:
         first = first_sample(batch)
-        return random_masking(batch, config.tokens, config.keep, seed, device=hsi.device, first_sample=first)
+        units = config.mask_units
+        keep = config.keep * units // config.tokens
+        drawn = random_masking(batch, units, keep, seed, device=hsi.device, first_sample=first)
+        return drawn if units == config.tokens else _mask_of_units(config, drawn)
     if not isinstance(mask, TokenMask):
         raise ValueError(
             f"mask is {described(mask)}, expected a TokenMask; TokenMask(ids_keep, ids_masked, ids_restore) makes one"
@@ -173,6 +176,24 @@ def draw_mask(config: MMMAEConfig, hsi: Tensor, mask: TokenMask | None, seed: in
         check_device(f"mask.{name}", ids, hsi.device)
         check_ids(f"mask.{name}", ids, config.tokens)
     return mask
+
+
+def _mask_of_units(config: MMMAEConfig, drawn: TokenMask) -> TokenMask:
+    """Return the mask of all tokens where whole units are drawn, places or spectral groups; see `config.masking`."""
+    groups, rows, columns = config.grid
+    places = rows * columns
+    device = drawn.ids_restore.device
+    if config.masking == "spectra":  # token = group * places + place
+        members, own, others = groups, 1, torch.arange(groups, device=device) * places
+    else:
+        members, own, others = places, places, torch.arange(places, device=device)
+
+    def tokens(ids: Tensor) -> Tensor:
+        return (ids[:, :, None] * own + others).flatten(1)
+
+    restore = drawn.ids_restore[:, :, None] * members + torch.arange(members, device=device)  # [B, units, members]
+    restore = restore.transpose(1, 2) if config.masking == "spectra" else restore
+    return TokenMask(tokens(drawn.ids_keep), tokens(drawn.ids_masked), restore.flatten(1))
 
 
 def decoded_ids(config: MMMAEConfig, mask: TokenMask) -> Tensor:

@@ -44,6 +44,8 @@ TINY_CASES = [
         {"decode_fraction": 0.25, "target": "pixels", "normalize_target": True},
     ),
     ("nothing masked, half decoded", "no modality", False, {"mask_ratio": 0.0, "decode_fraction": 0.5}),
+    ("whole spectra masked", "mixed presence", True, {"masking": "spectra"}),
+    ("whole bands masked, half decoded", "all modalities", False, {"masking": "bands", "decode_fraction": 0.5}),
     ("recomputed", "mixed presence", True, {"activation_checkpointing": True}),
     ("half decoded, recomputed", "no modality", False, {"activation_checkpointing": True, "decode_fraction": 0.5}),
 ]
