@@ -1,5 +1,6 @@
 """Fast multi-modal masked autoencoders for hyperspectral images, guided by auxiliary images of the same subject."""
 
+from . import interrupts  # noqa: F401  # first, for Ctrl-C while the others are imported
 from .config import MMMAEConfig
 from .cost import profile
 from .model.encoder import HSIEncoder, LinearClassifier

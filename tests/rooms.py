@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"mmmae_kernels": ROOT / "kernels", "mmmae": ROOT, "bench": ROOT, "tests": ROOT}
 PAGE = ROOT / "docs" / "architecture.md"
 ROWS = (  # a room imports only from rows before its own
-    ("mmmae_kernels", "mmmae.checks", "mmmae.extras", "mmmae.files", "mmmae.text", "mmmae.tuning"),
+    ("mmmae_kernels", "mmmae.checks", "mmmae.extras", "mmmae.files", "mmmae.interrupts", "mmmae.text", "mmmae.tuning"),
     ("mmmae.config", "mmmae.data", "mmmae.precision"),
     ("mmmae.info",),
     ("mmmae.model", "mmmae.phantom"),

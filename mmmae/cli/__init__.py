@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeAlias
 import tyro
 
 from ..extras import explain_missing
+from ..interrupts import INTERRUPTED, command_name, interrupted, raise_interrupts
 from ..text import printable
 from ..tuning import tune_cpu
 from . import data, encode, export, finetune, import_encoder, info, predict, pretrain, profile, reconstruct
@@ -43,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"mmmae {__version__}")
         return 0
-    command = _command_name(arguments)
     traceback = "--traceback" in arguments
-    tune_cpu()
     with _warnings_of_one_line():
-        return _call(command, arguments, traceback=traceback)
+        return _call(command_name(arguments), arguments, traceback=traceback)
 
 
 def _call(command: str, arguments: list[str], *, traceback: bool) -> int:
     try:
+        raise_interrupts()
+        tune_cpu()
         stored = read_stored(command, arguments)
         call = _parse(command, arguments, stored)
         with contextlib.redirect_stdout(UnreadOutput(sys.stdout)) if command in RUNS else contextlib.nullcontext():
@@ -74,8 +75,8 @@ def _call(command: str, arguments: list[str], *, traceback: bool) -> int:
         print(f"mmmae {command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("; ".join([f"mmmae {command}: interrupted", *map(str, error.args)]), file=sys.stderr)
-        return 130
+        print(interrupted(arguments, *map(str, error.args)), file=sys.stderr)
+        return INTERRUPTED
 
 
 def _complain(command: str, reason: str) -> None:
@@ -96,11 +97,6 @@ def _warnings_of_one_line() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
-
-
-def _command_name(arguments: Sequence[str]) -> str:
-    words = [word for word in arguments if not word.startswith("-")]
-    return " ".join(words[: 2 if words[:1] == ["data"] else 1])
 
 
 def _parse(command: str, arguments: Sequence[str], stored: Stored) -> Call:
