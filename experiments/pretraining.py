@@ -1,8 +1,9 @@
 """What matters in pretraining: pigments of generated eyes, predicted from the features of frozen encoders.
 
 Each setting changes one thing of the default, and pretrains `tiny` on generated eyes without labels for the same CPU
-time. The amounts of pigment in other eyes are then predicted by a ridge regression on the features of the frozen
-encoder, fitted on a few eyes. The baselines are the same regression on spectra, and on an encoder of random weights.
+time. The amounts of pigment in other eyes are then predicted from a few eyes with known amounts: by fine-tuning the
+encoder with a linear layer, and by a ridge regression on the features of the frozen encoder. The baselines are the same
+for an encoder of random weights, and regressions on spectra.
 Each result is appended to `results.jsonl` at once, so that a stopped run can be continued with the same command:
 
     python experiments/pretraining.py --out runs/pretraining
@@ -20,18 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pigments import PATCH, PIGMENTS, SIZE, SPECTRA, Eyes, by_place, encode, fine_tune, regress, spectra
 from torch import Tensor
-from torch.nn import functional as F
 
 import mmmae
-from mmmae.data import Sample, Subjects, collate
-from mmmae.phantom import Phantom
+from mmmae.data import Subjects, collate
 from mmmae.training.module import Pretraining
 from mmmae.training.reports import measure_features
 from mmmae.training.sampling import StepSampler, Visits
 from mmmae.training.settings import PretrainSettings
 
-SIZE, PATCH = 64, (3, 8, 8)
 MODEL: dict[str, Any] = {"image_size": SIZE, "patch": PATCH, "aux_patch": 16}
 SETTINGS: dict[str, dict[str, Any]] = {  # fields of the model's config
     "default": {},
@@ -46,11 +45,8 @@ SETTINGS: dict[str, dict[str, Any]] = {  # fields of the model's config
     "whole spectra masked": {"masking": "spectra"},
     "whole bands masked": {"masking": "bands"},
 }
-SPECTRA = ("mean spectrum", "logarithm of it", "all values")
 RANDOM = "random weights"
 METHODS = (*SPECTRA, RANDOM, *SETTINGS)
-PIGMENTS = ("melanin", "xanthophyll", "lipofuscin", "artery", "vein")
-PENALTIES = torch.logspace(-6, 2, 17, dtype=torch.float64)  # over the number of patches
 MEASURED = (0, 1 / 8, 1 / 4, 1 / 2, 1)  # shares of the steps after which features are measured
 
 
@@ -63,6 +59,8 @@ class Course:
         eyes: to pretrain on.
         labelled: eyes with known pigments, some of those that are pretrained on.
         held_out: eyes to evaluate.
+        tuning: steps of fine-tuning, each on all labelled eyes.
+        tuning_rate: peak learning rate of fine-tuning.
         rounds: of measuring the time of a step, with `round_steps` steps of each setting.
     """
 
@@ -72,12 +70,14 @@ class Course:
     held_out: int = 64
     batch: int = 16
     learning_rate: float = 1e-3
-    rounds: int = 5
+    tuning: int = 300
+    tuning_rate: float = 3e-3
+    rounds: int = 15
     round_steps: int = 2
 
 
 FULL = Course()
-QUICK = Course(steps=2, eyes=4, labelled=3, held_out=2, batch=2, rounds=1, round_steps=1)
+QUICK = Course(steps=2, eyes=4, labelled=3, held_out=2, batch=2, tuning=2, rounds=1, round_steps=1)
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def main() -> None:
     for seed in options.seeds:
         done = {(result["method"], result["seed"]) for result in read_results(options.out)}
         tasks = [method for method in options.methods if (method, seed) not in done]
-        eyes = Eyes(seed, course) if tasks else None
+        eyes = Eyes(seed, course.eyes, course.labelled, course.held_out) if tasks else None
         for method in tasks:
             assert eyes is not None
             costs = costs or measure_costs(options.out / "costs.json", eyes, course, options.methods)
@@ -110,50 +110,6 @@ def main() -> None:
     text = tables(read_results(options.out))
     (options.out / "tables.md").write_text(text + "\n")
     print(text)
-
-
-class Remembered(Subjects):
-    """Generated eyes that are rendered once and kept in memory."""
-
-    def __init__(self, phantom: Phantom, indices: Sequence[int]) -> None:
-        self.names, self.bands, self.modalities = [phantom.names[i] for i in indices], phantom.bands, phantom.modalities
-        self.samples = [phantom[index] for index in indices]
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-
-class Eyes:
-    """The generated eyes of a seed: those to pretrain on, and those to predict the pigments of, by patch.
-
-    P patches of an eye are P places; n eyes are the labelled ones, followed by the held-out ones.
-
-    Attributes:
-        seed: of the run, not of the eyes.
-        unlabelled: the eyes to pretrain on.
-        labelled: number of eyes to fit on, the first ones of `hsi`.
-        hsi: `[n, 1, T, H, W]`, normalised.
-        reflectance: `[n, T, H, W]`.
-        inside: `[n, P]` bool, whether a patch is within the field of view.
-        amounts: `[n, P, pigments]`, the means over patches.
-    """
-
-    def __init__(self, seed: int, course: Course) -> None:
-        phantom = Phantom(course.eyes + course.held_out, SIZE, seed=seed + 1)  # 0 has the eyes that normalise all
-        self.unlabelled = Remembered(phantom, range(course.eyes))
-        self.seed, self.labelled = seed, course.labelled
-        chosen = [*range(course.labelled), *range(course.eyes, course.eyes + course.held_out)]
-        samples = [self.unlabelled[index] if index < course.eyes else phantom[index] for index in chosen]
-        self.hsi = torch.stack([sample.hsi for sample in samples])
-        self.reflectance = torch.stack([phantom.normalization.invert("hsi", cube[0]) for cube in self.hsi])
-        self.inside = by_patch(torch.stack([sample.valid for sample in samples])[:, None].float())[..., 0] == 1
-        maps = [phantom.pigments(index) for index in chosen]
-        self.amounts = by_patch(torch.stack([torch.stack([amount[name] for name in PIGMENTS]) for amount in maps]))
-
-
-def by_patch(maps: Tensor) -> Tensor:
-    """Return the means of maps `[n, C, H, W]` over patches, `[n, P, C]`."""
-    return F.avg_pool2d(maps, PATCH[1:]).flatten(2).transpose(1, 2)
 
 
 class Run:
@@ -224,27 +180,11 @@ def run(method: str, eyes: Eyes, course: Course, costs: dict[str, float]) -> dic
     for step in sorted({round(share * steps) for share in MEASURED}):
         each.train(step - (figures[-1]["step"] if figures else 0))
         tokens = encode(each.model, eyes)
-        pooled, joined = (regress(features, eyes) for features in (tokens.mean(1), tokens.transpose(1, 2).flatten(2)))
-        held_out = tokens[eyes.labelled :].flatten(1, 2)
-        figures.append({"step": step, **spread(held_out), "r2": mean(pooled), "r2_joined": mean(joined)})
-    return {"steps": steps, "r2": pooled, "r2_joined": joined, "figures": figures}
-
-
-def spectra(method: str, eyes: Eyes) -> Tensor:
-    """Return the features `[n, P, C]` of a baseline."""
-    if method == "mean spectrum":
-        return by_patch(eyes.hsi[:, 0])
-    if method == "logarithm of it":
-        return by_patch(eyes.reflectance).clamp(min=1e-3).log()
-    return F.unfold(eyes.hsi[:, 0], PATCH[1:], stride=PATCH[1:]).transpose(1, 2)
-
-
-@torch.no_grad()
-def encode(model: mmmae.FastModel, eyes: Eyes) -> Tensor:
-    """Return the tokens of all eyes by spectral group and place, `[n, groups, P, D]`."""
-    encoder = model.hsi_encoder()
-    tokens = torch.cat([encoder(some) for some in eyes.hsi.split(16)])
-    return tokens.unflatten(1, (model.config.grid[0], -1))  # type: ignore[no-untyped-call,no-any-return]
+        groups = tokens.unflatten(1, (each.model.config.grid[0], -1))
+        pooled, joined = (regress(features, eyes) for features in (groups.mean(1), by_place(tokens, each.model.config)))
+        figures.append({"step": step, **spread(tokens[eyes.labelled :]), "r2": mean(pooled), "r2_joined": mean(joined)})
+    tuned = fine_tune(each.model.hsi_encoder(), eyes, course.tuning, course.tuning_rate)
+    return {"steps": steps, "r2": pooled, "r2_joined": joined, "r2_tuned": tuned, "figures": figures}
 
 
 def spread(tokens: Tensor) -> dict[str, float]:
@@ -257,42 +197,6 @@ def spread(tokens: Tensor) -> dict[str, float]:
     measured = measure_features(tokens)
     between = tokens.var(0, correction=0).mean() / (tokens - tokens.mean((0, 1))).square().mean().clamp(min=1e-12)
     return {"rank": measured["feature_rank"], "std": measured["feature_std"], "between": between.item()}
-
-
-def regress(features: Tensor, eyes: Eyes) -> dict[str, float]:
-    """Predict amounts of pigment from features `[n, P, C]` by ridge regression; return R2 on the held-out eyes.
-
-    The penalty of each pigment is the one with the least error if each labelled eye is left out in turn.
-    """
-    patches = [
-        (own[inside].double(), amounts[inside].double())
-        for own, inside, amounts in zip(features, eyes.inside, eyes.amounts, strict=True)
-    ]
-    labelled, held_out = patches[: eyes.labelled], join(patches[eyes.labelled :])
-    errors = torch.zeros(len(PENALTIES), len(PIGMENTS), dtype=torch.float64)
-    for left_out in range(eyes.labelled):
-        x, y = labelled[left_out]
-        fitted = ridge(*join([*labelled[:left_out], *labelled[left_out + 1 :]]), x)
-        errors += (fitted - y).square().sum(1)
-    x, y = held_out
-    fitted = ridge(*join(labelled), x)[errors.argmin(0), :, range(len(PIGMENTS))].T  # [patches, pigments]
-    r2 = 1 - (fitted - y).square().sum(0) / (y - y.mean(0)).square().sum(0)
-    return dict(zip(PIGMENTS, r2.tolist(), strict=True))
-
-
-def join(patches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Concatenate the features and the amounts of several eyes."""
-    features, amounts = zip(*patches, strict=True)
-    return torch.cat(features), torch.cat(amounts)
-
-
-def ridge(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
-    """Fit `y [n, q]` to `x [n, C]` with each of `PENALTIES`; return predictions at `at [m, C]`, `[penalties, m, q]`."""
-    centre, scale = x.mean(0), x.std(0).clamp(min=1e-6)
-    u, s, vt = torch.linalg.svd((x - centre) / scale, full_matrices=False)
-    shrunk = s / (s.square() + len(x) * PENALTIES[:, None])  # [penalties, C]
-    weights = vt.T @ (shrunk[:, :, None] * (u.T @ (y - y.mean(0))))
-    return y.mean(0) + ((at - centre) / scale) @ weights
 
 
 def mean(r2: dict[str, float]) -> float:
@@ -309,16 +213,19 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 def tables(results: Sequence[dict[str, Any]]) -> str:
     """Return Markdown tables of R2, and of the features over training: means and standard deviations over the seeds."""
     by_method = {method: [result for result in results if result["method"] == method] for method in METHODS}
-    lines = [f"| | seeds | steps | R2 | R2, tokens pooled | {' | '.join(PIGMENTS)} |"]
-    lines.append("| --- |" + " ---: |" * (4 + len(PIGMENTS)))
+    lines = [f"| | seeds | steps | R2, fine-tuned | R2 | R2, tokens pooled | {' | '.join(PIGMENTS)} |"]
+    lines.append("| --- |" + " ---: |" * (5 + len(PIGMENTS)))
     for method, found in by_method.items():
         if found:
-            best = [result.get("r2_joined", result["r2"]) for result in found]  # of all groups' tokens, or of spectra
-            pooled = spelled([mean(result["r2"]) for result in found]) if "r2_joined" in found[0] else ""
-            each = " | ".join(f"{statistics.fmean(result[name] for result in best):.3f}" for name in PIGMENTS)
+            by_kind = {
+                kind: [result[kind] for result in found] for kind in ("r2_tuned", "r2_joined", "r2") if kind in found[0]
+            }
+            best = next(iter(by_kind.values()))  # of a fine-tuned encoder, or of spectra
+            r2 = [spelled([mean(each) for each in values]) for values in by_kind.values()]
+            means = [f"{statistics.fmean(result[name] for result in best):.3f}" for name in PIGMENTS]
             steps = round(statistics.fmean(result["steps"] for result in found))
-            r2 = spelled([mean(result) for result in best])
-            lines.append(f"| {method} | {len(found)} | {steps} | {r2} | {pooled} | {each} |")
+            kinds = r2 if len(r2) == 3 else ["", *r2, ""]
+            lines.append(f"| {method} | {len(found)} | {steps} | {' | '.join([*kinds, *means])} |")
     lines += ["", "| | | " + " | ".join(f"{share:.3g}" for share in MEASURED) + " |"]
     lines.append("| --- | --- |" + " ---: |" * len(MEASURED))
     for method, found in by_method.items():

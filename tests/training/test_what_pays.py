@@ -5,7 +5,9 @@ import sys
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+import mmmae
 from tests.training.experiments import loaded
 
 
@@ -17,7 +19,8 @@ def experiment():
 
 @pytest.fixture(scope="module")
 def eyes(experiment):
-    return experiment.Eyes(0, experiment.QUICK)
+    course = experiment.QUICK
+    return experiment.Eyes(0, course.eyes, course.labelled, course.held_out)
 
 
 @pytest.fixture
@@ -63,6 +66,21 @@ def test_a_regression_finds_what_features_hold_and_no_more(experiment, eyes):
     assert max(melanin[name] for name in ("xanthophyll", "vein")) < 0.6
     noise = torch.randn(mixed.shape, generator=generator)
     assert max(experiment.regress(noise, eyes).values()) < 0.1
+
+
+class MeanSpectra(torch.nn.Module):
+    """Stands for an encoder whose tokens are the mean spectra of patches."""
+
+    config = mmmae.MMMAEConfig.preset("tiny", image_size=64, patch=(3, 8, 8), dim=3, heads=1)
+
+    def forward(self, hsi):
+        return F.avg_pool2d(hsi[:, 0], 8).unflatten(1, (4, 3)).flatten(3).transpose(2, 3).flatten(1, 2)
+
+
+def test_fine_tuning_finds_what_tokens_hold_however_the_eyes_lie(experiment, eyes, monkeypatch):
+    mixing = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(eyes, "amounts", F.avg_pool2d(eyes.hsi[:, 0], 8).flatten(2).transpose(1, 2) @ mixing)
+    assert min(experiment.fine_tune(MeanSpectra(), eyes, 400, 0.1).values()) > 0.9
 
 
 def test_features_that_tell_places_alone_do_not_differ_between_eyes(experiment):
