@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .normalization import Normalization, load_or_save, robust_percentiles
 from .readers.cube import Cube
 from .sample import Sample
-from .subjects import Subjects
+from .subjects import Subjects, contents
 
 
 class DictDataset(Protocol):
@@ -120,7 +120,7 @@ class DictSubjects(Subjects):
         return Sample(name, hsi, aux, valid)
 
     def __repr__(self) -> str:
-        return f"DictSubjects({len(self)} subjects, {self.bands} bands, {dict(self.modalities)})"
+        return f"DictSubjects({contents(self)})"
 
     def _image(self, index: int, item: Mapping[str, Any], modality: str) -> Tensor | None:
         """Return an image of an item as float32 `[C, H, W]`, or None if it has none."""

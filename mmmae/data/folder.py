@@ -19,7 +19,7 @@ from .pairing import Modality, pair_files
 from .readers.arrays import Reading
 from .readers.windows import Edges, Window, tile_grid
 from .sample import Sample
-from .subjects import Subjects
+from .subjects import Subjects, contents
 from .tiles import Position, grid_factor, scaled
 
 
@@ -75,7 +75,7 @@ class PairedFolder(Subjects):
         >>> np.save("radar/forest.npy", rng.normal(-12, 3, (2, 24, 24)))
         >>> data = PairedFolder("hsi", {"VV": "radar:0", "VH": "radar:1"}, image_size=32)
         >>> data
-        PairedFolder(hsi: 2 subjects, 12 bands, {'VV': 1, 'VH': 1}, image_size=(32, 32))
+        PairedFolder(hsi: 2 subjects, 12 bands, aux={'VV': 1, 'VH': 1}, image_size=(32, 32))
         >>> data[1].name, data[1].hsi.shape, sorted(data[1].aux)
         ('forest', torch.Size([1, 12, 32, 32]), ['VH', 'VV'])
         >>> data[0].aux  # the field has no radar image
@@ -206,8 +206,8 @@ class PairedFolder(Subjects):
         size = f", image_size={self.image_size}" if self.image_size else ""
         tiles = f", tile={self.tile}, overlap={self.overlap}" if self.tile else ""
         left_out = f", left_out={self.left_out}" if self.left_out else ""
-        subjects = f"{len(self)} {'tiles' if self.tile else 'subjects'}"
-        return f"PairedFolder({self.folder}: {subjects}, {self.bands} bands, {self.modalities}{size}{tiles}{left_out})"
+        counts = contents(self, "tile" if self.tile else "subject")
+        return f"PairedFolder({self.folder}: {counts}{size}{tiles}{left_out})"
 
     def files(self, index: int) -> dict[str, Path]:
         """Return the files that a subject is read from: modality -> path, "hsi" for the cube."""

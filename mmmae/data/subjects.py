@@ -67,3 +67,10 @@ class Subjects(Dataset[Sample], ABC):
     def cube_size(self, index: int) -> tuple[int, int] | None:
         """Return height and width of a subject's cube before it is resized, or None if they are not known."""
         return None
+
+
+def contents(subjects: Subjects, kind: str = "subject") -> str:
+    """Return the numbers of subjects, or of another kind of item, of bands and of auxiliary channels, for `repr`."""
+    numbers = ((len(subjects), kind), (subjects.bands, "band"))
+    text = ", ".join(f"{number} {what}{'' if number == 1 else 's'}" for number, what in numbers)
+    return f"{text}, aux={dict(subjects.modalities)}" if subjects.modalities else text

@@ -156,6 +156,7 @@ def test_one_file_is_a_data_set_of_one_subject(tree, write_cube, values):
     pair = write_cube(tree / "alone.img", values)
     for path in (pair, pair.with_suffix(".hdr")):
         assert PairedFolder(path).names == ["alone"]
+        assert repr(PairedFolder(path)).startswith(f"PairedFolder({path}: 1 subject, ")
 
 
 def test_auxiliary_files_without_a_subject_give_one_warning(tree):

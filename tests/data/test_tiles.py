@@ -87,7 +87,7 @@ def test_tiles_are_named_by_scene_and_corner(tree):
     assert data.names == ["a@r0c0", "a@r0c12", "a@r0c20", "a@r8c0", "a@r8c12", "a@r8c20"]
     assert data.positions[1] == Position("a", Window(0, 12, 16, 16))
     assert data[1].name == "a@r0c12"
-    assert "6 tiles" in repr(data)
+    assert repr(data) == f"PairedFolder({tree / 'hsi'}: 6 tiles, {data.bands} bands, tile=16, overlap=4)"
     assert data.files(1) == {"hsi": tree / "hsi" / "a.tif"}
 
 

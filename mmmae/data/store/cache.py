@@ -42,7 +42,7 @@ class CachedSubjects(StoredSubjects):
         >>> folder = write_cache(data, "cache")
         >>> cached = CachedSubjects("cache", modalities=["ir"])
         >>> cached
-        CachedSubjects(cache: 3 subjects, 12 bands, {'ir': 1}, image_size=(32, 32))
+        CachedSubjects(cache: 3 subjects, 12 bands, aux={'ir': 1}, image_size=(32, 32))
         >>> torch.equal(cached[2].hsi, data[2].hsi)
         True
     """

@@ -17,7 +17,7 @@ from ..loading import SampleLoader
 from ..normalization import Normalization
 from ..readers.windows import Window
 from ..sample import Sample
-from ..subjects import Subjects
+from ..subjects import Subjects, contents
 from ..tiles import Position
 
 INDEX_NAME = "index.json"
@@ -84,8 +84,7 @@ class StoredSubjects(Subjects):
 
     def __repr__(self) -> str:
         height, width = self.image_size
-        kind = f"{type(self).__name__}({self.folder}: {len(self)} subjects"
-        return f"{kind}, {self.bands} bands, {self.modalities}, image_size={(height, width)})"
+        return f"{type(self).__name__}({self.folder}: {contents(self)}, image_size={(height, width)})"
 
     def file(self, index: int) -> Path:
         """Return the file that a subject is read from."""
