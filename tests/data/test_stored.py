@@ -275,6 +275,17 @@ def test_shards_that_fail_leave_nothing(data, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_shards_can_not_hold_is_told_before_files_are_read(tmp_path, monkeypatch):
+    (tmp_path / "hsi").mkdir()
+    path = tmp_path / "hsi" / "\udcff.npy"  # the byte 0xff
+    np.save(path, np.random.default_rng(0).random((3, 4, 4)))
+    subjects = PairedFolder(tmp_path / "hsi")
+    assert CachedSubjects(write_cache(subjects, tmp_path / "cache")).names == ["\udcff"]
+    monkeypatch.setattr(PairedFolder, "__getitem__", lambda *arguments: pytest.fail("a file was read"))
+    with pytest.raises(ValueError, match=f"^{path}: its name is not UTF-8"):
+        write_shards(subjects, tmp_path / "shards")
+
+
 def test_shards_are_as_long_as_asked_and_hold_no_pickles(data, tmp_path):
     folder = write_shards(data, tmp_path / "100% of it", per_shard=2)
     assert sorted(path.name for path in folder.glob("*.tar")) == [f"shard-00000{number}.tar" for number in range(3)]

@@ -110,6 +110,7 @@ def write_shards(
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder}: is not empty, expected a new folder")
     check_can_write(folder)
+    _check_names(subjects)
     index = describe(subjects, FORMAT)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
@@ -132,6 +133,16 @@ def write_shards(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _check_names(subjects: Subjects) -> None:
+    """Raise ValueError for a subject whose name has bytes that are not UTF-8, as texts of shards must be."""
+    for number, name in enumerate(subjects.names):
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            path = subjects.files(number).get("hsi", name)
+            raise ValueError(f"{path}: its name is not UTF-8, as names in shards must be; rename it") from error
 
 
 def _flush(shard: str) -> None:
