@@ -25,13 +25,24 @@ _held: set[tuple[int, Path]] = set()  # process and folder: a forked process inh
 def check_can_write(directory: str | Path) -> None:
     """Raise an OSError that names `directory` if it can't be created, with its parents, or written into."""
     directory = Path(directory)
-    there = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    there = next(
+        folder for folder in (directory, *directory.absolute().parents) if folder.exists() or folder.is_symlink()
+    )
+    if not there.exists():
+        raise NotADirectoryError(f"{directory}: {'is' if there == directory else f'{there} is'} a link to no folder")
     if not there.is_dir():
         raise NotADirectoryError(f"{directory}: {'is' if there == directory else f'{there} is'} not a folder")
     try:
         tempfile.TemporaryFile(dir=there).close()  # permissions do not show read-only and virtual file systems
     except OSError as error:
         raise OSError(f"{directory}: can't write into {there}: {error.strerror}") from error
+
+
+def check_can_write_file(path: Path) -> None:
+    """Raise ValueError if `path` is a folder, and an OSError if its own can't be created or written into."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file")
+    check_can_write(path.parent)
 
 
 def write_atomically(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import check_whole
+from ..files import check_can_write
 from ..precision import Precision
 from .options import Flag
 from .output import say
@@ -47,8 +48,9 @@ def run(
             raise ValueError("--pool is for one file of features; rasters hold the mean over the groups of bands")
         _write_rasters(data, encoder, out, how)
         return
-    from ..training.inference.encode import encode
+    from ..training.inference.encode import check_features_file, encode
 
+    check_features_file(out)
     model, subjects = load_encoder(data, encoder)
     shape = encode(model, subjects, out, pool=pool, **how)
     say(repr(subjects))
@@ -57,14 +59,15 @@ def run(
 
 def _write_rasters(data: TrainedDataOptions, encoder: Path, out: Path, how: dict[str, Any]) -> None:
     """Cut the cubes into tiles that end with tokens, and write a raster of each."""
-    from ..model.encoder import HSIEncoder
+    from ..model.pretrained import read_config
     from ..training.inference.feature_rasters import encode_rasters, token_pixels
 
     if data.hsi is None:
         raise ValueError("--raster needs --hsi, the cubes of the rasters")
-    known = HSIEncoder.from_pretrained(encoder)
-    window = data.tile or known.config.image_size
-    step = math.lcm(*token_pixels(known, window))
+    check_can_write(out)
+    config = read_config(encoder)
+    window = data.tile or config.image_size
+    step = math.lcm(*token_pixels(config, window))
     overlap = window // 4 // step * step if data.overlap is None else data.overlap
     model, subjects = load_encoder(dataclasses.replace(data, tile=window, overlap=overlap), encoder, tiles="cut")
     say(repr(subjects))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ..config import MMMAEConfig, Preset
+from ..files import check_can_write
 from ..training.finetuning.settings import FinetuneSettings
 from .options import Fields, Flag, colours, config_fields, config_without_bands
 from .output import say
@@ -91,18 +92,20 @@ def run(
         raise ValueError("--labels names the labels, unless --split masks:TRAIN,TEST does; expected one of them")
     if masks is not None and (task == "classification" or fold or validation != "0.2"):
         raise ValueError("--split masks holds out pixels of --task segmentation by itself; expected no other choice")
-    from ..training.finetuning.finetune import finetune
+    from ..training.finetuning.finetune import check_free, finetune
     from ..training.finetuning.labels import read_class_labels, read_mask_labels
     from ..training.finetuning.masks import divide_by_masks
     from ..training.finetuning.page import TITLES
     from ..training.finetuning.pixels import check_window
     from ..training.finetuning.repeats import finetune_repeatedly
     from ..training.finetuning.scores import main_score
-    from ..training.finetuning.splits import divide
+    from ..training.finetuning.splits import check_split, divide
     from ..training.finetuning.valid import valid_labels
     from ..training.folders import default_folder
 
     out = out or default_folder(Path("runs/finetune"))
+    check_can_write(out)
+    check_free(out)
     if encoder is not None:
         model, subjects = load_encoder(data, encoder, window)
     else:
@@ -121,8 +124,9 @@ def run(
         )
         if window is not None:
             check_window(window, subjects, read)
-        read = valid_labels(subjects, read, window)  # before the splits of several seeds, which would check it again
         held = held_out(validation, subjects)
+        check_split(subjects, read, split, validation=held, fold=fold)
+        read = valid_labels(subjects, read, window)  # before the splits of several seeds, which would check it again
         parts = divide(subjects, read, split, validation=held, fold=fold, seed=chosen.seed, window=window)
     say(repr(subjects))
     say(f"{len(read.counts)} of {len(subjects)} labelled, classes: {', '.join(read.classes)}")

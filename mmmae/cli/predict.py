@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_whole
+from ..files import check_can_write
 from ..precision import Precision
 from .options import Flag
 from .output import say
@@ -50,6 +51,7 @@ def run(
     check_whole("--workers", workers, 0)
     if data.aux:
         raise ValueError("--aux is not used: a fine-tuned model takes hyperspectral cubes alone")
+    check_can_write(out)
     stored = read_finetuned(model)
     loaded, classes = load_finetuned(model)
     config = loaded.encoder.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..files import check_can_write
 from ..precision import Precision
 from .options import colours
 from .output import say
@@ -42,6 +43,7 @@ def run(
     shown = colours(rgb)
     if not 0 <= seed < 2**31:
         raise ValueError(f"--seed is {seed}, expected 0..2^31-1")
+    check_can_write(out)
     changes: dict[str, Any] = {} if mask_ratio is None else {"mask_ratio": mask_ratio}
     loaded = FastModel.from_pretrained(model, **changes).to(usable_device(device))
     subjects = trained_subjects(data, loaded.config, model)

@@ -62,7 +62,9 @@ def trained_subjects(
     except ValueError as error:
         hint = "; --adapt-normalization measures new ones" if stored is not None and str(stored) in str(error) else ""
         raise ValueError(f"{error}{hint}") from error
-    if data.normalization is not None:
+    if data.normalization is not None and not data.normalization.exists():
+        say(f"statistics of the input: measured on these data, into {data.normalization}")
+    elif data.normalization is not None:
         say(f"statistics of the input: {data.normalization}{_reading(subjects)}")
     elif stored is not None and data.hsi is not None:
         say(f"statistics of the input: {stored}{_reading(subjects)}")
@@ -78,7 +80,7 @@ def trained_subjects(
 def load_encoder(
     data: TrainedDataOptions, folder: Path, window: int | None = None, *, tiles: Edges | None = None
 ) -> tuple[HSIEncoder, Subjects]:
-    """Load an encoder and open the data for it; if they have other bands, its position embeddings are resized.
+    """Open the data for an encoder and load it; if they have other bands, its position embeddings are resized.
 
     For windows of so many pixels the encoder has their size, and the data keep their own. For `tiles` see
     `trained_subjects`.
@@ -88,21 +90,22 @@ def load_encoder(
         FileNotFoundError: there is no encoder.
     """
     from ..model.encoder import HSIEncoder
+    from ..model.pretrained import read_config
 
     if data.aux:
         raise ValueError("--aux is not used: an encoder takes hyperspectral cubes alone")
-    encoder = HSIEncoder.from_pretrained(folder)
-    subjects = trained_subjects(data, encoder.config, folder, tiles=tiles if window is None else "refuse")
-    changes = _other_bands(encoder.config, subjects)
+    config = read_config(folder)
+    subjects = trained_subjects(data, config, folder, tiles=tiles if window is None else "refuse")
+    changes = _other_bands(config, subjects)
     if changes:
         at = "" if "wavelengths" not in changes else " at other wavelengths"
         print(
-            f"the encoder was trained on {encoder.config.bands} bands; its position embeddings are resized for "
+            f"the encoder was trained on {config.bands} bands; its position embeddings are resized for "
             f"{subjects.bands}{at}"
         )
     if window is not None:
-        changes["image_size"] = image_size_for(window, encoder.config.patch)
-    return HSIEncoder.from_pretrained(folder, **changes) if changes else encoder, subjects
+        changes["image_size"] = image_size_for(window, config.patch)
+    return HSIEncoder.from_pretrained(folder, **changes), subjects
 
 
 def image_size_for(window: int, patch: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import json_value, write_json
+from ..files import check_can_write_file, json_value, write_json
 from .readers.cube import Cube
 
 PERCENTILES = (2, 50, 98)
@@ -195,6 +195,7 @@ def load_or_save(path: Path, compute: Callable[[], Normalization]) -> Normalizat
     """Load a file, which one of the processes that call this computes and writes if it does not exist yet."""
     with _one_process_at_a_time(path.parent):
         if not path.exists():
+            check_can_write_file(path)  # before every file is read
             compute().save(path)
     return Normalization.load(path)
 

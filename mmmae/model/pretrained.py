@@ -226,17 +226,27 @@ def load_weights(directory: str | Path) -> tuple[MMMAEConfig, dict[str, Tensor]]
         OSError: a file is missing, or can't be read.
         ValueError: a file is broken.
     """
+    config = read_config(directory)
+    return config, load_tensors(Path(directory) / WEIGHTS_NAME)
+
+
+def read_config(directory: str | Path) -> MMMAEConfig:
+    """Read the config of a folder that holds weights too, and leave these.
+
+    Raises:
+        OSError: a file is missing, or the config can't be read.
+        ValueError: the config is broken.
+    """
     directory = Path(directory)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: no such file, expected a folder with a model or an encoder")
     try:
-        config = _parse_config((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+        return _parse_config((directory / CONFIG_NAME).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{directory / CONFIG_NAME}: not UTF-8 text, expected a config as JSON") from error
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG_NAME}: {error}") from error
-    return config, load_tensors(directory / WEIGHTS_NAME)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

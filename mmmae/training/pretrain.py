@@ -25,7 +25,7 @@ from ..config import MMMAEConfig
 from ..data import Normalization
 from ..data.loading import lost_workers_told
 from ..data.subjects import Subjects
-from ..files import check_can_write, hold, write_json
+from ..files import check_can_write, check_can_write_file, hold, write_json
 from ..model.fast import FastModel, fast_model
 from ..precision import resolve_precision, use_tf32
 from ..tuning import tune_cpu
@@ -129,7 +129,9 @@ def pretrain(
     _check_subjects(config, subjects, rgb)
     _check_graph(settings, world)
     data = SubjectData(subjects, settings, world.ranks)
-    check_can_write(out)
+    for folder in (out, out / "model", out / "encoder"):
+        check_can_write(folder)
+    check_can_write_file(out / "reconstruction.png")
     checkpoint = find_checkpoint(out, resume)
     device = _device(settings, world)
     settings = _with_precision(settings, device, config.dim, checkpoint)

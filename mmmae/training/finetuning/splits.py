@@ -53,10 +53,41 @@ def divide(
         ValueError: the split is not one of these, does not fit the labels, or leaves a side empty.
         FileNotFoundError: there is no such table.
     """
+    check_split(subjects, labels, split, validation=validation, fold=fold)
     labels = valid_labels(subjects, labels, window)
     if split is None:
         split = default_split(subjects, labels, validation, window)
     kind, _, value = split.partition(":")
+    part = _fold(fold)
+    if kind in ("subjects", "table"):
+        return _divide_subjects(subjects, labels, split, validation, part, seed)
+    if kind == "pixels":
+        share = _share(split, value)
+        roles = draw_pixels(scene_targets(subjects, labels), len(labels.classes), share, seed)
+        return divide_by_role(subjects, labels, roles, f"{share:.4g} of the pixels of each class train", window)
+    assert isinstance(validation, float)
+    windows: dict[str, list[tuple[slice, slice]]] = {}
+    for index in labels.counts if window is None else ():
+        whole = (slice(None), slice(None))
+        places = subjects.positions[index].window.slices if subjects.positions else whole
+        windows.setdefault(scene_names(subjects)[index], []).append(places)
+    targets, classes = scene_targets(subjects, labels), len(labels.classes)
+    roles, text = draw_blocks(
+        targets, classes, int(value), part or validation, seed, windows if window is None else window
+    )
+    return divide_by_role(subjects, labels, roles, text, window, apart=True)
+
+
+def check_split(
+    subjects: Subjects,
+    labels: Labels,
+    split: str | None = None,
+    *,
+    validation: Sequence[str] | float = VALIDATION,
+    fold: str | None = None,
+) -> None:
+    """Raise the errors of `divide` that show without the cubes: of its arguments, of groups and of tables."""
+    kind, _, value = (split or "").partition(":")
     part, chosen = _fold(fold), validation != VALIDATION
     if part and chosen:
         raise ValueError("a fold and validation exclude each other: both say what is held out")
@@ -68,36 +99,21 @@ def divide(
         raise ValueError(
             f"split is {split!r}, which says what is held out; expected no {'fold' if part else 'validation'} with it"
         )
-    if kind == "subjects":
-        held = _share(split, value) if value else validation
-        scenes = scene_names(subjects)
-        return _by_group(labels, {index: scenes[index] for index in labels.counts}, held, part, seed, "subjects")
-    if kind == "table" and value:
-        return _by_table(subjects, labels, Path(value), validation, part, seed)
     if kind in ("pixels", "blocks") and labels.task != "segmentation":
         raise ValueError(f"split is {split!r}, of pixels; expected subjects or table for classes of subjects")
+    if kind == "masks":
+        raise ValueError(f"split is {split!r}: masks hold the labels themselves, see divide_by_masks")
+    if split is not None and (kind not in ("subjects", "pixels", "blocks", "table") or split in ("table", "table:")):
+        raise ValueError(f"split is {split!r}, expected {KINDS}")
     if kind == "pixels":
-        share = _share(split, value)
-        roles = draw_pixels(scene_targets(subjects, labels), len(labels.classes), share, seed)
-        return divide_by_role(subjects, labels, roles, f"{share:.4g} of the pixels of each class train", window)
-    if kind == "blocks":
+        _share(str(split), value)
+    elif kind == "blocks":
         if not re.fullmatch("[1-9][0-9]{0,8}", value):
             raise ValueError(f"split is {split!r}, expected blocks:PIXELS with the side of a block, as in blocks:32")
         if not isinstance(validation, float):
             raise ValueError(f"validation names {validation[0]!r}, expected a share of the blocks to hold out")
-        windows: dict[str, list[tuple[slice, slice]]] = {}
-        for index in labels.counts if window is None else ():
-            whole = (slice(None), slice(None))
-            places = subjects.positions[index].window.slices if subjects.positions else whole
-            windows.setdefault(scene_names(subjects)[index], []).append(places)
-        targets, classes = scene_targets(subjects, labels), len(labels.classes)
-        roles, text = draw_blocks(
-            targets, classes, int(value), part or validation, seed, windows if window is None else window
-        )
-        return divide_by_role(subjects, labels, roles, text, window, apart=True)
-    if kind == "masks":
-        raise ValueError(f"split is {split!r}: masks hold the labels themselves, see divide_by_masks")
-    raise ValueError(f"split is {split!r}, expected {KINDS}")
+    elif split is not None or not isinstance(validation, float):  # of no fewer subjects than have data in their cubes
+        _divide_subjects(subjects, labels, split or "subjects", validation, part, seed=0)
 
 
 def default_split(
@@ -121,6 +137,23 @@ def default_split(
         )
     positions = subjects.positions
     return f"blocks:{min(positions[index].window.height for index in labels.counts)}"
+
+
+def _divide_subjects(
+    subjects: Subjects,
+    labels: Labels,
+    split: str,
+    validation: Sequence[str] | float,
+    fold: tuple[int, int] | None,
+    seed: int,
+) -> Split:
+    """Hold out subjects, or what a table groups."""
+    kind, _, value = split.partition(":")
+    if kind == "table":
+        return _by_table(subjects, labels, Path(value), validation, fold, seed)
+    held = _share(split, value) if value else validation
+    scenes = scene_names(subjects)
+    return _by_group(labels, {index: scenes[index] for index in labels.counts}, held, fold, seed, "subjects")
 
 
 def _by_group(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -61,8 +61,10 @@ def first_subjects(subjects: Subjects) -> dict[str, int]:
     return firsts
 
 
-def check_keeps(subjects: Subjects, outputs: Iterable[Path]) -> None:
-    """Raise ValueError if a file that is to be written is one that subjects are read from."""
+def check_outputs(subjects: Subjects, outputs: Collection[Path]) -> None:
+    """Raise ValueError if a file that is to be written is a folder, or one that subjects are read from."""
+    if folder := next((path for path in outputs if path.is_dir()), None):
+        raise ValueError(f"{folder} is a folder, expected a file")
     check_replaces_none(outputs, {path for index in range(len(subjects)) for path in subjects.files(index).values()})
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from ...checks import check_choice
 from ...data import Batch
 from ...data.subjects import Subjects
-from ...files import check_can_write, write_atomically
+from ...files import check_can_write_file, write_atomically
 from ...model.encoder import HSIEncoder
 from ...precision import Precision, autocast, resolve_precision
-from .batches import batches, check_keeps, check_options
+from .batches import batches, check_options, check_outputs
 
 POOLS = ("mean", "spatial", "tokens")
 SUFFIXES = (".safetensors", ".npz")
@@ -74,15 +74,11 @@ def encode(
         phantom-0-00000 (3, 64)
     """
     out, config = Path(out), encoder.config
-    if out.suffix not in SUFFIXES:
-        raise ValueError(f"{out} ends in {out.suffix!r}, expected {' or '.join(SUFFIXES)}")
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder, expected a file")
+    check_features_file(out)
     check_choice("pool", pool, POOLS)
     check_options(config, subjects, precision, batch=batch, workers=workers)
-    check_keeps(subjects, [out])
+    check_outputs(subjects, [out])
     precision = resolve_precision(precision, usable_device(device), config.dim)
-    check_can_write(out.parent)
     groups, height, width = config.grid
     row = {"mean": (), "spatial": (height, width), "tokens": (groups, height, width)}[pool]
     shape = (len(subjects), *row, config.dim)
@@ -91,6 +87,13 @@ def encode(
     write = _write_npz if out.suffix == ".npz" else _write_safetensors
     write_atomically(out, lambda path: write(path, rows, shape, list(subjects.names), pool))
     return shape
+
+
+def check_features_file(path: Path) -> None:
+    """Raise ValueError for a folder or another suffix than `SUFFIXES`, and an OSError if it can't be written."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} ends in {path.suffix!r}, expected {' or '.join(SUFFIXES)}")
+    check_can_write_file(path)
 
 
 def usable_device(name: str) -> torch.device:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch.nn import functional as F
 
+from ...config import MMMAEConfig
 from ...data.readers.windows import Window
 from ...data.subjects import Subjects
 from ...data.tiles import scene_sizes
@@ -18,7 +19,7 @@ from ...files import check_can_write, file_for, write_atomically
 from ...model.encoder import HSIEncoder
 from ...model.losses import VALID_SHARE
 from ...precision import Precision, resolve_precision
-from .batches import batches, check_keeps, check_options, first_subjects
+from .batches import batches, check_options, check_outputs, first_subjects
 from .encode import check_finite, encode_batch, pooled, usable_device
 from .rasters import find_place, open_raster
 from .stitching import Tile, stitch
@@ -62,7 +63,7 @@ def encode_rasters(
     check_options(config, subjects, precision, batch=batch, workers=workers)
     if not subjects.positions:
         raise ValueError("the subjects are no tiles of scenes, expected a PairedFolder with tile= (--hsi)")
-    pixels = token_pixels(encoder, window)
+    pixels = token_pixels(config, window)
     for _, (row, column, _, _) in subjects.positions:
         if row % pixels[0] or column % pixels[1]:
             raise ValueError(
@@ -71,7 +72,7 @@ def encode_rasters(
             )
     scenes = scene_sizes(subjects.positions)
     paths = {scene: file_for(out, scene, ".tif") for scene in scenes}
-    check_keeps(subjects, paths.values())
+    check_outputs(subjects, paths.values())
     precision = resolve_precision(precision, usable_device(device), config.dim)
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -94,13 +95,13 @@ def _write(path: Path, tiles: Iterable[Tile], channels: int, size: tuple[int, in
             target.write(values.masked_fill(~valid, np.nan).numpy())
 
 
-def token_pixels(encoder: HSIEncoder, window: int) -> tuple[int, int]:
+def token_pixels(config: MMMAEConfig, window: int) -> tuple[int, int]:
     """Return (height, width) of a token in pixels of a tile, whose side is `window`.
 
     Raises:
         ValueError: they are not whole numbers.
     """
-    _, rows, columns = encoder.config.grid
+    _, rows, columns = config.grid
     if window % rows or window % columns:
         raise ValueError(f"tiles of {window} pixels have {rows} x {columns} tokens, expected a multiple of both")
     return window // rows, window // columns

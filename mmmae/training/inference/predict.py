@@ -23,7 +23,7 @@ from ...model.heads import SegmentationModel
 from ...model.pixels import PixelClassifier
 from ...precision import Precision, autocast, resolve_precision
 from ...text import cell
-from .batches import batches, check_keeps, check_options, first_subjects
+from .batches import batches, check_options, check_outputs, first_subjects
 from .class_maps import Classes, map_files, write_map
 from .encode import usable_device
 from .rasters import find_place
@@ -89,7 +89,7 @@ def predict_scenes(
     paths = {scene: file_for(out, scene, ".tif") for scene in firsts}
     if probabilities and (twice := next((scene for scene in firsts if f"{scene}_probabilities" in firsts), None)):
         raise ValueError(f"the probabilities of {twice!r} would have the name of another map; rename a scene")
-    check_keeps(subjects, [file for path in paths.values() for file in map_files(path, probabilities=probabilities)])
+    check_outputs(subjects, [file for path in paths.values() for file in map_files(path, probabilities=probabilities)])
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PixelClassifier):
@@ -135,6 +135,7 @@ def predict_subjects(
     """
     out = Path(out)
     forward = _check(model, subjects, classes, batch, workers, device, precision)
+    check_outputs(subjects, [out])
     check_can_write(out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     found: list[str] = []

@@ -25,7 +25,7 @@ from ...model.resize import resize
 from ...precision import Precision, autocast, resolve_precision
 from ...text import cell, printable
 from ..pictures import check_rgb, draw_embeddings, draw_pixels, pixel_mask, restore, save_figure
-from .batches import check_keeps, check_options
+from .batches import check_options, check_outputs
 
 ALL = "all subjects"
 PIXEL_COLUMNS = ("subject", "band", "wavelength_nm", "pixels", "rmse", "mae", "rmse_normalised", "mae_normalised")
@@ -71,7 +71,7 @@ def reconstruct(
     _check(config, subjects, first, rgb)
     count = len(subjects) if first is None else min(first, len(subjects))
     pictures = [file_for(out, name, ".png") for name in subjects.names[:count]]
-    check_keeps(subjects, pictures)
+    check_outputs(subjects, [*pictures, out / "errors.csv"])
     check_can_write(out)
     out.mkdir(parents=True, exist_ok=True)
     model.eval()
