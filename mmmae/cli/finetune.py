@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -137,9 +138,10 @@ def run(
             options |= {"split": split, "validation": held_out(validation, subjects), "fold": fold}
         else:
             options["split"] = parts
-        report = finetune_repeatedly(
-            lambda seed: _another(model, seed, scratch), subjects, read, out, chosen, seeds, **options
-        )
+        with _unfinished_told(out):
+            report = finetune_repeatedly(
+                lambda seed: _another(model, seed, scratch), subjects, read, out, chosen, seeds, **options
+            )
         for name, title in TITLES.items():
             if name in report:
                 print(
@@ -147,7 +149,8 @@ def run(
                 )
         say(f"wrote {out / 'report.html'} and {out / 'metrics.json'}")
         return
-    _, report = finetune(model, subjects, read, out, chosen, split=parts, **options)
+    with _unfinished_told(out):
+        _, report = finetune(model, subjects, read, out, chosen, split=parts, **options)
     for name in report["not_trained"]:
         say(f"note: no training subject has the class {name}")
     name = main_score(read.task)
@@ -157,6 +160,17 @@ def run(
         f"{report['average_accuracy']:.4f}, kappa {report['kappa']:.4f}"
     )
     say(f"wrote {out / 'model'}, {out / 'report.html'} and {out / 'metrics.json'}")
+
+
+@contextlib.contextmanager
+def _unfinished_told(out: Path) -> Iterator[None]:
+    """Let an interrupt tell that a folder holds a run that can't be resumed, if it holds one by then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not [*out.glob("config.json"), *out.glob("seed-*/config.json")]:
+            raise
+        raise KeyboardInterrupt(f"{out} holds a run that can't go on: remove it, or name another --out") from None
 
 
 def _from_scratch(

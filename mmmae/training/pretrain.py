@@ -129,8 +129,8 @@ def pretrain(
     _check_subjects(config, subjects, rgb)
     _check_graph(settings, world)
     data = SubjectData(subjects, settings, world.ranks)
-    for folder in (out, out / "model", out / "encoder"):
-        check_can_write(folder)
+    for place in (out, out / "model", out / "encoder"):
+        check_can_write(place)
     check_can_write_file(out / "reconstruction.png")
     checkpoint = find_checkpoint(out, resume)
     device = _device(settings, world)

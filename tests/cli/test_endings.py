@@ -1,5 +1,7 @@
 """How commands end that can't go on: one line on standard error, the exit status, and nothing half-written."""
 
+import lightning
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +48,23 @@ def test_a_run_that_was_interrupted_before_it_began_is_not_said_to_go_on(tmp_pat
     monkeypatch.setattr(pretrain_command, "open_subjects", interrupted)
     assert main(["pretrain", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "mmmae pretrain: interrupted\n"
+
+
+def test_fine_tuning_that_was_interrupted_says_what_becomes_of_its_folder(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "a.npy", random.random((12, 16, 16)))
+    np.save(tmp_path / "labels.npy", random.integers(0, 2, (16, 16)))
+    monkeypatch.setattr(lightning.Trainer, "fit", interrupted)
+    data = ["--hsi", str(tmp_path / "a.npy"), "--labels", str(tmp_path / "labels.npy"), "--split", "pixels:0.1"]
+    command = ["finetune", "--scratch", "--preset", "tiny", "--task", "pixels", "--window", "5", *data]
+    out = str(tmp_path / "run")
+    assert main([*command, "--out", out]) == 130
+    assert capsys.readouterr().err == (
+        f"mmmae finetune: interrupted; {out} holds a run that can't go on: remove it, or name another --out\n"
+    )
 
 
 def test_an_output_whose_name_is_not_utf_8_is_written_and_told(tmp_path, capsys):
