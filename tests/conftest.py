@@ -103,6 +103,14 @@ def quick_runs() -> Iterator[None]:
 
 
 @pytest.fixture
+def with_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the runs of a test save their pictures, and leave out the rest of the slow work."""
+    from tests.training.quick_runs import bring_back_slow_work
+
+    bring_back_slow_work(monkeypatch, "savefig")
+
+
+@pytest.fixture
 def whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the runs of a test do all of their work."""
     from tests.training.quick_runs import bring_back_slow_work

@@ -110,7 +110,7 @@ def test_the_readme_tells_the_ratios_of_its_chart():
     assert re.findall(r"\d\.\d\d", told) == shown
 
 
-def test_the_cells_of_the_notebook_run_in_order_and_their_outputs_are_kept(whole_runs, tmp_path, monkeypatch):
+def test_the_cells_of_the_notebook_run_in_order_and_their_outputs_are_kept(with_pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     file = ROOT / "examples" / "quickstart.ipynb"
     cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
@@ -182,7 +182,7 @@ STANDS_FOR = {
 }
 # Takes long, and is run by bench/test_predictions.py, kernels/test_aot.py, and for experiments by soak/.
 RUN_ELSEWHERE = ("bench.predictions", "mmmae_kernels.aot", "experiments/")
-CHANGE_THE_PROCESS = ("-m pytest", "bench.host_time", "bench/where.py")
+CHANGE_THE_PROCESS = ("bench.host_time", "bench/where.py")
 # Each pass once: bench/test_host_time.py runs the command as it is.
 HOST_TIME = "import bench.host_time as it; it.SWEEPS = it.ROUNDS = it.SETTLING = 1; it.main([])"
 SHORT = ["--steps", "2", "--batch", "1", "--warmup", "0"]
@@ -203,6 +203,8 @@ def test_a_line_that_a_page_says_to_type_can_be_typed(page, line, tmp_path, monk
         arguments = ["profile", "tiny"]
     elif arguments == ["-m", "bench.host_time"]:
         arguments = ["-c", HOST_TIME]
+    elif arguments[:2] == ["-m", "pytest"]:
+        arguments += ["--collect-only", "-q", "--capture=sys", "-p", "no:cacheprovider"]
     elif any(name in line for name in RUN_ELSEWHERE):
         arguments += ["--help"]
     if program == "git":
@@ -225,7 +227,6 @@ def test_a_line_that_a_page_says_to_type_can_be_typed(page, line, tmp_path, monk
             assert main(["finetune", *scratch, "--hsi", "eyes/hsi", "--labels", "eyes/labels", "--out", run]) == 0
         assert main(arguments) == 0
     elif any(name in line for name in CHANGE_THE_PROCESS):
-        arguments += ["--collect-only", "-q"] if "pytest" in arguments else []
         subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
     else:
         shutil.copy(RESULT, tmp_path / "result.json")

@@ -188,7 +188,7 @@ SCENES = Path(os.environ.get("MMMAE_DATA", Path(__file__).parents[3] / "shared" 
 
 
 @pytest.mark.skipif(not SCENES.is_dir(), reason=f"needs the TerraMesh scenes at MMMAE_DATA (now {SCENES.parent})")
-def test_tiny_learns_from_the_real_scenes_one_of_which_lacks_its_radar_image(whole_runs, tmp_path):
+def test_tiny_learns_from_the_real_scenes_one_of_which_lacks_its_radar_image(with_pictures, tmp_path):
     radar = tmp_path / "radar"
     radar.mkdir()
     for path in sorted((SCENES / "S1RTC").glob("*.tif"))[1:]:

@@ -30,3 +30,9 @@ def terratorch():
 @pytest.fixture(scope="session")
 def torchgeo():
     return load("torchgeo.datasets")
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    load("accelerate")
+    return load("transformers")

@@ -8,12 +8,15 @@ import torch
 import mmmae
 from mmmae.phantom import Phantom
 
-transformers = pytest.importorskip("transformers", reason="needs transformers")
-pytest.importorskip("accelerate", reason="needs accelerate")
-
-from mmmae.interop import huggingface  # noqa: E402
-
+pytestmark = pytest.mark.xdist_group("transformers")  # one process loads it
 MODEL = {"image_size": 32, "patch": (3, 8, 8), "aux_patch": 16, "aux": {"ir": 1}, "depth": 2}
+
+
+@pytest.fixture
+def huggingface(transformers):
+    from mmmae.interop import huggingface  # which registers the Auto classes
+
+    return huggingface
 
 
 @pytest.fixture
@@ -27,25 +30,31 @@ def hsi():
     return torch.randn(2, 1, 12, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def trainer(model, out, **options):
-    data = Phantom(6, image_size=32, aux=["ir"], missing=0.4)
-    arguments = transformers.TrainingArguments(
-        out,
-        per_device_train_batch_size=3,
-        per_device_eval_batch_size=3,
-        learning_rate=1e-3,
-        label_names=["hsi"],
-        report_to=[],
-        use_cpu=True,
-        save_strategy="no",
-        disable_tqdm=True,
-        **options,
-    )
-    collator = huggingface.trainer_collator(data.modalities)
-    return transformers.Trainer(model, arguments, collator, train_dataset=data, eval_dataset=data)
+@pytest.fixture
+def trainer(transformers, huggingface):
+    """A function that makes a trainer of a model."""
+
+    def make(model, out, **options):
+        data = Phantom(6, image_size=32, aux=["ir"], missing=0.4)
+        arguments = transformers.TrainingArguments(
+            out,
+            per_device_train_batch_size=3,
+            per_device_eval_batch_size=3,
+            learning_rate=1e-3,
+            label_names=["hsi"],
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+            **options,
+        )
+        collator = huggingface.trainer_collator(data.modalities)
+        return transformers.Trainer(model, arguments, collator, train_dataset=data, eval_dataset=data)
+
+    return make
 
 
-def test_a_trainer_trains_the_model_as_it_is(model, tmp_path):
+def test_a_trainer_trains_the_model_as_it_is(trainer, model, tmp_path):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     run = trainer(model, tmp_path, max_steps=2, gradient_checkpointing=True)
     assert run.train().training_loss > 0
@@ -67,7 +76,7 @@ def test_a_config_stays_frozen_but_for_the_cache_that_a_trainer_turns_off(model)
         config.cache = True
 
 
-def test_auto_classes_read_the_folders_of_this_package(model, hsi, tmp_path):
+def test_auto_classes_read_the_folders_of_this_package(transformers, huggingface, model, hsi, tmp_path):
     model.save_pretrained(tmp_path / "model")
     model.hsi_encoder().save_pretrained(tmp_path / "encoder")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "mmmae"
@@ -90,7 +99,7 @@ def test_auto_classes_read_the_folders_of_this_package(model, hsi, tmp_path):
         transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "encoder")
 
 
-def test_this_package_reads_the_folders_of_auto_classes(model, hsi, tmp_path):
+def test_this_package_reads_the_folders_of_auto_classes(transformers, huggingface, model, hsi, tmp_path):
     model.save_pretrained(tmp_path / "model")
     whole = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "model")
     whole.save_pretrained(tmp_path / "again")
@@ -106,7 +115,7 @@ def test_this_package_reads_the_folders_of_auto_classes(model, hsi, tmp_path):
         mmmae.FastModel.from_pretrained(tmp_path / "again")
 
 
-def test_a_trainer_of_an_auto_class_writes_checkpoints_that_this_package_reads(model, tmp_path):
+def test_a_trainer_of_an_auto_class_writes_checkpoints_that_this_package_reads(transformers, trainer, model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     whole = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "model")
     run = trainer(whole, tmp_path / "run", max_steps=1, gradient_checkpointing=True)
@@ -119,7 +128,7 @@ def test_a_trainer_of_an_auto_class_writes_checkpoints_that_this_package_reads(m
     assert torch.isfinite(torch.tensor(run.evaluate()["eval_loss"]))
 
 
-def test_a_new_model_of_an_auto_class_is_initialised_as_this_packages(model):
+def test_a_new_model_of_an_auto_class_is_initialised_as_this_packages(transformers, huggingface, model):
     config = huggingface.MMMAEPretrainedConfig(**model.config.to_dict())
     torch.manual_seed(0)
     new = transformers.AutoModelForPreTraining.from_config(config)

@@ -44,10 +44,11 @@ def _save_nothing(figure: Figure, file: Any, **options: Any) -> None:
         SAVE_FIGURE(figure, file, **options)
 
 
-def bring_back_slow_work(patch: pytest.MonkeyPatch) -> None:
-    """Undo `leave_out_slow_work` for one test."""
+def bring_back_slow_work(patch: pytest.MonkeyPatch, *names: str) -> None:
+    """Undo `leave_out_slow_work` for one test: for the functions of these names, or for all."""
     for owner, name, function in SLOW_ONES:
-        patch.setattr(owner, name, function)
+        if not names or name in names:
+            patch.setattr(owner, name, function)
 
 
 def kill_after_reads(reads: int) -> None:
