@@ -237,8 +237,10 @@ class HSIEncoder(Backbone):
     def _select_weights(
         cls, directory: Path, config: MMMAEConfig, weights: dict[str, Tensor]
     ) -> tuple[MMMAEConfig, dict[str, Tensor]]:
-        if "mask_token" not in weights:
-            return config, weights
+        prefix = "encoder."  # in a fine-tuned model
+        tuned = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+        if tuned or "mask_token" not in weights:
+            return config, tuned or weights
         config = config.replace(aux={})  # of a whole model: as `FastModel.hsi_encoder` does
         with torch.device("meta"):
             names = cls(config).state_dict().keys()

@@ -138,7 +138,7 @@ class Pretrained(
         revision: str | None = None,
         **overrides: Any,
     ) -> Model:
-        """Load what `save_pretrained` wrote. An encoder can be loaded from the folder of a whole model too.
+        """Load what `save_pretrained` wrote; an encoder also from the folder of a whole or of a fine-tuned model.
 
         Args:
             pretrained_model_name_or_path: a folder with `config.json` and `model.safetensors`; or, if there is no such
@@ -268,6 +268,8 @@ def _parse_config(text: str) -> MMMAEConfig:
     kind = values.get("model_type", MODEL_TYPE)
     if kind != MODEL_TYPE:
         raise ValueError(f"config: model_type is {kind!r}, expected {MODEL_TYPE!r}")
+    if "task" in values and isinstance(values.get("encoder"), dict):
+        values = values["encoder"]  # of a fine-tuned model
     return MMMAEConfig.from_dict({name: value for name, value in values.items() if name not in FOREIGN})
 
 

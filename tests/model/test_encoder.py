@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 import mmmae
+from mmmae.model.finetuned import save_finetuned
 from tests import permissions
 
 
@@ -79,6 +80,17 @@ def test_it_comes_back_from_its_folder(model, hsi, tmp_path):
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in back.parameters())
     with safe_open(tmp_path / "encoder" / "model.safetensors", "pt") as file:
         assert sorted(file.keys()) == sorted(encoder.state_dict())
+
+
+@pytest.mark.parametrize("kind", [mmmae.LinearClassifier, mmmae.SegmentationModel])
+def test_it_comes_out_of_the_folder_of_a_fine_tuned_model(model, hsi, tmp_path, kind):
+    encoder = model.hsi_encoder()
+    save_finetuned(tmp_path, kind(encoder, 2), ["a", "b"])
+    back = mmmae.HSIEncoder.from_pretrained(tmp_path)
+    assert back.config == encoder.config
+    assert torch.equal(back(hsi), encoder(hsi))
+    with pytest.raises(ValueError, match="holds only an encoder, expected a whole model"):
+        mmmae.FastModel.from_pretrained(tmp_path)
 
 
 def test_saving_again_replaces_and_leaves_nothing_else(model, tmp_path):
