@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 ABSENT = ("rich", "pytest", "tyro", "docstring_parser", "yaml", "lightning", "torchmetrics", "matplotlib", "fvcore")
 ABSENT += ("huggingface_hub", "transformers", "scipy", "rasterio", "h5py", "tifffile", "nanobind")
 
-# One part of each kind, in one process, where a bare machine has neither the packages nor the compiled library.
+# One part of each kind, in one process, where a bare machine has neither the packages nor the compiled library. Ops
+# have the shapes of the dry run's small model: those of `base` take ten seconds and pass through the same code.
 WHOLE = """
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))  # as if not installed
@@ -36,10 +37,18 @@ from bench.gpu.plan import stages
 from bench.gpu.summary import is_broken, lines
 from bench.gpu.visit import Part, Stage, Visit
 
+def make_ops_small():
+    import mmmae
+    from bench import op_work
+    from bench.gpu.setting import DRY_CONFIG
+    op_work.CONFIG = mmmae.MMMAEConfig.preset("tiny", **DRY_CONFIG)
+
 class InProcess:
     def __init__(self, part, folder, skip, dry_run):
         folder.mkdir(exist_ok=True)
         self.records, self.log = folder / "records", folder / "log"
+        if "mmmae" in sys.modules and "bench.op_cases" not in sys.modules:  # behind the first part, which imports mmmae
+            make_ops_small()
         try:
             child.run(self.records, skip, part.task, dry_run=dry_run)
             self.ended = 0
@@ -55,6 +64,8 @@ raising = Part("raises", ("small", "fp31", "1/1"))
 chosen = [Stage((*parts.values(), raising), 1.0)]
 folder = Path({folder!r})
 results = Visit(chosen, folder / "visit.json", folder / "work", 99, dry_run=True, start=InProcess, tell=print).run()
+from bench.op_cases import CONFIG
+assert CONFIG.depth == 1, "ops have the shapes of base"
 print(json.dumps([lines(results), is_broken(results)]))
 """
 
