@@ -103,7 +103,7 @@ class Throughput:
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best multiply-adds a second of square matrix products, measured in at most a quarter of a second.
+    """Return the best multiply-adds a second of square matrix products, measured in about a quarter of a second.
 
     Where they are slow, as with half precision on some CPUs or on one thread, large products are left out.
     """
