@@ -2,8 +2,8 @@
 
     python -m bench.predictions [--markdown]
 
-What a GPU would launch in bfloat16 is counted by `mmmae.cost.counting`. Only shapes are computed, so that it takes half
-a minute and hardly any memory at any batch.
+What a GPU would launch in bfloat16 is counted by `mmmae.cost.counting`. Only shapes are computed, so that it takes some
+ten seconds and hardly any memory at any batch.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def speedup_bound(reference: Prediction, ours: Prediction, seconds: Callable[[Pr
 
 def op_works() -> Iterator[Work]:
     """Yield the work of each op, as one writes it in PyTorch and ours."""
-    uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
+    uncomputed = Uncomputed()
     for op, (setup, (baseline, *_)) in CASES.items():
         with on_gpu(TARGET), mock.patch.object(op_cases, "target_of", return_value=TARGET), uncomputed:
             variants = setup(BATCH, Unwritten(dtype=DTYPE)).variants

@@ -60,7 +60,7 @@ def count_by_fvcore(traced: Traced, inputs: tuple[Tensor, ...]) -> Counter[str]:
         if isinstance(module, Attention) and module.backend not in PLAIN:
             module.backend = "sdpa"
     # The reference implementations: the tracer can't record operators with lists, whose formulas these check.
-    uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
+    uncomputed = Uncomputed()
     with uncomputed, torch.no_grad(), use_backend("eager"), hooks_only_mark():
         analysis = FlopCountAnalysis(traced, inputs).clear_op_handles()
         analysis.set_op_handle(**{name: booked(handle) for name, handle in handles.items()})

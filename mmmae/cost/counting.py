@@ -91,7 +91,7 @@ def count_operators(
         traced: the model that the function runs, whose components the operators are of; None if there is none.
         target: see `count_step`.
     """
-    uncomputed, launches = Uncomputed(), Launches(traced, on_gpu=target is not None)  # type: ignore[no-untyped-call]
+    uncomputed, launches = Uncomputed(), Launches(traced, on_gpu=target is not None)
     gpu = contextlib.nullcontext() if target is None else on_gpu(target, launches.receive)
     with gpu, hooks_only_mark(), uncomputed, launches:
         function()
@@ -99,7 +99,7 @@ def count_operators(
 
 
 def _count_by_torch(traced: Traced, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
-    uncomputed = Uncomputed()  # type: ignore[no-untyped-call]
+    uncomputed = Uncomputed()
     with uncomputed, torch.no_grad(), Ledger(traced) as ledger:
         traced(*inputs)
     return dict(ledger.by_component)

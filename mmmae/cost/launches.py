@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from mmmae_kernels.aot.costs import cost as launch_cost
 from mmmae_kernels.counting import launches_of
@@ -52,8 +51,13 @@ class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A mode in which operators return uninitialised floating point tensors of the right shape, without computing them.
 
     The system gives no memory to tensors that are never written. The model still sees tensors on the CPU, and integers
-    and booleans, such as token numbers and presence, are computed.
+    and booleans, such as token numbers and presence, are computed. The shapes that a call returns are kept for others
+    like it: torch derives shapes in Python, which takes most of the time, and the blocks of a model are alike.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._results: dict[Any, Any] = {}  # call -> its result on the meta device
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -67,11 +71,14 @@ class Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return (None, changed[0], changed)[min(len(func._schema.returns), 2)]
         if _returns_an_argument(func):
             return func(*args, **kwargs)
-        meta_args, meta_kwargs = tree_map(functools.partial(_unwritten, device="meta"), (args, kwargs))
-        result = func(*meta_args, **meta_kwargs)
+        call = func, _signature(args), _signature(kwargs)
+        if call not in self._results:
+            meta_args, meta_kwargs = tree_map(_on_meta, (args, kwargs))
+            self._results[call] = func(*meta_args, **meta_kwargs)
+        result = self._results[call]
         if not _has_floating(result):
             return func(*args, **kwargs)
-        return tree_map(functools.partial(_unwritten, device="cpu"), result)
+        return _unwritten(result)
 
 
 class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -221,15 +228,40 @@ def _is_cast(name: str, args: Sequence[Any], written: Sequence[Tensor]) -> bool:
     return any(a.dtype != b.dtype and a.is_floating_point() and b.is_floating_point() for a, b in pairs)
 
 
-def _unwritten(leaf: Any, device: str) -> Any:
-    """Return an uninitialised tensor like this one on `device`; replace a device by it, and leave other values."""
+def _on_meta(leaf: Any) -> Any:
+    """Return a tensor like this one on the meta device; replace a device by it, and leave other values."""
     if isinstance(leaf, Tensor):
-        return torch.empty_like(leaf, device=device)
-    return torch.device(device) if isinstance(leaf, torch.device) else leaf
+        return torch.empty_like(leaf, device="meta")
+    return torch.device("meta") if isinstance(leaf, torch.device) else leaf
+
+
+def _unwritten(result: Any) -> Any:
+    """Return uninitialised tensors on the CPU in the place of those on the meta device."""
+    if isinstance(result, (list, tuple)):
+        return type(result)(map(_unwritten, result))
+    if not isinstance(result, Tensor):
+        return result
+    return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device="cpu")
+
+
+def _signature(tree: Any) -> Any:
+    """Return what decides the shapes of the results: types, shapes and strides of tensors, and all other values."""
+    if isinstance(tree, Tensor):
+        return tree.dtype, tree.shape, tree.stride()
+    if isinstance(tree, dict):
+        return tuple((name, _signature(value)) for name, value in tree.items())
+    if isinstance(tree, (list, tuple)):
+        return tuple(map(_signature, tree))
+    return type(tree), tree  # 1, 1.0 and True are equal
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    if isinstance(tree, Tensor):
+        return [tree]
+    if not isinstance(tree, (dict, list, tuple)):
+        return []
+    branches = tree.values() if isinstance(tree, dict) else tree
+    return [tensor for branch in branches for tensor in _tensors(branch)]
 
 
 def _has_floating(tree: Any) -> bool:
