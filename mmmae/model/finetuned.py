@@ -81,7 +81,7 @@ def save_finetuned(
     directory.mkdir(parents=True, exist_ok=True)
     head: dict[str, Any] = {}
     if isinstance(model, SegmentationModel):
-        head = {"format": HEAD_FORMAT, "width": model.width, "blocks": list(model.blocks)}
+        head = {"format": HEAD_FORMAT, "width": model.width, "blocks": list(model.blocks), "sides": list(model.sides)}
     listed = None if numbers is None else [int(number) for number in numbers]
     encoder = model.encoder.config.to_dict()
     config = FinetunedConfig(task_of(model), list(classes), head, encoder, listed, window, whole)

@@ -15,7 +15,7 @@ from .conventions import ClassifierConventions
 from .encoder import HSIEncoder
 from .inputs import check_hsi
 from .resize import resize
-from .spectra import MeansLinear, Spectra
+from .spectra import SIDES, MeansLinear, Spectra
 
 LEVELS = 3  # sizes at which the head reads the bands: full, half and quarter
 ALONE = 0.25  # share of the samples of a training step that are classified by their spectra alone
@@ -33,6 +33,8 @@ class SegmentationModel(ClassifierConventions):
         width: channels of the head.
         blocks: numbers of the blocks whose maps the head reads; None means up to four, spread evenly over the depth.
             Without any, the encoder is not run: the head sees the bands alone.
+        sides: of the squares around each pixel whose mean spectra the head reads, odd numbers of pixels. `(1,)`, the
+            pixel's own spectrum alone, has less to learn, which helps where few labels are to serve other scenes.
 
     Raises:
         ValueError: an argument is not allowed; the message says what is.
@@ -56,6 +58,7 @@ class SegmentationModel(ClassifierConventions):
         freeze_encoder: bool = False,
         width: int = 64,
         blocks: Sequence[int] | None = None,
+        sides: Sequence[int] = SIDES,
     ) -> None:
         super().__init__()
         self.encoder, self.freeze_encoder = encoder, freeze_encoder
@@ -63,7 +66,8 @@ class SegmentationModel(ClassifierConventions):
         self.width, self.blocks = width, tuple(spread_blocks(depth) if blocks is None else blocks)
         if not all(-depth <= block < depth for block in self.blocks):
             raise ValueError(f"blocks is {list(self.blocks)}, expected numbers in {-depth}..{depth - 1}")
-        self.head = SegmentationHead(encoder.config, classes, width, len(self.blocks))
+        self.sides = check_sides("sides", sides)
+        self.head = SegmentationHead(encoder.config, classes, width, len(self.blocks), self.sides)
 
     def forward(self, hsi: Tensor) -> Tensor:
         """Classify the pixels of `[B, C, T, H, W]`, resized to S = image_size; return logits `[B, classes, S, S]`."""
@@ -115,12 +119,13 @@ class SegmentationHead(nn.Module):
         classes: number of classes.
         width: channels on the grid of the tokens; half as many after the second doubling of the size.
         maps: number of maps; without any, the way up begins at the bands.
+        sides: of the squares whose mean spectra are read.
 
     Raises:
         ValueError: `classes` is below 1, or `width` is not a multiple of 16.
     """
 
-    def __init__(self, config: MMMAEConfig, classes: int, width: int, maps: int) -> None:
+    def __init__(self, config: MMMAEConfig, classes: int, width: int, maps: int, sides: Sequence[int] = SIDES) -> None:
         super().__init__()
         if width < 1 or width % 16:
             raise ValueError(f"width is {width}, expected a multiple of 16")
@@ -129,7 +134,7 @@ class SegmentationHead(nn.Module):
         sizes = [(rows, columns), *doubled_sizes((rows, columns), config.image_size)]
         levels = min(LEVELS, len(sizes))
         self.spectra = Spectra(config.in_channels * config.bands)
-        self.stem = MeansLinear(self.spectra.channels, half)
+        self.stem = MeansLinear(self.spectra.channels, half, sides)
         self.down = nn.ModuleList(_step(half, half) for _ in range(levels))
         self.folds = nn.ModuleList(nn.Conv2d(config.dim * groups, half, 1) for _ in range(maps))
         self.down_sizes = sizes[: -levels - 1 : -1]
@@ -146,7 +151,7 @@ class SegmentationHead(nn.Module):
     def reset_classifier(self, classes: int) -> None:
         """Replace the classifier by an untrained one."""
         check_whole("classes", classes, 1)
-        self.classify = PixelLogits(self.spectra.channels, self.features, classes)
+        self.classify = PixelLogits(self.spectra.channels, self.features, classes, self.stem.sides)
 
     def forward(self, maps: Sequence[Tensor], volume: Tensor) -> Tensor:
         """Compute logits `[B, classes, S, S]` from maps `[B, D, t, h, w]` and the volume `[B, C, T, S, S]`."""
@@ -172,14 +177,15 @@ class PixelLogits(nn.Module):
         channels: of the spectra.
         features: channels of the features.
         classes: number of classes.
+        sides: of the squares whose mean spectra are read.
     """
 
-    def __init__(self, channels: int, features: int, classes: int) -> None:
+    def __init__(self, channels: int, features: int, classes: int, sides: Sequence[int] = SIDES) -> None:
         super().__init__()
         self.out_channels = classes
         # Adam moves each weight by the learning rate, and so a logit by that times the sum of the inputs.
         self.scale = min(10.0, PACE / channels)
-        self.spectra = MeansLinear(channels, classes)
+        self.spectra = MeansLinear(channels, classes, sides)
         self.context = nn.Conv2d(features, classes, 1, bias=False)
         nn.init.zeros_(self.spectra.weight)
         nn.init.zeros_(self.spectra.bias)  # type: ignore[arg-type]
@@ -189,6 +195,19 @@ class PixelLogits(nn.Module):
         """Return logits `[B, classes, H, W]` for spectra `[B, channels, H, W]` and features `[B, features, H, W]`."""
         logits: Tensor = self.spectra(self.scale * spectra) + self.context(features)
         return logits
+
+
+def check_sides(name: str, sides: Sequence[int]) -> tuple[int, ...]:
+    """Return the sides of squares as a tuple.
+
+    Raises:
+        ValueError: they are not different odd numbers, at least one.
+    """
+    odd = all(isinstance(side, int) and side > 0 and side % 2 == 1 for side in sides)
+    if not odd or len({*sides}) < max(1, len(sides)):
+        found = ", ".join(map(str, sides)) or "none"
+        raise ValueError(f"{name} is {found}, expected different odd numbers of pixels like 1, 3, 7")
+    return tuple(sides)
 
 
 def spread_blocks(depth: int) -> list[int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SIDES = (1, 3, 7)  # of the squares around a pixel whose mean spectra are read
+SIDES = (1, 3, 7)  # of the squares around a pixel whose mean spectra are read, unless others are given
 FLOOR = 1e-2  # added to the variances before they are made equal, as a share of their mean
 
 
@@ -70,21 +70,26 @@ class MeansLinear(nn.Conv2d):
 
     Args:
         before, after: numbers of channels of the image and of the result.
+        sides: of the squares in pixels, odd; 1 is the pixel itself.
     """
 
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__(before, len(SIDES) * after, 1)
+    def __init__(self, before: int, after: int, sides: Sequence[int] = SIDES) -> None:
+        super().__init__(before, len(sides) * after, 1)
+        self.sides = tuple(sides)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return `[B, after, H, W]`; at the borders, means are of the pixels inside."""
-        maps = super().forward(image).chunk(len(SIDES), dim=1)
-        return sum((side * _means(part, side) for side, part in zip(SIDES[1:], maps[1:], strict=True)), maps[0])
+        maps = super().forward(image).chunk(len(self.sides), dim=1)
+        first, *others = (_scaled_means(part, side) for side, part in zip(self.sides, maps, strict=True))
+        return sum(others, first)
 
 
-def _means(image: Tensor, side: int) -> Tensor:
-    """Return the means over squares around each pixel, as products with the means over columns and over rows."""
+def _scaled_means(image: Tensor, side: int) -> Tensor:
+    """Return `side` times the means over squares around each pixel, by products for rows and for columns."""
+    if side == 1:
+        return image
     rows, columns = (_neighbours(length, side, image) for length in image.shape[-2:])
-    return rows @ (image @ columns.T)
+    return side * (rows @ (image @ columns.T))
 
 
 def _neighbours(length: int, side: int, like: Tensor) -> Tensor:

@@ -168,12 +168,15 @@ def test_fine_tuning_runs_from_random_weights_as_a_file_says(tmp_path):
     command = ["finetune", *data, "--task", "segmentation", "--validation", "0.4"]
     small = ["--preset", "tiny", "--set", "image_size=32", "--set", "patch=3,8,8", "--epochs", "1"]
     first, again = tmp_path / "first", tmp_path / "again"
+    small += ["--head-sides", "1,5"]
     assert main([*command, *small, "--class-weights", "1,2,0.5", "--augment", "--out", str(first)]) == 0
     assert main([*command, "--config", str(first / "config.json"), "--no-augment", "--out", str(again)]) == 0
     found, expected = described_run(again), described_run(first)
     assert expected["settings"].pop("augment") is True
     assert found["settings"].pop("augment") is False
     assert found == expected
+    head = json.loads((again / "model" / "config.json").read_text())["head"]
+    assert head["sides"] == expected["settings"]["head_sides"] == [1, 5]
 
 
 @pytest.mark.parametrize(

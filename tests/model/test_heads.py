@@ -77,6 +77,14 @@ def test_training_classifies_some_samples_by_their_spectra_alone(blocks):
     assert 4 <= int(alone.sum()) <= 32  # 16 of 64 are expected
 
 
+def test_with_sides_of_1_a_pixel_is_classified_by_its_own_spectrum_where_surroundings_do_not_count():
+    model = trained(SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, blocks=(), sides=(1,))).eval()
+    torch.nn.init.zeros_(model.head.classify.context.weight)
+    hsi = torch.randn(1, 1, 12, 32, 32, requires_grad=True)
+    model(hsi)[0, :, 7, 21].sum().backward()
+    assert hsi.grad[0, 0].abs().sum(0).nonzero().tolist() == [[7, 21]]
+
+
 def test_a_head_without_maps_does_not_run_the_encoder(monkeypatch):
     model = trained(SegmentationModel(mmmae.HSIEncoder(CONFIG), 3, blocks=()))
     monkeypatch.setattr(model.encoder, "forward_intermediates", None)
@@ -98,7 +106,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_a_free_one_does():
 def test_a_saved_model_gives_the_same_logits(tmp_path, kind):
     encoder = mmmae.HSIEncoder(CONFIG)
     model = (
-        trained(SegmentationModel(encoder, 3, width=32, blocks=(1,)))
+        trained(SegmentationModel(encoder, 3, width=32, blocks=(1,), sides=(1, 5)))
         if kind == "segmentation"
         else mmmae.LinearClassifier(encoder, 3)
     )
@@ -148,6 +156,9 @@ def test_a_model_with_a_head_of_before_is_refused(tmp_path, head, found):
         ({"classes": 0}, "classes is 0"),
         ({"width": 20}, "width is 20, expected a multiple of 16"),
         ({"blocks": (2,)}, r"blocks is \[2\], expected numbers in -2..1"),
+        ({"sides": (1, 4)}, "sides is 1, 4, expected different odd numbers of pixels like 1, 3, 7"),
+        ({"sides": (3, 3)}, "sides is 3, 3"),
+        ({"sides": ()}, "sides is none"),
     ],
     ids=str,
 )

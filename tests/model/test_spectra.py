@@ -55,20 +55,22 @@ def test_without_variance_spectra_stay_as_they_are(images):
     assert torch.equal(spectra.whitening, torch.eye(8))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 13)], ids=str)
-def test_a_linear_map_of_means_is_that_of_the_joined_means(size):
+@pytest.mark.parametrize(
+    ("size", "sides"), [((1, 1), SIDES), ((2, 5), SIDES), ((9, 13), SIDES), ((4, 6), (1,)), ((4, 6), (5, 3))], ids=str
+)
+def test_a_linear_map_of_means_is_that_of_the_joined_means(size, sides):
     height, width = size
-    linear, image = MeansLinear(5, 3).double(), torch.randn(2, 5, *size, dtype=torch.float64)
-    joined = torch.zeros(2, len(SIDES), 5, *size, dtype=torch.float64)
-    for number, side in enumerate(SIDES):
+    linear, image = MeansLinear(5, 3, sides).double(), torch.randn(2, 5, *size, dtype=torch.float64)
+    joined = torch.zeros(2, len(sides), 5, *size, dtype=torch.float64)
+    for number, side in enumerate(sides):
         for row in range(height):
             for column in range(width):
                 rows, columns = (slice(max(0, place - side // 2), place + side // 2 + 1) for place in (row, column))
                 square = image[:, :, rows, columns]
                 joined[:, number, :, row, column] = side * square.mean((2, 3))
-    weight = linear.weight.view(len(SIDES), 3, 5)
+    weight = linear.weight.view(len(sides), 3, 5)
     expected = torch.einsum("sot,bsthw->bohw", weight, joined) + (
-        linear.bias.view(len(SIDES), 3) * torch.tensor(SIDES)[:, None]
+        linear.bias.view(len(sides), 3) * torch.tensor(sides)[:, None]
     ).sum(0).view(3, 1, 1)
     torch.testing.assert_close(linear(image), expected)
 

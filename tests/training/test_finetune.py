@@ -357,6 +357,7 @@ def test_a_finished_run_is_not_overwritten(segmented, files):
         ("loss", "l2"), ("head_width", 0), ("head_width", 20),
         ("learning_rate", 0.0), ("clip", -1.0), ("layer_decay", 1.5), ("warmup", 1.0), ("weight_decay", -1.0),
         ("seed", -1), ("class_weights", "some"), ("class_weights", (-1.0, 2.0)), ("class_weights", ()),
+        ("head_sides", (2,)),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(field, value):

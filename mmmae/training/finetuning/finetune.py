@@ -226,7 +226,8 @@ def find_training_size(subjects: Subjects, training: Sequence[int]) -> tuple[int
 def _head_arguments(task: str, settings: FinetuneSettings) -> dict[str, Any]:
     arguments: dict[str, Any] = {"freeze_encoder": settings.mode == "probe"}
     if task != "classification":
-        arguments |= {"width": settings.head_width} | ({"blocks": ()} if settings.mode == "head" else {})
+        arguments |= {"width": settings.head_width, "sides": settings.head_sides}
+        arguments |= {"blocks": ()} if settings.mode == "head" else {}
     return arguments
 
 

@@ -7,6 +7,8 @@ import math
 from typing import Literal, TypeAlias, get_args
 
 from ...checks import check_choice, check_number, check_whole
+from ...model.heads import check_sides
+from ...model.spectra import SIDES
 from ...precision import Precision
 
 Mode: TypeAlias = Literal["full", "probe", "head"]
@@ -22,6 +24,8 @@ class FinetuneSettings:
         mode: full trains encoder and head; probe freezes the encoder and trains the head alone; head leaves the encoder
             out and classifies pixels by their bands, which an encoder has to beat
         head_width: channels of the head of a segmentation, a multiple of 16
+        head_sides: sides of the squares around each pixel whose mean spectra that head reads, odd numbers of pixels; 1,
+            the pixel's own spectrum alone, suits few labels
         epochs: passes over the training subjects
         batch: samples per step
         learning_rate: peak learning rate, that of the head; blocks of the encoder have less, see layer_decay
@@ -49,6 +53,7 @@ class FinetuneSettings:
 
     mode: Mode = "full"
     head_width: int = 64
+    head_sides: tuple[int, ...] = SIDES
     epochs: int = 20
     batch: int = 8
     learning_rate: float = 1e-3
@@ -74,6 +79,7 @@ class FinetuneSettings:
             check_whole(field, getattr(self, field), least)
         if self.head_width % 16:
             raise ValueError(f"head_width is {self.head_width}, expected a multiple of 16")
+        object.__setattr__(self, "head_sides", check_sides("head_sides", self.head_sides))
         for field in ("learning_rate", "clip"):
             check_number(field, getattr(self, field), "> 0")
         check_number("layer_decay", self.layer_decay, "in (0, 1]")
