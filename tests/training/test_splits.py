@@ -253,6 +253,17 @@ def test_each_fold_of_blocks_holds_out_other_pixels_and_together_all():
     assert torch.equal(torch.stack(tested).sum(0), (scene_targets(subjects, labels)["a"] != UNLABELLED).long())
 
 
+def test_blocks_are_drawn_so_that_much_of_each_class_trains():
+    target = torch.zeros(32, 32, dtype=torch.int64)
+    target[:8, 8:16] = target[16:24, 24:] = 1  # two blocks full of a rare class
+    target[25, 1] = 1  # with which the class would be on both sides if both of them were held out
+    labels = Labels("segmentation", ["a", "b"], {0: torch.bincount(target.flatten())}, lambda index: target)
+    for seed in range(10):
+        parts = divide(Scenes("s", (32, 32), tile=None), labels, "blocks:8", validation=0.5, window=1, seed=seed)
+        assert parts.training.counts[0][1] >= 64
+        assert parts.held_out.counts[0][1] >= 1
+
+
 def test_one_scene_is_divided_into_blocks_of_a_tile_and_one_that_is_seen_whole_is_refused():
     subjects = Scenes(["a"])
     assert divide(subjects, labels_of(subjects)).text.startswith("2 of 12 blocks of 16 x 16 pixels are held out: ")
