@@ -49,7 +49,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"name": "tiny", "patch": (3, 8, 8)},
     "base-4": {"name": "base", "patch": (3, 16, 16), "depth": 4, **LIGHT},  # the width of `base`, four blocks
 }
-PIXELWISE = ("random forest", "logistic regression")
+LIMIT = "all labels of drawn classes"  # a regression, for few labels: what more labels of the classes drawn would give
+PIXELWISE = ("random forest", "logistic regression", LIMIT)
 NETWORKS = ("head alone", *(f"{model} {start}" for model in MODELS for start in ("scratch", "pretrained")))
 METHODS = (*PIXELWISE, *NETWORKS)
 
@@ -60,14 +61,12 @@ class Course:
 
     Attributes:
         pretraining: settings, by model.
-        finetuning: settings.
-        epochs: of fine-tuning, by share of the labels.
+        finetuning: settings, by share of the labels.
         trees: number of trees in the random forest.
     """
 
     pretraining: dict[str, dict[str, Any]]
-    finetuning: dict[str, Any]
-    epochs: dict[str, int]
+    finetuning: dict[str, dict[str, Any]]
     trees: int
 
 
@@ -77,14 +76,15 @@ FULL = Course(
         "tiny": {"batch": 16, "flip": True, "steps": 5000, "learning_rate": 1e-3, "precision": PRECISION},
         "base-4": {"batch": 16, "flip": True, "steps": 1000, "learning_rate": 3e-4, "precision": "bf16"},
     },
-    finetuning={"batch": 4, **HEAD},
-    epochs={"few": 60, "all": 8},
+    finetuning={
+        "few": {"batch": 4, "epochs": 60, "head_sides": (1,), **HEAD},
+        "all": {"batch": 4, "epochs": 8, **HEAD},
+    },
     trees=100,
 )
 QUICK = Course(
     pretraining={name: {"batch": 2, "warmup": 0, "steps": 2, "precision": PRECISION} for name in MODELS},
-    finetuning={"batch": 16, **HEAD},
-    epochs={"few": 1, "all": 1},
+    finetuning={share: {"batch": 16, "epochs": 1, **HEAD} for share in ("few", "all")},
     trees=2,
 )
 
@@ -141,7 +141,7 @@ def tasks(seeds: Sequence[int], methods: Sequence[str], scenes: Sequence[str]) -
     """Yield the tasks: each has a method, a share of the labels, a held-out scene and a seed."""
     for seed in seeds:
         for method in methods:
-            for share in ("few", "all"):
+            for share in ("few",) if method == LIMIT else ("few", "all"):
                 for held in scenes:
                     yield {"method": method, "share": share, "held": held, "seed": seed}
 
@@ -202,7 +202,8 @@ class Experiment:
         evaluated = [index for index, place in enumerate(self.labelled.positions) if place.scene == task["held"]]
         training = self.training_crops(task["held"], task["share"], task["seed"])
         if task["method"] in PIXELWISE:
-            return self.pixelwise(task["method"], training, evaluated, task["seed"])
+            more = self.training_crops(task["held"], "all", task["seed"]) if task["method"] == LIMIT else training
+            return self.pixelwise(task["method"], training, more, evaluated, task["seed"])
         return self.network(task, training, evaluated)
 
     def training_crops(self, held: str, share: str, seed: int) -> list[int]:
@@ -231,9 +232,8 @@ class Experiment:
             torch.manual_seed(seed)
             encoder = mmmae.HSIEncoder(config.replace(aux={}))
         course = FinetuneSettings(
-            **self.course.finetuning,
+            **self.course.finetuning[share],
             mode="head" if method == "head alone" else "full",
-            epochs=self.course.epochs[share],
             seed=seed,
             keep="last",
             precision=PRECISION,
@@ -244,10 +244,16 @@ class Experiment:
         confusion: list[list[int]] = report["confusion"]
         return confusion
 
-    def pixelwise(self, method: str, training: list[int], evaluated: list[int], seed: int) -> list[list[int]]:
-        """Fit a classifier of single spectra to the same pixels: a forest, or a regression with balanced classes."""
+    def pixelwise(
+        self, method: str, drawn: list[int], training: list[int], evaluated: list[int], seed: int
+    ) -> list[list[int]]:
+        """Fit a classifier of single spectra to the pixels of the classes that the crops `drawn` show.
+
+        It is a random forest, or a logistic regression with balanced classes.
+        """
         spectra, targets = self.pixels(training)
-        known = (targets != UNLABELLED).nonzero()[:, 0]
+        shown = self.pixels(drawn)[1].unique()
+        known = (torch.isin(targets, shown) & (targets != UNLABELLED)).nonzero()[:, 0]
         if method == "random forest":
             options = {"min_samples_leaf": 5, "random_state": seed, "n_jobs": self.threads}
             classifier = RandomForestClassifier(self.course.trees, max_samples=min(50_000, len(known)), **options)

@@ -33,3 +33,12 @@ def test_no_crop_of_a_held_out_scene_is_trained_with(land_cover, data, tmp_path)
         assert len(of["few"]) == 4 * land_cover.FEW
         assert len(of["all"]) == 4 * 16
         assert held not in {crops.positions[index].scene for chosen in of.values() for index in chosen}
+
+
+def test_what_all_labels_of_the_drawn_classes_give_is_a_limit_of_few_labels(land_cover):
+    found = land_cover.tasks([0], [land_cover.LIMIT, "logistic regression"], ["scene"])
+    assert [(task["method"], task["share"]) for task in found] == [
+        (land_cover.LIMIT, "few"),
+        ("logistic regression", "few"),
+        ("logistic regression", "all"),
+    ]
