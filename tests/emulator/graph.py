@@ -14,10 +14,10 @@ CHECKS = ("kernels/mmmae_kernels/checks.py", "mmmae/model/inputs.py")  # of valu
 
 
 class EmulatedGraph:
-    """Stands for `torch.cuda.CUDAGraph`: a list of operations with the tensors they read and write."""
+    """Stands for `torch.cuda.CUDAGraph`: a list of operations with their arguments and the tensors they gave."""
 
     def __init__(self) -> None:
-        self.operations: list[tuple[Any, Any, Any, Any]] = []
+        self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
 
     def replay(self) -> None:
         """Run the operations again, into the tensors that they gave when they were recorded."""
@@ -25,8 +25,8 @@ class EmulatedGraph:
         with torch.no_grad():
             for function, args, kwargs, recorded in self.operations:
                 result = function(*args, **kwargs)
-                for new, old in zip(tree_leaves(result), tree_leaves(recorded), strict=True):
-                    if isinstance(old, Tensor) and new.data_ptr() != old.data_ptr():
+                for new, old in zip(_tensors(result), recorded, strict=True):
+                    if new.data_ptr() != old.data_ptr():
                         old.copy_(new)
 
 
@@ -59,10 +59,10 @@ class Recording(TorchDispatchMode):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
         for argument, value in zip(function._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                written = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-                self.before += [(tensor, tensor.detach().clone()) for tensor in written]
+                self.before += [(tensor, tensor.detach().clone()) for tensor in _tensors(value)]
         result = function(*args, **kwargs)
-        self.graph.operations.append((function, args, kwargs, result))
+        if not function.is_view:  # a view recorded once stays what it is: nothing runs on a GPU either
+            self.graph.operations.append((function, args, kwargs, _tensors(result)))
         return result
 
 
@@ -78,6 +78,10 @@ class EmulatedStream:
 
     def __str__(self) -> str:
         return self.name
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 LOG: list[str] = []  # the calls that torch.cuda got, in order
