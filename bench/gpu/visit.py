@@ -170,8 +170,8 @@ class Visit:
         finally:
             for part in list(self.jobs):
                 self._cut_off(part)
-            self._write()
-        return self.results()
+            results = self._write()
+        return results
 
     def results(self) -> Record:
         """Return what was found so far."""
@@ -257,8 +257,8 @@ class Visit:
             + (f", {bad} of them bad" if bad else "")
         )
 
-    def _write(self) -> None:
-        """Write results and page, whole or not at all."""
+    def _write(self) -> Record:
+        """Write results and page, whole or not at all, and return the results."""
         self.written = self.clock()
         for part, (job, _) in self.jobs.items():
             self._read(self.found[part], job)
@@ -267,3 +267,4 @@ class Visit:
             partial = path.with_name(f".{path.name}.partial")
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)
+        return results

@@ -1,5 +1,6 @@
 """`make gpu` on a machine without a GPU: every part goes through, what is broken is said, and nothing hangs."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -189,6 +190,11 @@ def test_a_part_that_hangs_is_cut_off_with_what_it_had(tmp_path):
     stuck.unlink()
     found, results = visit(tmp_path, hang, clock=lambda: 99.0 if stuck.exists() else 0.0)
     assert is_broken(results)  # it has shown nothing at all
+
+
+def test_the_results_of_a_visit_are_those_in_its_file_though_time_goes_on(tmp_path):
+    tenths = itertools.count()
+    visit(tmp_path, GOOD, clock=lambda: next(tenths) / 10)
 
 
 def test_an_unfinished_line_of_records_is_left_out(tmp_path):
