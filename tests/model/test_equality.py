@@ -104,12 +104,8 @@ def assert_equal_models(config, presence, invalid, size=224, mask=None, **backen
 
 
 def test_fast_base_equals_reference():
-    """Its widths and tokens, two blocks deep; cases are those of a small model below.
-
-    tests/soak/test_base_equality.py compares `base` as it is in all cases.
-    """
-    config = mmmae.MMMAEConfig.preset("base", depth=2, aux_depth=1, decoder_depth=1)
-    assert_equal_models(config, PRESENCE["mixed presence"], True)
+    """Once; the cases are those of a small model below, and of `base` in tests/soak/test_base_equality.py."""
+    assert_equal_models(mmmae.MMMAEConfig.preset("base"), PRESENCE["mixed presence"], True)
 
 
 @pytest.mark.parametrize(
