@@ -38,8 +38,8 @@ class Page(HTMLParser):
 def report_of(accuracy, labelled):
     """Return a report of two classes, the second of which has `labelled` held-out labels."""
     scores = {"accuracy": accuracy, "average_accuracy": 0.5, "kappa": 0.25, "f1_macro": 0.5, "miou": 0.5}
-    by_class = {name: {"labelled": n, "accuracy": accuracy} for name, n in (("a", 4), ("b", labelled))}
-    extra = {"keep": "best", "split": "0.1 of the pixels of each class train", "not_trained": ["b"]}
+    by_class = {name: {"labelled": n, "accuracy": accuracy, "training": 5} for name, n in (("a", 4), ("b", labelled))}
+    extra = {"keep": "best", "split": "0.1 of the pixels", "neighbours": True, "not_trained": ["b"]}
     return {**scores, "classes": by_class, "confusion": [[4, 0], [labelled, 0]], **extra}
 
 
@@ -50,7 +50,7 @@ def test_scores_of_seeds_are_means_with_sample_deviations():
         "deviation": pytest.approx(math.sqrt((0.2**2 + 0.2**2) / 2)),
         "values": [0.5, 0.7, 0.9],
     }
-    assert found["classes"]["b"]["labelled"] == 3
+    assert (found["classes"]["b"]["labelled"], found["classes"]["b"]["training"]) == (3, 15)
     assert found["classes"]["b"]["accuracy"]["values"] == [0.5, 0.9]  # nothing was held out of it with seed 4
     assert found["confusion"] == [[12, 0], [3, 0]]
     assert (found["seeds"], found["not_trained"]) == ([3, 4, 5], ["b"])
@@ -61,7 +61,7 @@ def test_a_page_says_what_makes_scores_too_good_and_forges_nothing(tmp_path):
     (tmp_path / "confusion.png").write_bytes(b"png")
     report = report_of(0.5, 2)
     assert [note.split(";")[1].split()[0] for note in notes(report)[:2]] == ["--keep", "--split"]
-    assert notes({**report, "keep": "last", "split": "2 of 4 blocks", "not_trained": []}) == []
+    assert notes({**report, "keep": "last", "neighbours": False, "not_trained": []}) == []
     report["classes"]["<script>\n&"] = report["classes"].pop("b")
     write_page(tmp_path, "a <b>", {"data": "<i>"}, report)
     text = (tmp_path / "report.html").read_text()
@@ -76,7 +76,19 @@ def test_each_seed_has_a_split_and_a_run_of_its_own(tmp_path, capsys):
     (tmp_path / "hsi").mkdir()
     np.save(tmp_path / "hsi" / "s.npy", (rng.normal(size=(4, 6))[labels].transpose(2, 0, 1)).astype(np.float32))
     np.save(tmp_path / "gt.npy", labels.astype(np.uint8))
-    words = ["--scratch", "--preset", "tiny", "--set", "image_size=8", "--set", "patch=3,4,4", "--tile", "8"]
+    words = [
+        "--scratch",
+        "--preset",
+        "tiny",
+        "--set",
+        "image_size=8",
+        "--set",
+        "patch=3,4,4",
+        "--tile",
+        "8",
+        "--overlap",
+        "4",
+    ]
     words += ["--hsi", str(tmp_path / "hsi"), "--labels", str(tmp_path / "gt.npy"), "--task", "segmentation"]
     words += ["--split", "pixels:0.2", "--epochs", "1", "--seed", "7", "--out", str(tmp_path / "run")]
     assert main(["finetune", *words, "--seeds", "2"]) == 0
@@ -89,6 +101,11 @@ def test_each_seed_has_a_split_and_a_run_of_its_own(tmp_path, capsys):
     page = Page((tmp_path / "run" / "report.html").read_text())
     assert len(page.pictures) == 2
     assert f"{report['miou']['deviation']:.4f}" in page.words
+    kept = ", ".join(str(run["epoch"]) for run in single)
+    assert {"segmentation", "kept epochs", kept, "full", "7, 8", "labels to train with"} <= set(page.words)
+    for number, (name, row) in enumerate(single[0]["classes"].items()):
+        assert (name, row["training"]) == (str(number), round(0.2 * (labels == number).sum()))  # though tiles overlap
+        assert report["classes"][name]["training"] == 2 * row["training"]
     printed = capsys.readouterr().out
     assert re.search(rf"Cohen's kappa: {report['kappa']['mean']:.4f} ± ", printed)
     assert main(["finetune", *words, "--seeds", "2"]) == 2

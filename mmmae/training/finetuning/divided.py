@@ -24,12 +24,14 @@ class Split:
         text: a phrase that tells people how they were divided.
         roles: scene -> uint8 `[H, W]`, the role of each pixel (`NONE`, `TRAIN`, `TEST`, `GAP`); empty if whole subjects
             are held out.
+        neighbours: whether pixels of both sides lie next to each other.
     """
 
     training: Labels
     held_out: Labels
     text: str
     roles: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    neighbours: bool = False
 
     def pixels(self) -> dict[str, int]:
         """Return how many labelled pixels train, test, and are used by neither because they lie in the gap."""

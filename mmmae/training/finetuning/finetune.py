@@ -29,7 +29,7 @@ from ..pictures import check_rgb
 from ..precision import find_device, precision_plugin
 from .divided import Split
 from .labelled import Labelled, loader, trained_labels
-from .labels import Labels
+from .labels import Labels, count_labels
 from .maps import write_maps
 from .module import Finetuning
 from .page import write_page
@@ -169,13 +169,17 @@ def finetune(
             raise KeyboardInterrupt from None
     counts = torch.stack([trained.counts[index] for index in training]).sum(0)
     missing = [name for name, count in zip(labels.classes, counts.tolist(), strict=True) if count == 0]
+    scores = module.report
+    for row, count in zip(scores["classes"].values(), count_labels(subjects, parts.training), strict=True):
+        row["training"] = count
     report = {
         "epoch": module.kept,
         "epochs": settings.epochs,
         "keep": settings.keep,
-        **module.report,
+        **scores,
         "not_trained": missing,
         "split": parts.text,
+        "neighbours": parts.neighbours,
         **({"pixels": parts.pixels()} if parts.roles else {}),
         **names,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,17 +168,33 @@ def scene_names(subjects: Subjects) -> list[str]:
 
 def scene_targets(subjects: Subjects, labels: Labels) -> dict[str, Tensor]:
     """Return scene -> target int64 `[H, W]` of the labelled scenes, each put together of its tiles if it has any."""
+    return dict(_scene_targets(subjects, labels))
+
+
+def _scene_targets(subjects: Subjects, labels: Labels) -> Iterator[tuple[str, Tensor]]:
+    """Yield each labelled scene and its target, see `scene_targets`; none is kept."""
     scenes, sizes = scene_names(subjects), scene_sizes(subjects.positions)
-    targets: dict[str, Tensor] = {}
+    members: dict[str, list[int]] = {}
     for index in labels.counts:
-        target, scene = labels.target(index), scenes[index]
+        members.setdefault(scenes[index], []).append(index)
+    for scene, indices in members.items():
         if not subjects.positions:
-            targets[scene] = target
+            yield scene, labels.target(indices[0])
             continue
-        window = subjects.positions[index].window
-        whole = targets.setdefault(scene, torch.full(sizes[scene], UNLABELLED))
-        whole[window.slices] = resize_labels(target, (window.height, window.width))
-    return targets
+        whole = torch.full(sizes[scene], UNLABELLED)
+        for index in indices:
+            window = subjects.positions[index].window
+            whole[window.slices] = resize_labels(labels.target(index), (window.height, window.width))
+        yield scene, whole
+
+
+def count_labels(subjects: Subjects, labels: Labels) -> list[int]:
+    """Return how many labels each class has; a pixel that several tiles of a scene share counts once."""
+    counts: Iterable[Tensor] = labels.counts.values()
+    if labels.task == "segmentation" and subjects.positions:
+        targets = (target for _, target in _scene_targets(subjects, labels))
+        counts = (torch.bincount(target[target != UNLABELLED], minlength=len(labels.classes)) for target in targets)
+    return sum(counts, torch.zeros(len(labels.classes), dtype=torch.int64)).tolist()
 
 
 class _Masks:

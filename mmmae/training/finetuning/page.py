@@ -18,7 +18,13 @@ TITLES = {
     "f1_macro": "F1, mean over classes",
     "miou": "IoU, mean over classes (mIoU)",
 }
-CLASS_TITLES = {"labelled": "held-out labels", "accuracy": "accuracy", "f1": "F1", "iou": "IoU"}
+CLASS_TITLES = {
+    "training": "labels to train with",
+    "labelled": "held-out labels",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "iou": "IoU",
+}
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2330; --soft: #5c6675; --paper: #ffffff; --line: #d9dee6; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa5b5; --paper: #14181f; --line: #323a47; } }
@@ -30,7 +36,7 @@ h1 { font-size: 1.5rem; margin: 0 0 .6rem; } h2 { font-size: 1.1rem; margin: 2.2
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
-.facts td { text-align: left; overflow-wrap: anywhere; }
+.facts td { text-align: left; overflow-wrap: anywhere; } .facts td:first-child { white-space: nowrap; }
 """
 
 
@@ -57,6 +63,8 @@ def write_page(out: Path, title: str, facts: Mapping[str, object], report: Mappi
     columns = [column for column in CLASS_TITLES if column in next(iter(report["classes"].values()))]
     rows = [[name, *(_short(row[column]) for column in columns)] for name, row in report["classes"].items()]
     body += ["<h2>Classes</h2>", _rows(rows, ["class", *(CLASS_TITLES[column] for column in columns)])]
+    if seeds:
+        body.append("<p>Numbers of labels are sums over the seeds.</p>")
     body += ["<h2>Confusion</h2>", _picture(out / "confusion.png", "confusion matrix")]
     first = out / f"seed-{seeds[0]}" if seeds else out
     maps = sorted((first / "maps").glob("*.png"))
@@ -79,7 +87,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             "The kept epoch is the one that scored best on these labels, so the scores are too optimistic; "
             "--keep last selects nothing."
         )
-    if "of the pixels of each class" in report.get("split", ""):
+    if report.get("neighbours"):
         found.append(
             "Training and test pixels are neighbours and lie in each other's windows, so the scores say little about "
             "other places; --split blocks:PIXELS keeps them apart."

@@ -56,10 +56,14 @@ def finetune_repeatedly(
         chosen = dataclasses.replace(settings, seed=seed)
         reports.append(finetune(encoder(seed), subjects, labels, out / f"seed-{seed}", chosen, **options)[1])
     report = summarise(reports, numbers)
-    write_json(out / "config.json", json.loads((out / f"seed-{numbers[0]}" / "config.json").read_text()))
+    config = json.loads((out / f"seed-{numbers[0]}" / "config.json").read_text())
+    write_json(out / "config.json", config)
     write_json(out / "metrics.json", report)
     write_confusion(labels.classes, report["confusion"], out)
-    facts = {"data": repr(subjects), "split": report["split"], "seeds": ", ".join(map(str, numbers))}
+    facts = {"task": config["task"], "data": repr(subjects), "split": report["split"]}
+    kept = ", ".join(str(run["epoch"]) for run in reports)
+    facts |= {"epochs": str(settings.epochs), "kept epochs": kept, "mode": settings.mode}
+    facts |= {"seeds": ", ".join(map(str, numbers))}
     write_page(out, f"Fine-tuning with {seeds} seeds", facts, report)
     return report
 
@@ -69,16 +73,21 @@ def summarise(reports: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dic
 
     Returns:
         `seeds`; each score, also those of each class, as `mean`, `deviation` and `values`; `confusion`, the sum over
-        the runs; `not_trained`, the classes that some run could not train with. The deviation is that of a sample: the
-        squares are divided by n - 1. The scores of a class are of the runs in which it has held-out labels.
+        the runs, as are the numbers of labels of each class; `not_trained`, the classes that some run could not train
+        with. The deviation is that of a sample: the squares are divided by n - 1. The scores of a class are of the runs
+        in which it has held-out labels.
     """
     scores = {name: _spread([report[name] for report in reports]) for name in TITLES if name in reports[0]}
     classes: dict[str, Any] = {}
     for name, row in reports[0]["classes"].items():
         rows = [report["classes"][name] for report in reports]
         tested = [other for other in rows if other["labelled"]]
-        classes[name] = {"labelled": sum(other["labelled"] for other in rows)}
-        classes[name] |= {score: _spread([other[score] for other in tested]) for score in row if score != "labelled"}
+        classes[name] = {
+            score: sum(other[score] for other in rows)
+            if score in ("labelled", "training")
+            else _spread([other[score] for other in tested])
+            for score in row
+        }
     confusion = sum(torch.tensor(report["confusion"]) for report in reports)
     assert isinstance(confusion, torch.Tensor)
     missing = dict.fromkeys(name for report in reports for name in report["not_trained"])
@@ -90,6 +99,7 @@ def summarise(reports: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dic
         "confusion": confusion.tolist(),
         "keep": first["keep"],
         "split": first["split"],
+        "neighbours": first["neighbours"],
         "not_trained": list(missing),
     }
 

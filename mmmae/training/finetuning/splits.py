@@ -64,7 +64,8 @@ def divide(
     if kind == "pixels":
         share = _share(split, value)
         roles = draw_pixels(scene_targets(subjects, labels), len(labels.classes), share, seed)
-        return divide_by_role(subjects, labels, roles, f"{share:.4g} of the pixels of each class train", window)
+        drawn = divide_by_role(subjects, labels, roles, f"{share:.4g} of the pixels of each class train", window)
+        return dataclasses.replace(drawn, neighbours=True)
     assert isinstance(validation, float)
     windows: dict[str, list[tuple[slice, slice]]] = {}
     for index in labels.counts if window is None else ():
