@@ -117,7 +117,7 @@ def test_a_tile_has_its_window_of_the_mask(scenes):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ([[0.5, 1], [1, 1]], "values that are not classes"),
+        ([[0.5, 1], [1, 1]], "not classes, expected whole numbers >= 0, and 255 where there is no label"),
         ([[-1, 1], [1, 1]], "values that are not classes"),
         (np.ones((2, 8, 8)), "has 2 bands, expected one band of classes"),
         ([[255, 255]], "for none of the subjects"),

@@ -1,6 +1,7 @@
 """Splits of labels into those that train and those that are held out: subjects, groups, pixels and blocks."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -264,6 +265,23 @@ def test_blocks_are_drawn_so_that_much_of_each_class_trains():
         assert parts.held_out.counts[0][1] >= 1
 
 
+@pytest.mark.parametrize(
+    ("tile", "window", "split", "advice"),
+    [
+        (16, None, "blocks:3", r"; blocks whose side is a multiple of the tiles' lose fewest, as in blocks:16$"),
+        (16, None, "blocks:16", "between them$"),
+        (None, 15, "blocks:3", "; larger blocks lose fewer$"),
+        (None, None, "blocks:3", r"; scenes that are cut into tiles \(--tile\) lose fewer$"),
+    ],
+    ids=["small", "of a tile", "windows", "whole"],
+)
+def test_where_more_labels_are_lost_than_train_other_blocks_are_advised(tile, window, split, advice):
+    subjects = Scenes("abc", tile=tile)
+    share = 0.06 if tile or window else 0.003  # of 756 blocks: the blocks of one or two scenes
+    parts = divide(subjects, labels_of(subjects), split, validation=share, window=window)
+    assert re.search(advice, parts.text)
+
+
 def test_one_scene_is_divided_into_blocks_of_a_tile_and_one_that_is_seen_whole_is_refused():
     subjects = Scenes(["a"])
     assert divide(subjects, labels_of(subjects)).text.startswith("2 of 12 blocks of 16 x 16 pixels are held out: ")
@@ -333,6 +351,7 @@ def one_scene(tmp_path):
     for name, raster in {"all": labels, "TR": train, "TE": test * (test != 2)}.items():
         np.save(tmp_path / f"{name}.npy", raster)
     np.savez(tmp_path / "all.npz", all=labels)
+    np.savez(tmp_path / "one.npz", TR=train, TE=0 * test)
     return PairedFolder(tmp_path / "hsi", tile=16), tmp_path
 
 
@@ -366,6 +385,8 @@ def test_one_file_may_hold_the_labels_that_train_and_that_test_beside_the_cube(o
     for side in ("training", "held_out"):
         targets = (scene_targets(subjects, getattr(parts, side))["s"] for parts in (found, expected))
         assert torch.equal(*targets)
+    with pytest.raises(ValueError, match=r"both\.mat has 3 bands.*; --split masks:.*both\.mat without --labels reads"):
+        read_mask_labels(folder / "both.mat", subjects, ignore=0)
 
 
 @pytest.mark.parametrize(
@@ -375,6 +396,7 @@ def test_one_file_may_hold_the_labels_that_train_and_that_test_beside_the_cube(o
         ("{}/all.npz", r"all\.npz.*no array 'TR'; the file has all"),
         ("{0}/TR.npy,{0}/all.npy", r"\d+ pixels of 's' have a label in both, expected in one of them$"),
         ("{0}/TR.npy,{0}/none", "none"),
+        ("{}/one.npz", r"one\.npz, array TE has labels for none of the subjects"),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ...data import read_cube
 from ...data.georeference import find_georeference
 from ...data.pairing import pair_files
+from ...data.readers.formats import CONTAINER_SUFFIXES, open_arrays
 from ...data.subjects import Subjects
 from ...data.tiles import scene_sizes
 from ...data.warp import Warp, find_warp
@@ -23,6 +24,7 @@ from .tables import read_table
 
 UNLABELLED = -100  # target that cross_entropy ignores
 IGNORE = 255  # value in a raster for pixels without a label
+BOTH_SIDES = ("TR", "TE")  # arrays of files that hold labels to train and to test with, as public benchmarks name them
 MOST_BYTES = 2**28  # of rasters that are kept, by each process
 MOST_DIGITS = 100  # of a label that counts as a number: int() refuses thousands
 
@@ -147,7 +149,9 @@ def read_masks_alike(
                 values, counts = np.unique(masks.raw(index).numpy(), return_counts=True)
                 found[index] = {int(v): int(c) for v, c in zip(values, counts, strict=True) if v != UNLABELLED}
         if not any(found.values()):
-            raise ValueError(f"{folder} has labels for none of the subjects, such as {subjects.names[0]!r}")
+            raise ValueError(
+                f"{name_array(folder, array)} has labels for none of the subjects, such as {subjects.names[0]!r}"
+            )
         read.append((masks, found))
     numbers = sorted(set().union(*(count for _, found in read for count in found.values())))
     if names is not None and len(names) != len(numbers):
@@ -159,6 +163,11 @@ def read_masks_alike(
         target = functools.partial(masks.target, torch.tensor(numbers))
         labels.append(Labels("segmentation", classes, counted, target, numbers))
     return labels
+
+
+def name_array(path: str | Path, array: str | None) -> str:
+    """Return a path for messages, with the array that is read of its file if one is named."""
+    return str(path) if array is None else f"{path}, array {array}"
 
 
 def scene_names(subjects: Subjects) -> list[str]:
@@ -251,8 +260,8 @@ class _Masks:
         height, width = self._size(index) or mask.shape
         if mask.shape[0] * width != mask.shape[1] * height:
             raise ValueError(
-                f"{path}, subject {self.names[index]!r}: the labels are {mask.shape[0]} x {mask.shape[1]}, the cube is "
-                f"{height} x {width}; expected the same aspect"
+                f"{name_array(path, self.array)}, subject {self.names[index]!r}: the labels are {mask.shape[0]} x "
+                f"{mask.shape[1]}, the cube is {height} x {width}; expected the same aspect"
             )
 
     def _size(self, index: int) -> tuple[int, int] | None:
@@ -295,11 +304,21 @@ def _read_mask(path: Path, ignore: int, warp: Warp | None, array: str | None) ->
         if "(--" in str(error) or "by --" in str(error):
             raise ValueError(f"{error}; files of labels take no such option, write them anew") from error
         raise
+    name = name_array(path, array)
     if len(cube.values) != 1:
-        raise ValueError(f"{path} has {len(cube.values)} bands, expected one band of classes")
+        hint = f"; --split masks:{path} without --labels reads its arrays TR and TE" if _has_both_sides(path) else ""
+        raise ValueError(f"{name} has {len(cube.values)} bands, expected one band of classes{hint}")
     values, unknown = cube.values[0], cube.nodata[0] | (cube.values[0] == ignore)
     if not torch.equal(values, values.round()) or bool((values[~unknown] < 0).any()):
         raise ValueError(
-            f"{path} has values that are not classes, expected whole numbers >= 0 or {ignore} for no label"
+            f"{name} has values that are not classes, expected whole numbers >= 0, and {ignore} where there is no label"
         )
     return values.long().masked_fill(unknown, UNLABELLED)
+
+
+def _has_both_sides(path: Path) -> bool:
+    """Return whether a file has the arrays that hold labels to train with and labels to test with."""
+    if path.suffix.lower() not in CONTAINER_SUFFIXES:
+        return False
+    with open_arrays(path) as arrays:
+        return {*BOTH_SIDES} <= {*arrays}

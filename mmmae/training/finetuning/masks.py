@@ -12,11 +12,9 @@ from torch import Tensor
 from ...data.readers.formats import CONTAINER_SUFFIXES
 from ...data.subjects import Subjects
 from .divided import Split
-from .labels import IGNORE, UNLABELLED, Labels, read_masks_alike, scene_targets
+from .labels import BOTH_SIDES, IGNORE, UNLABELLED, Labels, name_array, read_masks_alike, scene_targets
 from .pixel_splits import NONE, TEST, TRAIN
 from .valid import valid_labels
-
-ARRAYS = ("TR", "TE")  # in files that hold both sides, as public benchmarks name them
 
 
 def divide_by_masks(
@@ -43,7 +41,8 @@ def divide_by_masks(
     """
     pair, arrays = _find_pair(masks)
     given = read_masks_alike(pair, subjects, ignore=ignore, names=names, arrays=arrays)
-    train, test = (_valid(path, subjects, side, window) for path, side in zip(pair, given, strict=True))
+    sides = [name_array(path, array) for path, array in zip(pair, arrays, strict=True)]
+    train, test = (_valid(name, subjects, side, window) for name, side in zip(sides, given, strict=True))
     targets = {TRAIN: scene_targets(subjects, train), TEST: scene_targets(subjects, test)}
     roles: dict[str, Tensor] = {}
     for role, scenes in targets.items():
@@ -73,8 +72,8 @@ def _find_pair(masks: str) -> tuple[list[Path], Sequence[str | None]]:
     path = Path(masks)
     if path.is_dir():
         return [path / "train", path / "test"], (None, None)
-    if path.is_file() and path.suffix.lower() in CONTAINER_SUFFIXES[1:]:  # .npy holds one array
-        return [path, path], ARRAYS
+    if path.is_file() and path.suffix.lower() in {*CONTAINER_SUFFIXES} - {".npy"}:  # which holds one array
+        return [path, path], BOTH_SIDES
     pair = [Path(part) for part in masks.split(",")]
     if len(pair) != 2:
         raise ValueError(
@@ -84,11 +83,11 @@ def _find_pair(masks: str) -> tuple[list[Path], Sequence[str | None]]:
     return pair, (None, None)
 
 
-def _valid(path: Path, subjects: Subjects, side: Labels, window: int | None) -> Labels:
+def _valid(name: str, subjects: Subjects, side: Labels, window: int | None) -> Labels:
     try:
         return valid_labels(subjects, side, window)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _ignored(labels: Labels, train: Tensor, test: Tensor) -> str:

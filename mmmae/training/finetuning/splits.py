@@ -76,7 +76,21 @@ def divide(
     roles, text = draw_blocks(
         targets, classes, int(value), part or validation, seed, windows if window is None else window
     )
-    return divide_by_role(subjects, labels, roles, text, window, apart=True)
+    divided = divide_by_role(subjects, labels, roles, text, window, apart=True)
+    pixels = divided.pixels()
+    advice = _less_gap(subjects, int(value), window) if pixels["gap"] > pixels["training"] else ""
+    return dataclasses.replace(divided, text=divided.text + advice)
+
+
+def _less_gap(subjects: Subjects, side: int, window: int | None) -> str:
+    """Return what helps if blocks of `side` pixels lose many labels in the gap, as an end of a sentence, or nothing."""
+    if window is not None:
+        return "; larger blocks lose fewer"
+    if not subjects.positions:
+        return "; scenes that are cut into tiles (--tile) lose fewer"
+    tile = min(place.window.height for place in subjects.positions)
+    fewest = f"; blocks whose side is a multiple of the tiles' lose fewest, as in blocks:{tile}"
+    return fewest if side % tile else ""
 
 
 def check_split(
