@@ -64,7 +64,7 @@ class Course:
         rounds: of measuring the time of a step, with `round_steps` steps of each setting.
     """
 
-    steps: int = 300
+    steps: int = 3000
     eyes: int = 256
     labelled: int = 8
     held_out: int = 64
