@@ -17,6 +17,7 @@ from mmmae.cli import main
 from mmmae.data import Normalization, PairedFolder
 from mmmae.data.readers.windows import Window
 from mmmae.data.tiles import untile
+from mmmae.data.windows import reflect_windows
 from mmmae.model.finetuned import build, read_finetuned, save_finetuned
 from mmmae.model.heads import SegmentationModel
 from mmmae.phantom import Phantom
@@ -237,7 +238,14 @@ def test_a_long_strip_is_written_from_the_rows_of_a_tile(tmp_path, monkeypatch):
     assert max(held) <= 200
 
 
-def test_a_pixel_has_the_class_of_the_window_around_it(scenes):
+def test_a_pixel_has_the_class_of_the_window_around_it(scenes, monkeypatch):
+    cut = []
+
+    def recorded(image, rows, columns, window):
+        cut.append(len(rows))
+        return reflect_windows(image, rows, columns, window)
+
+    monkeypatch.setattr("mmmae.training.inference.predict.reflect_windows", recorded)
     torch.manual_seed(0)
     model = build("pixels", mmmae.HSIEncoder(CONFIG.replace(image_size=8, patch=(3, 4, 4))), 3).eval()
     with torch.no_grad():
@@ -260,6 +268,7 @@ def test_a_pixel_has_the_class_of_the_window_around_it(scenes):
             with torch.no_grad():
                 expected = model(window).softmax(1)[0]
             np.testing.assert_allclose(shares[:, row, column], expected, atol=1e-5)
+    assert sum(cut) == sum(int(subject.valid.sum()) for subject in map(whole.__getitem__, range(len(whole))))
 
 
 def test_tiles_that_come_too_late_are_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -206,22 +206,42 @@ def _tiles(forward: Forward, subjects: Subjects, window: int | None, batch: int,
 def _pixels(
     forward: Forward, subjects: Subjects, window: int, classes: int, batch: int, workers: int
 ) -> Iterator[Tile]:
-    """Yield the logits of the pixels whose windows lie in a tile, or reach beyond the scene, where it is reflected."""
+    """Yield the logits of the pixels whose windows lie in a tile, or reach beyond the scene, where it is reflected.
+
+    Pixels of which the tiles above or on the left have yielded the logits are left out.
+    """
     positions, sizes = iter(subjects.positions), scene_sizes(subjects.positions)
+    starts: dict[str, tuple[set[int], set[int]]] = {}
+    for scene, place in subjects.positions:
+        for known, start in zip(starts.setdefault(scene, (set(), set())), (place.row, place.column), strict=True):
+            known.add(start)
     half = window // 2
     for samples in batches(subjects, 1, workers, label="predicting"):
         (name,), (hsi,), (valid,) = samples.names, samples.hsi, samples.valid
         scene, (row, column, height, width) = next(positions, None) or Position(name, Window(0, 0, *valid.shape))
         total = sizes.get(scene, (height, width))
-        top, left = (0 if start == 0 else half for start in (row, column))
-        bottom = height if row + height == total[0] else height - half
-        right = width if column + width == total[1] else width - half
+        rows, columns = starts.get(scene, ({row}, {column}))
+        top, bottom = _inner(rows, row, height, total[0], half)
+        left, right = _inner(columns, column, width, total[1], half)
         if top >= bottom or left >= right:
             continue
         inner = valid[top:bottom, left:right]
         logits = torch.zeros(classes, *inner.shape)
         for places in inner.nonzero().split(batch * PIXELS):  # [n, 2]
-            rows, columns = places.T
-            squares = reflect_windows(hsi, rows + top, columns + left, window)
-            logits[:, rows, columns] = forward(squares, [name] * len(squares)).T
+            down, across = places.T
+            squares = reflect_windows(hsi, down + top, across + left, window)
+            logits[:, down, across] = forward(squares, [name] * len(squares)).T
         yield Tile(scene, Window(row + top, column + left, *inner.shape), logits, inner)
+
+
+def _inner(starts: Collection[int], start: int, length: int, total: int, half: int) -> tuple[int, int]:
+    """Return the first pixel to predict along an axis of a tile, and the one after the last.
+
+    Args:
+        starts: where the tiles of the scene start.
+        start, length: of this tile.
+        total: length of the scene.
+        half: pixels of a window on either side of its centre.
+    """
+    done = max((other + length - half for other in starts if other < start), default=0)
+    return max(half if start else 0, done - start), length if start + length == total else length - half
