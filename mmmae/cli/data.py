@@ -186,7 +186,9 @@ def _report(count: int, findings: list[Finding], as_json: bool) -> int:
     for finding in findings:
         say(f"{finding.kind.value:<13} {finding.modality:<10} {finding.path}: {finding.reason}")
     kinds = len({finding.kind for finding in damage})
-    summary = f"{len(damage)} findings of {kinds} kinds of damage" if damage else "no damage"
+    counts = ((len(damage), "finding"), (kinds, "kind"))
+    found = " of ".join(f"{number} {what}{'' if number == 1 else 's'}" for number, what in counts)
+    summary = f"{found} of damage" if damage else "no damage"
     print(f"read {count}: {summary}")
     return 1 if damage else 0
 

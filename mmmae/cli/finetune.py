@@ -152,10 +152,12 @@ def run(
     with _unfinished_told(out):
         _, report = finetune(model, subjects, read, out, chosen, split=parts, **options)
     for name in report["not_trained"]:
-        say(f"note: no training subject has the class {name}")
+        say(f"note: no training {'subject' if read.task == 'classification' else 'pixel'} has the class {name}")
     name = main_score(read.task)
+    what = "pixel" if "pixels" in report else "tile" if subjects.positions else "subject"
+    held = report["pixels"]["test"] if what == "pixel" else len(report["validation"])
     print(
-        f"held out: {len(report['validation'])}; kept epoch {report['epoch']} of {report['epochs']}: "
+        f"held out: {held:,} {what}{'' if held == 1 else 's'}; kept epoch {report['epoch']} of {report['epochs']}: "
         f"{name} {report[name]:.4f}, accuracy {report['accuracy']:.4f}, average accuracy "
         f"{report['average_accuracy']:.4f}, kappa {report['kappa']:.4f}"
     )

@@ -128,6 +128,13 @@ def test_the_command_lists_them_and_fails(tree, write_raster, capsys):
     assert sum("nan.tif: " in line and "1 in band 1" in line for line in lines) == 1
 
 
+def test_one_finding_is_counted_in_the_singular(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((3, 16, 20)))
+    (tmp_path / "b.npy").touch()
+    assert main(["data", "check", "--hsi", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "read 2: 1 finding of 1 kind of damage"
+
+
 @pytest.mark.parametrize("kind", ["hsi", "ir"])
 def test_each_file_is_damaged_in_either_folder(tree, kind):
     """An empty file, a constant one, and one that is no image."""

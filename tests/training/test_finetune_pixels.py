@@ -73,8 +73,11 @@ def test_predictions_of_a_scene_are_those_of_its_windows():
 def test_one_scene_is_classified_pixel_by_pixel_from_the_command_line(scene, tmp_path, capsys):
     words = ["--hsi", str(scene / "hsi"), "--labels", str(scene / "gt.npy"), "--task", "pixels", "--window", "3"]
     assert main([*SCRATCH, *words, "--split", "blocks:8", "--batch", "32", "--out", str(tmp_path / "run")]) == 0
-    assert "of 9 blocks of 8 x 8 pixels are held out: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "of 9 blocks of 8 x 8 pixels are held out: " in printed
     report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert f"held out: {report['pixels']['test']:,} pixels; kept epoch" in printed
+    assert sum(row["training"] for row in report["classes"].values()) == report["pixels"]["training"]
     assert sum(map(sum, report["confusion"])) == report["pixels"]["test"] > 0
     assert {"accuracy", "average_accuracy", "kappa", "f1_macro", "miou", "split"} < set(report)
     config = read_finetuned(tmp_path / "run" / "model")
