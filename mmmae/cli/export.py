@@ -12,17 +12,22 @@ from .output import say
 from .trained import STATISTICS
 
 
-def run(model: Positional[Path], *, out: Path, fields: Fields) -> None:
+def run(folder: Positional[Path | None] = None, *, model: Path | None = None, out: Path, fields: Fields) -> None:
     """Write a model as a program of torch.export (.pt2) or an ONNX model (.onnx) that runs without mmmae.
 
     The batch may have any size from 1; images must have the encoder's image_size. The file is compared with the model
     before it is written, and holds the statistics by which its input has to be normalised, and the names of classes.
 
     Args:
-        model: folder of an encoder, of a whole model, whose encoder is written, or of a fine-tuned model
+        folder: folder of an encoder, of a whole model, whose encoder is written, or of a fine-tuned model
+        model: the same, as other commands name it
         out: NAME.pt2 or NAME.onnx
         fields: change a config field of an encoder, as in image_size=448; position embeddings are resized
     """
+    if (folder is None) == (model is None):
+        raise ValueError("expected the folder of one model, as in mmmae export RUN/model")
+    model = folder or model
+    assert model is not None
     from ..data import Normalization
     from ..model.encoder import HSIEncoder
     from ..model.export import check_export, export_encoder, export_finetuned

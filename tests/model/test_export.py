@@ -227,7 +227,7 @@ def test_an_onnx_model_of_a_fine_tuned_model_gives_its_logits_and_knows_its_clas
 def test_a_classifier_of_windows_around_pixels_gives_logits_of_each(tmp_path):
     model = changed(build("pixels", mmmae.HSIEncoder(mmmae.MMMAEConfig.preset("tiny", **FIELDS)), len(CLASSES)))
     save_finetuned(tmp_path / "model", model, CLASSES, numbers=[1, 2, 17], window=31)
-    assert main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "model.pt2")]) == 0
+    assert main(["export", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "model.pt2")]) == 0
     extra = {"metadata.json": ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=extra)
     metadata = json.loads(extra["metadata.json"])
@@ -241,3 +241,9 @@ def test_fields_of_a_fine_tuned_model_can_not_be_changed(finetuned, tmp_path, ca
     assert main(["export", str(folder / "model"), "--out", str(tmp_path / "m.pt2"), "--set", "image_size=16"]) == 2
     assert "the head of a fine-tuned model fits its own encoder alone" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [[], ["one", "--model", "other"]], ids=["none", "two"])
+def test_the_folder_of_one_model_is_expected(tmp_path, capsys, words):
+    assert main(["export", *words, "--out", str(tmp_path / "model.pt2")]) == 2
+    assert "expected the folder of one model, as in mmmae export RUN/model" in capsys.readouterr().err
