@@ -239,6 +239,8 @@ def run_python(arguments, monkeypatch):
     is_module = arguments[0] == "-m"
     name, *rest = arguments[is_module:]
     monkeypatch.setattr(sys, "argv", [name, *rest])
+    if not is_module:
+        monkeypatch.syspath_prepend(Path(name).resolve().parent)  # whose other modules a script may import
     status = None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*found in sys.modules")
