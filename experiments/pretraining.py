@@ -1,4 +1,4 @@
-"""What matters in pretraining: pigments of generated eyes, predicted from the features of frozen encoders.
+"""What matters in pretraining: pigments of generated eyes, predicted by encoders that were pretrained without labels.
 
 Each setting changes one thing of the default, and pretrains `tiny` on generated eyes without labels for the same CPU
 time. The amounts of pigment in other eyes are then predicted from a few eyes with known amounts: by fine-tuning the

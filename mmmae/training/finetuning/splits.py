@@ -162,7 +162,7 @@ def _divide_subjects(
     fold: tuple[int, int] | None,
     seed: int,
 ) -> Split:
-    """Hold out subjects, or what a table groups."""
+    """Return the split that holds out some subjects, or some groups of a table."""
     kind, _, value = split.partition(":")
     if kind == "table":
         return _by_table(subjects, labels, Path(value), validation, fold, seed)
