@@ -39,7 +39,7 @@ def check_can_write(directory: str | Path) -> None:
 
 
 def check_can_write_file(path: Path) -> None:
-    """Raise ValueError if `path` is a folder, and an OSError if the folder it lies in can't be created or written into."""
+    """Raise ValueError if `path` is a folder, and an OSError if its folder can't be created or written into."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a file")
     check_can_write(path.parent)
